@@ -1,0 +1,1 @@
+"""BLIP and its trainer: model, tasks, data stream, training loop."""

@@ -1,0 +1,1 @@
+"""The data toolkit: download, caption, filter, rewrite, retrain."""
