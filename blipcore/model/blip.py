@@ -1,0 +1,108 @@
+"""BLIP: the image encoder, the text transformer and the heads over them.
+
+Which roles and heads a model has follows from its task: a pre-training model has all, a captioner only the decoder, a
+retrieval model (the filter) the encoder with the ITC and ITM heads.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blipcore.model.med import TextConfig, TextTransformer
+from blipcore.model.vit import VisionConfig, VisionTransformer
+
+HEADS = ("itc", "itm")
+
+
+@dataclass
+class BlipConfig:
+    """Sizes and parts of a BLIP model."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: int = 256  # width of the joint ITC space
+    heads: tuple[str, ...] = HEADS
+
+    def __post_init__(self) -> None:
+        self.heads = tuple(self.heads)
+        if set(self.heads) - set(HEADS):
+            raise ValueError(f"heads are {HEADS}, not {self.heads}")
+        if self.heads and "encode" not in self.text.roles:
+            raise ValueError("the ITC and ITM heads need the text role 'encode'")
+        if self.text.encoder_width != self.vision.width:
+            raise ValueError(f"text.encoder_width {self.text.encoder_width} must be vision.width {self.vision.width}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BlipConfig":
+        """The inverse of `to_dict`; raises ValueError on a key that is not a field."""
+        parts = {"vision": VisionConfig, "text": TextConfig}
+        known = {f.name for f in fields(cls)}
+        for section, part in [("", cls), *parts.items()]:
+            names = {f.name for f in fields(part)}
+            given = set(values.get(section, {}) if section else values)
+            if given - names:
+                raise ValueError(f"unknown model config keys {sorted(given - names)}; known are {sorted(names)}")
+        built = {name: parts[name](**value) if name in parts else value for name, value in values.items()}
+        return cls(**{name: built[name] for name in known & built.keys()})
+
+    def only(self, *needs: str) -> "BlipConfig":
+        """The same sizes with only the roles and heads in `needs` (of encode, decode, itc, itm)."""
+        roles = tuple(role for role in ("encode", "decode") if role in needs)
+        heads = tuple(head for head in HEADS if head in needs)
+        return replace(self, text=replace(self.text, roles=roles), heads=heads)
+
+
+PRESETS = {
+    # For laptops and the demo: 64-pixel pictures, a vocabulary trained on the captions, a step takes milliseconds.
+    "tiny": BlipConfig(
+        VisionConfig(image_size=64, patch_size=8, width=128, depth=3, heads=4),
+        TextConfig(
+            vocab_size=512, width=128, depth=2, heads=4, hidden=512, max_positions=64, encoder_width=128, dropout=0.0
+        ),
+        embed_dim=64,
+    ),
+    "base": BlipConfig(),
+    # drop_path is 0.1 wherever ViT-L appears in the official code, also in pre-training and in the momentum copy.
+    "large": BlipConfig(
+        VisionConfig(width=1024, depth=24, heads=16, drop_path=0.1),
+        TextConfig(encoder_width=1024),
+    ),
+}
+
+
+class Blip(nn.Module):
+    """The model alone: no tokenizing, no losses, no momentum copies (those belong to the tasks)."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_encoder = VisionTransformer(config.vision)
+        self.text = TextTransformer(config.text)
+        itc, itm = ("itc" in config.heads), ("itm" in config.heads)
+        self.vision_proj = nn.Linear(config.vision.width, config.embed_dim) if itc else None
+        self.text_proj = nn.Linear(config.text.width, config.embed_dim) if itc else None
+        self.temp = nn.Parameter(torch.tensor(0.07)) if itc else None
+        self.itm_head = nn.Linear(config.text.width, 2) if itm else None
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> image_embeds (B, N, W)."""
+        return self.visual_encoder(pixels)
+
+    def image_feat(self, image_embeds: Tensor) -> Tensor:
+        """Unit vectors (B, E) of images in the ITC space, from the class token."""
+        return F.normalize(self.vision_proj(image_embeds[:, 0]).float(), dim=-1)
+
+    def text_feat(self, hidden: Tensor) -> Tensor:
+        """Unit vectors (B, E) of texts in the ITC space, from position 0 of unimodal states (B, L, D)."""
+        return F.normalize(self.text_proj(hidden[:, 0]).float(), dim=-1)
+
+    def itm_logits(self, fused: Tensor) -> Tensor:
+        """(R, 2) logits of image-grounded states (R, L, D); class 1 is "matched"."""
+        return self.itm_head(fused[:, 0]).float()

@@ -1,0 +1,258 @@
+"""The text transformer (the paper's MED): one BERT-shaped body that plays three roles.
+
+    encode   unimodal encoder          self-attention "encode", no image
+    fuse     image-grounded encoder    self-attention "encode" + cross-attention to image tokens
+    decode   image-grounded decoder    self-attention "decode" (causal) + cross-attention to image tokens
+
+Everything but self-attention and the LM head is shared between the roles (Table 3, "share all but SA"), and shared
+by construction: there is one module, not two tied ones, so it can be sharded. Cross-attention keys and values depend
+on the image alone: `image_kv` computes them once, every role and every text of the image reuses them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blipcore.model.vit import attend
+
+
+@dataclass
+class TextConfig:
+    """Sizes of the text transformer; the defaults are BERT-base with BLIP's two extra tokens."""
+
+    vocab_size: int = 30524
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    max_positions: int = 512
+    encoder_width: int = 768  # width of the states that cross-attention reads
+    dropout: float = 0.1
+    eps: float = 1e-12
+    roles: tuple[str, ...] = ("encode", "decode")
+
+    def __post_init__(self) -> None:
+        self.roles = tuple(self.roles)
+        if not self.roles or set(self.roles) - {"encode", "decode"}:
+            raise ValueError(f"text roles are 'encode' and 'decode', not {self.roles}")
+        if self.width % self.heads:
+            raise ValueError(f"text width {self.width} is not a multiple of its {self.heads} heads")
+
+
+@dataclass
+class ImageKV:
+    """Cross-attention keys and values of B images in every layer; each item is (2, B, H, N, d)."""
+
+    layers: list[Tensor]
+
+    def __len__(self) -> int:
+        return self.layers[0].shape[1]
+
+    def select(self, index: Tensor) -> "ImageKV":
+        """The rows of `index` (R,), in its order and with repetition."""
+        return ImageKV([kv.index_select(1, index) for kv in self.layers])
+
+    def expand(self, n: int) -> "ImageKV":
+        """Each image repeated n times in a row: rows b*n .. b*n+n-1 belong to image b."""
+        return ImageKV([kv.repeat_interleave(n, dim=1) for kv in self.layers])
+
+
+class KVCache:
+    """Preallocated self-attention keys and values of the decoder; `length` tokens are filled in every row."""
+
+    def __init__(self, config: TextConfig, rows: int, length: int, like: Tensor) -> None:
+        shape = (config.depth, 2, rows, config.heads, length, config.width // config.heads)
+        self.data = like.new_empty(shape)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of the new tokens (R, H, new, d) and return those of all tokens so far."""
+        end = self.length + k.shape[2]
+        self.data[layer, 0, :, :, self.length : end] = k
+        self.data[layer, 1, :, :, self.length : end] = v
+        return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows of `index`, in its order: reorders beams, drops finished rows."""
+        self.data = self.data.index_select(2, index)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(R, L, parts*D) -> (parts, R, H, L, d)."""
+    R, L, width = x.shape
+    return x.view(R, L, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(R, H, L, d) -> (R, L, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Embeddings(nn.Module):
+    """Word plus absolute position, LayerNorm, dropout; BLIP has no token-type embedding."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        return self.dropout(self.norm(self.word(ids) + self.position(positions)))
+
+
+class SelfAttention(nn.Module):
+    """Post-LN self-attention of one role."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads, self.drop = config.heads, config.dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        context = attend(q, k, v, mask, self.drop if self.training else 0.0)
+        return self.norm(x + self.dropout(self.out(merge_heads(context))))
+
+
+class CrossAttention(nn.Module):
+    """Post-LN attention of text queries to image tokens; keys and values come ready made from `image_kv`."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.heads, self.drop = config.heads, config.dropout
+        self.query = nn.Linear(config.width, config.width)
+        self.kv = nn.Linear(config.encoder_width, 2 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def image_kv(self, image_embeds: Tensor) -> Tensor:
+        return split_heads(self.kv(image_embeds), 2, self.heads)
+
+    def forward(self, x: Tensor, kv: Tensor) -> Tensor:
+        (q,) = split_heads(self.query(x), 1, self.heads)
+        context = attend(q, kv[0], kv[1], None, self.drop if self.training else 0.0)
+        return self.norm(x + self.dropout(self.out(merge_heads(context))))
+
+
+class FeedForward(nn.Module):
+    """Post-LN feed-forward with the exact (erf) GELU."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.hidden)
+        self.down = nn.Linear(config.hidden, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class TextLayer(nn.Module):
+    """Self-attention of the role, cross-attention when there is an image, feed-forward."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.encode = SelfAttention(config) if "encode" in config.roles else None
+        self.decode = SelfAttention(config) if "decode" in config.roles else None
+        self.cross = CrossAttention(config)
+        self.ffn = FeedForward(config)
+
+
+class LMHead(nn.Module):
+    """BERT's masked-LM transform and an output bias; the output matrix is the word embedding, passed in."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor, word: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), word, self.bias)
+
+
+class TextTransformer(nn.Module):
+    """The three-mode text transformer; ids are (R, L) int64, masks (R, L) with 1 on tokens and 0 on padding."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.depth))
+        self.lm_head = LMHead(config) if "decode" in config.roles else None
+        self.apply(self._init)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def image_kv(self, image_embeds: Tensor) -> ImageKV:
+        """Cross-attention keys and values of (B, N, W) image tokens, for any number of texts and both roles."""
+        return ImageKV([layer.cross.image_kv(image_embeds) for layer in self.layers])
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Unimodal text states (R, L, D); position 0 holds [CLS]."""
+        return self._encoder(ids, mask, None)
+
+    def fuse(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
+        """Image-grounded text states (R, L, D), row r attending to image row r of `kv`; position 0 holds [ENC]."""
+        return self._encoder(ids, mask, kv)
+
+    def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None) -> Tensor:
+        x = self.embeddings(ids)
+        allowed = mask.bool()[:, None, None, :]
+        for i, layer in enumerate(self.layers):
+            x = layer.encode(x, allowed)
+            if kv is not None:
+                x = layer.cross(x, kv.layers[i])
+            x = layer.ffn(x)
+        return x
+
+    def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
+        """Causal image-grounded text states (R, L, D).
+
+        With a cache, `ids` are the new tokens only, `mask` is None (generated rows have no padding) and the cache
+        moves forward by their number.
+        """
+        start = cache.length if cache is not None else 0
+        x = self.embeddings(ids, start)
+        new = ids.shape[1]
+        allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
+        if mask is not None:
+            allowed = allowed & mask.bool()[:, None, None, :]
+        for i, layer in enumerate(self.layers):
+            x = layer.decode(x, None if new == 1 and mask is None else allowed, cache, i)
+            x = layer.cross(x, kv.layers[i])
+            x = layer.ffn(x)
+        if cache is not None:
+            cache.length += new
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits (..., V) of decoder states."""
+        return self.lm_head(hidden, self.embeddings.word.weight)
+
+    def new_cache(self, rows: int, length: int) -> KVCache:
+        """An empty decoder cache for `rows` sequences of at most `length` tokens.
+
+        Its precision is that of the matrix products: the autocast type where autocast is on, else the weights'.
+        """
+        like = self.embeddings.word.weight
+        if torch.is_autocast_enabled(like.device.type):
+            like = like.new_empty(0, dtype=torch.get_autocast_dtype(like.device.type))
+        return KVCache(self.config, rows, length, like)
