@@ -1,0 +1,183 @@
+"""Settings: a YAML file, `--set a.b=c` and explicit options in, the dataclass that a command declares out.
+
+Each command owns a plain dataclass beside the code that it configures. This module fills one: defaults, then the
+YAML file, then `--set`, then explicit options, each over the one before. Nothing below `cli.py` sees YAML or a flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def resolve(
+    cls: type[T],
+    yaml_path: str | Path | None = None,
+    sets: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> T:
+    """Build `cls` from its defaults < the YAML file < `--set a.b=c` < `overrides`; every mistake is a ValueError.
+
+    `overrides` holds explicit options by field name, nested ones by dots (`"train.lr"`); None means not given.
+    """
+    merged = _defaults(cls)
+    if yaml_path is not None:
+        _merge(merged, _read_yaml(Path(yaml_path)), cls, source=str(yaml_path))
+    for item in sets:
+        _merge(merged, _parse_set(item), cls, source=f"--set {item}")
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            _merge(merged, _nest(name, value), cls, source=f"option '{name}'")
+    return _validate(cls, merged)
+
+
+def to_dict(instance: Any, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Plain dicts, lists, strings and numbers of a config, in field order; `without` leaves out top-level fields."""
+    left_out = set(without)
+    return {
+        field.name: _plain(getattr(instance, field.name))
+        for field in dataclasses.fields(instance)
+        if field.name not in left_out
+    }
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that differs: `generate.top_p: 0.9 -> 0.8`; empty when the two agree."""
+    before, after = _flatten(old), _flatten(new)
+    lines = []
+    for name in [*before, *(name for name in after if name not in before)]:
+        was = repr(before[name]) if name in before else "(not set)"
+        now = repr(after[name]) if name in after else "(not set)"
+        if was != now:
+            lines.append(f"{name}: {was} -> {now}")
+    return lines
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"No config file at {path}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines at its top, not a {type(content).__name__}.")
+    return content
+
+
+def _parse_set(item: str) -> dict[str, Any]:
+    import yaml
+
+    name, equals, value = item.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"--set takes name=value, for example --set train.lr=1e-4, but got {item!r}.")
+    try:
+        return _nest(name.strip(), yaml.safe_load(value) if value.strip() else "")
+    except yaml.YAMLError:
+        return _nest(name.strip(), value)
+
+
+def _nest(name: str, value: Any) -> dict[str, Any]:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults as plain data, so that a partial nested setting keeps its siblings' defaults."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = _plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = _plain(field.default_factory())
+    return values
+
+
+def _merge(into: dict[str, Any], new: Mapping[Any, Any], cls: type, source: str, prefix: str = "") -> None:
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    for name, value in new.items():
+        if name not in names:
+            raise ValueError(_unknown(prefix + str(name), [prefix + known for known in names], source))
+        inner = _dataclass_of(hints[name])
+        if inner is not None and isinstance(value, Mapping):
+            if not isinstance(into.get(name), dict):
+                into[name] = _defaults(inner)
+            _merge(into[name], value, inner, source, prefix=f"{prefix}{name}.")
+        else:
+            into[name] = _plain(value)
+
+
+def _unknown(name: str, known: list[str], source: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+    return f"Unknown setting '{name}' ({source}); {hint}"
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass in a field's type, also inside `X | None`."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return hint
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        found = [arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _validate(cls: type[T], values: dict[str, Any]) -> T:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_sentence(item) for item in error.errors(include_url=False))) from None
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    # pydantic puts the tried types of a union after the field's name; only lower-case names are ours
+    name = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or str(part).isidentifier())
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"Setting '{name}' is required."
+    if error["type"] == "value_error":  # a check in __post_init__ has written a whole sentence
+        return message
+    return f"Setting '{name}': {message[0].lower()}{message[1:]}, but got {error['input']!r}."
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, enum.Enum):
+        return _plain(value.value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
