@@ -1,0 +1,44 @@
+"""Captioning: finetune the image-grounded decoder on clean captions (the captioner of CapFilt), and judge it."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from blipcore.model.blip import Blip
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.tasks.losses import IGNORE, lm_loss
+from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
+
+
+@dataclass
+class CaptioningConfig:
+    """LM on `prompt` + caption; the prompt's tokens are given, not scored (spec of COCO captioning in BLIP)."""
+
+    prompt: str = "a picture of "
+    max_tokens: int = 40
+    label_smoothing: float = 0.1
+
+
+class CaptioningTask(nn.Module):
+    """`loss` = `loss_lm` over the words after the prompt and the end token."""
+
+    def __init__(self, model: Blip, tokenizer: Tokenizer, config: CaptioningConfig) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.collate = Collate(tokenizer, config.max_tokens, prompt=config.prompt)
+        self.prompt_length = len(tokenizer.prompt(config.prompt))
+
+    def before_step(self, progress: Progress) -> None:
+        """Nothing to do: this task has no momentum encoders."""
+
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
+        ids, mask, text = batch["input_ids"], batch["attention_mask"], self.model.text
+        kv = text.image_kv(self.model.encode_image(batch["pixels"]))
+        decoded = text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
+        labels = ids.masked_fill(mask == 0, IGNORE)
+        labels[:, : self.prompt_length] = IGNORE
+        loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing)
+        return {"loss": loss, "loss_lm": loss.detach()}
+
+    def after_step(self, outputs: list[Outputs]) -> None:
+        """Nothing to do: this task has no queues."""

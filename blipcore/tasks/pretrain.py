@@ -1,0 +1,54 @@
+"""Pre-training: ITC + ITM + LM on image-text pairs, from web, human or bootstrapped data (paper section 3.2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blipcore.model.blip import Blip
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.tasks.losses import IGNORE, lm_loss
+from blipcore.tasks.momentum import ContrastiveConfig, ContrastiveTask
+from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
+
+
+@dataclass
+class PretrainConfig(ContrastiveConfig):
+    """The pre-training objective; the official one weighs its three losses equally."""
+
+    max_tokens: int = 30
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    lm_weight: float = 1.0
+
+
+def same_text(ids: Tensor) -> Tensor:
+    """(B, B) True where two rows of padded ids (B, L) are equal: such a text is no negative for the other's image."""
+    return (ids[:, None] == ids[None]).all(-1)
+
+
+class PretrainTask(ContrastiveTask):
+    """`loss` = weighted sum of `loss_itc`, `loss_itm`, `loss_lm`."""
+
+    def __init__(self, model: Blip, tokenizer: Tokenizer, config: PretrainConfig) -> None:
+        super().__init__(model, tokenizer, config)
+        self.collate = Collate(tokenizer, config.max_tokens)
+
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
+        model, config = self.model, self.config
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        image_embeds = model.encode_image(batch["pixels"])
+        text_hidden = model.text.encode(ids, mask)
+        out = self.contrast(batch, model.image_feat(image_embeds), model.text_feat(text_hidden), progress)
+
+        kv = model.text.image_kv(image_embeds)
+        # Official pre-training only forbids the own pair; equal texts of two pictures would be false negatives.
+        out["loss_itm"] = self.match(batch, kv, out.pop("i2t"), out.pop("t2i"), same_text(ids), progress)
+
+        decoded = model.text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
+        labels = ids.masked_fill(mask == 0, IGNORE)
+        out["loss_lm"] = lm_loss(model.text.logits(decoded), labels)
+
+        terms = torch.stack([out["loss_itc"], out["loss_itm"], out["loss_lm"]])
+        out["loss"] = terms @ terms.new_tensor([config.itc_weight, config.itm_weight, config.lm_weight])
+        return out
