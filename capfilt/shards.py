@@ -1,0 +1,370 @@
+"""The on-disk format, all of it: tars of pictures in, tables beside them out, present means complete.
+
+A shard set is img2dataset's webdataset layout: `00000.tar` with `key.jpg key.txt key.json`, and `00000.parquet` with
+one row an input row. Stages add tables next to it and never touch the tars. Every file has one writer and appears
+under its name only when it is whole. Bad data is named, never an exception; a bad path is one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+# Columns of the four kinds of tables. SCORES are followed by one float32 column a score; a filtered table is a table of
+# scores followed by VERDICT.
+IMAGES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),  # the web text as it came; null where the input had none
+        ("status", pa.string()),  # "ok" or the outcome that kept the picture away
+        ("error", pa.string()),  # the raw message behind the outcome
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("sha256", pa.string()),  # of the stored bytes
+        ("bytes", pa.int64()),
+    ]
+)
+CAPTIONS = pa.schema([("key", pa.string()), ("index", pa.int32()), ("text", pa.string()), ("logprob", pa.float32())])
+SCORES = pa.schema([("key", pa.string()), ("source", pa.string()), ("index", pa.int32()), ("text", pa.string())])
+VERDICT = pa.schema([("keep", pa.bool_()), ("reason", pa.string()), ("url", pa.string()), ("sha256", pa.string())])
+
+WEB = "web"  # the `source` of a text that came with the picture; any other source is a captioner's name
+ROW_GROUP = 10_000
+PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm"])
+
+
+def scores_schema(columns: Iterable[str]) -> pa.Schema:
+    """Schema of a `scores/<name>` table with these score columns (float32)."""
+    return pa.schema([*SCORES, *((name, pa.float32()) for name in columns)])
+
+
+def filtered_schema(columns: Iterable[str]) -> pa.Schema:
+    """Schema of a `filtered/<name>` table with these score columns (float32)."""
+    return pa.schema([*scores_schema(columns), *VERDICT])
+
+
+# ---------------------------------------------------------------------------------------------------- shard sets
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A folder of `NNNNN.tar` files, with or without tables beside them."""
+
+    path: Path
+    shards: list[str]
+
+    @staticmethod
+    def open(path: str | Path) -> ShardSet:
+        """List the shards of a folder; FileNotFoundError or ValueError in one sentence when it is no shard set."""
+        folder = Path(path)
+        if not folder.exists():
+            raise FileNotFoundError(f"No folder at {folder}.")
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is a file; give the folder that holds the .tar shards.")
+        manifest = read_manifest(folder)
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+        shards = [name[: -len(".tar")] for name in names if name.endswith(".tar")]
+        if manifest is not None and manifest.get("stage") == "download":
+            present = set(names)  # `download` commits the table last: a tar without one is not finished
+            shards = [shard for shard in shards if f"{shard}.parquet" in present]
+        if not shards:
+            raise ValueError(_why_no_shards(folder, names, manifest))
+        return ShardSet(folder, shards)
+
+    def tar(self, shard: str) -> Path:
+        return self.path / f"{shard}.tar"
+
+    def table(self, shard: str) -> Path:
+        """Where the shard's image table lies, if it has one."""
+        return self.path / f"{shard}.parquet"
+
+
+def _why_no_shards(folder: Path, names: list[str], manifest: dict | None) -> str:
+    if manifest is not None and "images" in manifest:
+        stage, images = manifest["stage"], (folder / manifest["images"]).resolve()
+        return f"{folder} is the output of '{stage}', not a shard set; its pictures are in {images}."
+    if manifest is not None:
+        return f"{folder} has no finished shard yet; run the same `capfilt download` again to finish it."
+    if any(name.endswith(".parquet") for name in names):
+        return f"{folder} holds Parquet but no .tar shards; a shard set needs img2dataset's 'webdataset' output format."
+    return f"{folder} is not a shard set: it holds no .tar files."
+
+
+# ---------------------------------------------------------------------------------------------------- reading tars
+
+
+@dataclass
+class Picture:
+    """One sample of a shard; `image` is empty exactly when `error` names why its bytes cannot be had."""
+
+    key: str
+    image: bytes
+    text: str | None = None
+    meta: dict = field(default_factory=dict)
+    error: str | None = None
+
+
+class Problem(NamedTuple):
+    """Something in a tar that is no sample: `reason` from a closed list, `member` the name it concerns."""
+
+    reason: str  # truncated_tar, corrupt_tar, link_member, unsafe_name, duplicate_member, foreign_member
+    member: str
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+def read_pictures(tar_path: str | Path, problems: list[Problem] | None = None) -> Iterator[Picture]:
+    """Samples of a tar in the order of their first members, each key once; what is wrong is appended to `problems`.
+
+    A key is the member's name up to the first dot of its basename, as webdataset has it. Members of one sample need
+    not be adjacent. A sample without a readable picture comes with `error` = `no_picture` or `truncated_tar`.
+    """
+    problems = [] if problems is None else problems
+    with open(tar_path, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        samples: dict[str, dict[str, _Member]] = {}
+        for member in _walk(file, end, problems):
+            split = _split(member.name, problems)
+            if split is None:
+                continue
+            key, part = split
+            parts = samples.setdefault(key, {})
+            if part in parts:
+                problems.append(Problem("duplicate_member", member.name))
+            else:
+                parts[part] = member
+        for key, parts in samples.items():
+            yield _read_sample(file, end, key, parts)
+
+
+def _read_sample(file: BinaryIO, end: int, key: str, parts: dict[str, _Member]) -> Picture:
+    def read(part: str) -> bytes | None:
+        member = parts.get(part)
+        if member is None or member.offset + member.size > end:
+            return None
+        file.seek(member.offset)
+        return file.read(member.size)
+
+    raw_text, raw_meta = read("text"), read("meta")
+    try:
+        meta = json.loads(raw_meta) if raw_meta else {}
+    except ValueError:  # covers JSON and Unicode mistakes
+        meta = {}
+    meta = meta if isinstance(meta, dict) else {}
+    text = meta.get("caption") if raw_text is None else raw_text.decode("utf-8", errors="replace")
+    text = text if isinstance(text, str) else None
+    image = read("image")
+    if image is None:
+        return Picture(key, b"", text, meta, error="truncated_tar" if "image" in parts else "no_picture")
+    return Picture(key, image, text, meta)
+
+
+def _split(name: str, problems: list[Problem]) -> tuple[str, str] | None:
+    """("00012", "image" | "text" | "meta") of a member, None for what is none of ours."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    if name.startswith("/") or ".." in name.split("/"):
+        problems.append(Problem("unsafe_name", name))
+        return None
+    stem, dot, suffix = base.partition(".")
+    last = suffix.rpartition(".")[2].lower()
+    part = "image" if last in PICTURE_SUFFIXES else {"txt": "text", "json": "meta"}.get(last)
+    if not stem or not dot:  # .DS_Store, README
+        problems.append(Problem("foreign_member", name))
+        return None
+    if part is None:  # another field of the sample, as webdataset allows: 00012.cls
+        return None
+    return folder + slash + stem, part
+
+
+def _walk(file: BinaryIO, end: int, problems: list[Problem]) -> Iterator[_Member]:
+    """Regular members of a tar by walking its headers (ustar, GNU long names, PAX paths).
+
+    Our own walk, since the standard library's stops without a word at a damaged header.
+    """
+    position, long_name, member = 0, None, ""
+    while position + 512 <= end:
+        file.seek(position)
+        header = file.read(512)
+        if header.count(0) == 512:  # the end mark; what follows is padding
+            return
+        size = _number(header[124:136])
+        if size is None or not _checksum_fits(header):
+            problems.append(Problem("corrupt_tar", f"byte {position}, after {member!r}"))
+            return
+        kind, data = header[156:157], position + 512
+        position = data + -(-size // 512) * 512
+        if kind in b"LxgK":
+            content = file.read(min(size, 1 << 20))
+            if kind == b"L":
+                long_name = content.rstrip(b"\0").decode("utf-8", errors="replace")
+            elif kind == b"x":
+                long_name = _pax_path(content) or long_name
+            continue
+        member, long_name = long_name or _header_name(header), None
+        if kind in (b"0", b"\0", b"7"):
+            yield _Member(member, data, size)
+        elif kind != b"5":
+            problems.append(Problem("link_member", member))
+    problems.append(Problem("truncated_tar", member))
+
+
+def _number(raw: bytes) -> int | None:
+    if raw[:1] == b"\x80":
+        return int.from_bytes(raw[1:], "big")
+    try:
+        return int(raw.split(b"\0")[0].strip() or b"0", 8)
+    except ValueError:
+        return None
+
+
+def _checksum_fits(header: bytes) -> bool:
+    return _number(header[148:156]) == sum(header) - sum(header[148:156]) + 8 * 32
+
+
+def _header_name(header: bytes) -> str:
+    name = header[:100].split(b"\0")[0]
+    prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", errors="replace")
+
+
+def _pax_path(content: bytes) -> str | None:
+    found = re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", content)
+    return found.group(1).decode("utf-8", errors="replace") if found else None
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def _committed(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under `path` only when the block has ended well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files that a killed run has left in `folder`."""
+    if folder.is_dir():
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table, counts: dict[str, int] | None = None) -> None:
+    """Write Parquet with the same bytes for the same rows; `counts` travel in its footer, see `read_counts`."""
+    footer = {b"capfilt": json.dumps(counts, sort_keys=True).encode()} if counts is not None else None
+    with _committed(path) as file:
+        pq.write_table(table.replace_schema_metadata(footer), file, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a table, or the named columns of it; an unreadable file or a missing column is one ValueError sentence."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No table at {path}.")
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [name for name in columns or () if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path} has no column '{missing[0]}'; it has {', '.join(file.schema_arrow.names)}.")
+            return file.read(columns=columns).replace_schema_metadata(None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from None
+
+
+def read_counts(paths: Iterable[Path]) -> dict[str, int]:
+    """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
+    total: dict[str, int] = {}
+    for path in paths:
+        for name, count in json.loads((pq.read_schema(path).metadata or {}).get(b"capfilt", b"{}")).items():
+            total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items()))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON, atomically."""
+    with _committed(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def suffix_of(data: bytes) -> str:
+    """File suffix that belongs to the bytes: jpg, png, webp, gif, ...; jpg where it is unknown."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return {b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}.get(data[:4], "bmp" if data[:2] == b"BM" else "jpg")
+
+
+def write_shard(path: Path, pictures: Iterable[Picture]) -> None:
+    """Write a tar of `key.jpg`, `key.txt` (where there is a text) and `key.json`: same pictures, same bytes."""
+    from webdataset import TarWriter  # imports torch, so only where it is used
+
+    with _committed(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+        for picture in pictures:
+            sample = {"__key__": picture.key, suffix_of(picture.image): picture.image}
+            if picture.text is not None:
+                sample["txt"] = picture.text.encode("utf-8", errors="replace")
+            if picture.meta:
+                sample["json"] = json.dumps(picture.meta, ensure_ascii=False).encode("utf-8", errors="replace")
+            tar.write(sample)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------- manifests
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of an output folder of ours, None where there is none (an img2dataset folder, say)."""
+    try:
+        content = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ValueError(f"{Path(folder) / MANIFEST} is not valid JSON; delete the folder and run again.") from None
+    return content if isinstance(content, dict) and "stage" in content else None
+
+
+def images_of(folder: Path) -> Path:
+    """The shard set that a table folder of ours was made from."""
+    manifest = read_manifest(folder)
+    if manifest is None or "images" not in manifest:
+        raise ValueError(f"{folder} has no manifest.json that says where its pictures are.")
+    return (Path(folder) / manifest["images"]).resolve()
