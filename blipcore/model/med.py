@@ -125,7 +125,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Post-LN attention of text queries to image tokens; keys and values come ready made from `image_kv`."""
+    """Post-LN attention of text queries to image tokens; keys and values come ready made from `image_kv`.
+
+    x may have k times the rows of kv: rows b*k .. b*k+k-1 then belong to image b. Their queries go through as one long
+    sequence, so the image's keys and values are neither repeated nor read k times.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -140,9 +144,10 @@ class CrossAttention(nn.Module):
         return split_heads(self.kv(image_embeds), 2, self.heads)
 
     def forward(self, x: Tensor, kv: Tensor) -> Tensor:
-        (q,) = split_heads(self.query(x), 1, self.heads)
-        context = attend(q, kv[0], kv[1], None, self.drop if self.training else 0.0)
-        return self.norm(x + self.dropout(self.out(merge_heads(context))))
+        queries = self.query(x).view(kv.shape[1], -1, x.shape[-1])
+        (q,) = split_heads(queries, 1, self.heads)
+        context = merge_heads(attend(q, kv[0], kv[1], None, self.drop if self.training else 0.0)).view_as(x)
+        return self.norm(x + self.dropout(self.out(context)))
 
 
 class FeedForward(nn.Module):
@@ -168,6 +173,14 @@ class TextLayer(nn.Module):
         self.decode = SelfAttention(config) if "decode" in config.roles else None
         self.cross = CrossAttention(config)
         self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, role: str, mask: Tensor | None, kv: Tensor | None, cache: KVCache | None = None, index: int = 0
+    ) -> Tensor:
+        x = (self.encode if role == "encode" else self.decode)(x, mask, cache, index)
+        if kv is not None:
+            x = self.cross(x, kv)
+        return self.ffn(x)
 
 
 class LMHead(nn.Module):
@@ -210,17 +223,17 @@ class TextTransformer(nn.Module):
         return self._encoder(ids, mask, None)
 
     def fuse(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
-        """Image-grounded text states (R, L, D), row r attending to image row r of `kv`; position 0 holds [ENC]."""
+        """Image-grounded text states (R, L, D); position 0 holds [ENC].
+
+        Row r attends to image r of `kv`, or, where R is k times the images, to image r // k.
+        """
         return self._encoder(ids, mask, kv)
 
     def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None) -> Tensor:
         x = self.embeddings(ids)
         allowed = mask.bool()[:, None, None, :]
         for i, layer in enumerate(self.layers):
-            x = layer.encode(x, allowed)
-            if kv is not None:
-                x = layer.cross(x, kv.layers[i])
-            x = layer.ffn(x)
+            x = layer(x, "encode", allowed, kv.layers[i] if kv is not None else None)
         return x
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
@@ -235,10 +248,10 @@ class TextTransformer(nn.Module):
         allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
         if mask is not None:
             allowed = allowed & mask.bool()[:, None, None, :]
+        if new == 1 and mask is None:
+            allowed = None  # one new token sees everything before it
         for i, layer in enumerate(self.layers):
-            x = layer.decode(x, None if new == 1 and mask is None else allowed, cache, i)
-            x = layer.cross(x, kv.layers[i])
-            x = layer.ffn(x)
+            x = layer(x, "decode", allowed, kv.layers[i], cache, i)
         if cache is not None:
             cache.length += new
         return x

@@ -1,10 +1,15 @@
 """Captioning: finetune the image-grounded decoder on clean captions (the captioner of CapFilt), and judge it."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
+from blipcore.data.pictures import Pictures
+from blipcore.metrics import caption_scores
 from blipcore.model.blip import Blip
+from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.losses import IGNORE, lm_loss
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
@@ -42,3 +47,24 @@ class CaptioningTask(nn.Module):
 
     def after_step(self, outputs: list[Outputs]) -> None:
         """Nothing to do: this task has no queues."""
+
+
+@torch.inference_mode()
+def evaluate_captioning(
+    model: Blip, tokenizer: Tokenizer, pictures: Pictures, config: GenerateConfig
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Caption every picture and score against its texts.
+
+    Returns the scores of `metrics.caption_scores`, and the captions as [{"image", "image_id", "caption"}] in order.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    results, references = [], []
+    for records, pixels in pictures:
+        keys = [record["key"] for record in records]
+        generated = generate(model, model.encode_image(pixels.to(device)), tokenizer, config, keys)
+        texts = [tokenizer.decode(ids) for ids in generated.ids][:: config.num_captions]
+        for record, text in zip(records, texts, strict=True):
+            results.append({"image": record["key"], "image_id": record["image_id"], "caption": text})
+            references.append(record["texts"])
+    return caption_scores([result["caption"] for result in results], references), results
