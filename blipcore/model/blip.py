@@ -106,3 +106,10 @@ class Blip(nn.Module):
     def itm_logits(self, fused: Tensor) -> Tensor:
         """(R, 2) logits of image-grounded states (R, L, D); class 1 is "matched"."""
         return self.itm_head(fused[:, 0]).float()
+
+    def only(self, *needs: str) -> "Blip":
+        """A model of the parts in `needs` (see `BlipConfig.only`) with copies of these weights."""
+        part = Blip(self.config.only(*needs))
+        own = self.state_dict()
+        part.load_state_dict({name: own[name] for name in part.state_dict()})
+        return part

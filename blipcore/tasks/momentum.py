@@ -36,11 +36,9 @@ class ContrastiveConfig:
 
 def momentum_copy(model: Blip) -> Blip:
     """A frozen copy of the unimodal half of `model` (image encoder, text encoder, both projections)."""
-    copy = Blip(model.config.only("encode", "itc"))
+    copy = model.only("encode", "itc").requires_grad_(False)
     copy.temp = None
-    own = model.state_dict()
-    copy.load_state_dict({name: own[name] for name in copy.state_dict()})
-    return copy.requires_grad_(False)
+    return copy
 
 
 class ContrastiveTask(nn.Module):

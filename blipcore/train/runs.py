@@ -1,0 +1,176 @@
+"""What a user asks for, made into objects: a run's settings in, a finished run's summary out.
+
+    pretrain   data sets -> tokenizer, model (preset, checkpoint or partial start) -> PretrainTask  -> Trainer
+    finetune   annotations, checkpoint                                            -> its task      -> Trainer
+    evaluate   annotations, checkpoint                                            -> scores
+
+Each `*Run` dataclass is the whole configuration of its command; its nested parts live beside what they configure.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from blipcore.data.annotations import read_captions
+from blipcore.data.pictures import Pictures
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import Transform, eval_transform, train_transform
+from blipcore.model.blip import PRESETS, Blip, BlipConfig
+from blipcore.model.convert import load_model
+from blipcore.model.generate import GenerateConfig
+from blipcore.model.starts import load_image_encoder
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.precision import autocast, pick_device
+from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
+from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval
+from blipcore.train.trainer import TrainConfig, Trainer
+
+ALL_PARTS = ("encode", "decode", "itc", "itm")
+# What a finetuning task trains: (parts of the model, task).
+TASKS = {
+    "caption": (("decode",), CaptioningTask),
+    "retrieval": (("encode", "itc", "itm"), RetrievalTask),
+}
+
+
+@dataclass
+class Augment:
+    """Training transform; BLIP crops to at least 0.2 of the area in pre-training, 0.5 in finetuning."""
+
+    min_scale: float = 0.2
+    randaugment: bool = True
+    hflip: float = 0.5  # set 0 where captions say left and right
+
+    def transform(self, image_size: int) -> Transform:
+        return train_transform(image_size, self.min_scale, self.randaugment, self.hflip)
+
+
+@dataclass
+class PretrainRun:
+    """`capfilt pretrain`: a new model, or with `init` an old one further trained."""
+
+    data: list[str]  # DATASET or DATASET=WEIGHT: filtered folder, shard set, annotation JSON
+    preset: Literal["tiny", "base", "large"] = "base"
+    model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
+    init: str | None = None  # checkpoint to continue from
+    vision: str | None = None  # image encoder weights to start from (safetensors or .pth with timm's names)
+    tokenizer: str = "bert-base-uncased"  # path, hub id, or "train:N" to learn N word pieces from the data
+    image_root: str | None = None
+    augment: Augment = field(default_factory=Augment)
+    task: PretrainConfig = field(default_factory=PretrainConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class FinetuneRun:
+    """`capfilt finetune TASK`: from a checkpoint, on clean annotations."""
+
+    task: Literal["caption", "retrieval"]
+    annotations: list[str]
+    init: str
+    tokenizer: str | None = None
+    image_size: int | None = None
+    image_root: str | None = None
+    augment: Augment = field(default_factory=lambda: Augment(min_scale=0.5))
+    caption: CaptioningConfig = field(default_factory=CaptioningConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-5))
+
+
+@dataclass
+class EvaluateRun:
+    """`capfilt evaluate TASK`: scores of a checkpoint on an annotation file with several texts a picture."""
+
+    task: Literal["caption", "retrieval"]
+    annotations: str
+    model: str
+    tokenizer: str | None = None
+    image_size: int | None = None
+    image_root: str | None = None
+    results: str | None = None  # where to write the captions as JSON
+    k: int = 128  # ITC shortlist that ITM re-ranks (official: 256 on COCO, 128 on Flickr30k)
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
+    batch_size: int = 64
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
+    """Train on `run.data` into the folder `out`; returns the trainer's summary."""
+    torch.manual_seed(run.train.seed)
+    image_size = run.model.get("vision", {}).get("image_size", PRESETS[run.preset].vision.image_size)
+    if run.init:
+        model, tokenizer = load_model(run.init, needs=ALL_PARTS)
+        image_size = model.config.vision.image_size
+    stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root)
+    if not run.init:
+        tokenizer = open_tokenizer(run.tokenizer, stream)
+        model = Blip(sizes(run.preset, run.model, len(tokenizer)))
+    if run.vision:
+        load_image_encoder(model.visual_encoder, run.vision)
+    task = PretrainTask(model, tokenizer, run.task)
+    return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
+
+
+def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
+    """Finetune `run.init` on `run.annotations` into the folder `out`; returns the trainer's summary."""
+    torch.manual_seed(run.train.seed)
+    parts, task_class = TASKS[run.task]
+    model, tokenizer = load_model(run.init, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
+    model = model.only(*parts)
+    transform = run.augment.transform(model.config.vision.image_size)
+    stream = Stream(run.annotations, transform, run.train.seed, run.image_root)
+    task = task_class(model, tokenizer, getattr(run, run.task))
+    return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
+
+
+def evaluate(run: EvaluateRun) -> dict[str, Any]:
+    """Scores of `run.model` on `run.annotations`; captions are written to `run.results` where given."""
+    parts, _ = TASKS[run.task]
+    model, tokenizer = load_model(run.model, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
+    device = pick_device(run.device)
+    model.to(device).eval()
+    records = read_captions(run.annotations, run.image_root)
+    pictures = Pictures(records, eval_transform(model.config.vision.image_size), run.batch_size)
+    with autocast(device, run.dtype):
+        if run.task == "retrieval":
+            scores = evaluate_retrieval(model, tokenizer, pictures, run.k)
+        else:
+            scores, captions = evaluate_captioning(model, tokenizer, pictures, run.generate)
+            if run.results:
+                Path(run.results).parent.mkdir(parents=True, exist_ok=True)
+                Path(run.results).write_text(json.dumps(captions, ensure_ascii=False, indent=1) + "\n")
+    return {"task": run.task, "model": run.model, "pictures": len(records), **scores}
+
+
+def open_tokenizer(spec: str, stream: Stream) -> Tokenizer:
+    """The tokenizer at a path or hub id, or for "train:N" one of N pieces learned from the texts of the stream."""
+    if not spec.startswith("train:"):
+        return Tokenizer.load(spec)
+    size = spec.removeprefix("train:")
+    if not size.isdigit():
+        raise ValueError(f"tokenizer {spec!r}: after 'train:' comes the number of word pieces, as in train:2000")
+    return Tokenizer.train(texts(stream), vocab_size=int(size))
+
+
+def texts(stream: Stream) -> Iterator[str]:
+    """Every text that the stream can draw."""
+    for source in stream.sources:
+        for shard in range(len(source.counts)):
+            for picture in source.load(shard):
+                yield from picture.texts
+
+
+def sizes(preset: str, overrides: dict[str, Any], vocab_size: int) -> BlipConfig:
+    """The preset's config with `overrides` and the tokenizer's vocabulary size."""
+    config = PRESETS[preset].to_dict()
+    for name, value in overrides.items():
+        config[name] = config[name] | value if isinstance(config.get(name), dict) else value
+    config["text"]["vocab_size"] = vocab_size
+    config["text"]["encoder_width"] = config["vision"]["width"]
+    return BlipConfig.from_dict(config)
