@@ -1,0 +1,165 @@
+"""The embedded corpus on disk: noisy web pairs behind URLs, a small human-written set, held-out sets, and their truth.
+
+In: a `CorpusConfig`. Out, under one folder:
+
+    web/urls.parquet              url (relative), caption            what a crawl would give: pairs to download
+    www/                          the pictures as they are served; behaviour.json says what the server does to some of them
+    human/images/                 pictures of the human-written sets
+    human/train.json              [{"image", "caption", "image_id"}]      one row a caption
+    human/validation.json, test.json   [{"image", "caption": [5 texts], "image_id"}]     the first text says all there is
+    truth/web.parquet             url, kind, matches, fate, scene    what is known about each web pair
+    truth/validation.json, test.json   {image: scene}
+
+Training reads web/ and human/ alone. Every file is a pure function of the config: written twice, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from capfilt.demo import art
+from capfilt.demo.language import phrase, references
+from capfilt.demo.noise import NOISE_MIX, web_text
+from capfilt.demo.scenes import Scene, draw, sample
+
+JPEG = {
+    "format": "JPEG",
+    "quality": 92,
+    "subsampling": 0,
+}  # at this size, halved colour planes would blur small objects
+FATES = ("dead", "corrupt", "slow", "opted_out")
+ERROR_PAGE = b"<!doctype html><title>Sign in</title><p>Please sign in to see this picture.</p>\n"
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """What to draw; the shares of bad URLs are probabilities per picture."""
+
+    seed: int = 0
+    nouns: int = 48
+    web: int = 12000  # pictures with web text
+    human: int = 2000  # pictures with human captions
+    human_captions: int = 1  # captions a human picture
+    validation: int = 500
+    test: int = 1000
+    px: int = 96
+    lang: str = "en"  # "en" or "zh"
+    dead: float = 0.01  # answered with 404
+    corrupt: float = 0.01  # a JPEG cut short, or a page of HTML
+    slow: float = 0.001  # answered after `delay` seconds
+    opted_out: float = 0.005  # answered with X-Robots-Tag: noai
+    delay: float = 2.0
+    mix: dict[str, float] = field(default_factory=lambda: dict(NOISE_MIX))
+
+    def __post_init__(self) -> None:
+        if self.lang not in ("en", "zh"):
+            raise ValueError(f"lang is '{self.lang}'; the embedded corpus speaks 'en' and 'zh'")
+        art.nouns(self.nouns)  # refuses a number that the reviewed list cannot give
+
+
+def write_corpus(config: CorpusConfig, out: Path) -> dict[str, int]:
+    """Draw and write everything; returns the number of pictures by part. An interrupted run is simply run again."""
+    out = Path(out)
+    nouns = art.nouns(config.nouns)
+    _write_web(config, out, nouns)
+    _write_human(config, out, nouns)
+    for split in ("validation", "test"):
+        _write_held_out(config, out, nouns, split)
+    return {"web": config.web, "human": config.human, "validation": config.validation, "test": config.test}
+
+
+def url_table(out: Path, base_url: str) -> pa.Table:
+    """The table of `web/urls.parquet` with whole URLs: columns url, caption."""
+    table = pq.read_table(Path(out) / "web" / "urls.parquet")
+    urls = [f"{base_url.rstrip('/')}/{url}" for url in table["url"].to_pylist()]
+    return table.set_column(0, "url", pa.array(urls))
+
+
+def single_objects(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, int]]:
+    """Pictures of one object with the position of its noun in `art.nouns(nouns)`: the classes to pretrain an image encoder on."""
+    names = art.nouns(nouns)
+    index = made = 0
+    while made < n:
+        scene = sample(seed, "classes", index, names)
+        index += 1
+        if len(scene.things) == 1 and scene.things[0].count == 1:
+            made += 1
+            yield draw(scene, px), names.index(scene.things[0].noun)
+
+
+def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
+    rows, behaviour = [], {}
+    for index in range(config.web):
+        scene = sample(config.seed, "web", index, nouns)
+        rng = Random(f"web {config.seed} {index}")
+        text = web_text(scene, rng, nouns, config.mix, config.lang)
+        url = f"{index // 1000:03d}/{index:07d}.jpg"
+        shares = [getattr(config, fate) for fate in FATES]
+        fate = rng.choices((*FATES, "ok"), [*shares, 1 - sum(shares)])[0]
+        path = out / "www" / url
+        if fate != "dead":
+            _save(draw(scene, config.px), path)
+        if fate == "corrupt":
+            path.write_bytes(rng.choice((ERROR_PAGE, path.read_bytes()[: path.stat().st_size // 3])))
+        if fate == "slow":
+            behaviour[url] = {"delay": config.delay}
+        if fate == "opted_out":
+            behaviour[url] = {"headers": {"X-Robots-Tag": "noai"}}
+        row = {"url": url, "caption": text.text, "kind": text.kind, "matches": text.matches, "fate": fate}
+        rows.append(row | {"scene": json.dumps(scene.to_dict())})
+    _write_json(out / "www" / "behaviour.json", behaviour)
+    _write_parquet(out / "web" / "urls.parquet", rows, ("url", "caption"))
+    _write_parquet(out / "truth" / "web.parquet", rows, ("url", "kind", "matches", "fate", "scene"))
+
+
+def _write_human(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
+    rows = []
+    for index in range(config.human):
+        scene = sample(config.seed, "human", index, nouns)
+        image = f"images/train-{index:06d}.jpg"
+        _save(draw(scene, config.px), out / "human" / image)
+        for caption in range(config.human_captions):
+            text = phrase(scene, Random(f"human {config.seed} {index} {caption}"), lang=config.lang)
+            rows.append({"image": image, "caption": text, "image_id": index})
+    _write_json(out / "human" / "train.json", rows)
+
+
+def _write_held_out(config: CorpusConfig, out: Path, nouns: Sequence[str], split: str) -> None:
+    rows, truth = [], {}
+    for index in range(getattr(config, split)):
+        scene = sample(config.seed, split, index, nouns)
+        image = f"images/{split}-{index:06d}.jpg"
+        _save(draw(scene, config.px), out / "human" / image)
+        rows.append({"image": image, "caption": references(scene, config.seed, lang=config.lang), "image_id": index})
+        truth[image] = scene.to_dict()
+    _write_json(out / "human" / f"{split}.json", rows)
+    _write_json(out / "truth" / f"{split}.json", truth)
+
+
+def read_truth(out: Path, split: str) -> dict[str, Scene]:
+    """The scenes of "validation" or "test" by image path as in the annotation file."""
+    known = json.loads((Path(out) / "truth" / f"{split}.json").read_text(encoding="utf-8"))
+    return {image: Scene.from_dict(scene) for image, scene in known.items()}
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **JPEG)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_parquet(path: Path, rows: list[dict], columns: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: [row[column] for row in rows] for column in columns}), path, compression="zstd")
