@@ -1,26 +1,44 @@
-"""Which number format the matrix products run in: bf16 where the device is fast at it, fp32 where parity is asked for."""
+"""What depends on the device: which one "auto" is, its number format for matrix products, how a batch gets there."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Dtype = Literal["auto", "bf16", "fp32"]
 
 
-def supports_bf16(device: str) -> bool:
+def pick_device(device: str = "auto") -> str:
+    """ "auto" is the GPU when there is one; ValueError when a GPU is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if device.startswith("cuda") and not available:
+        raise ValueError(f"device {device!r} was asked for, but no CUDA device was found: use 'cpu' or 'auto'.")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def supports_bf16(device: str | torch.device) -> bool:
     """True where bf16 matrix products run in hardware: CPUs with AVX512-BF16 or AMX, CUDA devices from Ampere on."""
-    if torch.device(device).type == "cuda":
+    device = torch.device(device)
+    if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if torch.device(device).type != "cpu":
-        return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps not in every torch
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return device.type == "cpu" and any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def autocast(device: str, dtype: Dtype = "auto") -> AbstractContextManager:
-    """Autocast to bf16 on `device`, or no autocast at all; "auto" is bf16 where the device supports it."""
+def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal["bf16", "fp32"]:
+    """What "auto" means on `device`: bf16 where it supports it, else fp32."""
     if dtype not in ("auto", "bf16", "fp32"):
         raise ValueError(f"dtype is 'auto', 'bf16' or 'fp32', not {dtype!r}.")
-    on = dtype == "bf16" or (dtype == "auto" and supports_bf16(device))
+    return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
+
+
+def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractContextManager:
+    """Autocast to bf16 on `device`, or none for fp32."""
+    on = resolve_dtype(device, dtype) == "bf16"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
+
+
+def to_device(batch: Tensor, device: str) -> Tensor:
+    """Copy a batch to `device`, without making the host wait where the device allows it."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)

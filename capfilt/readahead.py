@@ -1,0 +1,94 @@
+"""A tar in, decoded and preprocessed pictures out, in tar order and ahead of the model.
+
+Reading and decoding run in threads (Pillow releases the interpreter lock) while the model works on the pictures before,
+so a device does not wait for JPEGs. What comes out does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from capfilt.pictures import DecodeError, decode
+from capfilt.shards import Picture, Problem, read_pictures
+
+T = TypeVar("T")
+
+
+@dataclass
+class Ready(Generic[T]):
+    """One picture of a shard: `input` is what `prepare` made of it, None exactly when `error` names why."""
+
+    key: str
+    text: str | None
+    input: T | None
+    error: str | None = None
+
+
+@dataclass
+class ReadAhead(Generic[T]):
+    """Pictures of a tar through `prepare` (any function of an RGB picture), `ahead` of them in flight.
+
+    After iteration `counts` holds pictures, undecodable ones and problems of the tar by reason, and `waited` the
+    seconds that the consumer has stood still for a picture.
+    """
+
+    tar: Path
+    prepare: Callable[[Any], T]
+    ahead: int = 64
+    threads: int = 2
+    counts: Counter[str] = field(default_factory=Counter)
+    waited: float = 0.0
+
+    def __iter__(self) -> Iterator[Ready[T]]:
+        problems: list[Problem] = []
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        try:
+            pictures = read_pictures(self.tar, problems)
+            coming = deque(pool.submit(self._ready, picture) for picture in islice(pictures, self.ahead))
+            while coming:
+                started = time.perf_counter()
+                ready = coming.popleft().result()
+                self.waited += time.perf_counter() - started
+                coming.extend(pool.submit(self._ready, picture) for picture in islice(pictures, 1))
+                self.counts["pictures"] += 1
+                if ready.error is not None:
+                    self.counts["undecodable"] += 1
+                    self.counts[f"undecodable/{ready.error}"] += 1
+                yield ready
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.counts.update(f"tar/{problem.reason}" for problem in problems)
+
+    def batches(self, size: int) -> Iterator[list[Ready[T]]]:
+        """Runs of pictures of which `size` (the last run fewer) can be used; undecodable ones travel along."""
+        batch: list[Ready[T]] = []
+        usable = 0
+        for ready in self:
+            batch.append(ready)
+            usable += ready.error is None
+            if usable == size:
+                yield batch
+                batch, usable = [], 0
+        if batch:
+            yield batch
+
+    def _ready(self, picture: Picture) -> Ready[T]:
+        if picture.error is not None:
+            return Ready(picture.key, picture.text, None, picture.error)
+        try:
+            return Ready(picture.key, picture.text, self.prepare(decode(picture.image)))
+        except DecodeError as error:
+            return Ready(picture.key, picture.text, None, error.reason)
+
+
+def decode_threads(workers: int) -> int:
+    """Threads for each of `workers` processes: the cores shared out, at most 8 (a device keeps up with no more)."""
+    return max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
