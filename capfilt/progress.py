@@ -1,0 +1,89 @@
+"""What a long run shows: a live bar with rate and ETA on a terminal, plain lines now and then elsewhere, on stderr.
+
+Standard output stays free for results and `--json`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+EVERY_SECONDS = 10.0  # between two plain lines
+
+
+class Display:
+    """Progress of `total` units of work; pictures are counted beside them for the rate. Use it as a context."""
+
+    def __init__(self, title: str, total: int, unit: str = "shards", done: int = 0, shown: bool = True):
+        self.title, self.total, self.unit, self.done, self.shown = title, total, unit, done, shown
+        self.begun_with, self.pictures = done, 0
+        self.start = self.last_line = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Display:
+        if self.shown and sys.stderr.isatty():
+            self._bar = _rich_bar()
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._refresh()
+            self._bar.stop()
+        elif self.shown and self.done > self.begun_with:
+            self.say(self.line())
+
+    def advance(self, units: int = 0, pictures: int = 0) -> None:
+        """Count work that has been done."""
+        self.done += units
+        self.pictures += pictures
+        if self._bar is not None:
+            self._refresh()
+        elif self.shown and time.monotonic() - self.last_line >= EVERY_SECONDS:
+            self.say(self.line())
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if not self.shown:
+            return
+        self.last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """The state as one plain line."""
+        return f"{self.title}: {self.done} of {self.total} {self.unit}{self._rate()}{self._eta()}"
+
+    def _refresh(self) -> None:
+        self._bar.update(self._task, completed=self.done, note=(self._rate() + self._eta()).removeprefix(", "))
+
+    def _rate(self) -> str:
+        if not self.pictures:
+            return ""
+        return f", {self.pictures / max(time.monotonic() - self.start, 1e-9):.1f} pictures/s"
+
+    def _eta(self) -> str:
+        now, left = self.done - self.begun_with, self.total - self.done
+        if now <= 0 or left <= 0:
+            return ""
+        seconds = int((time.monotonic() - self.start) / now * left)
+        return f", {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )

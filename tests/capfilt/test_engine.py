@@ -1,0 +1,138 @@
+"""Shards are skipped, retried and named; a worker that is killed costs nothing but its shard's time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import capfilt
+from capfilt.engine import describe, limit_threads, pick_device, run
+
+SHARDS = [f"{number:05d}" for number in range(6)]
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from toy_stages import Toy
+
+    return lambda **options: Toy(tmp_path, **options)
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.glob("*.txt"))}
+
+
+def tries(folder: Path, shard: str) -> int:
+    return len((folder / f"{shard}.tries").read_text().split())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_shard_once_and_then_never_again(toy, tmp_path: Path, capsys, workers: int) -> None:
+    summary = run(toy(), SHARDS, workers=workers, device="cpu")
+    assert (summary.done, summary.skipped, summary.failed) == (6, 0, {})
+    assert summary.counts == {"pictures": 60, "odd": 3}
+    assert outputs(tmp_path) == {f"{shard}.txt": f"{shard} cpu\n" for shard in SHARDS}
+    assert "toy: 6 of 6 shards" in capsys.readouterr().err
+    summary = run(toy(), SHARDS, workers=workers, device="cpu")
+    assert (summary.done, summary.skipped) == (0, 6)
+    assert "all 6 shards are done already" in capsys.readouterr().err
+    assert [tries(tmp_path, shard) for shard in SHARDS] == [1] * 6
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failures_are_retried_then_named(toy, tmp_path: Path, capsys, workers: int) -> None:
+    stage = toy(fails=("00001",), fails_once=("00002",))
+    summary = run(stage, SHARDS, workers=workers, device="cpu", retries=2)
+    assert summary.failed == {"00001": "ValueError: shard 00001 is bad"}
+    assert summary.done == 5
+    assert (tries(tmp_path, "00001"), tries(tmp_path, "00002")) == (3, 2)
+    assert "shard 00001 failed: ValueError: shard 00001 is bad" in capsys.readouterr().err
+
+
+def test_a_killed_worker_costs_only_its_shard(toy, tmp_path: Path) -> None:
+    summary = run(toy(dies=("00003",), dies_once=("00000", "00005")), SHARDS, workers=2, device="cpu", progress=False)
+    assert list(summary.failed) == ["00003"]
+    assert "SIGKILL" in summary.failed["00003"]
+    assert summary.done == 5
+    assert sorted(outputs(tmp_path)) == [f"{shard}.txt" for shard in SHARDS if shard != "00003"]
+    assert [tries(tmp_path, shard) for shard in SHARDS] == [2, 1, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_no_retry_can_mend_is_raised(toy, tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match="give a filter"):
+        run(toy(setup_error="ValueError"), SHARDS, workers=workers, device="cpu", progress=False)
+    assert outputs(tmp_path) == {}
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(toy(disk_full=("00000",)), SHARDS, workers=workers, device="cpu", progress=False)
+    assert caught.value.filename == str(tmp_path / "00000.txt")
+
+
+def test_workers_that_die_while_loading_end_the_run(toy) -> None:
+    with pytest.raises(RuntimeError, match=r"SIGKILL.*--workers"):
+        run(toy(setup_error="die"), SHARDS[:1], workers=2, retries=0, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_leaves_no_worker_and_is_finished_by_the_next(toy, tmp_path: Path, stop: signal.Signals) -> None:
+    script = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "from toy_stages import Toy\nfrom capfilt.engine import run\n"
+        "if __name__ == '__main__':\n"
+        f"    run(Toy(pathlib.Path(sys.argv[1]), seconds=0.2), {SHARDS}, workers=2, device='cpu')\n"
+    )
+    main = tmp_path / "main.py"
+    main.write_text(script)
+    command = [sys.executable, str(main), str(tmp_path), str(Path(__file__).parent)]
+    environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not outputs(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert outputs(tmp_path), errors.decode()
+    assert len(outputs(tmp_path)) < 6
+    pids = {int(pid) for path in tmp_path.glob("*.tries") for pid in path.read_text().split()}
+    while any(Path(f"/proc/{pid}").exists() and _command(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_command(pid) for pid in pids), "a worker has outlived its run"
+    summary = run(toy(), SHARDS, workers=2, device="cpu", progress=False)
+    assert summary.done + summary.skipped == 6
+    assert summary.skipped > 0
+    assert outputs(tmp_path) == {f"{shard}.txt": f"{shard} cpu\n" for shard in SHARDS}
+
+
+def _command(pid: int) -> str:
+    """Command line of a live process, empty for one that is gone or only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_bad_arguments_are_sentences(toy) -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        run(toy(), SHARDS, workers=0)
+    with pytest.raises(ValueError, match="Unknown engine 'slurm'"):
+        run(toy(), SHARDS, engine="slurm")
+
+
+def test_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu", 3) == "cpu"
+    assert pick_device("cuda:1", 3) == "cuda:1"
+    assert pick_device("auto", 0).split(":")[0] in ("cpu", "cuda")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    limit_threads(8)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    limit_threads(1)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert describe(KeyError()) == "KeyError"
