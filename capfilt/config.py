@@ -117,8 +117,20 @@ def _merge(into: dict[str, Any], new: Mapping[Any, Any], cls: type, source: str,
             if not isinstance(into.get(name), dict):
                 into[name] = _defaults(inner)
             _merge(into[name], value, inner, source, prefix=f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and isinstance(into.get(name), dict):
+            into[name] = _merged(into[name], value)
         else:
             into[name] = _plain(value)
+
+
+def _merged(old: dict[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
+    """A free-form dict with another laid over it, level by level."""
+    result = dict(old)
+    for name, value in new.items():
+        before = result.get(str(name))
+        both = isinstance(before, dict) and isinstance(value, Mapping)
+        result[str(name)] = _merged(before, value) if both else _plain(value)
+    return result
 
 
 def _unknown(name: str, known: list[str], source: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -27,6 +27,7 @@ class Outer:
     train: Inner = field(default_factory=lambda: Inner(lr=1e-3))
     extra: Inner | None = None
     tags: list[str] = field(default_factory=list)
+    free: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -46,12 +47,17 @@ def test_a_partial_nested_setting_keeps_the_outer_default() -> None:
     assert resolve(Outer, overrides={"data": "D", "train.lr": 5}).train == Inner(lr=5.0)
 
 
+def test_free_form_settings_are_merged_level_by_level() -> None:
+    config = resolve(Outer, None, ["free.a.b=1", "free.a.c=[2, 3]", "free.d=x"], {"data": "D"})
+    assert config.free == {"a": {"b": 1, "c": [2, 3]}, "d": "x"}
+
+
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
         (["treshold=0.2"], ["'treshold'", "did you mean 'threshold'"]),
         (["train.lrr=1"], ["'train.lrr'", "did you mean 'train.lr'"]),
-        (["zzzzzz=1"], ["'zzzzzz'", "known: data, name"]),
+        (["zzzzzz=1"], ["'zzzzzz'", "known: data, name, threshold"]),
         (["threshold"], ["name=value"]),
         (["threshold=abc"], ["'threshold'", "valid number", "'abc'"]),
         (["train.schedule=linear"], ["'train.schedule'", "'cosine'", "'linear'"]),
