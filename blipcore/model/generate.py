@@ -1,0 +1,237 @@
+"""Image tokens in, captions out: nucleus sampling, beam search and greedy decoding over our own loop.
+
+Lengths, penalty, filters and beam bookkeeping are those of the library the official code was written for (transformers
+4.15), so a beam search reproduces its token ids. The image is read once: cross-attention keys and values are computed
+before the loop and serve all steps and all captions of the picture; self-attention keeps a preallocated cache.
+
+Sampling draws its noise from a counter-based generator keyed by (seed, sample key, caption index), one number a step.
+What a picture gets therefore does not depend on its batch, on the order of pictures or on the number of workers.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blipcore.model.blip import Blip
+from blipcore.model.med import ImageKV, TextTransformer
+from blipcore.model.tokenizer import Tokenizer
+
+# Finished rows are carried along until they are this share of the batch: dropping them copies the image keys and
+# values of all others, which costs as much as several steps.
+DROP_SHARE = 0.25
+
+
+@dataclass
+class GenerateConfig:
+    """How captions are decoded; the defaults are the official nucleus preset, for which CapFilt is known."""
+
+    mode: Literal["nucleus", "beam", "greedy"] = "nucleus"
+    prompt: str = "a picture of "
+    max_length: int = 20  # counts the prompt's tokens and the end token, as does min_length
+    min_length: int = 5
+    top_p: float = 0.9
+    top_k: int = 50  # 0 = off; the official sampler inherits 50 without saying so
+    temperature: float = 1.0
+    repetition_penalty: float = 1.1  # counts the prompt's tokens too; 1 = off, the official value for beams
+    beams: int = 3
+    num_captions: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("nucleus", "beam", "greedy"):
+            raise ValueError(f"mode is 'nucleus', 'beam' or 'greedy', not {self.mode!r}")
+        if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.repetition_penalty <= 0 or self.top_k < 0:
+            raise ValueError("top_p is in (0, 1], temperature and repetition_penalty are above 0, top_k is 0 or more")
+        if self.num_captions < 1 or self.beams < 1:
+            raise ValueError("num_captions and beams are at least 1")
+        if self.mode == "greedy" and self.num_captions > 1:
+            raise ValueError("greedy decoding knows one caption a picture: sample for more, or use beams")
+        if self.mode == "beam" and self.num_captions > self.beams:
+            raise ValueError(f"{self.num_captions} captions of a beam search need as many beams, not {self.beams}")
+
+
+@dataclass
+class Generated:
+    """Captions, picture by picture: caption j of picture b is row b * num_captions + j."""
+
+    ids: list[list[int]]  # without the prompt and without [SEP]
+    logprob: list[float]  # of the row's tokens, [SEP] included, under the model before any penalty or filter
+
+
+@torch.inference_mode()
+def generate(
+    model: Blip, image_embeds: Tensor, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
+) -> Generated:
+    """Captions of the pictures whose tokens are `image_embeds` (B, N, W) and whose sample keys are `keys` (B)."""
+    prompt = tokenizer.prompt(config.prompt)
+    longest = model.config.text.max_positions
+    if not len(prompt) < config.max_length <= longest:
+        raise ValueError(
+            f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}"
+        )
+    assert len(keys) == len(image_embeds), f"{len(keys)} keys for {len(image_embeds)} pictures"
+    if not keys:
+        return Generated([], [])
+    kv = model.text.image_kv(image_embeds)
+    if config.mode == "beam":
+        return _beam_search(model.text, kv, prompt, tokenizer.sep, config)
+    noise = None
+    if config.mode == "nucleus":
+        steps = config.max_length - len(prompt)
+        rows = [sample_noise(config.seed, key, j, steps) for key in keys for j in range(config.num_captions)]
+        noise = torch.from_numpy(np.stack(rows))
+    return _sample(model.text, kv, prompt, tokenizer.sep, config, noise)
+
+
+def sample_noise(seed: int, key: str, index: int, steps: int) -> np.ndarray:
+    """`steps` numbers in [0, 1) that belong to caption `index` of the picture `key`; more steps keep the first ones."""
+    digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(errors="surrogatepass"), digest_size=16).digest()
+    # Raw counters rather than Generator.random, whose stream numpy does not promise to keep.
+    raw = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(steps)
+    return (raw >> np.uint64(11)) * 2.0**-53
+
+
+def _sample(
+    text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int, config: GenerateConfig, noise: Tensor | None
+) -> Generated:
+    """Sample with `noise` (R, steps), R = B * num_captions, or take the likeliest token at every step without it."""
+    R, device = len(kv) * config.num_captions, kv.layers[0].device
+    if config.num_captions > 1:
+        kv = kv.expand(config.num_captions)
+    cache = text.new_cache(R, config.max_length)
+    ids = torch.tensor([prompt] * R, device=device)
+    rows = torch.arange(R)  # which caption each row of the shrinking batch is
+    done = torch.zeros(R, dtype=torch.bool)
+    captions: list[list[int]] = [[] for _ in range(R)]
+    logprob = torch.zeros(R, device=device)
+    for step in range(config.max_length - len(prompt)):
+        new = ids if step == 0 else ids[:, -1:]
+        logits = text.logits(text.decode(new, None, kv, cache)[:, -1]).float()
+        scores = _constrain(logits, ids, sep, config)
+        token = (
+            scores.argmax(1).cpu() if noise is None else _draw(scores / config.temperature, noise[rows, step], config)
+        )
+        gained = logits.log_softmax(1).gather(1, token[:, None].to(device))[:, 0]
+        logprob[rows.to(device)] += gained.masked_fill(done.to(device), 0.0)
+        for row, value, over in zip(rows.tolist(), token.tolist(), done.tolist(), strict=True):
+            if value != sep and not over:
+                captions[row].append(value)
+        done |= token == sep
+        if done.all():
+            break
+        ids = torch.cat([ids, token[:, None].to(device)], dim=1)
+        if done.float().mean() >= DROP_SHARE:
+            alive = (~done).nonzero()[:, 0]
+            on_device = alive.to(device)
+            cache.select(on_device)
+            kv, ids, rows, done = kv.select(on_device), ids[on_device], rows[alive], done[alive]
+    return Generated(captions, logprob.tolist())
+
+
+def _constrain(scores: Tensor, ids: Tensor, sep: int, config: GenerateConfig) -> Tensor:
+    """Scores (R, V) of the token after `ids` (R, L), repetition penalised and the end forbidden below min_length."""
+    scores = scores.clone()
+    if config.repetition_penalty != 1.0:
+        seen = scores.gather(1, ids)
+        penalised = torch.where(seen < 0, seen * config.repetition_penalty, seen / config.repetition_penalty)
+        scores.scatter_(1, ids, penalised)
+    if ids.shape[1] < config.min_length:
+        scores[:, sep] = -torch.inf
+    return scores
+
+
+def _draw(scores: Tensor, noise: Tensor, config: GenerateConfig) -> Tensor:
+    """One token (R,) a row from the top-k, then top-p share of softmax(scores (R, V)), by inverse CDF of `noise` (R,).
+
+    The nucleus keeps the token that crosses `top_p`. The CDF runs in double precision and in the order of ids, so
+    that the rounding of another batch size, which may swap near-equal scores, does not change the draw.
+    """
+    V = scores.shape[1]
+    top, tokens = (x.cpu() for x in scores.topk(min(config.top_k, V) if config.top_k else V))
+    share = top.double().softmax(1)
+    share = share.masked_fill(share.cumsum(1) - share > config.top_p, 0.0)
+    tokens, order = tokens.sort(1)
+    cdf = share.gather(1, order).cumsum(1)
+    total = cdf[:, -1:]
+    target = torch.minimum(noise[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return tokens.gather(1, torch.searchsorted(cdf, target, right=True))[:, 0]
+
+
+class _Hypothesis(NamedTuple):
+    score: float  # (penalised) log-probability over length
+    logprob: float
+    ids: list[int]
+
+
+def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int, config: GenerateConfig) -> Generated:
+    """Beam search with transformers 4.15's rules.
+
+    A hypothesis scores its summed log-probability over its number of tokens, prompt included and [SEP] excluded. A
+    picture is done when `beams` hypotheses are stored and no candidate can beat the worst of them at this length.
+    """
+    nb, device = config.beams, kv.layers[0].device
+    stored: list[list[_Hypothesis]] = [[] for _ in range(len(kv))]
+    live = list(range(len(kv)))  # pictures that are still searched, nb rows each
+    kv = kv.expand(nb)
+    cache = text.new_cache(len(kv), config.max_length)
+    ids = torch.tensor([prompt] * len(kv), device=device)
+    total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(len(live))  # all beams start equal: use one
+    logprob = torch.zeros_like(total)
+    for length in range(len(prompt), config.max_length):
+        new = ids if length == len(prompt) else ids[:, -1:]
+        own = text.logits(text.decode(new, None, kv, cache)[:, -1]).float().log_softmax(1)
+        V = own.shape[1]
+        scores = (_constrain(own, ids, sep, config) + total[:, None]).view(len(live), nb * V)
+        best, flat = scores.topk(2 * nb, dim=1)
+        sums = (own + logprob[:, None]).view(len(live), nb * V).gather(1, flat)
+        best, flat, sums, written = best.tolist(), flat.tolist(), sums.tolist(), ids[:, len(prompt) :].tolist()
+
+        kept: list[tuple[int, int, float, float]] = []  # source row, token, score and log-probability of the next rows
+        still = []
+        for slot, picture in enumerate(live):
+            candidates = []
+            for rank, (score, place, logp) in enumerate(zip(best[slot], flat[slot], sums[slot], strict=True)):
+                row, token = slot * nb + place // V, place % V
+                if token != sep:
+                    candidates.append((row, token, score, logp))
+                elif rank < nb:
+                    _store(stored[picture], _Hypothesis(score / length, logp, written[row]), nb)
+                if len(candidates) == nb:
+                    break
+            worst = min((h.score for h in stored[picture]), default=0.0)
+            if len(stored[picture]) < nb or worst < best[slot][0] / length:
+                still.append((slot, picture))
+                kept += candidates
+        if not still:
+            return _best(stored, config)
+        source = torch.tensor([row for row, *_ in kept], device=device)
+        cache.select(source)
+        if len(still) < len(live):
+            kv = kv.select(source)
+        token, total, logprob = (torch.tensor(column, device=device) for column in list(zip(*kept, strict=True))[1:])
+        ids = torch.cat([ids[source], token[:, None]], dim=1)
+        live = [picture for _, picture in still]
+
+    written = ids[:, len(prompt) :].tolist()
+    for row, (score, logp) in enumerate(zip(total.tolist(), logprob.tolist(), strict=True)):
+        _store(stored[live[row // nb]], _Hypothesis(score / config.max_length, logp, written[row]), nb)
+    return _best(stored, config)
+
+
+def _store(stored: list[_Hypothesis], new: _Hypothesis, beams: int) -> None:
+    """Add a hypothesis and let go of the worst once there are more than `beams`."""
+    if len(stored) < beams or new.score > min(h.score for h in stored):
+        stored.append(new)
+        if len(stored) > beams:
+            stored.remove(min(stored, key=lambda h: h.score))
+
+
+def _best(stored: list[list[_Hypothesis]], config: GenerateConfig) -> Generated:
+    best_last = (sorted(hypotheses, key=lambda h: h.score) for hypotheses in stored)
+    ranked = [h for hypotheses in best_last for h in hypotheses[: -config.num_captions - 1 : -1]]
+    return Generated([h.ids for h in ranked], [h.logprob for h in ranked])
