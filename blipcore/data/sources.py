@@ -1,0 +1,343 @@
+"""Where pictures and their texts live: a filtered folder, a shard set or an annotation file, each read shard by shard.
+
+In: one DATASET path as the user typed it. Out: a `Source`, which knows how many pictures each of its shards has, loads
+the keys and texts of a shard, and reads the bytes of a picture. Nothing here shuffles or decodes: see `stream.py`.
+
+A filtered folder names its images in `manifest.json`; its tables (key, text, keep) say which texts of which pictures
+are used. A shard set is a folder of webdataset tars with `key.jpg` and `key.txt` or the "caption" of `key.json`.
+"""
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from blipcore.data.annotations import read_captions
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+TABLE_COLUMNS = ("key", "text", "keep")
+BLOCK = 512  # a tar is a sequence of blocks of this many bytes
+
+
+class Picture(NamedTuple):
+    """A picture's key, the texts one may be drawn from, and an integer equal for equal pictures of a source."""
+
+    key: str
+    texts: tuple[str, ...]
+    image_id: int
+
+
+class Source(Protocol):
+    """A data set seen as shards of pictures."""
+
+    name: str
+    counts: list[int]  # pictures with at least one text, by shard
+    problems: dict[str, str]  # what was wrong with whole files: name -> reason
+
+    def load(self, shard: int) -> list[Picture]:
+        """The pictures of a shard, in the order of its file."""
+        ...
+
+    def read(self, shard: int, picture: Picture) -> bytes:
+        """The encoded picture; raises OSError when it cannot be had."""
+        ...
+
+    def where(self, shard: int, picture: Picture) -> str:
+        """What to call a picture in a report."""
+        ...
+
+
+def open_source(path: str | Path, image_root: str | Path | None = None) -> Source:
+    """Tell what `path` is and open it; ValueError or FileNotFoundError when it is no data set or holds nothing."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"data set {path} does not exist")
+    if path.is_file() and path.suffix == ".json":
+        source: Source = AnnotationSource(path, image_root)
+    elif path.is_dir() and _visible(path, "*.tar"):
+        source = ShardSource(path)
+    elif path.is_dir() and _visible(path, "*.parquet"):
+        source = FilteredSource(path)
+    else:
+        raise ValueError(
+            f"{path} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
+            ".tar files) or an annotation .json"
+        )
+    if not sum(source.counts):
+        raise ValueError(f"{path} holds no picture with a text to train on{_first_problem(source.problems)}")
+    return source
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))  # dot: being written
+
+
+def _first_problem(problems: dict[str, str]) -> str:
+    return "".join(f" ({name}: {reason})" for name, reason in list(problems.items())[:1])
+
+
+def _image_id(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big")
+
+
+# --- tar files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TarIndex:
+    """Where the members of a tar lie: key -> extension -> (offset, size), and what is wrong with the file, if so."""
+
+    members: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    problem: str = ""
+
+    def image(self, key: str) -> tuple[int, int] | None:
+        """Offset and size of the picture of `key`, None when there is none."""
+        found = self.members.get(key, {})
+        return next((found[extension] for extension in IMAGE_EXTENSIONS if extension in found), None)
+
+
+def index_tar(descriptor: int) -> TarIndex:
+    """Index a tar by its headers alone, keeping every member that is whole when the file is cut short or damaged."""
+    index = TarIndex()
+    try:
+        for name, offset, size in _members(descriptor):
+            key, extension = _split(name)
+            index.members.setdefault(key, {}).setdefault(extension, (offset, size))
+    except ValueError as error:
+        index.problem = f"{error}; the {len(index.members)} keys before are used"
+    return index
+
+
+def _members(descriptor: int) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each regular file of a tar (ustar, GNU or pax); ValueError where it is damaged."""
+    offset, end = 0, os.fstat(descriptor).st_size
+    extended: dict[str, str] = {}  # what an extended header says about the member after it
+    while offset < end:
+        header = os.pread(descriptor, BLOCK, offset)
+        if header == bytes(BLOCK):
+            return  # the end-of-archive block
+        name, size, kind = _parse_header(header)
+        size = int(extended.get("size", size))
+        data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
+        if data + size > end:
+            raise ValueError("truncated")
+        if kind == b"x":
+            records = os.pread(descriptor, size, data).decode(errors="replace")
+            extended = dict(re.findall(r"^\d+ (path|size)=(.*)$", records, re.MULTILINE))
+        elif kind == b"L":  # GNU's long name
+            extended = {"path": os.pread(descriptor, size, data).rstrip(b"\0").decode(errors="replace")}
+        else:
+            if kind in (b"0", b"\0"):  # the others are folders, links, global headers
+                yield extended.get("path", name), data, size
+            extended = {}
+
+
+def _parse_header(header: bytes) -> tuple[str, int, bytes]:
+    """Name, size and type of a ustar header; ValueError when its checksum does not hold."""
+    if len(header) < BLOCK:
+        raise ValueError("truncated")
+    try:
+        checksum = int(header[148:156].strip(b" \0") or b"0", 8)
+        if checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+            raise ValueError("checksum")
+        if header[124] & 0x80:  # GNU base-256 number, for sizes from 8 GiB up
+            size = int.from_bytes(header[125:136], "big")
+        else:
+            size = int(header[124:136].strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise ValueError("no tar header") from None
+    name = header[:100].split(b"\0", 1)[0]
+    if header[257:262] == b"ustar" and header[257:265] != b"ustar  \0" and header[345]:
+        name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+    return name.decode(errors="replace"), size, header[156:157]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`folder/key.ext` -> (`folder/key`, `ext`): the key ends at the first dot of the last part, as in webdataset."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+class TarReader:
+    """Reads members by offset from a bounded number of open, indexed tars (the least recently used is closed)."""
+
+    def __init__(self, capacity: int = 32) -> None:
+        self.capacity = capacity
+        self.problems: dict[str, str] = {}
+        self._open: OrderedDict[Path, tuple[int, TarIndex]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"capacity": self.capacity, "problems": self.problems, "_open": OrderedDict()}  # descriptors stay here
+
+    def index(self, path: Path) -> TarIndex:
+        """The index of a tar, from memory or from its headers."""
+        return self._entry(path)[1]
+
+    def read(self, path: Path, place: tuple[int, int]) -> bytes:
+        """The bytes of a member at (offset, size)."""
+        return os.pread(self._entry(path)[0], place[1], place[0])
+
+    def _entry(self, path: Path) -> tuple[int, TarIndex]:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        descriptor = os.open(path, os.O_RDONLY)
+        index = index_tar(descriptor)
+        if index.problem:
+            self.problems[path.name] = index.problem
+        self._open[path] = descriptor, index
+        if len(self._open) > self.capacity:
+            os.close(self._open.popitem(last=False)[1][0])
+        return descriptor, index
+
+    def close(self) -> None:
+        """Close every file."""
+        while self._open:
+            os.close(self._open.popitem()[1][0])
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# --- the three kinds -------------------------------------------------------------------------------------------------
+
+
+class _TarPictures:
+    """What filtered folders and shard sets share: pictures are members of tars."""
+
+    tars: list[Path]
+
+    def __init__(self) -> None:
+        self._reader = TarReader()
+        self.problems = self._reader.problems
+
+    def where(self, shard: int, picture: Picture) -> str:
+        """What to call a picture in a report."""
+        return f"{self.tars[shard].name}/{picture.key}"
+
+    def read(self, shard: int, picture: Picture) -> bytes:
+        """The encoded picture; raises OSError."""
+        path = self.tars[shard]
+        place = self._reader.index(path).image(picture.key.removeprefix("./"))
+        if place is None:
+            raise FileNotFoundError("not in the tar")
+        return self._reader.read(path, place)
+
+
+class FilteredSource(_TarPictures):
+    """A `filtered/<name>` folder: the kept texts of its tables, the pictures of the shard set its manifest names."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.name = str(folder)
+        images = self._images(folder)
+        self.tables = _visible(folder, "*.parquet")
+        self.tars = [images / f"{table.stem}.tar" for table in self.tables]
+        for table, tar in zip(self.tables, self.tars, strict=True):
+            if not tar.is_file():
+                raise FileNotFoundError(f"{table} needs the pictures of {tar}, which does not exist")
+        self.counts = [pc.count_distinct(_kept(table)["key"]).as_py() for table in self.tables]
+
+    @staticmethod
+    def _images(folder: Path) -> Path:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            images = folder / manifest["images"]  # an absolute path replaces `folder`
+        except FileNotFoundError:
+            raise ValueError(f"{folder} holds tables but no manifest.json that says where its images are") from None
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ValueError(f'{folder / "manifest.json"} has no "images": the path of the shard set') from None
+        if not images.is_dir():
+            raise FileNotFoundError(f"{folder} takes its images from {images}, which does not exist")
+        return images
+
+    def load(self, shard: int) -> list[Picture]:
+        """The pictures of a table with their kept texts, in order of first appearance."""
+        kept = _kept(self.tables[shard])
+        texts: dict[str, list[str]] = {}
+        for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
+            texts.setdefault(key, []).append(text)
+        return [Picture(key, tuple(own), _image_id(key)) for key, own in texts.items()]
+
+
+def _kept(path: Path) -> pa.Table:
+    """Keys and texts of the kept rows of a filtered table."""
+    try:
+        schema = pq.read_schema(path)
+        missing = [column for column in TABLE_COLUMNS if column not in schema.names]
+        if missing:
+            raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}")
+        table = pq.read_table(path, columns=list(TABLE_COLUMNS))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+    has_text = pc.greater(pc.utf8_length(table["text"]), 0)
+    return table.filter(pc.and_(table["keep"], has_text)).select(["key", "text"])
+
+
+class ShardSource(_TarPictures):
+    """A shard set: every picture of its tars that has a web text."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.name = str(folder)
+        self.tars = _visible(folder, "*.tar")
+        self.counts = [len(self.load(shard)) for shard in range(len(self.tars))]
+
+    def load(self, shard: int) -> list[Picture]:
+        """The pictures of a tar with their web text, in the order of the tar."""
+        path = self.tars[shard]
+        index = self._reader.index(path)
+        pictures = []
+        for key, members in index.members.items():
+            text = self._text(path, members)
+            if text and index.image(key):
+                pictures.append(Picture(key, (text,), _image_id(key)))
+        return pictures
+
+    def _text(self, path: Path, members: dict[str, tuple[int, int]]) -> str:
+        if "txt" in members:
+            return self._reader.read(path, members["txt"]).decode(errors="replace").strip()
+        if "json" in members:
+            try:
+                caption = json.loads(self._reader.read(path, members["json"])).get("caption")
+            except (ValueError, AttributeError):
+                return ""
+            return caption.strip() if isinstance(caption, str) else ""
+        return ""
+
+
+class AnnotationSource:
+    """An annotation file, as one shard: the texts are held in memory, the pictures are files."""
+
+    def __init__(self, path: Path, image_root: str | Path | None) -> None:
+        self.name = str(path)
+        self.problems: dict[str, str] = {}
+        rows = read_captions(path, image_root)
+        self._paths = {row["image_id"]: row["image"] for row in rows}
+        self._pictures = [Picture(row["key"], tuple(row["texts"]), row["image_id"]) for row in rows]
+        self.counts = [len(self._pictures)]
+
+    def load(self, shard: int) -> list[Picture]:
+        """All pictures, in the order of the file."""
+        return self._pictures
+
+    def where(self, shard: int, picture: Picture) -> str:
+        """What to call a picture in a report."""
+        return picture.key
+
+    def read(self, shard: int, picture: Picture) -> bytes:
+        """The encoded picture; raises OSError."""
+        try:
+            return self._paths[picture.image_id].read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError("no such file") from None

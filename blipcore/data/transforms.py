@@ -1,0 +1,185 @@
+"""Encoded picture -> RGB -> normalised float tensor: the two transforms of BLIP, in PIL and torch alone.
+
+In: bytes, a path or a `PIL.Image`. Out: a float tensor (3, S, S) with CLIP's mean and deviation. The training transform
+is a random resized crop, a flip and (optionally) BLIP's RandAugment; the evaluation transform is a plain square resize.
+Every random choice comes from the `random.Random` that the caller passes, so a sample is a function of its position in
+the stream.
+"""
+
+import io
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+RATIOS = (3 / 4, 4 / 3)  # width : height of the training crop
+AUGMENTATIONS = 2  # operations drawn per picture, with replacement
+AUGMENT_PROBABILITY = 0.5  # each drawn operation is applied with this probability
+GREY = (128, 128, 128)  # what geometric operations uncover
+EXIF_ORIENTATION = 0x0112
+
+Transform = Callable[[Image.Image, random.Random | None], torch.Tensor]
+
+
+def load_image(source: bytes | str | Path) -> Image.Image:
+    """Decode a picture to 8-bit RGB, upright, transparency on white; OSError when it cannot be decoded."""
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise OSError("no known picture format") from None
+    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # PIL's ways to say damage
+        raise OSError(f"damaged picture: {error}") from error
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # (3, S, S), 0..255
+    return torch.addcmul(_SHIFT, pixels, _SCALE)
+
+
+# (pixel / 255 - mean) / std as one multiply-add.
+_STD = torch.tensor(CLIP_STD).view(3, 1, 1)
+_SCALE = 1.0 / (255.0 * _STD)
+_SHIFT = -torch.tensor(CLIP_MEAN).view(3, 1, 1) / _STD
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize to an exact square, bicubic, aspect ratio not kept."""
+
+    image_size: int
+
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> torch.Tensor:
+        size = (self.image_size, self.image_size)
+        return _to_tensor(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop, horizontal flip with probability `hflip`, then RandAugment when asked."""
+
+    image_size: int
+    min_scale: float
+    randaugment: bool
+    hflip: float
+
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> torch.Tensor:
+        rng = rng or random.Random()
+        box = random_crop(image.size, self.min_scale, rng)
+        # Crop and resize in one call: half the cost of two, and no copy of the crop.
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
+        if rng.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.randaugment:
+            image = rand_augment(image, rng)
+        return _to_tensor(image)
+
+
+def train_transform(image_size: int, min_scale: float, randaugment: bool = True, hflip: float = 0.5) -> Transform:
+    """The training transform; a crop has at least `min_scale` of the area (0.2 in pretraining, 0.5 in finetuning)."""
+    return TrainTransform(image_size, min_scale, randaugment, hflip)
+
+
+def eval_transform(image_size: int) -> Transform:
+    """BLIP's evaluation transform."""
+    return EvalTransform(image_size)
+
+
+def random_crop(size: tuple[int, int], min_scale: float, rng: random.Random) -> tuple[int, int, int, int]:
+    """Draw a box (left, top, right, bottom) with an area of `min_scale` to 1 of the picture and a ratio of 3/4 to 4/3.
+
+    Ten draws may fail on very long pictures; then it is the largest centred box of an allowed ratio.
+    """
+    width, height = size
+    low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(min_scale, 1.0)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * RATIOS[1])))
+    h = min(height, max(1, round(width / RATIOS[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
+    """BLIP's RandAugment: two of ten operations at magnitude 5 of 10, each applied with probability one half.
+
+    At this magnitude the official Brightness and Sharpness have a factor of exactly 1: like Identity they change
+    nothing. AutoContrast is correct here; the official one overflows and whitens channels whose minimum is above 0.
+    """
+    for _ in range(AUGMENTATIONS):
+        operation = rng.choice(OPERATIONS)
+        if rng.random() < AUGMENT_PROBABILITY:
+            image = operation(image, rng)
+    return image
+
+
+def _identity(image: Image.Image, rng: random.Random) -> Image.Image:
+    return image
+
+
+def _auto_contrast(image: Image.Image, rng: random.Random) -> Image.Image:
+    return ImageOps.autocontrast(image)
+
+
+def _equalize(image: Image.Image, rng: random.Random) -> Image.Image:
+    return ImageOps.equalize(image)
+
+
+def _rotate(image: Image.Image, rng: random.Random) -> Image.Image:
+    angle = math.radians(15.0) * _sign(rng)
+    cos, sin = math.cos(angle), math.sin(angle)
+    x, y = image.width / 2, image.height / 2
+    return _affine(image, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
+
+
+def _shear_x(image: Image.Image, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0.15 * _sign(rng), 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0.15 * _sign(rng), 1, 0))
+
+
+def _translate_x(image: Image.Image, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, 5 * _sign(rng), 0, 1, 0))  # 5 pixels whatever the size, as official
+
+
+def _translate_y(image: Image.Image, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, 5 * _sign(rng)))
+
+
+def _sign(rng: random.Random) -> int:
+    return 1 if rng.random() < 0.5 else -1
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """Apply an output -> input matrix for pixel centres at whole numbers (OpenCV's convention; PIL's lie at halves)."""
+    a, b, c, d, e, f = matrix
+    shifted = (a, b, c + 0.5 - 0.5 * (a + b), d, e, f + 0.5 - 0.5 * (d + e))
+    return image.transform(image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+
+# Identity three times: itself, and Brightness and Sharpness, which do nothing at magnitude 5.
+OPERATIONS = (
+    *(_identity, _identity, _identity),
+    *(_auto_contrast, _equalize, _rotate, _shear_x, _shear_y, _translate_x, _translate_y),
+)

@@ -1,0 +1,69 @@
+"""What a user watches while a model trains: one live line on a terminal, plain lines elsewhere. All on stderr."""
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows step, losses, learning rate, pictures per second, share of time waiting for data, and time left."""
+
+    def __init__(self, steps: int, start: int, quiet: bool = False) -> None:
+        self.steps, self.quiet = steps, quiet
+        self._live: Progress | None = None
+        if sys.stderr.isatty() and not quiet:
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(20),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._live = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=2)
+            self._bar = self._live.add_task("train", total=steps, completed=start, text="")
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def step(self, step: int) -> None:
+        """Move the bar; costs nothing off a terminal."""
+        if self._live:
+            self._live.update(self._bar, completed=step)
+
+    def log(self, record: dict[str, float], seconds_left: float) -> None:
+        """Show a record of metrics.jsonl."""
+        text = describe(record)
+        if self._live:
+            self._live.update(self._bar, text=text)
+        else:
+            self.say(f"step {record['step']}/{self.steps}  {text}  {_clock(seconds_left)} left")
+
+    def say(self, message: str) -> None:
+        """A plain line."""
+        if self._live:
+            self._live.console.print(message, highlight=False, markup=False)
+        elif not self.quiet:
+            print(message, file=sys.stderr, flush=True)
+
+
+def describe(record: dict[str, float]) -> str:
+    """ "loss 2.31  itc 1.2  lr 3.0e-04  512 img/s  wait 3%" from a record."""
+    shown = ("step", "lr", "images_per_second", "data_wait_share", "seconds")
+    losses = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name not in shown]
+    rate = f"{record['images_per_second']:.0f} img/s" if "images_per_second" in record else ""
+    wait = f"wait {record['data_wait_share']:.0%}" if "data_wait_share" in record else ""
+    return "  ".join(part for part in (*losses, f"lr {record['lr']:.1e}", rate, wait) if part)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

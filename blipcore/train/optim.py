@@ -1,0 +1,92 @@
+"""The numbers of a training run, the optimiser they configure, and the learning rate as a function of the step.
+
+AdamW as the official code has it: one group, weight decay on every parameter, biases and norms included.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
+
+from blipcore.precision import Dtype
+
+
+@dataclass
+class TrainConfig:
+    """How to train; exactly one of `steps` and `epochs` is above 0. The defaults suit pre-training."""
+
+    steps: int = 0  # optimiser steps
+    epochs: float = 0.0  # or passes over the pictures of all data sets together
+    batch_size: int = 32  # pictures per process and micro-batch
+    lr: float = 3e-4
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    warmup_lr: float = 1e-6
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
+    decay: float = 0.9  # exponential: the factor ...
+    decay_steps: int = 0  # ... applied every so many steps; 0 = an epoch, as official
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 0.0  # largest norm of the gradient; 0 = no clipping, as official
+    accumulate: int = 1  # micro-batches per optimiser step
+    dtype: Dtype = "auto"  # bf16 autocast where the hardware multiplies in bf16, else fp32
+    device: str = "auto"
+    workers: int = 0  # processes that decode pictures; 0 = this one
+    seed: int = 42
+    log_every: int = 20
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept
+    nonfinite: Literal["stop", "skip"] = "stop"  # what to do when a loss is not finite; skip waits for every step
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("steps", "epochs", "warmup_steps", "decay_steps", "clip", "workers", "seed", "lr", "min_lr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+
+    def total_steps(self, pictures: int, ranks: int = 1) -> int:
+        """Optimiser steps of the run, for an epoch of `pictures`; ValueError unless one of steps, epochs is given."""
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(f"give either steps or epochs above 0 (steps={self.steps}, epochs={self.epochs})")
+        return self.steps or max(1, round(self.epochs * self.steps_per_epoch(pictures, ranks)))
+
+    def steps_per_epoch(self, pictures: int, ranks: int = 1) -> float:
+        """Optimiser steps in which `pictures` are seen once."""
+        return pictures / (self.batch_size * self.accumulate * ranks)
+
+
+def adamw(task: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW over the trainable parameters of `task`, as one group; fused where the device has the kernel."""
+    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("the task has no parameter to train: everything is frozen")
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return AdamW(
+        parameters, config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Learning rate of optimiser step `step` (from 0), for a config whose `steps` and `decay_steps` are resolved.
+
+    Linear warm-up, then a cosine to `min_lr` over the steps that remain, or steps of `decay` down to `min_lr`, or
+    constant. The exponential one counts from step 0 and the warm-up only limits it, as in the official pre-training.
+    """
+    if config.schedule == "exponential":
+        lr = max(config.min_lr, config.lr * config.decay ** (step // max(config.decay_steps, 1)))
+    elif config.schedule == "constant":
+        lr = config.lr
+    elif config.schedule == "cosine":
+        remaining = max(config.steps - config.warmup_steps, 1)
+        progress = min(max(step - config.warmup_steps, 0) / remaining, 1.0)
+        lr = config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        raise ValueError(f"schedule is 'cosine', 'exponential' or 'constant', not {config.schedule!r}")
+    if step < config.warmup_steps:
+        lr = min(lr, config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps)
+    return lr

@@ -1,0 +1,254 @@
+"""The one training loop. It knows steps, devices and files; the Task knows the model and the losses.
+
+In: a Task, a Stream, a TrainConfig and a folder. Out: that folder with a trained model (see `run_folder.py` for what
+else is in it) and a summary. Killed and launched again, a run goes on from its last checkpoint as if nothing had
+happened: the same samples, the same dropout, on a CPU the same bits.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blipcore import distributed
+from blipcore.data.stream import Stream
+from blipcore.precision import autocast, pick_device, to_device
+from blipcore.tasks.task import Batch, Outputs, Progress, Task
+from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
+from blipcore.train.display import Display
+from blipcore.train.optim import TrainConfig, adamw, schedule
+from blipcore.train.run_folder import RunFolder, stop_signals
+
+__all__ = ["NonFiniteLossError", "TrainConfig", "Trainer"]
+
+
+SHOWN_PROBLEMS = 20  # unreadable pictures that the summary names
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or gradient became infinite or NaN; the message names the pictures of the batch."""
+
+
+@dataclass
+class TrainState:
+    """Where a run is, apart from weights and generators; what a checkpoint holds in readable form."""
+
+    step: int = 0  # optimiser steps done; the stream position follows from it
+    seconds: float = 0.0  # in the loop, over all launches that led here
+    waited: float = 0.0  # of these, waiting for data
+    skipped: int = 0  # steps left out because a loss was not finite
+    logged_step: int = 0  # `step`, `seconds` and `waited` at the last log
+    logged_seconds: float = 0.0
+    logged_waited: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)  # means over the last complete log interval
+    problems: dict[str, str] = field(default_factory=dict)  # unreadable pictures and shards: name -> reason
+
+
+class Trainer:
+    """Trains `task` on `stream` into the folder `out`; `resolved` is the configuration that names the run."""
+
+    def __init__(
+        self, task: Task, stream: Stream, config: TrainConfig, out: Path | str, resolved: dict[str, Any]
+    ) -> None:
+        ranks = distributed.world_size()
+        steps = config.total_steps(len(stream), ranks)
+        decay_steps = config.decay_steps or max(1, round(config.steps_per_epoch(len(stream), ranks)))
+        self.config = replace(config, steps=steps, epochs=0.0, decay_steps=decay_steps)
+        self.task, self.stream = task, stream
+        self.folder = RunFolder(Path(out), resolved)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep)
+        self.device = pick_device(config.device)
+        self.images_per_step = config.batch_size * config.accumulate * ranks
+        self.state = TrainState()
+        self.sums: dict[str, Tensor] = {}  # of the losses since the last log, kept on the device
+        self.summed = 0  # steps in `sums`
+        self.started = 0.0  # when the loop would have begun, had it run in one go
+        self.suspects: list[tuple[int, list[str], Tensor]] = []  # (step, keys, finite?) not yet looked at
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, from the last checkpoint if there is one; returns the summary (see `_summary`).
+
+        A finished run returns its summary at once. SIGTERM, SIGUSR1 and Ctrl-C save and raise SystemExit.
+        """
+        finished = self.folder.claim()
+        if finished is not None:
+            return finished
+        config, state = self.config, self.state
+        self.task.to(self.device).train()
+        optimizer = adamw(self.task, config)
+        torch.manual_seed(config.seed + distributed.rank())
+        messages = self._resume(optimizer)
+        main = distributed.is_main()
+        with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display:
+            for message in messages:
+                display.say(message)
+            if main:
+                self.folder.open_logs(state.step)
+            batches = self._batches()
+            self.started = time.perf_counter() - state.seconds
+            while state.step < config.steps:
+                self._step(optimizer, batches)
+                state.step += 1
+                display.step(state.step)
+                last = state.step == config.steps
+                if last or state.step % config.log_every == 0:
+                    record, seconds_left = self._record()
+                    if main:
+                        self.folder.log(record)
+                        display.log(record, seconds_left)
+                leaving = bool(stopped)  # asked once: a signal after this line waits for the next step
+                if last or leaving or state.step % config.save_every == 0:
+                    self._save(optimizer)
+                if leaving and not last:
+                    self.folder.close_logs()
+                    display.say(f"stopped and saved at step {state.step}; run the same command again to go on")
+                    raise SystemExit(128 + stopped[0])
+            self.folder.close_logs()
+            for name, reason in list(state.problems.items())[:SHOWN_PROBLEMS]:
+                display.say(f"unreadable, replaced by the next: {name}: {reason}")
+        summary = self._summary()
+        if main:
+            self._export(summary)
+        distributed.barrier()
+        return summary
+
+    def _batches(self) -> Iterator[tuple[Batch, dict[str, str]]]:
+        """Micro-batches from where the run stands, whatever happened before."""
+        config, done = self.config, self.state.step
+        first, last = done * config.accumulate, config.steps * config.accumulate
+        return iter(self.stream.loader(self.task.collate, config.batch_size, first, last, config.workers))
+
+    def _step(self, optimizer: Optimizer, batches: Iterator[tuple[Batch, dict[str, str]]]) -> None:
+        """One optimiser step; on a GPU nothing in it waits for the device."""
+        config, state, task = self.config, self.state, self.task
+        progress = Progress(state.step, config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(state.step, config)
+        task.before_step(progress)
+        keys: list[str] = []
+        outputs: list[Outputs] = []
+        for _ in range(config.accumulate):
+            batch = self._next(batches)
+            keys += batch["keys"]
+            with autocast(self.device, config.dtype):
+                out = task(batch, progress)
+            (out["loss"] / config.accumulate).backward()
+            outputs.append({name: value.detach() for name, value in out.items()})
+        finite = torch.stack([out["loss"] for out in outputs]).isfinite().all()
+        if config.clip:
+            finite &= nn.utils.clip_grad_norm_(task.parameters(), config.clip).isfinite()
+        self.suspects.append((state.step, keys, finite))
+        # A look at `finite` waits for the device: at once only where that is free or where it decides the step.
+        if (self.device == "cpu" or config.nonfinite == "skip") and not self._all_finite():
+            state.skipped += 1
+        else:
+            optimizer.step()
+            task.after_step(outputs)
+            self._add_up(outputs)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _next(self, batches: Iterator[tuple[Batch, dict[str, str]]]) -> Batch:
+        started = time.perf_counter()
+        batch, problems = next(batches)
+        self.state.waited += time.perf_counter() - started
+        self.state.problems |= problems
+        return {name: to_device(x, self.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
+
+    def _all_finite(self) -> bool:
+        """Look at the steps not looked at yet: raises NonFiniteLossError for a bad one, or, if skipping, is False."""
+        suspects, self.suspects = self.suspects, []
+        if not suspects or torch.stack([finite for _, _, finite in suspects]).all():
+            return True
+        step, keys = next((step, keys) for step, keys, finite in suspects if not finite)
+        if self.config.nonfinite == "skip":
+            return False
+        raise NonFiniteLossError(
+            f"the loss or its gradient is not finite at step {step}; the pictures of its batch: {', '.join(keys)}. "
+            "Lower the learning rate, set a gradient clip, or set nonfinite=skip to leave such steps out"
+        )
+
+    def _add_up(self, outputs: list[Outputs]) -> None:
+        """Add the scalars of a step (the mean over its micro-batches) to the sums of the log interval."""
+        for out in outputs:
+            for name, value in out.items():
+                if value.ndim == 0:
+                    share = value.float() / len(outputs)
+                    self.sums[name] = self.sums[name] + share if name in self.sums else share
+        self.summed += 1
+
+    def _record(self) -> tuple[dict[str, float], float]:
+        """The record of the log interval that ends here, and an estimate of the seconds left."""
+        self._all_finite()
+        state, names = self.state, list(self.sums)
+        means = (torch.stack([self.sums[name] for name in names]) / self.summed).tolist() if names else []
+        state.losses = dict(zip(names, means, strict=True))
+        state.seconds = time.perf_counter() - self.started
+        steps = state.step - state.logged_step
+        seconds, waited = state.seconds - state.logged_seconds, state.waited - state.logged_waited
+        state.logged_step, state.logged_seconds, state.logged_waited = state.step, state.seconds, state.waited
+        self.sums, self.summed = {}, 0
+        record = {
+            "step": state.step,
+            **state.losses,
+            "lr": schedule(state.step - 1, self.config),
+            "images_per_second": round(steps * self.images_per_step / seconds, 1),
+            "data_wait_share": round(waited / seconds, 4),
+            "seconds": round(state.seconds, 3),
+        }
+        return record, seconds / steps * (self.config.steps - state.step)
+
+    def _save(self, optimizer: Optimizer) -> None:
+        self._all_finite()  # weights that a NaN has touched must not replace good ones
+        self.state.seconds = time.perf_counter() - self.started
+        tensors = {
+            "task": self.task.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": random_state(),
+            "sums": self.sums,
+            "summed": self.summed,
+        }
+        if distributed.is_main():
+            self.checkpoints.save(self.state.step, tensors, asdict(self.state))
+
+    def _resume(self, optimizer: Optimizer) -> list[str]:
+        """Take up the newest readable checkpoint; returns what to tell the user."""
+        restored = self.checkpoints.restore()
+        if restored is None:
+            return []
+        tensors, readable, messages = restored
+        self.task.load_state_dict(tensors["task"])
+        optimizer.load_state_dict(tensors["optimizer"])
+        self.sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
+        self.summed = tensors["summed"]
+        for name in asdict(self.state):
+            setattr(self.state, name, readable[name])
+        set_random_state(tensors["random"])
+        return [*messages, f"going on from step {self.state.step} of {self.config.steps}"]
+
+    def _summary(self) -> dict[str, Any]:
+        """What the run came to; `losses` are means over the last log interval, `problems` names unreadable pictures."""
+        state = self.state
+        pictures = state.step * self.images_per_step
+        return {
+            "steps": state.step,
+            "pictures": pictures,
+            "seconds": round(state.seconds, 2),
+            "images_per_second": round(pictures / state.seconds, 1),
+            "data_wait_share": round(state.waited / state.seconds, 4),
+            "losses": state.losses,
+            "skipped_steps": state.skipped,
+            "unreadable": len(state.problems),
+            "problems": dict(list(state.problems.items())[:SHOWN_PROBLEMS]),
+            "model": str(self.folder.model),
+        }
+
+    def _export(self, summary: dict[str, Any]) -> None:
+        from blipcore.model.convert import save_model
+
+        self.folder.finish(summary)
+        save_model(self.folder.model, self.task.model, self.task.tokenizer)
