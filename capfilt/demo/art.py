@@ -1,8 +1,8 @@
 """The drawings of the embedded corpus and their names.
 
-In: `fluent_emoji_flat.xz` (845 depictive concepts as vectors, with CLDR's English and Chinese names; made by `build_art.py`)
-and the reviewed list in `names.py`. Out: `Noun` entries for the language, and sprites, that is drawings with a white rim like a
-sticker's, for the scenes. The rim keeps a red apple visible on a red background.
+In: `fluent_emoji_flat.xz` (845 depictive concepts as vectors, with CLDR's English and Chinese names; made by
+`build_art.py`) and the reviewed list in `names.py`. Out: `Noun` entries for the language, and sprites, that is
+drawings with a white rim like a sticker's, for the scenes. The rim keeps a red apple visible on a red background.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MASTER = 256  # pixels of the rendering from which the sprites are scaled down
 
 @dataclass(frozen=True)
 class Noun:
-    """A reviewed noun: the concept that draws it, its English singular and plural, its Chinese name and measure word."""
+    """A reviewed noun: the concept that draws it, its singular and plural, its Chinese name and measure word."""
 
     concept: str
     en: str
@@ -49,21 +49,21 @@ def vocabulary() -> dict[str, Noun]:
         known = concepts()[concept]
         en = english or known["en"].lower()
         entries[en] = Noun(concept, en, names.plural(en), chinese or known["zh"], measure)
-    order = names.DEFAULT + sorted(entries.keys() - set(names.DEFAULT))
+    order = names.DEFAULT + tuple(sorted(entries.keys() - set(names.DEFAULT)))
     return {name: entries[name] for name in order}
 
 
 def nouns(n: int = len(names.DEFAULT)) -> tuple[str, ...]:
     """The first n reviewed nouns; the default ones are distinct in shape and in letters."""
     known = tuple(vocabulary())
-    if not 2 <= n <= len(known):
-        raise ValueError(f"{n} nouns were asked for; the reviewed list can give 2 to {len(known)}")
+    if not 4 <= n <= len(known):
+        raise ValueError(f"{n} nouns were asked for; the reviewed list can give 4 to {len(known)}")
     return known[:n]
 
 
 @lru_cache(maxsize=4096)
 def sprite(noun: str, px: int) -> Image.Image:
-    """The drawing of a noun as RGBA, its longer side px pixels, rim included. Shared by all callers: do not draw on it."""
+    """The drawing of a noun as RGBA, longer side px pixels with the rim. Shared by all callers: do not draw on it."""
     if noun not in vocabulary():
         raise ValueError(f"'{noun}' is not among the {len(vocabulary())} reviewed nouns of the embedded corpus")
     rim = max(1, round(px / 24))

@@ -3,8 +3,8 @@
     npm pack @iconify-json/fluent-emoji-flat@1.2.6 cldr-annotations-full@48.2.0     # then unpack both
     python -m capfilt.demo.build_art ICONIFY_PACKAGE CLDR_PACKAGE
 
-In: Microsoft's Fluent Emoji (flat), as Iconify publishes it, and the annotations of Unicode's CLDR. Out: one line of JSON a
-depictive concept, xz-compressed: {"id", "en", "zh", "svg"}, where svg is the inside of a 32 by 32 drawing.
+In: Microsoft's Fluent Emoji (flat), as Iconify publishes it, and the annotations of Unicode's CLDR. Out: one line of
+JSON a depictive concept, xz-compressed: {"id", "en", "zh", "svg"}, where svg is the inside of a 32 by 32 drawing.
 """
 
 from __future__ import annotations

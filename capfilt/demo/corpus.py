@@ -2,15 +2,18 @@
 
 In: a `CorpusConfig`. Out, under one folder:
 
-    web/urls.parquet              url (relative), caption            what a crawl would give: pairs to download
-    www/                          the pictures as they are served; behaviour.json says what the server does to some of them
-    human/images/                 pictures of the human-written sets
-    human/train.json              [{"image", "caption", "image_id"}]      one row a caption
-    human/validation.json, test.json   [{"image", "caption": [5 texts], "image_id"}]     the first text says all there is
-    truth/web.parquet             url, kind, matches, fate, scene    what is known about each web pair
-    truth/validation.json, test.json   {image: scene}
+    web/urls.parquet          url (relative), caption: what a crawl would give, pairs to download
+    www/                      the pictures as they are served; behaviour.json names the slow ones and the opted out
+    human/images/             pictures of the human-written sets
+    human/train.json          [{"image", "caption", "image_id"}], one row a caption
+    human/validation.json     [{"image", "caption": [5 texts], "image_id"}], the first text says all there is
+    human/test.json           the same
+    truth/web.parquet         url, kind, matches, fate, scene: what is known about each web pair
+    truth/validation.json     {image: scene}
+    truth/test.json           the same
 
-Training reads web/ and human/ alone. Every file is a pure function of the config: written twice, the bytes are the same.
+Training reads web/ and human/ alone. Every file is a pure function of the config: written twice, the bytes are the
+same.
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ def url_table(out: Path, base_url: str) -> pa.Table:
 
 
 def single_objects(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, int]]:
-    """Pictures of one object with the position of its noun in `art.nouns(nouns)`: the classes to pretrain an image encoder on."""
+    """Pictures of one object and the place of its noun in `art.nouns(nouns)`, to pretrain an image encoder on."""
     names = art.nouns(nouns)
     index = made = 0
     while made < n:
@@ -100,7 +103,7 @@ def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
     for index in range(config.web):
         scene = sample(config.seed, "web", index, nouns)
         rng = Random(f"web {config.seed} {index}")
-        text = web_text(scene, rng, nouns, config.mix, config.lang)
+        text = web_text(config.seed, scene, rng, nouns, config.mix, config.lang)
         url = f"{index // 1000:03d}/{index:07d}.jpg"
         shares = [getattr(config, fate) for fate in FATES]
         fate = rng.choices((*FATES, "ok"), [*shares, 1 - sum(shares)])[0]

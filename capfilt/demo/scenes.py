@@ -1,8 +1,8 @@
 """Scenes of the embedded corpus: what is in a picture, how it is drawn, and which split it belongs to.
 
-In: a seed, a split and an index. Out: a `Scene`, which is the picture's whole truth, and its drawing. Everything is a pure
-function of these three, so the same corpus comes out every time. The combinations (a pair of nouns in an order, a noun on a
-background, ...) are held out: each belongs to train, validation or test alone, under every index.
+In: a seed, a split and an index. Out: a `Scene`, which is the picture's whole truth, and its drawing. Everything is a
+pure function of these three, so the same corpus comes out every time. The combinations (a pair of nouns in an order, a
+noun on a background, ...) are held out: each belongs to train, validation or test alone, under every index.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ BACKGROUNDS = {
 }  # fmt: skip
 SIZES = ("small", "large")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-# One object; two or three alike; two objects in a relation; two or three alike in a relation to one other; three objects.
+# One object; two or three alike; two in a relation; two or three alike in a relation to another; three objects.
 KINDS = {"single": 0.40, "group": 0.10, "pair": 0.45, "group_pair": 0.02, "trio": 0.03}
-# Pictures of web, human and class streams share the combinations of the train split, and never an index's random numbers.
+# The web, human and class streams share the combinations of the train split, but no two draw the same lots.
 SPLIT_OF_STREAM = {s: "train" for s in ("web", "human", "classes")} | {"validation": "validation", "test": "test"}
 HELD_OUT = {"validation": 0.1, "test": 0.1}
 
@@ -46,7 +46,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The truth of a picture; `relation` says where things[0] is, seen from things[1], `jitter` seeds the exact places."""
+    """The truth of a picture; `relation` is where things[0] is, seen from things[1]; `jitter` seeds the places."""
 
     things: tuple[Thing, ...]
     relation: str | None
