@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -46,6 +46,7 @@ class ReadAhead(Generic[T]):
     threads: int = 2
     counts: Counter[str] = field(default_factory=Counter)
     waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
 
     def __iter__(self) -> Iterator[Ready[T]]:
         problems: list[Problem] = []
@@ -80,6 +81,10 @@ class ReadAhead(Generic[T]):
         if batch:
             yield batch
 
+    def times(self) -> dict[str, int]:
+        """Milliseconds since the start, and those of them that the consumer has waited: counts for `speed`."""
+        return {"waited_ms": round(1000 * self.waited), "busy_ms": round(1000 * (time.perf_counter() - self.started))}
+
     def _ready(self, picture: Picture) -> Ready[T]:
         if picture.error is not None:
             return Ready(picture.key, picture.text, None, picture.error)
@@ -92,3 +97,13 @@ class ReadAhead(Generic[T]):
 def decode_threads(workers: int) -> int:
     """Threads for each of `workers` processes: the cores shared out, at most 8 (a device keeps up with no more)."""
     return max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
+
+
+def speed(counts: Mapping[str, int], seconds: float, unit: str) -> dict[str, float]:
+    """Rate of a run and the share of its time in which the model waited for pictures; empty when it did nothing."""
+    if not counts.get("busy_ms"):
+        return {}
+    return {
+        f"{unit}_per_second": round(counts.get(unit, 0) / max(seconds, 1e-9), 2),
+        "data_wait_share": round(counts["waited_ms"] / counts["busy_ms"], 3),
+    }

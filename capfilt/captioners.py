@@ -1,0 +1,105 @@
+"""A picture in, texts with their log-probabilities out: the `Captioner` protocol and its implementations.
+
+The paper's captioner is BLIP's image-grounded decoder finetuned on human captions, sampling one caption a picture from
+the nucleus p = 0.9. `capfilt caption` knows the protocol alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blipcore.data.transforms import eval_transform
+from blipcore.model.convert import fingerprint, load_model
+from blipcore.model.generate import GenerateConfig, generate
+from blipcore.precision import Dtype, autocast, resolve_dtype, to_device
+
+__all__ = [
+    "BlipCaptioner",
+    "Captioner",
+    "Dtype",
+    "GenerateConfig",
+    "captioner_fingerprint",
+    "open_captioner",
+    "resolve_dtype",
+]
+
+ACCEPTED = "a blipcore checkpoint folder, an official BLIP .pth file, or a Hugging Face BLIP folder or hub id"
+
+
+class Captioner(Protocol):
+    """Makes texts for pictures; what it says of a picture must not depend on the other pictures of the call."""
+
+    name: str
+    fingerprint: str  # changes when the captions would
+
+    def prepare(self, image: Image.Image) -> Any:
+        """What `caption` needs of an RGB picture; called from reading threads, ahead of the model."""
+
+    def caption(self, inputs: Sequence[Any], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """For each prepared picture its captions as (text, log-probability)."""
+
+
+class BlipCaptioner:
+    """BLIP's decoder; `GenerateConfig` says how it speaks, and its noise is a function of (seed, key, index) alone."""
+
+    def __init__(
+        self,
+        model: str,
+        settings: GenerateConfig | None = None,
+        *,
+        tokenizer: str | None = None,
+        device: str = "cpu",
+        dtype: Dtype = "auto",
+    ) -> None:
+        self.name = "blip"
+        self.fingerprint = fingerprint(model, tokenizer)
+        self.settings = settings or GenerateConfig()
+        self.device, self.dtype = device, dtype
+        blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
+        self.model = blip.to(device).eval()
+        self.prepare = eval_transform(blip.config.vision.image_size)
+        no_pictures = torch.empty(0, 1, blip.config.vision.width, device=device)
+        generate(
+            self.model, no_pictures, self.tokenizer, self.settings, []
+        )  # refuses lengths that do not fit the model
+
+    @torch.inference_mode()
+    def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
+        """Captions of (3, S, S) pixel tensors, `settings.num_captions` for each."""
+        pixels = to_device(torch.stack(list(inputs)), self.device)
+        with autocast(self.device, self.dtype):
+            said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
+        rows = [(self.tokenizer.decode(ids), p) for ids, p in zip(said.ids, said.logprob, strict=True)]
+        n = self.settings.num_captions
+        return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
+
+
+def open_captioner(
+    spec: str,
+    settings: GenerateConfig | None = None,
+    *,
+    tokenizer: str | None = None,
+    device: str = "cpu",
+    dtype: Dtype = "auto",
+) -> Captioner:
+    """Load the captioner that `spec` names; ValueError says what is accepted."""
+    _check(spec)
+    return BlipCaptioner(spec, settings, tokenizer=tokenizer, device=device, dtype=dtype)
+
+
+def captioner_fingerprint(spec: str, tokenizer: str | None = None) -> str:
+    """Fingerprint of the captioner that `spec` names, without loading it."""
+    _check(spec)
+    return fingerprint(spec, tokenizer)
+
+
+def _check(spec: str) -> None:
+    if re.match(r"[A-Za-z_]\w+:", spec) and not Path(spec).exists():
+        raise ValueError(f"'{spec}' is not a captioner; give {ACCEPTED}.")

@@ -1,0 +1,195 @@
+"""(picture, text) pairs -> keep or drop with a reason: step 4 of CapFilt, in three steps that meet in tables.
+
+    score     pictures, web texts, captions/<source>/ -> scores/<name>/NNNNN.parquet    score.py
+    decide    a table of scores, least values         -> a reason for every row
+    rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet  one row a pair, dropped ones too
+
+Another threshold uses the scores again. Every text is a row from beginning to end: texts = kept + dropped, by reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capfilt import engine
+from capfilt.manifest import Manifest
+from capfilt.readahead import speed
+from capfilt.score import ScoreConfig, forget_if_empty, image_rows, read_captions, rescore, score_shards
+from capfilt.scorers import clean_caption
+from capfilt.shards import ShardSet, filtered_schema, read_counts, read_table, write_table
+
+KEPT, NO_TEXT, DUPLICATE, UNDECODABLE = "kept", "no_text", "duplicate", "undecodable: "
+
+
+@dataclass(kw_only=True)
+class FilterConfig(ScoreConfig):
+    """Which texts to judge, with which model, and what to keep."""
+
+    name: str = "capfilt"  # of the folder under filtered/
+    threshold: float = 0.5  # least ITM probability, 0.5 in the paper; 0 keeps every text there is
+    itc_threshold: float | None = None  # least ITC cosine
+    clip_threshold: float | None = None  # least CLIP cosine
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -.")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability, 0 to 1, not {self.threshold}.")
+
+    def limits(self) -> dict[str, float]:
+        """Score column -> the least value that keeps a text."""
+        given = {"itm": self.threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
+        return {column: least for column, least in given.items() if least is not None}
+
+
+def decide(scores: pa.Table, limits: dict[str, float]) -> list[str]:
+    """The reason of each row of a table of scores: "kept", or the first of these that holds.
+
+    `undecodable: <why>` · `no_text`: there is none, or nothing of it is left after BLIP's cleaning · `duplicate`: an
+    earlier text of the picture is the same after cleaning · `itm<0.5`: the first score below its least value.
+    """
+    reasons: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    rows = zip(*(scores[name].to_pylist() for name in ("key", "text", "error", *limits)), strict=True)
+    for key, text, error, *values in rows:
+        words = clean_caption(text or "")
+        if error is not None:
+            reasons.append(UNDECODABLE + error)
+        elif not words:
+            reasons.append(NO_TEXT)
+        elif (key, words) in seen:
+            reasons.append(DUPLICATE)
+        else:
+            seen.add((key, words))
+            judged = zip(limits.items(), values, strict=True)
+            reasons.append(next((f"{name}<{least:g}" for (name, least), value in judged if not value >= least), KEPT))
+    return reasons
+
+
+@dataclass
+class RewriteStage:
+    """Rewrites a shard: its scores, whether a row is kept and why, where its picture came from. Tables only."""
+
+    images: ShardSet
+    scores: Path
+    columns: list[str]  # of scores
+    captions: dict[str, Path | None]
+    limits: dict[str, float]
+    folder: Path
+    name: str = "rewrite"
+
+    def output(self, shard: str) -> Path:
+        return self.folder / f"{shard}.parquet"
+
+    def setup(self, device: str) -> None:
+        """Nothing to load."""
+
+    def run(self, shard: str) -> dict[str, int]:
+        table = read_table(self.scores / f"{shard}.parquet", ["key", "source", "index", "text", *self.columns, "error"])
+        table = table.filter(pc.is_in(table["source"], pa.array(list(self.captions), pa.string())))
+        for source, folder in self.captions.items():
+            if folder is not None:
+                self._require_unchanged(table, source, folder / f"{shard}.parquet")
+        reasons = decide(table, self.limits)
+        origin = image_rows(self.images, shard, ("url", "sha256"))
+        origins = [origin.get(key, (None, None)) for key in table["key"].to_pylist()]
+        schema = filtered_schema(self.columns)
+        verdict = {
+            "keep": [reason == KEPT for reason in reasons],
+            "reason": reasons,
+            "url": [url for url, _ in origins],
+            "sha256": [digest for _, digest in origins],
+        }
+        columns = [
+            pa.array(verdict[field.name], field.type) if field.name in verdict else table[field.name].cast(field.type)
+            for field in schema
+        ]
+        counts = Counter(map("/".join, zip(table["source"].to_pylist(), reasons, strict=True)))
+        write_table(self.output(shard), pa.Table.from_arrays(columns, schema=schema), counts)
+        return {"texts": len(reasons)}
+
+    def _require_unchanged(self, table: pa.Table, source: str, path: Path) -> None:
+        scored = table.filter(pc.equal(table["source"], source))
+        before = set(zip(*(scored[name].to_pylist() for name in ("key", "index", "text")), strict=True))
+        now = {(key, index, text) for key, texts in read_captions(path).items() for index, text in texts}
+        if before != now:
+            raise ValueError(f"{path} has changed since it was scored; {rescore(self.scores)}.")
+
+
+def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Score what has no scores yet, decide, rewrite; the summary counts all shards, also those of earlier runs.
+
+    Raises ValueError or FileNotFoundError, one sentence, for a folder that is no shard set, a checkpoint without the
+    heads, captions that are missing, unfinished or made anew since they were scored, or a folder of that name made
+    with other settings.
+    """
+    images = ShardSet.open(config.data)
+    scored = score_shards(config, progress=progress)
+    limits = config.limits()
+    if "clip" in limits and "clip" not in scored.columns:
+        raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
+    folder = config.root / "filtered" / config.name
+    forget_if_empty(folder)
+    manifest = Manifest.begin(
+        folder,
+        "filter",
+        {"limits": limits, "sources": list(scored.captions), "scored_with": scored.made_with},
+        images=images.path,
+        parents=[scored.folder, *(path for path in scored.captions.values() if path)],
+        packages=("pyarrow",),
+    )
+    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, folder)
+    ready = [shard for shard in images.shards if shard not in scored.ran.failed]
+    workers = min(config.workers, 1 + len(ready) // 32)  # starting a process costs more than a few tables
+    ran = engine.run(stage, ready, workers=workers, device="cpu", progress=progress)
+    failed = scored.ran.failed | ran.failed
+    counts = read_counts(stage.output(shard) for shard in ready if shard not in failed)
+    if not failed:
+        manifest.finish(counts)
+    return {
+        "stage": "filter",
+        "name": config.name,
+        "out": str(folder),
+        "scores": str(scored.folder),
+        "shards": {"done": ran.done, "skipped": ran.skipped, "failed": failed},
+        "counts": read_counts(scored.folder / f"{shard}.parquet" for shard in ready),
+        **_verdict(counts),
+        "seconds": round(scored.ran.seconds + ran.seconds, 2),
+        **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),
+    }
+
+
+def _verdict(counts: dict[str, int]) -> dict[str, Any]:
+    """Texts = kept + dropped by reason, in all and by source.
+
+    `noise_ratio` is the paper's: the share of judged texts that the scores reject (there 25% with nucleus captions).
+    """
+    by_source: dict[str, dict[str, Any]] = {}
+    dropped: Counter[str] = Counter()
+    for name, count in counts.items():
+        source, _, reason = name.partition("/")
+        of_source = by_source.setdefault(source, {"texts": 0, "kept": 0, "dropped": {}})
+        of_source["texts"] += count
+        if reason == KEPT:
+            of_source["kept"] = count
+        else:
+            of_source["dropped"][reason] = count
+            dropped[reason] += count
+    texts, kept = (sum(of_source[name] for of_source in by_source.values()) for name in ("texts", "kept"))
+    rejected = sum(count for reason, count in dropped.items() if "<" in reason)
+    return {
+        "texts": texts,
+        "kept": kept,
+        "dropped": dict(dropped),
+        "keep_share": round(kept / texts, 4) if texts else None,
+        "noise_ratio": round(rejected / (kept + rejected), 4) if kept + rejected else None,
+        "by_source": by_source,
+    }

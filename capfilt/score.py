@@ -1,0 +1,285 @@
+"""The first step of `capfilt filter`: pictures and their texts -> tables of scores, the only pass over the pictures.
+
+In: `NNNNN.tar` with web texts, `captions/<source>/NNNNN.parquet`. Out: `scores/<name>/NNNNN.parquet` with key, source,
+index, text, one column a score, and `error` where the picture could not be decoded. Every text is a row. Tables that
+fit what is asked for are used again, so that deciding anew costs no pass over the pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt import engine
+from capfilt.manifest import Manifest
+from capfilt.readahead import ReadAhead, Ready, decode_threads
+from capfilt.scorers import (
+    BlipScorer,
+    Dtype,
+    FirstToken,
+    OpenClipScorer,
+    Scorer,
+    clean_caption,
+    fingerprint,
+    open_clip_fingerprint,
+    resolve_dtype,
+)
+from capfilt.shards import MANIFEST, WEB, ShardSet, read_counts, read_manifest, read_table, scores_schema, write_table
+
+CAPTION_COLUMNS = ["key", "index", "text"]
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """Which texts of which pictures to score, and with what."""
+
+    data: str  # shard set with the pictures
+    model: str | None = None  # checkpoint with ITM and ITC heads; not needed where `scores` are finished
+    out: str | None = None  # root of scores/ and filtered/ when the pictures' folder is not to be written to
+    sources: list[str] = field(default_factory=list)  # "web" and captioners' names; empty is all there are
+    clip: str | None = None  # also score with open_clip:ARCH/TAG
+    first_token: FirstToken = "enc"  # "cls" for the numbers of the official demo class and of Hugging Face
+    scores: str | None = None  # folder under scores/; by default one that fits is used again, or a new one named
+    tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
+    batch_size: int = 32  # pictures a forward pass
+    device: str = "auto"
+    dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scores is not None and not re.fullmatch(r"\w[\w.+-]*", self.scores):
+            raise ValueError(f"scores '{self.scores}' must be letters, digits, . _ + or -.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+        if self.model is None and self.scores is None:
+            raise ValueError("Give a model to score with, or the name of finished scores.")
+
+    @property
+    def root(self) -> Path:
+        """Where this work is written."""
+        return Path(self.out or self.data)
+
+
+@dataclass
+class Scored:
+    """Tables of scores for the sources asked for (and perhaps more), and how they came to be."""
+
+    folder: Path
+    made_with: dict[str, Any]  # what the scores depend on, as in their manifest
+    captions: dict[str, Path | None]  # sources asked for -> folder of their captions, None for the web texts
+    ran: engine.Summary
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the score columns."""
+        return [*BlipScorer.columns, *(OpenClipScorer.columns if self.made_with["clip"] else ())]
+
+
+@dataclass
+class ScoreStage:
+    """Scores all texts of the pictures of a shard; the engine's view of this step."""
+
+    config: ScoreConfig
+    images: ShardSet
+    folder: Path
+    captions: dict[str, Path | None]
+    dtype: Literal["bf16", "fp32"]
+    name: str = "score"
+
+    def output(self, shard: str) -> Path:
+        return self.folder / f"{shard}.parquet"
+
+    def setup(self, device: str) -> None:
+        config = self.config
+        if config.model is None:
+            raise ValueError(f"{self.folder} is not finished; give the model to finish it with.")
+        blip = BlipScorer(
+            config.model, first_token=config.first_token, tokenizer=config.tokenizer, device=device, dtype=self.dtype
+        )
+        self._scorers: list[Scorer] = [blip]
+        if config.clip is not None:
+            self._scorers.append(OpenClipScorer(config.clip, device=device, dtype=self.dtype))
+
+    def run(self, shard: str) -> dict[str, int]:
+        captions = {source: read_captions(path / f"{shard}.parquet") for source, path in self.captions.items() if path}
+        web = image_rows(self.images, shard, ("caption",)) if WEB in self.captions else None
+        columns = [column for scorer in self._scorers for column in scorer.columns]
+        pictures = ReadAhead(
+            self.images.tar(shard),
+            lambda image: [scorer.prepare(image) for scorer in self._scorers],
+            ahead=2 * self.config.batch_size,
+            threads=decode_threads(self.config.workers),
+        )
+        rows: list[dict[str, Any]] = []
+        for batch in pictures.batches(self.config.batch_size):
+            of_batch: list[list[dict[str, Any]]] = []
+            for picture in batch:
+                # the tar's own text goes before the table's, which only fills in
+                texts = [] if web is None else [(WEB, 0, picture.text or web.get(picture.key, (None,))[0])]
+                for source, by_key in captions.items():
+                    texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
+                of_batch.append(
+                    [dict(key=picture.key, source=s, index=i, text=t, error=picture.error) for s, i, t in texts]
+                )
+            self._score(batch, of_batch)
+            rows += [row for of_picture in of_batch for row in of_picture]
+            engine.advance(len(batch))
+        for source, left in captions.items():
+            if left:
+                raise ValueError(
+                    f"Captions '{source}' of shard {shard} are for {len(left)} pictures that are not in its tar "
+                    f"({next(iter(left))} first); they belong to another shard set."
+                )
+        scored = sum(row.get(columns[0]) is not None for row in rows)
+        counts = {"texts": len(rows), "texts_scored": scored, **pictures.counts}
+        schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
+        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=schema), counts)
+        return counts | pictures.times()
+
+    def _score(self, batch: list[Ready[list[Any]]], of_batch: list[list[dict[str, Any]]]) -> None:
+        """Write scores into those rows of a batch that have words, of pictures that could be decoded."""
+        judged = [
+            (picture, worded)
+            for picture, rows in zip(batch, of_batch, strict=True)
+            if picture.error is None and (worded := [row for row in rows if clean_caption(row["text"] or "")])
+        ]
+        if not judged:
+            return
+        texts = [[row["text"] for row in rows] for _, rows in judged]
+        for place, scorer in enumerate(self._scorers):
+            columns = scorer.score([picture.input[place] for picture, _ in judged], texts)
+            for column, scores in columns.items():
+                for (_, rows), of_picture in zip(judged, scores, strict=True):
+                    for row, score in zip(rows, of_picture, strict=True):
+                        row[column] = score
+
+
+def read_captions(path: Path) -> dict[str, list[tuple[int, str | None]]]:
+    """key -> [(index, text)] of a captions table."""
+    table = read_table(path, CAPTION_COLUMNS)
+    found: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
+    for key, index, text in zip(*(table[name].to_pylist() for name in CAPTION_COLUMNS), strict=True):
+        found[key].append((index, text))
+    return dict(found)
+
+
+def image_rows(images: ShardSet, shard: str, columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
+    """key -> these columns of the shard's own table; None for a column it lacks, nothing where there is no table."""
+    path = images.table(shard)
+    if not path.exists():
+        return {}
+    table = read_table(path, ["key"])
+    there = [name for name in columns if name in pq.read_schema(path).names]
+    values = dict(zip(there, read_table(path, there).columns, strict=True))
+    nothing = [None] * table.num_rows
+    values = [values[name].to_pylist() if name in values else nothing for name in columns]
+    return dict(zip(map(str, table["key"].to_pylist()), zip(*values, strict=True), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- the step
+
+
+def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
+    """Score what has no scores yet; ValueError or FileNotFoundError, one sentence, for what the user can mend."""
+    images = ShardSet.open(config.data)
+    captions = _find_captions(config, images, config.sources)
+    folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
+    forget_if_empty(folder)
+    packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
+    manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages)
+    if config.model is not None:
+        manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
+    stage = ScoreStage(config, images, folder, captions, settings["dtype"])
+    if any(not stage.output(shard).exists() for shard in images.shards):
+        stage.captions = _find_captions(config, images, list(settings["sources"]))
+    ran = engine.run(stage, images.shards, workers=config.workers, device=config.device, progress=progress)
+    if not ran.failed:
+        manifest.finish(read_counts(stage.output(shard) for shard in images.shards))
+    return Scored(folder, settings, captions, ran)
+
+
+def forget_if_empty(folder: Path) -> None:
+    """Remove the manifest of a run that ended before its first table: it has settled nothing."""
+    if not any(folder.glob("*.parquet")):
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) -> dict[str, Path | None]:
+    """Source -> folder of its captions (None for "web"), web first, then by name; all of them finished."""
+    places = [config.root / "captions", images.path / "captions"]
+    there = {
+        path.name: path for place in reversed(places) if place.is_dir() for path in place.iterdir() if path.is_dir()
+    }
+    wanted = set(sources or [WEB, *there])
+    found: dict[str, Path | None] = {WEB: None} if WEB in wanted else {}
+    for name in sorted(wanted - {WEB}):
+        if name not in there:
+            known = ", ".join([WEB, *sorted(there)])
+            raise FileNotFoundError(f"No captions named '{name}' in {places[0]}; the sources there are {known}.")
+        tables = [there[name] / f"{shard}.parquet" for shard in images.shards]
+        lacking = [path.stem for path in tables if not path.exists()]
+        if lacking:
+            raise ValueError(
+                f"{there[name]} lacks {len(lacking)} of {len(tables)} shards ({lacking[0]} first); run the same "
+                "`capfilt caption` again to finish it, or leave it out with --sources."
+            )
+        read_table(tables[0], CAPTION_COLUMNS)  # a table of another kind is better named before the model is loaded
+        found[name] = there[name]
+    return found
+
+
+def _origin(captions: Path | None) -> str:
+    """What a source's texts were made with, in 16 hex digits; more shards of the same make do not change it."""
+    manifest = read_manifest(captions) if captions else None
+    if manifest is None:
+        return "not recorded" if captions else "in the shards"
+    return hashlib.sha256(json.dumps(manifest["config"], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Path, dict[str, Any]]:
+    """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
+    asked: dict[str, Any] = {"sources": origins}
+    if config.model is not None:
+        asked |= {
+            "fingerprint": fingerprint(config.model, config.tokenizer),
+            "first_token": config.first_token,
+            "dtype": resolve_dtype(engine.pick_device(config.device, 0), config.dtype),
+            "clip": None if config.clip is None else open_clip_fingerprint(config.clip),
+        }
+    place = config.root / "scores"
+    for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
+        manifest = read_manifest(folder)
+        if manifest is not None and _covers(manifest["config"], asked):
+            return folder, manifest["config"]
+    if config.model is None:
+        raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
+    clip = "+clip" if config.clip else ""
+    folder = place / (config.scores or f"blip-{asked['fingerprint'][:8]}{clip}.{'+'.join(origins)}"[:120])
+    manifest = read_manifest(folder)
+    before = manifest["config"]["sources"] if manifest else {}
+    changed = [source for source, origin in origins.items() if before.get(source, origin) != origin]
+    if changed:
+        raise ValueError(
+            f"The captions '{changed[0]}' have been made anew since {folder} was made from them; {rescore(folder)}."
+        )
+    return folder, asked
+
+
+def rescore(folder: Path) -> str:
+    """What to do about scores that no longer fit."""
+    return f"delete {folder}, or score into another folder with --scores NAME"
+
+
+def _covers(there: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether scores made with `there` hold all that is asked for: more sources and a CLIP column do no harm."""
+    return all(there["sources"].get(source) == origin for source, origin in asked["sources"].items()) and all(
+        there[name] == value or (name == "clip" and value is None) for name, value in asked.items() if name != "sources"
+    )
