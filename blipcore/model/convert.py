@@ -100,8 +100,9 @@ def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
     folder = Path(folder)
     if folder.exists() and not (_is_ours(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no blipcore model: choose another place to save to")
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (staging, old):  # of a run that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
     staging.mkdir(parents=True)
     content = {"format": "blipcore", "version": VERSION, "config": model.config.to_dict()}
     (staging / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -112,12 +113,9 @@ def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old)
-    else:
-        staging.rename(folder)
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_official(

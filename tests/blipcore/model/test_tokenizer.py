@@ -1,0 +1,154 @@
+"""Tokenizer: framing, special tokens, files in and out, training."""
+
+import pickle
+import random
+
+import huggingface_hub
+import pytest
+
+from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer, clean_caption
+
+WORDS = ["a", "picture", "of", "dog", "run", "##ning", "##s", ",", "[", "]", "sep", "猫", "cafe"]
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_vocab([*BERT_SPECIALS, *WORDS])
+
+
+def words(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.backend.id_to_token(i) for i in ids]
+
+
+def test_dec_and_enc_follow_the_vocabulary(tokenizer):
+    size = len(BERT_SPECIALS) + len(WORDS)
+    assert (tokenizer.bos, tokenizer.enc, tokenizer.vocab_size, len(tokenizer)) == (size, size + 1, size + 2, size + 2)
+    assert (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask) == (0, 1, 2, 3, 4)
+
+
+def test_dec_and_enc_are_not_added_twice():
+    tokenizer = Tokenizer.from_vocab(["[ENC]", *BERT_SPECIALS, "[DEC]", "dog"])
+    assert (tokenizer.enc, tokenizer.bos, len(tokenizer)) == (0, 6, 8)
+
+
+def test_rows_are_framed_padded_and_masked(tokenizer):
+    ids, mask = tokenizer(["dogs running", "dog", ""], max_length=30, first="enc")
+    assert words(tokenizer, ids[0].tolist()) == ["[ENC]", "dog", "##s", "run", "##ning", "[SEP]"]
+    assert words(tokenizer, ids[1].tolist()) == ["[ENC]", "dog", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
+    assert mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+    assert tokenizer(["dog"], max_length=30, pad_to_max=True)[0].shape == (1, 30)
+    assert tokenizer([], max_length=30)[0].shape == (0, 0)
+
+
+def test_truncation_keeps_the_end_token(tokenizer):
+    ids, _ = tokenizer(["a picture of a dog"], max_length=4)
+    assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "a", "picture", "[SEP]"]
+
+
+def test_max_length_without_room_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="max_length 1"):
+        tokenizer(["dog"], max_length=1)
+
+
+def test_prompt_starts_with_dec_and_has_no_end(tokenizer):
+    assert words(tokenizer, tokenizer.prompt("a picture of ")) == ["[DEC]", "a", "picture", "of"]
+    assert tokenizer.prompt("") == [tokenizer.bos]
+
+
+def test_special_tokens_in_a_text_are_text(tokenizer):
+    ids, _ = tokenizer(["dog [SEP] [DEC]"], max_length=30)
+    assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "dog", "[", "sep", "]", "[", "[UNK]", "]", "[SEP]"]
+
+
+def test_decode_joins_pieces_and_skips_specials(tokenizer):
+    ids, _ = tokenizer(["Café, dogs RUNNING 猫"], max_length=30, first="dec")
+    assert tokenizer.decode(ids[0]) == "cafe, dogs running 猫"
+    assert tokenizer.decode([tokenizer.bos, tokenizer.unk, tokenizer.pad]) == ""
+
+
+def test_pickled_tokenizer_is_the_same(tokenizer):
+    texts = ["a dog [SEP]", "running"]
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert other(texts, 20)[0].tolist() == tokenizer(texts, 20)[0].tolist()
+    assert other.backend.to_str() == tokenizer.backend.to_str()
+
+
+@pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
+def test_saved_tokenizer_loads_from_either_file(tokenizer, tmp_path, kept):
+    tokenizer.save(tmp_path)
+    for source in (tmp_path, tmp_path / kept):
+        loaded = Tokenizer.load(source)
+        assert loaded.backend.to_str() == tokenizer.backend.to_str() or kept == "vocab.txt"
+        assert (loaded.bos, loaded.enc, len(loaded)) == (tokenizer.bos, tokenizer.enc, len(tokenizer))
+        assert loaded(["a dog [SEP] 猫"], 20)[0].tolist() == tokenizer(["a dog [SEP] 猫"], 20)[0].tolist()
+    (tmp_path / ({"tokenizer.json", "vocab.txt"} - {kept}).pop()).unlink()
+    assert len(Tokenizer.load(tmp_path)) == len(tokenizer)
+
+
+def test_training_is_deterministic():
+    draw = random.Random(0)
+    alphabet = "abcdefghijklmnop"
+    lexicon = ["".join(draw.choices(alphabet, k=draw.randint(1, 6))) for _ in range(200)]
+    texts = [" ".join(draw.choices(lexicon, k=8)) for _ in range(400)]
+    vocabularies = {Tokenizer.train(texts, vocab_size=150).backend.to_str() for _ in range(6)}
+    assert len(vocabularies) == 1
+    assert len(Tokenizer.train(texts, vocab_size=150)) == 150
+
+
+def test_training_learns_words_and_drops_rare_letters():
+    tokenizer = Tokenizer.train(["two dogs, 两只猫"] * 5 + ["zebra"], vocab_size=200, min_frequency=2)
+    ids, _ = tokenizer(["dogs 猫", "zebra"], max_length=10)
+    assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "dogs", "猫", "[SEP]"]
+    assert words(tokenizer, ids[1].tolist())[1] == "[UNK]"
+
+
+def test_wrong_files_are_one_sentence(tmp_path):
+    (tmp_path / "no_specials.txt").write_text("a\nb\n")
+    (tmp_path / "twice.txt").write_text("[PAD]\na\na\n")
+    (tmp_path / "binary.txt").write_bytes(b"\x80\x02\xff")
+    (tmp_path / "broken.json").write_text("{")
+    for name, message in {
+        "no_specials.txt": "lacks .PAD.",
+        "twice.txt": "'a' twice",
+        "binary.txt": "not a BERT vocabulary",
+        "broken.json": "not a tokenizer.json",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.load(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        Tokenizer.load(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        Tokenizer.load(tmp_path / "missing" / "vocab.txt")
+
+
+def test_hub_name(tokenizer, tmp_path, monkeypatch):
+    tokenizer.save(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    assert len(Tokenizer.load("someone/bert")) == len(tokenizer)
+
+    def offline(name, allow_patterns):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match="hub did not give it"):
+        Tokenizer.load("someone/bert")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ('A "Dog" (brown): runs!', "a dog brown runs"),
+        ("well-known, isn't it? 3/4", "well-known, isn't it? 3/4"),
+        ("  two\t\tspaces \n\n", "two spaces"),
+        ("两只猫。Über #1", "两只猫。über 1"),
+        ("", ""),
+    ],
+)
+def test_clean_caption(text, clean):
+    assert clean_caption(text) == clean
+
+
+def test_clean_caption_keeps_max_words():
+    assert clean_caption("w " * 50).split() == ["w"] * 30
+    assert clean_caption("one two three", max_words=2) == "one two"

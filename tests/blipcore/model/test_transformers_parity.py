@@ -1,0 +1,181 @@
+"""The same random weights in transformers' BLIP and in ours give the same numbers, read from its folders and back."""
+
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from blipcore.model.convert import load_model
+from blipcore.model.foreign import to_official
+from blipcore.model.generate import GenerateConfig, generate
+from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
+from blipcore.model.torchvision_shim import heal_torchvision
+
+heal_torchvision()
+transformers = pytest.importorskip("transformers")
+
+VOCAB = [*BERT_SPECIALS, "a", "picture", "of", *(f"w{i}" for i in range(20)), "##s", ",", "'", "n", "t", "cafe", "猫"]
+PAD, SEP, DEC, ENC = 0, 3, len(VOCAB), len(VOCAB) + 1
+IDS = torch.tensor([[DEC, 5, 6, 7, 9, 12, SEP], [DEC, 5, 6, 11, SEP, PAD, PAD]])
+MASK = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
+
+
+def config(**text) -> "transformers.BlipConfig":
+    return transformers.BlipConfig(
+        text_config={
+            "vocab_size": len(VOCAB) + 2,
+            "hidden_size": 24,
+            "encoder_hidden_size": 36,
+            "intermediate_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 32,
+            "projection_dim": 24,
+            "label_smoothing": 0.1,
+            "pad_token_id": PAD,
+            "sep_token_id": SEP,
+            "eos_token_id": SEP,
+            "bos_token_id": DEC,
+            **text,
+        },
+        vision_config={
+            "hidden_size": 36,
+            "intermediate_size": 72,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "image_size": 24,
+            "patch_size": 8,
+        },
+        image_text_hidden_size=12,
+        projection_dim=12,
+    )
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Random model of a transformers class, wide enough that its answers differ, and the folder it is saved in."""
+
+    def build(name: str, **options):
+        torch.manual_seed(3)
+        model = getattr(transformers, name)(config()).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(tmp_path, **options)
+        (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+        return model, tmp_path
+
+    return build
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_caption_logits(save, pixels):
+    theirs, folder = save("BlipForConditionalGeneration")
+    ours, tokenizer = load_model(folder, needs=("decode",))
+    assert (tokenizer.bos, tokenizer.enc, len(tokenizer)) == (DEC, ENC, len(VOCAB) + 2)
+    assert ours.config.vision.eps == 1e-5  # their default, not the official 1e-6
+    expected = theirs(pixel_values=pixels, input_ids=IDS, attention_mask=MASK)
+    image_embeds = ours.encode_image(pixels)
+    assert_close(image_embeds, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    logits = ours.text.logits(ours.text.decode(IDS, MASK, ours.text.image_kv(image_embeds)))
+    assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+
+
+@torch.no_grad()
+def test_matching_and_similarity(save, pixels):
+    theirs, folder = save("BlipForImageTextRetrieval")
+    ours, _ = load_model(folder, needs=("encode", "itc", "itm"))
+    ids = IDS.clone()
+    ids[:, 0] = ENC
+    image_embeds = ours.encode_image(pixels)
+    logits = ours.itm_logits(ours.text.fuse(ids, MASK, ours.text.image_kv(image_embeds)))
+    assert_close(logits, theirs(ids, pixels, attention_mask=MASK).itm_score, atol=1e-5, rtol=1e-5)
+    cosine = ours.image_feat(image_embeds) @ ours.text_feat(ours.text.encode(IDS, MASK)).T
+    expected = theirs(IDS, pixels, attention_mask=MASK, use_itm_head=False).itm_score
+    assert_close(cosine, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generated_ids(save, pixels, beams):
+    theirs, folder = save("BlipForConditionalGeneration")
+    ours, tokenizer = load_model(folder)
+    prompt = tokenizer.prompt("a picture of ")
+    longest = 12
+    # transformers divides a beam's score by the generated tokens alone; lengths here are equal, so the ranking agrees.
+    answer = theirs.generate(
+        pixel_values=pixels,
+        input_ids=torch.tensor([[*prompt, SEP]] * 2),  # generate() drops the last token
+        num_beams=beams,
+        do_sample=False,
+        max_length=longest,
+        min_length=longest,
+    )
+    options = GenerateConfig(
+        mode="beam" if beams > 1 else "greedy",
+        beams=beams,
+        max_length=longest,
+        min_length=longest,
+        repetition_penalty=1.0,
+    )
+    with torch.no_grad():
+        image_embeds = ours.encode_image(pixels)
+    found = generate(ours, image_embeds, tokenizer, options, ["0", "1"])
+    assert [prompt + ids for ids in found.ids] == answer[:, :longest].tolist()
+
+
+@pytest.mark.parametrize("options", [{"max_shard_size": "20KB"}, {"safe_serialization": False}])
+def test_other_ways_of_saving(save, pixels, options):
+    theirs, folder = save("BlipForImageTextRetrieval", **options)
+    if "safe_serialization" in options:  # as older repositories on the hub hold it
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    ours, _ = load_model(folder)
+    assert_close(ours.text.embeddings.word.weight, theirs.text_encoder.embeddings.word_embeddings.weight)
+
+
+@pytest.mark.parametrize("name", ["BlipForConditionalGeneration", "BlipForImageTextRetrieval"])
+def test_the_way_back(save, name):
+    theirs, folder = save(name)
+    ours, _ = load_model(folder)
+    back = to_official(ours.state_dict(), hf=True)
+    expected = {key: tensor for key, tensor in theirs.state_dict().items() if not key.endswith("position_ids")}
+    assert back.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert_close(back[key], tensor, rtol=0, atol=0)
+
+
+def test_keys_left_out_of_the_config_are_transformers_defaults(save):
+    _, folder = save("BlipForConditionalGeneration")
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["text_config"]["num_attention_heads"], raw["vision_config"]["layer_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    ours, _ = load_model(folder)
+    assert ours.config.text.heads == transformers.BlipTextConfig().num_attention_heads
+    assert ours.config.vision.eps == transformers.BlipVisionConfig().layer_norm_eps
+
+
+def test_question_answering_model_is_refused(save):
+    _, folder = save("BlipForQuestionAnswering")
+    with pytest.raises(ValueError, match="is a VQA model"):
+        load_model(folder)
+
+
+def test_tokens(save):
+    _, folder = save("BlipForConditionalGeneration")
+    theirs = transformers.BertTokenizer(vocab={token: i for i, token in enumerate(VOCAB)}, do_lower_case=True)
+    ours = Tokenizer.load(folder)
+    for text in ["A picture of W1s, isn't it", "Café 猫猫", "w1\tw2\n w3\u200b", "", "w10w11", "a" * 300]:
+        ids, _ = ours([text], max_length=40)
+        assert ids[0].tolist() == theirs(text)["input_ids"]
+        assert ours.decode(ids[0]) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+    theirs.save_pretrained(folder)  # the tokenizer files that come with hub checkpoints: no [DEC], no [ENC]
+    again = Tokenizer.load(folder)
+    assert (again.bos, again.enc, len(again)) == (DEC, ENC, len(VOCAB) + 2)
+    assert again(["A picture, w1s"], 20)[0].tolist() == ours(["A picture, w1s"], 20)[0].tolist()
