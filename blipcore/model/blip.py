@@ -60,9 +60,9 @@ class BlipConfig:
 
 
 PRESETS = {
-    # For laptops and the demo: 64-pixel pictures, a vocabulary trained on the captions, a step takes milliseconds.
+    # For laptops and the demo: 48-pixel pictures, a vocabulary trained on the captions, a step takes milliseconds.
     "tiny": BlipConfig(
-        VisionConfig(image_size=64, patch_size=8, width=128, depth=3, heads=4),
+        VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4),
         TextConfig(
             vocab_size=512, width=128, depth=2, heads=4, hidden=512, max_positions=64, encoder_width=128, dropout=0.0
         ),

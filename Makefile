@@ -1,0 +1,29 @@
+# Each target builds .venv from the constraints by itself when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(STAMP)  ## the whole loop on the embedded corpus, into demo/ (ARGS="--rows all --seed 1")
+	$(BIN)/capfilt demo --out demo $(ARGS)
+
+test: $(STAMP)  ## the default suite
+	$(BIN)/pytest $(ARGS)
+
+test-slow: $(STAMP)  ## checks of minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+# torch and everything else in one pip command: alone, torchvision would bring another torch.
+$(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,299 @@
+"""`capfilt demo`: the whole of CapFilt on the embedded corpus, with the commands that a user would type.
+
+    draw the corpus, serve it over HTTP
+    -> capfilt download                        noisy pairs, as shards
+    -> capfilt pretrain                        the first model, on the noise                      row "noisy"
+    -> capfilt finetune caption | retrieval    captioner and filter, on the small clean set
+    -> capfilt caption, capfilt filter         synthetic captions; what the filter keeps of both, as Parquet shards
+    -> capfilt pretrain                        a new model on them, from scratch                  row "bootstrapped"
+    -> capfilt evaluate                        on held-out clean scenes
+    -> tables, sample pictures, summary.json
+
+Every row trains for the same number of steps from the same image encoder, and the same share of every batch is human
+pairs: else a row would win by its human share, not by its texts. "human_only" is the control without any web text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from capfilt.config import diff
+from capfilt.demo import image_encoder, judge, show
+from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
+from capfilt.demo.server import CorpusServer
+from capfilt.shards import write_json, write_table
+
+HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
+CAPTIONER = "captioner"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How large a demo, and which rows of the table."""
+
+    out: Path = Path("demo")
+    scale: float = 1.0  # of pictures and training steps
+    seed: int = 0  # of the corpus and the training runs
+    rows: Literal["main", "all"] = "main"
+    quick: bool = False  # a smoke run of two minutes that says nothing about quality
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1000:
+            raise ValueError(f"--scale {self.scale}: the size of the demo relative to the default, above 0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and steps. Chosen on the validation split of corpus seed 100, which no reported table uses."""
+
+    web: int = 12_000
+    human: int = 2_000
+    validation: int = 500
+    test: int = 1_000
+    pretrain_steps: int = 1_300
+    captioner_steps: int = 900
+    filter_steps: int = 700
+    batch_size: int = 48
+    lr: float = 2e-3
+    vocabulary: int = 512
+    shard_size: int = 2_000
+
+    @classmethod
+    def of(cls, config: DemoConfig) -> Recipe:
+        if config.quick:
+            return cls(
+                240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, batch_size=16, shard_size=60
+            )
+        base = cls()
+        scaled = ("web", "human", "pretrain_steps", "captioner_steps", "filter_steps")
+        return cls(**asdict(base) | {name: round(getattr(base, name) * config.scale) for name in scaled})
+
+
+def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run the demo into `config.out`; returns what `summary.json` holds. Launched again, it goes on where it was."""
+    return Demo(config, console or Console(stderr=True)).run()
+
+
+class CommandFailedError(RuntimeError):
+    """A command of the demo failed; the message names it, its exit code and its last words."""
+
+
+class Demo:
+    """One demo run: where its files lie, and its steps in order."""
+
+    def __init__(self, config: DemoConfig, console: Console) -> None:
+        self.config, self.console, self.recipe = config, console, Recipe.of(config)
+        self.out = config.out
+        self.corpus, self.data, self.runs = self.out / "corpus", self.out / "data", self.out / "runs"
+        self.rows = ["noisy", "human_only", "bootstrapped"]
+        if config.rows == "all":
+            self.rows += ["filter_only", "captioner_only"]
+
+    def run(self) -> dict[str, Any]:
+        started = time.monotonic()
+        self.claim()
+        self.heading("1  A noisy web: draw the corpus, serve it, download it")
+        self.download()
+        self.heading("2  Pre-train on the noise (and, as a control, on the human pairs alone)")
+        self.together(self.pretrain("noisy", str(self.data)), self.pretrain("human_only", None))
+        self.heading("3  Finetune captioner and filter from the noisy model, on the human pairs")
+        self.together(self.finetune("caption", CAPTIONER), self.finetune("retrieval", "filter"))
+        self.heading("4  Caption every picture; keep the texts that match; rewrite the data set")
+        self.together(self.caption())
+        for name in self.rows[2:]:
+            self.together(self.filter(name))
+        self.heading("5  Pre-train a new model on the result, from scratch")
+        self.in_pairs([self.pretrain(name, str(self.data / "filtered" / name)) for name in self.rows[2:]])
+        self.heading("6  Evaluate on held-out clean scenes")
+        self.in_pairs([command for name in self.rows for command in self.evaluate(name)])
+        summary = self.summary() | {"seconds": round(time.monotonic() - started)}
+        write_json(self.out / "summary.json", summary)
+        show.tables(self.console, summary, self.out)
+        return summary
+
+    def claim(self) -> None:
+        """Refuse a folder that holds a demo with other settings."""
+        marker = self.out / "demo.json"
+        settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
+        if marker.is_file():
+            changes = diff(json.loads(marker.read_text(encoding="utf-8")), settings)
+            if changes:
+                raise ValueError(
+                    f"{self.out} holds a demo with other settings ({'; '.join(changes)}): "
+                    "give another --out, or remove the folder"
+                )
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} is not empty and holds no demo: give another --out")
+        write_json(marker, settings)
+
+    # --- the steps, each as the command a user would type ---------------------------------------------------------
+
+    def download(self) -> None:
+        recipe = self.recipe
+        sizes = {name: getattr(recipe, name) for name in ("web", "human", "validation", "test")}
+        counts = write_corpus(CorpusConfig(seed=self.config.seed, **sizes), self.corpus)
+        self.console.print("drew " + ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " pictures")
+        with CorpusServer(self.corpus / "www", self.free_port()) as server:
+            urls = self.out / "urls.parquet"
+            if not urls.is_file():  # a resumed demo keeps the addresses that its tables name
+                write_table(urls, url_table(self.corpus, server.url))
+            self.together([
+                "download", str(urls), str(self.data), "--allow-private",
+                "--shard-size", str(recipe.shard_size), "--workers", str(cores()), "--set", "min_size=16",
+            ])  # fmt: skip
+
+    def pretrain(self, name: str, dataset: str | None) -> list[str]:
+        recipe, human = self.recipe, str(self.corpus / "human" / "train.json")
+        datasets = [f"{dataset}={1 - HUMAN_SHARE:g}", f"{human}={HUMAN_SHARE:g}"] if dataset else [human]
+        return [
+            "pretrain", *datasets, "--out", str(self.runs / name), "--preset", "tiny",
+            "--vision", str(image_encoder.SHIPPED), "--tokenizer", f"train:{recipe.vocabulary}",
+            *self.training(recipe.pretrain_steps, recipe.lr),
+            "--set", "task.queue_size=1024", "--set", "task.lm_weight=4", "--set", "task.random_negatives=1",
+        ]  # fmt: skip
+
+    def finetune(self, task: str, name: str) -> list[str]:
+        recipe = self.recipe
+        steps, extra = recipe.captioner_steps, ["--set", "caption.prompt="]
+        if task == "retrieval":
+            steps = recipe.filter_steps
+            extra = ["--set", "retrieval.queue_size=1024", "--set", "retrieval.random_negatives=0.7"]
+        return [
+            "finetune", task, str(self.corpus / "human" / "train.json"), "--init", str(self.runs / "noisy" / "model"),
+            "--out", str(self.runs / name), *self.training(steps, recipe.lr / 2), *extra,
+        ]  # fmt: skip
+
+    def training(self, steps: int, lr: float) -> list[str]:
+        """Options that all training commands share; mirrored pictures would make "left of" wrong."""
+        recipe = self.recipe
+        return [
+            "--steps", str(steps), "--batch-size", str(recipe.batch_size), "--lr", f"{lr:g}",
+            "--seed", str(self.config.seed), "--set", f"train.warmup_steps={min(100, steps // 4)}",
+            "--set", "augment.hflip=0", "--set", "augment.randaugment=false", "--set", "augment.min_scale=0.8",
+        ]  # fmt: skip
+
+    def caption(self) -> list[str]:
+        return [
+            "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
+            "--seed", str(self.config.seed), "--workers", str(cores()), "--batch-size", "64",
+            "--set", "generate.prompt=",
+        ]  # fmt: skip
+
+    def filter(self, name: str) -> list[str]:
+        how = {"filter_only": ["--sources", "web"], "captioner_only": ["--threshold", "0"]}.get(name, [])
+        return [
+            "filter", str(self.data), "--model", str(self.runs / "filter" / "model"), "--name", name, *how,
+            "--workers", str(cores()), "--batch-size", "64",
+        ]  # fmt: skip
+
+    def evaluate(self, name: str) -> list[list[str]]:
+        test, model = str(self.corpus / "human" / "test.json"), str(self.runs / name / "model")
+        results = str(self.runs / name / "captions.json")
+        return [
+            ["evaluate", "caption", test, "--model", model, "--set", "generate.prompt=", "--set", f"results={results}"],
+            ["evaluate", "retrieval", test, "--model", model],
+        ]
+
+    # --- running them ---------------------------------------------------------------------------------------------
+
+    def in_pairs(self, commands: Sequence[list[str]]) -> None:
+        """As many at a time as there are cores: small models gain little from a second thread."""
+        width = max(1, min(2, cores()))
+        for start in range(0, len(commands), width):
+            self.together(*commands[start : start + width])
+
+    def together(self, *commands: list[str]) -> None:
+        """Run commands side by side, the cores shared among them; raises CommandFailedError."""
+        threads = str(max(1, cores() // len(commands)))
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+        started, running = time.monotonic(), []
+        for command in commands:
+            if self.result(command) is not None:
+                self.console.print(f"[dim]done before:[/] capfilt {shlex.join(command)}")
+                continue
+            self.console.print(f"[bold]$[/] capfilt {shlex.join(command)}", soft_wrap=True)
+            log = self.log(command)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            arguments = [sys.executable, "-m", "capfilt", *command, "--json"]
+            with log.with_suffix(".json.partial").open("w") as out, log.open("w") as err:
+                running.append((command, subprocess.Popen(arguments, stdout=out, stderr=err, env=environment)))
+        try:
+            codes = [process.wait() for _, process in running]
+        except BaseException:
+            for _, process in running:
+                process.terminate()
+            raise
+        for (command, _), code in zip(running, codes, strict=True):
+            log = self.log(command)
+            if code:
+                last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
+                raise CommandFailedError(f"capfilt {shlex.join(command)} exited with {code}: {last[0]} (see {log})")
+            os.replace(log.with_suffix(".json.partial"), log.with_suffix(".json"))
+        if running:
+            self.console.print(f"[dim]{time.monotonic() - started:.0f} s[/]")
+
+    def log(self, command: list[str]) -> Path:
+        """Where a command's messages go; its JSON summary lies beside, with another ending."""
+        stem = "-".join(Path(word).name if "/" in word else word for word in command[:2])
+        for option in ("--out", "--name", "--model"):
+            if option in command:
+                path = Path(command[command.index(option) + 1])
+                stem += "-" + (path.parent.name if path.name == "model" else path.name)
+                break
+        return self.out / "logs" / f"{stem}.log"
+
+    def result(self, command: list[str]) -> dict[str, Any] | None:
+        """The JSON summary of a command that has finished."""
+        path = self.log(command).with_suffix(".json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def free_port(self) -> int:
+        """The port of the first launch, so that a resumed download finds its URLs answered."""
+        urls = self.out / "urls.parquet"
+        if urls.is_file():
+            return int(pq.read_table(urls)["url"][0].as_py().split(":")[2].split("/")[0])
+        return 0
+
+    def heading(self, text: str) -> None:
+        self.console.rule(f"[bold]{text}", align="left")
+
+    # --- what came out --------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        filtered = self.data / "filtered"
+        pairs = {name: judge.read_pairs(filtered / name, self.corpus) for name in self.rows[2:]}
+        summary: dict[str, Any] = {
+            "config": {name: str(value) if name == "out" else value for name, value in asdict(self.config).items()},
+            "recipe": asdict(self.recipe) | {"human_share": HUMAN_SHARE},
+            "download": self.result(["download", str(self.out / "urls.parquet")]),
+            "filter": judge.judge_filter(pairs["bootstrapped"]),
+            "web_texts": judge.kept_by_kind(pairs["bootstrapped"]),
+            "samples": judge.sample_pictures(pairs["bootstrapped"], self.data, self.out / "samples"),
+        }
+        for name in self.rows:
+            caption, retrieval = (self.result(command) for command in self.evaluate(name))
+            summary[name] = judge.judge_captions(self.runs / name / "captions.json", self.corpus, "test") | {
+                "cider": caption["CIDEr"],
+                "bleu4": caption["BLEU-4"],
+                "retrieval_mean_recall": retrieval["mean_recall"],
+                "retrieval": {key: value for key, value in retrieval.items() if "r@" in key or "recall" in key},
+                "texts_kept": sum(pair.keep for pair in pairs[name]) if name in pairs else None,
+            }
+        return summary
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
