@@ -5,7 +5,6 @@ In: `Claims`, which a language's `parse` reads out of a text, and the scene that
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from capfilt.demo.scenes import INVERSE, Scene
@@ -33,13 +32,11 @@ class Claims:
 
 def complete(claims: Claims, scene: Scene) -> bool:
     """Whether all is said that must be: every noun with its count and no other, and the relation if there is one."""
-    counts: Counter[str] = Counter()
-    for mention in claims.things:
-        if mention.plural and mention.count is None:
-            return False  # "dogs" leaves the number open
-        counts[mention.noun] += mention.count or 1
-    said_all = counts == {thing.noun: thing.count for thing in scene.things}
-    return said_all and (claims.relation is None) == (scene.relation is None)
+    if any(mention.plural and mention.count is None for mention in claims.things):
+        return False  # "dogs" leaves the number open
+    said = sorted((mention.noun, mention.count or 1) for mention in claims.things)
+    there = sorted((thing.noun, thing.count) for thing in scene.things)
+    return said == there and (claims.relation is None) == (scene.relation is None)
 
 
 def true(claims: Claims, scene: Scene) -> bool:

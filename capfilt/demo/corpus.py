@@ -11,6 +11,7 @@ In: a `CorpusConfig`. Out, under one folder:
     truth/web.parquet         url, kind, matches, fate, scene: what is known about each web pair
     truth/validation.json     {image: scene}
     truth/test.json           the same
+    corpus.json               the config and the number of pictures; written last, so it means that all is there
 
 Training reads web/ and human/ alone. Every file is a pure function of the config: written twice, the bytes are the
 same.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -28,10 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from capfilt.config import diff
 from capfilt.demo import art
 from capfilt.demo.language import phrase, references
 from capfilt.demo.noise import NOISE_MIX, web_text
 from capfilt.demo.scenes import Scene, draw, sample
+from capfilt.shards import write_json
 
 JPEG = {
     "format": "JPEG",
@@ -66,17 +69,30 @@ class CorpusConfig:
         if self.lang not in ("en", "zh"):
             raise ValueError(f"lang is '{self.lang}'; the embedded corpus speaks 'en' and 'zh'")
         art.nouns(self.nouns)  # refuses a number that the reviewed list cannot give
+        if sum(self._fates()) > 1:
+            raise ValueError(f"the shares of {', '.join(FATES)} URLs add up to more than 1")
+
+    def _fates(self) -> list[float]:
+        return [getattr(self, fate) for fate in FATES]
 
 
 def write_corpus(config: CorpusConfig, out: Path) -> dict[str, int]:
-    """Draw and write everything; returns the number of pictures by part. An interrupted run is simply run again."""
+    """Draw and write everything, unless it is there; returns the number of pictures by part."""
     out = Path(out)
+    marker = out / "corpus.json"
+    if marker.exists():
+        there = _read_json(marker)
+        if changes := diff(there["config"], asdict(config)):
+            raise ValueError(f"{out} holds another corpus ({'; '.join(changes)}); choose another folder or remove it")
+        return there["pictures"]
     nouns = art.nouns(config.nouns)
     _write_web(config, out, nouns)
     _write_human(config, out, nouns)
     for split in ("validation", "test"):
         _write_held_out(config, out, nouns, split)
-    return {"web": config.web, "human": config.human, "validation": config.validation, "test": config.test}
+    pictures = {part: getattr(config, part) for part in ("web", "human", "validation", "test")}
+    write_json(marker, {"config": asdict(config), "pictures": pictures})
+    return pictures
 
 
 def url_table(out: Path, base_url: str) -> pa.Table:
@@ -100,15 +116,17 @@ def single_objects(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tupl
 
 def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
     rows, behaviour = [], {}
+    shares = config._fates()
     for index in range(config.web):
         scene = sample(config.seed, "web", index, nouns)
         rng = Random(f"web {config.seed} {index}")
         text = web_text(config.seed, scene, rng, nouns, config.mix, config.lang)
         url = f"{index // 1000:03d}/{index:07d}.jpg"
-        shares = [getattr(config, fate) for fate in FATES]
         fate = rng.choices((*FATES, "ok"), [*shares, 1 - sum(shares)])[0]
         path = out / "www" / url
-        if fate != "dead":
+        if fate == "dead":
+            path.unlink(missing_ok=True)  # an interrupted run of another config may have left one
+        else:
             _save(draw(scene, config.px), path)
         if fate == "corrupt":
             path.write_bytes(rng.choice((ERROR_PAGE, path.read_bytes()[: path.stat().st_size // 3])))
@@ -118,7 +136,7 @@ def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
             behaviour[url] = {"headers": {"X-Robots-Tag": "noai"}}
         row = {"url": url, "caption": text.text, "kind": text.kind, "matches": text.matches, "fate": fate}
         rows.append(row | {"scene": json.dumps(scene.to_dict())})
-    _write_json(out / "www" / "behaviour.json", behaviour)
+    write_json(out / "www" / "behaviour.json", behaviour)
     _write_parquet(out / "web" / "urls.parquet", rows, ("url", "caption"))
     _write_parquet(out / "truth" / "web.parquet", rows, ("url", "kind", "matches", "fate", "scene"))
 
@@ -132,7 +150,7 @@ def _write_human(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
         for caption in range(config.human_captions):
             text = phrase(scene, Random(f"human {config.seed} {index} {caption}"), lang=config.lang)
             rows.append({"image": image, "caption": text, "image_id": index})
-    _write_json(out / "human" / "train.json", rows)
+    write_json(out / "human" / "train.json", rows)
 
 
 def _write_held_out(config: CorpusConfig, out: Path, nouns: Sequence[str], split: str) -> None:
@@ -143,24 +161,23 @@ def _write_held_out(config: CorpusConfig, out: Path, nouns: Sequence[str], split
         _save(draw(scene, config.px), out / "human" / image)
         rows.append({"image": image, "caption": references(scene, config.seed, lang=config.lang), "image_id": index})
         truth[image] = scene.to_dict()
-    _write_json(out / "human" / f"{split}.json", rows)
-    _write_json(out / "truth" / f"{split}.json", truth)
+    write_json(out / "human" / f"{split}.json", rows)
+    write_json(out / "truth" / f"{split}.json", truth)
 
 
 def read_truth(out: Path, split: str) -> dict[str, Scene]:
     """The scenes of "validation" or "test" by image path as in the annotation file."""
-    known = json.loads((Path(out) / "truth" / f"{split}.json").read_text(encoding="utf-8"))
+    known = _read_json(Path(out) / "truth" / f"{split}.json")
     return {image: Scene.from_dict(scene) for image, scene in known.items()}
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **JPEG)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_parquet(path: Path, rows: list[dict], columns: Sequence[str]) -> None:

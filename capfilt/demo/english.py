@@ -101,18 +101,16 @@ _COLOUR = re.compile(
 _DIRECTION = rf"(?P<direction>{'|'.join(_READ_RELATIONS)})"
 _A_PLACE = r"(?:(?:on|to|at)\s+)?(?:the\s+|its\s+)?"
 _WORDS = r"(?:[a-z-]+\s+){0,3}?"  # a few words that are no marks
+_SIDE = r"left|right|top|bottom"
 # `x` is where the direction or place puts it, seen from `y`. The first shape that fits is taken.
-_SHAPES = tuple(
-    map(
-        re.compile,
-        (
-            rf"@(?P<x>\d+) {_WORDS}{_DIRECTION} @(?P<y>\d+)",
-            rf"^ ?,? ?{_WORDS}{_DIRECTION} @(?P<y>\d+) ,? ?{_WORDS}@(?P<x>\d+)",
-            rf"@(?P<y>\d+) with @(?P<x>\d+) {_A_PLACE}(?P<place>left|right|(?:above|over|below|under) it)\b",
-            rf"@(?P<x>\d+) {_WORDS}{_A_PLACE}(?P<place>left|right|top|bottom) ,? ?{_WORDS}@(?P<y>\d+) {_WORDS}{_A_PLACE}"
-            r"(?P<opposite>left|right|top|bottom)\b",
-        ),
-    )
+_SHAPES = (
+    re.compile(rf"@(?P<x>\d+) {_WORDS}{_DIRECTION} @(?P<y>\d+)"),
+    re.compile(rf"^ ?,? ?{_WORDS}{_DIRECTION} @(?P<y>\d+) ,? ?{_WORDS}@(?P<x>\d+)"),
+    re.compile(rf"@(?P<y>\d+) with @(?P<x>\d+) {_A_PLACE}(?P<place>left|right|(?:above|over|below|under) it)\b"),
+    re.compile(
+        rf"@(?P<x>\d+) {_WORDS}{_A_PLACE}(?P<place>{_SIDE}) ,? ?{_WORDS}"
+        rf"@(?P<y>\d+) {_WORDS}{_A_PLACE}(?P<opposite>{_SIDE})\b"
+    ),
 )
 _PLACE_WORD = re.compile(rf"\b(?:{'|'.join((*_READ_PLACES, 'underneath', 'beneath'))})\b")
 

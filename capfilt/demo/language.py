@@ -4,11 +4,11 @@ In: a scene and random numbers; out: a caption as a person would write it, which
 the relation, and now and then size and background. Nothing that is said is false. In: any text, a model's too; out:
 how well it fits a scene, by what it was read to claim.
 
-`exact_match`: the text names every object of the scene and no other, each with its count ("a", "one", "two"; a bare
-singular counts as one, a bare plural does not do); two things in a relation come with it, in either direction; no
-relation is claimed elsewhere; a size or background, if said, is right. `is_true`: nothing said is false, but it may
-say less (keyword lists). `object_f1`: overlap of the named nouns alone. Words outside nouns, numbers, sizes, colours
-and places are passed over.
+`exact_match`: the text names every object of the scene once and no other, each with its count ("a", "one", "two"; a
+bare singular counts as one, a bare plural does not do); two things in a relation come with it, in either direction;
+no relation is claimed elsewhere; a size or background, if said, is right. `is_true`: nothing said is false, but it
+may say less (keyword lists). `object_f1`: overlap of the named nouns alone. Words outside nouns, numbers, sizes,
+colours and places are passed over.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ _REVIEWED = {
         stopwatch""",
     "颗": """avocado; bomb; candy; chestnut; comet; gem-stone=gem; heart-suit=heart@心; olive; peach@桃子; pill; star;
         strawberry; tooth""",
-    "杯": "beer-mug; bubble-tea; cocktail-glass@马天尼; glass-of-milk@牛奶; hot-beverage=cup of coffee@咖啡; wine-glass",
+    "杯": """beer-mug; bubble-tea; cocktail-glass@马天尼; glass-of-milk@牛奶; hot-beverage=cup of coffee@咖啡;
+        wine-glass""",
     "部": "mobile-phone; telephone",
     "盏": "light-bulb; police-car-light=siren@警灯; red-paper-lantern=lantern@灯笼",
     "口": "bathtub; coffin",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from random import Random
 
 from PIL import Image
@@ -67,8 +68,10 @@ def sample(seed: int, stream: str, index: int, nouns: Sequence[str] | None = Non
     """Scene `index` of a stream ("web", "human", "classes", "validation", "test") of the corpus `seed`."""
     rng = Random(f"scene {seed} {stream} {index}")
     nouns = nouns or art.nouns()
-    while True:
-        scene = _draw_lots(rng, nouns)
+    for attempt in count():
+        if attempt % 200 == 0:  # of a handful of nouns, a small split may hold no trio at all
+            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        scene = _draw_lots(rng, kind, nouns)
         if split(seed, scene) == SPLIT_OF_STREAM[stream]:
             return scene
 
@@ -111,15 +114,14 @@ def draw(scene: Scene, px: int = 96) -> Image.Image:
     return picture
 
 
-def _draw_lots(rng: Random, nouns: Sequence[str]) -> Scene:
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+def _draw_lots(rng: Random, kind: str, nouns: Sequence[str]) -> Scene:
     chosen = rng.sample(nouns, {"single": 1, "group": 1, "trio": 3}.get(kind, 2))
     things = [Thing(noun, 1, rng.choice(SIZES)) for noun in chosen]
     if kind in ("group", "group_pair"):
-        count = rng.choice((2, 3))
+        number = rng.choice((2, 3))
         # Three large ones find no room in half of a picture.
-        size = "small" if kind == "group_pair" and count == 3 else rng.choice(SIZES)
-        things[0] = Thing(chosen[0], count, size)
+        size = "small" if kind == "group_pair" and number == 3 else rng.choice(SIZES)
+        things[0] = Thing(chosen[0], number, size)
     relation = None
     if kind in ("pair", "group_pair"):
         relation = rng.choice(list(INVERSE))
@@ -140,9 +142,8 @@ def _places(scene: Scene, rng: Random) -> list[list[tuple[float, float, tuple[fl
         ]
     if _is_single(scene):
         return [[(0.5, 0.5, (1.0, 1.0))]]
-    count = sum(thing.count for thing in scene.things)
     half = (0.5, 0.5)
-    if count == 2:
+    if sum(thing.count for thing in scene.things) == 2:
         low = rng.choice(((_LOW, 0.5), (0.5, _LOW), (_LOW, _LOW), (_LOW, _HIGH)))
         places = [(*low, half), (1 - low[0], 1 - low[1], half)]
     else:

@@ -1,0 +1,118 @@
+"""The corpus on disk: complete, labelled, and the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+from capfilt.demo import art
+from capfilt.demo.corpus import FATES, CorpusConfig, read_truth, single_objects, url_table, write_corpus
+from capfilt.demo.language import exact_match
+from capfilt.demo.noise import MATCHES
+from capfilt.demo.scenes import Scene
+
+CONFIG = CorpusConfig(
+    web=200, human=20, human_captions=2, validation=10, test=15, px=48, dead=0.1, corrupt=0.1, slow=0.05, opted_out=0.05
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("corpus")
+    assert write_corpus(CONFIG, out) == {"web": 200, "human": 20, "validation": 10, "test": 15}
+    return out
+
+
+def digests(out: Path) -> dict[str, str]:
+    files = (path for path in sorted(out.rglob("*")) if path.is_file())
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_same_config_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    write_corpus(CONFIG, tmp_path)
+    assert digests(tmp_path) == digests(corpus)
+
+
+def test_another_seed_is_another_corpus(corpus: Path, tmp_path: Path) -> None:
+    write_corpus(CorpusConfig(seed=1, web=20, human=2, validation=2, test=2, px=48), tmp_path)
+    ours, theirs = digests(corpus), digests(tmp_path)
+    assert all(ours[name] != theirs[name] for name in ("human/images/test-000000.jpg", "human/train.json"))
+
+
+def test_a_finished_corpus_is_kept_and_another_refused(corpus: Path) -> None:
+    before = digests(corpus)
+    assert write_corpus(CONFIG, corpus)["web"] == 200
+    assert digests(corpus) == before
+    with pytest.raises(ValueError, match=r"holds another corpus \(seed: 0 -> 5.*\)"):
+        write_corpus(CorpusConfig(seed=5), corpus)
+
+
+def test_web_truth_describes_what_is_served(corpus: Path) -> None:
+    urls = pq.read_table(corpus / "web" / "urls.parquet")
+    truth = pq.read_table(corpus / "truth" / "web.parquet")
+    assert urls.column_names == ["url", "caption"] and urls.num_rows == 200  # nothing of the truth is beside the pairs
+    assert urls["url"].to_pylist() == truth["url"].to_pylist()
+    behaviour = json.loads((corpus / "www" / "behaviour.json").read_text())
+    found = set()
+    for row in truth.to_pylist():
+        found.add(row["fate"])
+        assert row["matches"] == (row["kind"] in MATCHES) and Scene.from_dict(json.loads(row["scene"]))
+        path = corpus / "www" / row["url"]
+        assert path.exists() == (row["fate"] != "dead")
+        assert (row["url"] in behaviour) == (row["fate"] in ("slow", "opted_out"))
+        if row["fate"] == "corrupt":
+            with pytest.raises((UnidentifiedImageError, OSError)):
+                Image.open(io.BytesIO(path.read_bytes())).load()
+        elif row["fate"] != "dead":
+            assert Image.open(path).size == (48, 48)
+    assert found == {*FATES, "ok"}
+
+
+def test_urls_become_whole(corpus: Path) -> None:
+    table = url_table(corpus, "http://127.0.0.1:8000/")
+    assert table["url"][3].as_py() == "http://127.0.0.1:8000/000/0000003.jpg"
+    assert table.column_names == ["url", "caption"]
+
+
+def test_annotations_are_exact(corpus: Path) -> None:
+    train = json.loads((corpus / "human" / "train.json").read_text())
+    assert len(train) == 40 and len({row["image"] for row in train}) == 20
+    for part, n in (("validation", 10), ("test", 15)):
+        truth = read_truth(corpus, part)
+        rows = json.loads((corpus / "human" / f"{part}.json").read_text())
+        assert len(rows) == len(truth) == n
+        for row in rows:
+            assert set(row) == {"image", "caption", "image_id"}
+            assert len(row["caption"]) == 5 and all(exact_match(text, truth[row["image"]]) for text in row["caption"])
+    assert all((corpus / "human" / row["image"]).exists() for row in train)
+
+
+def test_chinese_corpus(tmp_path: Path) -> None:
+    write_corpus(CorpusConfig(web=10, human=5, validation=2, test=2, px=32, lang="zh"), tmp_path)
+    truth = read_truth(tmp_path, "test")
+    for row in json.loads((tmp_path / "human" / "test.json").read_text()):
+        assert all(
+            "\u4e00" <= text[0] <= "\u9fff" and exact_match(text, truth[row["image"]]) for text in row["caption"]
+        )
+
+
+def test_single_objects_are_labelled_by_noun() -> None:
+    pictures = list(single_objects(0, 200, 32, nouns=8))
+    assert {label for _, label in pictures} == set(range(8)) and pictures[0][0].size == (32, 32)
+    again = list(single_objects(0, 3, 32, nouns=8))
+    assert [(p.tobytes(), label) for p, label in again] == [(p.tobytes(), label) for p, label in pictures[:3]]
+
+
+def test_impossible_configs_are_refused() -> None:
+    with pytest.raises(ValueError, match="speaks 'en' and 'zh'"):
+        CorpusConfig(lang="fr")
+    with pytest.raises(ValueError, match="the reviewed list"):
+        CorpusConfig(nouns=len(art.vocabulary()) + 1)
+    with pytest.raises(ValueError, match="add up to more than 1"):
+        CorpusConfig(dead=0.7, corrupt=0.5)

@@ -1,0 +1,80 @@
+"""Web texts are what their labels say."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from random import Random
+
+import pytest
+
+from capfilt.demo.language import exact_match, is_true, object_set
+from capfilt.demo.noise import MATCHES, NOISE_MIX, WebText, web_text
+from capfilt.demo.scenes import Scene, sample
+
+N = 4000
+
+
+@pytest.fixture(scope="module", params=["en", "zh"])
+def texts(request: pytest.FixtureRequest) -> list[tuple[Scene, WebText]]:
+    scenes = (sample(0, "web", index) for index in range(N))
+    return [(scene, web_text(0, scene, Random(index), lang=request.param)) for index, scene in enumerate(scenes)]
+
+
+def test_labels_agree_with_what_the_texts_claim(texts: list[tuple[Scene, WebText]]) -> None:
+    for scene, web in texts:
+        if web.kind == "other_language":
+            assert is_true(web.text, scene)  # right, but not in the language of the corpus
+        else:
+            assert is_true(web.text, scene) == web.matches == (web.kind in MATCHES), (web, scene)
+        if not web.kind.startswith(("right", "other_language")):
+            assert not exact_match(web.text, scene)
+
+
+def test_right_texts_name_all_objects(texts: list[tuple[Scene, WebText]]) -> None:
+    for scene, web in texts:
+        if web.matches:
+            assert object_set(web.text) == {thing.noun for thing in scene.things}
+
+
+def test_web_styles_are_mostly_incomplete(texts: list[tuple[Scene, WebText]]) -> None:
+    complete = defaultdict(list)
+    for scene, web in texts:
+        if web.matches and scene.relation:
+            complete[web.kind].append(exact_match(web.text, scene))
+    shares = {kind: sum(values) / len(values) for kind, values in complete.items()}
+    assert shares["right_sentence"] == 1 and shares["right_keywords"] == shares["right_shop"] == 0
+    assert shares["right_title"] < 0.35
+
+
+def test_selling_words_and_file_names_name_nothing(texts: list[tuple[Scene, WebText]]) -> None:
+    for _, web in texts:
+        if web.kind in ("marketing", "filename"):
+            assert not object_set(web.text), web
+
+
+def test_wrong_texts_are_wrong_in_the_way_they_are_called(texts: list[tuple[Scene, WebText]]) -> None:
+    for scene, web in texts:
+        there, named = {thing.noun for thing in scene.things}, object_set(web.text)
+        if web.kind in ("wrong_count", "wrong_relation"):
+            assert named == there
+        if web.kind == "wrong_object":
+            assert len(named - there) == len(there - named) == 1
+
+
+def test_shares_are_as_stated(texts: list[tuple[Scene, WebText]]) -> None:
+    found = Counter(web.kind for _, web in texts)
+    stated = NOISE_MIX | {"wrong_relation": 0.03, "wrong_object": 0.09}  # see the note at NOISE_MIX
+    for kind, share in stated.items():
+        assert found[kind] / N == pytest.approx(share, abs=0.02), kind
+    assert sum(NOISE_MIX.values()) == pytest.approx(1)
+    assert 0.40 <= sum(NOISE_MIX[kind] for kind in MATCHES) <= 0.45
+
+
+def test_mix_can_be_chosen() -> None:
+    scenes = [sample(0, "web", index) for index in range(50)]
+    kinds = {
+        web_text(0, scene, Random(i), mix={"right_title": 1, "marketing": 1}).kind for i, scene in enumerate(scenes)
+    }
+    assert kinds == {"right_title", "marketing"}
+    with pytest.raises(ValueError, match="unknown kind of web text 'gossip'"):
+        web_text(0, scenes[0], Random(0), mix={"gossip": 1.0})
