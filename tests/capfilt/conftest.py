@@ -1,0 +1,135 @@
+"""Small things shared by the tests of the stages: a random model with few words, shards of drawn pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from capfilt.shards import Picture, write_shard
+
+WORDS = ["a", "picture", "of", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "one", "two", "three"]
+WORDS += ["on", "the", "left", "right", "and", "with"]
+
+
+def _save_tiny_model(folder: Path, *parts: str, seed: int = 0) -> Path:
+    """A random BLIP with these parts (of encode, decode, itc, itm), large weights so that its answers differ."""
+    import torch
+
+    from blipcore.model.blip import Blip, BlipConfig
+    from blipcore.model.convert import save_model
+    from blipcore.model.med import TextConfig
+    from blipcore.model.tokenizer import Tokenizer
+    from blipcore.model.vit import VisionConfig
+
+    tokenizer = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"])
+    sizes = BlipConfig(
+        VisionConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2),
+        TextConfig(len(tokenizer), width=32, depth=2, heads=2, hidden=64, max_positions=40, encoder_width=32),
+        embed_dim=16,
+    )
+    torch.manual_seed(seed)
+    model = Blip(sizes.only(*parts))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+    save_model(folder, model, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def save_tiny_model() -> Callable[..., Path]:
+    return _save_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that can do everything."""
+    return _save_tiny_model(tmp_path_factory.mktemp("model") / "blip", "encode", "decode", "itc", "itm")
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that can only write."""
+    return _save_tiny_model(tmp_path_factory.mktemp("model") / "captioner", "decode")
+
+
+@pytest.fixture(scope="session")
+def tiny_filter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model that can only judge."""
+    return _save_tiny_model(tmp_path_factory.mktemp("model") / "filter", "encode", "itc", "itm")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`open_clip:ARCH/FILE` of a random model of an architecture made up for the tests; no download."""
+    import torch
+
+    from blipcore.model.torchvision_shim import heal_torchvision
+
+    heal_torchvision()
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"width": 32, "layers": 2}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "head_width": 16, **tower},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "heads": 2, **tower},
+    }
+    (folder / "tests-tiny.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "tests-tiny.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tests-tiny").state_dict(), folder / "tiny.pt")
+    return f"open_clip:tests-tiny/{folder / 'tiny.pt'}"
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Image.Image]:
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Callable[..., Picture]:
+    return _drawn
+
+
+def _draw(number: int, size: int = 40) -> Image.Image:
+    """A picture that is a function of its number."""
+    rng = random.Random(number)
+    colour = lambda: tuple(rng.randrange(256) for _ in range(3))  # noqa: E731
+    image = Image.new("RGB", (size, size), colour())
+    pen = ImageDraw.Draw(image)
+    for _ in range(3):
+        x, y = rng.randrange(size), rng.randrange(size)
+        pen.ellipse((x, y, x + size // 3, y + size // 2), fill=colour())
+    return image
+
+
+def _drawn(number: int, text: str | None = None) -> Picture:
+    """A drawn picture as a sample of a shard; the text is a function of the number too, unless given."""
+    file = io.BytesIO()
+    _draw(number).save(file, "PNG")
+    if text is None:
+        text = " ".join(random.Random(number).choices(WORDS, k=4))
+    return Picture(f"{number:06d}", file.getvalue(), text)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Callable[..., Path]:
+    """Write a shard set of `count` shards of `pictures` drawn pictures."""
+
+    def write(count: int, pictures: int, folder: Path | None = None) -> Path:
+        folder = folder or tmp_path / "data"
+        for shard in range(count):
+            samples = (_drawn(1000 * shard + number) for number in range(pictures))
+            write_shard(folder / f"{shard:05d}.tar", samples)
+        return folder
+
+    return write
