@@ -69,6 +69,8 @@ class Trainer:
         self.summed = 0  # steps in `sums`
         self.started = 0.0  # when the loop would have begun, had it run in one go
         self.suspects: list[tuple[int, list[str], Tensor]] = []  # (step, keys, finite?) not yet looked at
+        # Looking waits for the device, so it is done at once only where that is free or where it decides the step.
+        self.look_at_once = config.nonfinite == "skip" or torch.device(self.device).type == "cpu"
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the last checkpoint if there is one; returns the summary (see `_summary`).
@@ -143,8 +145,7 @@ class Trainer:
         if config.clip:
             finite &= nn.utils.clip_grad_norm_(task.parameters(), config.clip).isfinite()
         self.suspects.append((state.step, keys, finite))
-        # A look at `finite` waits for the device: at once only where that is free or where it decides the step.
-        if (self.device == "cpu" or config.nonfinite == "skip") and not self._all_finite():
+        if self.look_at_once and not self._all_finite():
             state.skipped += 1
         else:
             optimizer.step()
