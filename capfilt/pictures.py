@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded to RGB; beyond it a picture is taken for a bomb
 
 # Raster formats only: Pillow would start Ghostscript for an EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "DIB")
+
+# EXIF orientation -> what makes the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Corrupt EXIF, odd palettes and the like: nothing that whoever watches a progress bar could act on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class DecodeError(ValueError):
@@ -26,24 +43,65 @@ class DecodeError(ValueError):
 
 def decode(data: bytes) -> Image.Image:
     """Bytes of a picture -> upright 8-bit RGB: EXIF orientation applied, 16 bits scaled, transparency on white."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF and the like: of no use to whoever reads a progress bar
+    with _named_errors():
         image = _open(data)
-        try:
-            image.load()
-            return _to_rgb(_upright(image))
-        except DecodeError:
-            raise
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ValueError, ...
-            cut = "truncated" in str(error) or isinstance(error, EOFError)
-            raise DecodeError("truncated" if cut else "corrupt", _one_line(error)) from None
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+class Fitted(NamedTuple):
+    """A picture as it is stored: its bytes, its size, and the upright size that it came with."""
+
+    data: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+
+
+def fit(data: bytes, longest: int = 0, quality: int = 95) -> Fitted:
+    """Make bytes of any kind into an upright JPEG whose longer side is at most `longest` (0: as it is).
+
+    An upright JPEG in RGB or grey that is small enough keeps its bytes; all pixels are decoded in any case.
+    """
+    with _named_errors():
+        image = _open(data)
+        shrink = bool(longest) and max(image.size) > longest
+        jpeg, lying = image.format == "JPEG", _orientation(image)
+        original = image.size[::-1] if lying >= 5 else image.size
+        if shrink and jpeg:
+            image.draft(None, (2 * longest, 2 * longest))  # skips most of the work on a large photograph
+        image.load()
+        if jpeg and image.mode in ("RGB", "L") and lying == 1 and not shrink:
+            return Fitted(data, *original, *original)
+        picture = _to_rgb(_upright(image))
+        if not jpeg:  # some decoders turn the picture themselves
+            original = picture.size
+        if shrink:
+            ratio = longest / max(original)
+            size = (max(1, round(original[0] * ratio)), max(1, round(original[1] * ratio)))
+            picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        return Fitted(buffer.getvalue(), *picture.size, *original)
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """(width, height) as stored, from the header alone."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _named_errors():
         return _open(data).size
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turns whatever Pillow raises into a DecodeError: OSError, SyntaxError, struct.error, ... by decoder."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        cut = "truncated" in str(error) or isinstance(error, EOFError)
+        raise DecodeError("truncated" if cut else "corrupt", _one_line(error)) from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -56,20 +114,24 @@ def _open(data: bytes) -> Image.Image:
         head = data[:256].lstrip().lower()
         what = "HTML" if head.startswith((b"<!doctype", b"<html", b"<head", b"<body")) else f"starts with {data[:8]!r}"
         raise DecodeError("not_a_picture", what) from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DecodeError("too_many_pixels", _one_line(error)) from None
-    except Exception as error:
-        raise DecodeError("corrupt", _one_line(error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError("too_many_pixels", f"{image.width} x {image.height}")
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        found = image.getexif().get(0x0112, 1)
     except Exception:  # unreadable EXIF: the picture itself is fine
-        return image
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

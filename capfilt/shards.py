@@ -124,7 +124,9 @@ class Problem(NamedTuple):
     member: str
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
+    """A regular file inside a tar: where its bytes lie."""
+
     name: str
     offset: int
     size: int
@@ -139,8 +141,8 @@ def read_pictures(tar_path: str | Path, problems: list[Problem] | None = None) -
     problems = [] if problems is None else problems
     with open(tar_path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
-        samples: dict[str, dict[str, _Member]] = {}
-        for member in _walk(file, end, problems):
+        samples: dict[str, dict[str, Member]] = {}
+        for member in walk_tar(file, end, problems):
             split = _split(member.name, problems)
             if split is None:
                 continue
@@ -154,7 +156,7 @@ def read_pictures(tar_path: str | Path, problems: list[Problem] | None = None) -
             yield _read_sample(file, end, key, parts)
 
 
-def _read_sample(file: BinaryIO, end: int, key: str, parts: dict[str, _Member]) -> Picture:
+def _read_sample(file: BinaryIO, end: int, key: str, parts: dict[str, Member]) -> Picture:
     def read(part: str) -> bytes | None:
         member = parts.get(part)
         if member is None or member.offset + member.size > end:
@@ -193,7 +195,7 @@ def _split(name: str, problems: list[Problem]) -> tuple[str, str] | None:
     return folder + slash + stem, part
 
 
-def _walk(file: BinaryIO, end: int, problems: list[Problem]) -> Iterator[_Member]:
+def walk_tar(file: BinaryIO, end: int, problems: list[Problem]) -> Iterator[Member]:
     """Regular members of a tar by walking its headers (ustar, GNU long names, PAX paths).
 
     Our own walk, since the standard library's stops without a word at a damaged header.
@@ -219,7 +221,7 @@ def _walk(file: BinaryIO, end: int, problems: list[Problem]) -> Iterator[_Member
             continue
         member, long_name = long_name or _header_name(header), None
         if kind in (b"0", b"\0", b"7"):
-            yield _Member(member, data, size)
+            yield Member(member, data, size)
         elif kind != b"5":
             problems.append(Problem("link_member", member))
     problems.append(Problem("truncated_tar", member))

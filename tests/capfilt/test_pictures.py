@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from capfilt import pictures
-from capfilt.pictures import DecodeError, decode, picture_size
+from capfilt.pictures import DecodeError, decode, fit, picture_size
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -104,6 +104,7 @@ def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
     assert caught.value.reason == reason
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_any_cut_or_flipped_byte_is_a_decode_error_or_a_picture() -> None:
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
@@ -130,3 +131,44 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch
 
 def test_picture_size_reads_the_header_alone() -> None:
     assert picture_size(encode(corners(), "PNG")[:60]) == (32, 24)
+
+
+def test_fit_keeps_the_bytes_of_a_sound_small_jpeg() -> None:
+    data = encode(corners(), "JPEG")
+    assert fit(data, 512) == (data, 32, 24, 32, 24)
+    grey = encode(corners().convert("L"), "JPEG")
+    assert fit(grey, 0).data == grey
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_fit_makes_a_jpeg_of_everything_else(kind: str) -> None:
+    fitted = fit(encode(corners(), kind), 512)
+    assert fitted[1:] == (32, 24, 32, 24)
+    assert fitted.data[:3] == b"\xff\xd8\xff"
+    assert near(decode(fitted.data).getpixel((4, 20)), (0, 255, 0), 60)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_fit_turns_and_shrinks(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = corners().resize((1280, 960), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_90)
+    fitted = fit(encode(large, kind, exif=exif), 256)
+    assert fitted[1:] == (256, 192, 1280, 960)
+    image = decode(fitted.data)
+    assert image.size == (256, 192)
+    assert near(image.getpixel((128, 20)), (255, 0, 0))
+    assert near(image.getpixel((40, 150)), (0, 255, 0))
+    assert near(image.getpixel((200, 150)), (0, 0, 255))
+    turned_only = fit(encode(large, kind, exif=exif))
+    assert turned_only[1:] == (1280, 960, 1280, 960)
+    assert Image.open(io.BytesIO(turned_only.data)).getexif().get(0x0112, 1) == 1
+
+
+def test_fit_decodes_all_of_the_picture_and_gives_the_same_bytes_twice() -> None:
+    whole = encode(corners().resize((640, 480)), "JPEG")
+    for longest in (0, 64):
+        with pytest.raises(DecodeError, match="truncated"):
+            fit(whole[:-400], longest)
+    assert fit(whole, 100) == fit(whole, 100)
+    assert fit(encode(Image.new("RGB", (2000, 3)), "PNG"), 100)[1:3] == (100, 1)
