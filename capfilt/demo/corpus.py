@@ -6,8 +6,9 @@ In: a `CorpusConfig`. Out, under one folder:
     www/                      the pictures as they are served; behaviour.json names the slow ones and the opted out
     human/images/             pictures of the human-written sets
     human/train.json          [{"image", "caption", "image_id"}], one row a caption
-    human/validation.json     [{"image", "caption": [5 texts], "image_id"}], the first text says all there is
-    human/test.json           the same
+    human/validation.json     [{"image", "caption": [5 texts], "image_id"}], to compare a captioner's captions with
+    human/retrieval_validation.json   the same without pictures that no caption tells apart; each text says all there is
+    human/test.json, human/retrieval_test.json   likewise
     truth/web.parquet         url, kind, matches, fate, scene: what is known about each web pair
     truth/validation.json     {image: scene}
     truth/test.json           the same
@@ -33,7 +34,7 @@ from capfilt.config import diff
 from capfilt.demo import art
 from capfilt.demo.language import phrase, references
 from capfilt.demo.noise import NOISE_MIX, web_text
-from capfilt.demo.scenes import Scene, draw, sample
+from capfilt.demo.scenes import Scene, description, draw, sample
 from capfilt.shards import write_json
 
 JPEG = {
@@ -154,14 +155,18 @@ def _write_human(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
 
 
 def _write_held_out(config: CorpusConfig, out: Path, nouns: Sequence[str], split: str) -> None:
-    rows, truth = [], {}
+    rows, distinct, truth = [], {}, {}
     for index in range(getattr(config, split)):
         scene = sample(config.seed, split, index, nouns)
         image = f"images/{split}-{index:06d}.jpg"
         _save(draw(scene, config.px), out / "human" / image)
-        rows.append({"image": image, "caption": references(scene, config.seed, lang=config.lang), "image_id": index})
+        row = {"image": image, "caption": references(scene, config.seed, lang=config.lang), "image_id": index}
+        full = references(scene, config.seed, lang=config.lang, detail=1.0)
+        rows.append(row)
+        distinct.setdefault(description(scene), row | {"caption": full})
         truth[image] = scene.to_dict()
     write_json(out / "human" / f"{split}.json", rows)
+    write_json(out / "human" / f"retrieval_{split}.json", list(distinct.values()))
     write_json(out / "truth" / f"{split}.json", truth)
 
 

@@ -28,12 +28,12 @@ def phrase(scene: Scene, rng: Random, detail: float = 0.6, lang: str = "en") -> 
     return LANGUAGES[lang].phrase(scene, rng, detail)
 
 
-def references(scene: Scene, seed: int, n: int = 5, lang: str = "en") -> list[str]:
-    """n different captions; the first says all there is to say, so it is the one to find the picture by."""
+def references(scene: Scene, seed: int, n: int = 5, lang: str = "en", detail: float = 0.6) -> list[str]:
+    """n different captions; the first says all there is to say, as all do with `detail` 1."""
     rng = Random(f"references {seed} {scene.jitter}")
     texts = [phrase(scene, rng, 1.0, lang)]
     while len(texts) < n:
-        text = phrase(scene, rng, 0.6, lang)
+        text = phrase(scene, rng, detail, lang)
         if text not in texts:
             texts.append(text)
     return texts

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from random import Random
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -34,6 +35,15 @@ _SIDES = {"small": (0.30, 0.33, 0.36), "large": (0.46, 0.48, 0.50)}
 _ALONE = {"small": (0.30, 0.33, 0.36), "large": (0.58, 0.65, 0.72)}
 _MARGIN = 0.015
 _LOW, _HIGH = 0.26, 0.74  # centres of the two halves
+
+
+class _Room(NamedTuple):
+    """Where an object may lie: the centre and the extents, as shares of the picture."""
+
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,20 @@ def sample(seed: int, stream: str, index: int, nouns: Sequence[str] | None = Non
 
 def combination(scene: Scene) -> str:
     """What is held out together; the same for "a dog left of a key" and "a key right of a dog"."""
-    things = [(f"{thing.count} {thing.noun}") for thing in scene.things]
-    if scene.relation in ("right of", "below"):
-        things.reverse()
+    things = [f"{thing.count} {thing.noun}" for thing in scene.things]
     if scene.relation:
-        return f"{things[0]} {'beside' if 'of' in scene.relation else 'over'} {things[1]}"
+        told = {"right of": "left of", "below": "above"}.get(scene.relation)
+        first, second = things[::-1] if told else things
+        return f"{first} {told or scene.relation} {second}"
     if len(things) > 1:
         return ", ".join(sorted(things))
     return f"{scene.things[0].size} {things[0]} on {scene.background}"
+
+
+def description(scene: Scene) -> str:
+    """All that a caption can say: equal for two scenes that no caption tells apart."""
+    sizes = ", ".join(f"{thing.noun} {thing.size}" for thing in sorted(scene.things, key=lambda thing: thing.noun))
+    return f"{combination(scene)} on {scene.background}: {sizes}"
 
 
 def split(seed: int, scene: Scene) -> str:
@@ -103,14 +119,13 @@ def draw(scene: Scene, px: int = 96) -> Image.Image:
     """The picture of a scene, RGB, px by px pixels."""
     rng = Random(f"draw {scene.jitter}")
     picture = Image.new("RGB", (px, px), BACKGROUNDS[scene.background])
-    for thing, places in zip(scene.things, _places(scene, rng), strict=True):
-        sides = _ALONE if _is_single(scene) else _SIDES
-        for x, y, room in places:
+    sides = _ALONE if _is_single(scene) else _SIDES
+    for thing, rooms in zip(scene.things, _rooms(scene, rng), strict=True):
+        for room in rooms:
             sprite = art.sprite(thing.noun, round(px * rng.choice(sides[thing.size])))
-            width, height = sprite.width / px, sprite.height / px
-            left = _within(rng, x, room[0], width) * px
-            top = _within(rng, y, room[1], height) * px
-            picture.paste(sprite, (round(left), round(top)), sprite)
+            left = _start(rng, room.x, room.width, sprite.width / px)
+            top = _start(rng, room.y, room.height, sprite.height / px)
+            picture.paste(sprite, (round(left * px), round(top * px)), sprite)
     return picture
 
 
@@ -134,44 +149,39 @@ def _is_single(scene: Scene) -> bool:
     return len(scene.things) == 1 and scene.things[0].count == 1
 
 
-def _places(scene: Scene, rng: Random) -> list[list[tuple[float, float, tuple[float, float]]]]:
-    """For each thing, for each of its objects: the centre (x, y) of its room, and the room's (width, height)."""
-    if scene.relation:
-        return [
-            _half(thing, low, "of" in scene.relation) for thing, low in zip(scene.things, _order(scene), strict=True)
-        ]
+def _rooms(scene: Scene, rng: Random) -> list[list[_Room]]:
+    """A room for every object, thing after thing."""
     if _is_single(scene):
-        return [[(0.5, 0.5, (1.0, 1.0))]]
-    half = (0.5, 0.5)
+        return [[_Room(0.5, 0.5, 1.0, 1.0)]]
+    if scene.relation:
+        first_is_low = scene.relation in ("left of", "above")
+        sides = zip(scene.things, (first_is_low, not first_is_low), strict=True)
+        return [_side_by_side(thing.count, low, scene.relation) for thing, low in sides]
     if sum(thing.count for thing in scene.things) == 2:
-        low = rng.choice(((_LOW, 0.5), (0.5, _LOW), (_LOW, _LOW), (_LOW, _HIGH)))
-        places = [(*low, half), (1 - low[0], 1 - low[1], half)]
+        x, y = rng.choice(((_LOW, 0.5), (0.5, _LOW), (_LOW, _LOW), (_LOW, _HIGH)))
+        centres = [(x, y), (1 - x, 1 - y)]
     else:
-        places = [(_LOW, _LOW, half), (_HIGH, _LOW, half), (0.5, _HIGH, half)]
-        turn = rng.choice((lambda x, y: (x, y), lambda x, y: (x, 1 - y), lambda x, y: (y, x), lambda x, y: (1 - y, x)))
-        places = [(*turn(x, y), room) for x, y, room in places]
-        rng.shuffle(places)
-    return [places] if len(scene.things) == 1 else [[place] for place in places]
+        third = rng.choice((_LOW, _HIGH))
+        centres = [(_LOW, third), (_HIGH, third), (0.5, 1 - third)]
+        if rng.random() < 0.5:
+            centres = [(y, x) for x, y in centres]
+        rng.shuffle(centres)
+    rooms = [_Room(x, y, 0.5, 0.5) for x, y in centres]
+    return [rooms] if len(scene.things) == 1 else [[room] for room in rooms]
 
 
-def _order(scene: Scene) -> tuple[bool, bool]:
-    first_is_low = scene.relation in ("left of", "above")
-    return first_is_low, not first_is_low
-
-
-def _half(thing: Thing, low: bool, beside: bool) -> list[tuple[float, float, tuple[float, float]]]:
-    """Places of a thing in the left, right, upper or lower half."""
+def _side_by_side(count: int, low: bool, relation: str) -> list[_Room]:
+    """Rooms in the left or upper (`low`) or in the right or lower half."""
     along = _LOW if low else _HIGH
-    # One object may wander across the other axis, but less far than the two are apart.
-    across = {1: ((0.5, 0.76),), 2: ((_LOW, 0.5), (_HIGH, 0.5)), 3: ((0.18, 0.33), (0.5, 0.33), (0.82, 0.33))}[
-        thing.count
-    ]
-    places = [(along, centre, (0.5, room)) for centre, room in across]
-    return [(x, y, (w, h)) if beside else (y, x, (h, w)) for x, y, (w, h) in places]
+    # One object may wander across, but less far than the two things are apart.
+    across = {1: [(0.5, 0.76)], 2: [(_LOW, 0.5), (_HIGH, 0.5)], 3: [(0.18, 0.33), (0.5, 0.33), (0.82, 0.33)]}
+    if relation in ("left of", "right of"):
+        return [_Room(along, centre, 0.5, extent) for centre, extent in across[count]]
+    return [_Room(centre, along, extent, 0.5) for centre, extent in across[count]]
 
 
-def _within(rng: Random, centre: float, room: float, side: float) -> float:
-    """A random start for an object of this side in its room; the middle of the room when the object fills it."""
-    slack = max(0.0, room - side)
+def _start(rng: Random, centre: float, extent: float, side: float) -> float:
+    """Where an object of this side begins: at random in its room, in the middle of a room that it fills."""
+    slack = max(0.0, extent - side)
     start = centre - side / 2 + (rng.random() - 0.5) * slack
     return min(max(start, _MARGIN), 1 - _MARGIN - side)

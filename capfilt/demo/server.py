@@ -38,7 +38,7 @@ class CorpusServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> CorpusServer:
-        threading.Thread(target=self.serve_forever, name="corpus server", daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.05,), name="corpus server", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

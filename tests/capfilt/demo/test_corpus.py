@@ -18,14 +18,14 @@ from capfilt.demo.noise import MATCHES
 from capfilt.demo.scenes import Scene
 
 CONFIG = CorpusConfig(
-    web=200, human=20, human_captions=2, validation=10, test=15, px=48, dead=0.1, corrupt=0.1, slow=0.05, opted_out=0.05
+    web=200, human=20, human_captions=2, validation=10, test=60, px=48, dead=0.1, corrupt=0.1, slow=0.05, opted_out=0.05
 )
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus")
-    assert write_corpus(CONFIG, out) == {"web": 200, "human": 20, "validation": 10, "test": 15}
+    assert write_corpus(CONFIG, out) == {"web": 200, "human": 20, "validation": 10, "test": 60}
     return out
 
 
@@ -83,7 +83,7 @@ def test_urls_become_whole(corpus: Path) -> None:
 def test_annotations_are_exact(corpus: Path) -> None:
     train = json.loads((corpus / "human" / "train.json").read_text())
     assert len(train) == 40 and len({row["image"] for row in train}) == 20
-    for part, n in (("validation", 10), ("test", 15)):
+    for part, n in (("validation", 10), ("test", 60)):
         truth = read_truth(corpus, part)
         rows = json.loads((corpus / "human" / f"{part}.json").read_text())
         assert len(rows) == len(truth) == n
@@ -91,6 +91,16 @@ def test_annotations_are_exact(corpus: Path) -> None:
             assert set(row) == {"image", "caption", "image_id"}
             assert len(row["caption"]) == 5 and all(exact_match(text, truth[row["image"]]) for text in row["caption"])
     assert all((corpus / "human" / row["image"]).exists() for row in train)
+
+
+def test_retrieval_captions_fit_one_picture_each(corpus: Path) -> None:
+    truth = read_truth(corpus, "test")
+    rows = json.loads((corpus / "human" / "retrieval_test.json").read_text())
+    assert 30 <= len(rows) <= 60
+    for row in rows:
+        for text in row["caption"]:
+            fitting = [other["image"] for other in rows if exact_match(text, truth[other["image"]])]
+            assert fitting == [row["image"]], text
 
 
 def test_chinese_corpus(tmp_path: Path) -> None:

@@ -115,9 +115,18 @@ def test_exact_match_of_a_pair(text: str, right: bool) -> None:
 
 @pytest.mark.parametrize(
     ("text", "right"),
-    [("two keys", True), ("2 keys", True), ("a pair of keys", True), ("a key and a key", False), ("keys", False)]
-    + [("a key", False), ("three keys", False), ("two small keys", True), ("two large keys", False)]
-    + [("two keys left of a key", False)],
+    [
+        ("two keys", True),
+        ("2 keys", True),
+        ("a pair of keys", True),
+        ("a key and a key", False),
+        ("keys", False),
+        ("a key", False),
+        ("three keys", False),
+        ("two small keys", True),
+        ("two large keys", False),
+        ("two keys left of a key", False),
+    ],
 )
 def test_exact_match_of_a_group(text: str, right: bool) -> None:
     assert exact_match(text, GROUP) is right
@@ -136,9 +145,12 @@ def test_exact_match_of_three_objects() -> None:
         ("一只狗在一个苹果的左边", True),
         ("一个苹果的左侧是一只小狗，背景是蓝色的", True),
         ("右边有一个苹果，左边有一只狗", True),
-    ]
-    + [("一只狗在一个苹果的右边", False), ("狗和苹果", False), ("一只大狗在一个苹果的左边", False)]
-    + [("一个苹果在一只狗的右边，红色背景", False), ("左边是一只狗，左边是一个苹果", False)],
+        ("一只狗在一个苹果的右边", False),
+        ("狗和苹果", False),
+        ("一只大狗在一个苹果的左边", False),
+        ("一个苹果在一只狗的右边，红色背景", False),
+        ("左边是一只狗，左边是一个苹果", False),
+    ],
 )
 def test_exact_match_in_chinese(text: str, right: bool) -> None:
     assert exact_match(text, PAIR) is right
