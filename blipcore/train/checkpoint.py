@@ -27,7 +27,8 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if (path / READABLE).is_file())
+        found = (path for path in self.folder.glob("step-*") if (path / READABLE).is_file())
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def save(self, step: int, tensors: dict[str, Any], readable: dict[str, Any]) -> Path:
         """Write a checkpoint and drop the oldest beyond `keep`; raises OSError, leaving the older ones as they are."""

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ class RunFolder:
         self.path = path
         self.config = json.loads(json.dumps(config, default=str))  # as YAML gives it back: no tuples, no paths
         self.model, self.checkpoints = path / "model", path / "checkpoints"
-        self._metrics = path / "metrics.jsonl"
-        self._board: SummaryWriter | None = None
 
     def claim(self) -> dict[str, Any] | None:
         """Make the folder this run's own; returns the summary when the run is done already.
@@ -55,28 +53,27 @@ class RunFolder:
         write_text(stored, header + yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return None
 
-    def open_logs(self, step: int) -> None:
-        """Go on logging after `step`: records of later steps come from an attempt that was not saved, and go."""
-        if self._metrics.exists():
-            lines = self._metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(self._metrics, "".join(line + "\n" for line in kept))
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+    @contextlib.contextmanager
+    def logs(self, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
+        """Gives a function that appends a record (with its "step") to metrics.jsonl and TensorBoard.
 
-    def log(self, record: dict[str, float]) -> None:
-        """Append one record (with its "step") to metrics.jsonl and TensorBoard."""
-        with self._metrics.open("a", encoding="utf-8") as file:
+        It goes on after `step`: records of later steps come from an attempt that was not saved, and are dropped.
+        """
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            write_text(metrics, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+        def log(record: dict[str, float]) -> None:
             file.write(json.dumps(record) + "\n")
-        if self._board is not None:
+            file.flush()
             for name, value in record.items():
                 if name != "step":
-                    self._board.add_scalar(name, value, record["step"])
+                    board.add_scalar(name, value, record["step"])
 
-    def close_logs(self) -> None:
-        """Flush TensorBoard."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        folder = str(self.path / "tensorboard")
+        with metrics.open("a", encoding="utf-8") as file, SummaryWriter(folder, purge_step=step + 1) as board:
+            yield log
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary; the model is written after it, since its presence says that all is done."""

@@ -5,6 +5,7 @@ else is in it) and a summary. Killed and launched again, a run goes on from its 
 happened: the same samples, the same dropout, on a CPU the same bits.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -86,11 +87,10 @@ class Trainer:
         torch.manual_seed(config.seed + distributed.rank())
         messages = self._resume(optimizer)
         main = distributed.is_main()
-        with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display:
+        logs = self.folder.logs(state.step) if main else contextlib.nullcontext(lambda record: None)
+        with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display, logs as log:
             for message in messages:
                 display.say(message)
-            if main:
-                self.folder.open_logs(state.step)
             batches = self._batches()
             self.started = time.perf_counter() - state.seconds
             while state.step < config.steps:
@@ -100,17 +100,14 @@ class Trainer:
                 last = state.step == config.steps
                 if last or state.step % config.log_every == 0:
                     record, seconds_left = self._record()
-                    if main:
-                        self.folder.log(record)
-                        display.log(record, seconds_left)
+                    log(record)
+                    display.log(record, seconds_left)
                 leaving = bool(stopped)  # asked once: a signal after this line waits for the next step
                 if last or leaving or state.step % config.save_every == 0:
                     self._save(optimizer)
                 if leaving and not last:
-                    self.folder.close_logs()
                     display.say(f"stopped and saved at step {state.step}; run the same command again to go on")
                     raise SystemExit(128 + stopped[0])
-            self.folder.close_logs()
             for name, reason in list(state.problems.items())[:SHOWN_PROBLEMS]:
                 display.say(f"unreadable, replaced by the next: {name}: {reason}")
         summary = self._summary()

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import shutil
 import signal
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import blipcore.model.convert
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
+from blipcore.train.run_folder import diff
 from blipcore.train.trainer import NonFiniteLossError, TrainConfig, Trainer
 
 
@@ -135,3 +139,213 @@ def test_a_killed_run_resumes_bit_for_bit(shards, tmp_path, step, accumulate):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
     assert [record["step"] for record in records(tmp_path / "cut")] == [5, 10, 12]
     assert whole.task.seen[-len(resumed.task.seen) :] == resumed.task.seen  # no sample twice, none left out
+
+
+def test_workers_and_logging_do_not_change_the_result(shards, tmp_path):
+    trainer(shards, tmp_path / "alone").fit()
+    trainer(shards, tmp_path / "workers", workers=1, log_every=3, save_every=7, keep=1).fit()
+    assert same(weights(tmp_path / "alone"), weights(tmp_path / "workers"))
+
+
+def test_what_a_run_leaves_behind(shards, tmp_path):
+    summary = trainer(shards, tmp_path).fit()
+    assert summary["steps"] == 12 and summary["pictures"] == 48 and summary["unreadable"] == 0
+    assert summary["losses"] == {name: records(tmp_path)[-1][name] for name in ("loss", "loss_square")}
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000008", "step-000012"]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    logged = [(event.step, event.value) for event in board.Scalars("loss")]
+    assert logged == [(record["step"], pytest.approx(record["loss"])) for record in records(tmp_path)]
+    assert "steps: 12" in (tmp_path / "config.yaml").read_text()
+
+
+def test_logged_losses_are_means_over_the_interval(shards, tmp_path):
+    run = trainer(shards, tmp_path, accumulate=2, log_every=4)
+    losses: list[float] = []
+    forward = run.task.forward
+    run.task.forward = lambda batch, progress: losses.append((out := forward(batch, progress))["loss"].item()) or out
+    run.fit()
+    expected = [sum(losses[start : start + 8]) / 8 for start in (0, 8, 16)]
+    assert [record["loss"] for record in records(tmp_path)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_finished_run_says_so_at_once(shards, tmp_path):
+    summary = trainer(shards, tmp_path).fit()
+    again = trainer(shards, tmp_path)
+    assert again.fit() == summary and again.task.seen == []
+
+
+def test_a_run_killed_between_summary_and_model_is_not_done(shards, tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise Killed
+
+    save_model = blipcore.model.convert.save_model
+    monkeypatch.setattr(blipcore.model.convert, "save_model", killed)
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path).fit()
+    monkeypatch.setattr(blipcore.model.convert, "save_model", save_model)
+    again = trainer(shards, tmp_path)
+    again.fit()
+    assert again.task.seen == [] and (tmp_path / "model" / "model.pt").exists()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_configuration_is_refused_with_the_difference(shards, tmp_path, finished):
+    if finished:
+        trainer(shards, tmp_path).fit()
+    else:
+        with pytest.raises(Killed):
+            trainer(shards, tmp_path, kill_at(6)).fit()
+    with pytest.raises(ValueError, match=r"another configuration.*train.lr: 0.01 -> 0.02"):
+        trainer(shards, tmp_path, lr=0.02).fit()
+    trainer(shards, tmp_path, workers=1, save_every=3, log_every=2, keep=1).fit()  # none of which changes the result
+
+
+def test_differences_are_readable():
+    old = {"data": ["a"], "train": {"lr": 1.0, "betas": [0.9, 0.99], "workers": 2}, "old": {"x": 1}}
+    new = {"data": ["a", "b"], "train": {"lr": 1.0, "betas": [0.9, 0.99], "workers": 0}, "new": {}}
+    assert diff(old, new) == ["data: ['a'] -> ['a', 'b']", "old.x: 1 -> 'absent'", "new: 'absent' -> {}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_leaves(shards, tmp_path, number, capfd):
+    def interrupt(task: Brightness, batch: dict) -> None:
+        if len(task.seen) == 7:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    trainer(shards, tmp_path / "whole").fit()
+    with pytest.raises(SystemExit) as left:
+        trainer(shards, tmp_path / "cut", interrupt).fit()
+    assert left.value.code == 128 + number and signal.getsignal(number) is handler
+    assert "stopped and saved at step 7; run the same command again" in capfd.readouterr().err
+    resumed = trainer(shards, tmp_path / "cut")
+    resumed.fit()
+    assert len(resumed.task.seen) == 5
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def spoil(*batch_numbers: int):
+    """Make the pictures of some batches NaN."""
+
+    def on_batch(task: Brightness, batch: dict) -> None:
+        if len(task.seen) in batch_numbers:
+            batch["pixels"].fill_(torch.nan)
+
+    return on_batch
+
+
+@pytest.mark.parametrize("look_at_once", [True, False])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures(shards, tmp_path, look_at_once):
+    run = trainer(shards, tmp_path, spoil(6))
+    run.look_at_once = look_at_once  # False is what a GPU does: it looks when it has to wait anyway
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 5; the pictures of its batch: ") as error:
+        run.fit()
+    assert ", ".join(run.task.seen[5]) in str(error.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+    trainer(shards, tmp_path).fit()  # the good checkpoint is there to go on from
+
+
+def test_a_gradient_that_is_not_finite_counts_too_when_clipping(shards, tmp_path):
+    run = trainer(shards, tmp_path, clip=1.0)
+    run.task.model[1].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        run.fit()
+
+
+def test_bad_steps_can_be_skipped(shards, tmp_path):
+    run = trainer(shards, tmp_path, spoil(2, 6), nonfinite="skip")
+    summary = run.fit()
+    assert summary["skipped_steps"] == 2 and summary["steps"] == 12
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    assert run.task.queue.isfinite().all()
+    assert all(np.isfinite(record["loss"]) for record in records(tmp_path))
+
+
+def test_clipping_bounds_the_step(shards, tmp_path):
+    norms = []
+
+    def on_batch(task: Brightness, batch: dict) -> None:
+        batch["numbers"] += 1000.0
+
+    run = trainer(shards, tmp_path, on_batch, clip=0.5, steps=2)
+    run.task.after_step = lambda outputs: norms.append(
+        torch.stack([p.grad.norm() for p in run.task.parameters() if p.grad is not None]).norm().item()
+    )
+    run.fit()
+    assert norms == pytest.approx([0.5, 0.5], rel=1e-3)
+
+
+def test_micro_batches_add_up_to_the_whole_batch(shards, tmp_path):
+    """Without dropout and queue, two micro-batches of 4 step like one batch of 8."""
+    gradients = []
+    for folder, changes in (("one", {"batch_size": 8}), ("two", {"batch_size": 4, "accumulate": 2})):
+        run = trainer(shards, tmp_path / folder, steps=1, **changes)
+        run.task.model[2].p = 0.0
+        run.task.after_step = lambda outputs, run=run: gradients.append(run.task.model[1].weight.grad.clone())
+        run.fit()
+    torch.testing.assert_close(*gradients)
+
+
+def test_unreadable_pictures_are_reported_at_the_end(shards, tmp_path, capfd):
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    data = bytearray((broken / "00001.tar").read_bytes())
+    data[512:530] = bytes(18)  # the first picture's signature
+    (broken / "00001.tar").write_bytes(data)
+    with pytest.raises(Killed):
+        trainer(broken, tmp_path / "run", kill_at(11)).fit()
+    summary = trainer(broken, tmp_path / "run").fit()
+    assert summary["unreadable"] == 1
+    assert summary["problems"] == {"00001.tar/10000": "no known picture format"}
+    assert "unreadable, replaced by the next: 00001.tar/10000" in capfd.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(shards, tmp_path, capfd):
+    trainer(shards, tmp_path / "whole").fit()
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path / "cut", kill_at(11)).fit()
+    (tmp_path / "cut/checkpoints/step-000008/state.pt").write_bytes(b"half")
+    trainer(shards, tmp_path / "cut").fit()
+    said = capfd.readouterr().err
+    assert "step-000008 is damaged and passed over" in said and "going on from step 4 of 12" in said
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_a_log_line_cut_short_by_a_kill_is_dropped(shards, tmp_path):
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(11)).fit()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+    trainer(shards, tmp_path).fit()
+    assert [record["step"] for record in records(tmp_path)] == [5, 10, 12]
+
+
+def test_epochs_become_steps(shards, tmp_path):
+    summary = trainer(shards, tmp_path, steps=0, epochs=0.5).fit()
+    assert summary["steps"] == 5  # 40 pictures in batches of 4
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_one_live_line_on_a_terminal(shards, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    trainer(shards, tmp_path).fit()
+    last = terminal.getvalue().rsplit("step ", 1)[1]
+    assert last.startswith("12/12") and "img/s" in last and "square" in last and "lr" in last
+
+
+def test_plain_lines_elsewhere(shards, tmp_path, capfd):
+    trainer(shards, tmp_path).fit()
+    out, err = capfd.readouterr()
+    assert out == ""  # stdout belongs to the command's own answer
+    assert [line.split()[1] for line in err.splitlines()] == ["5/12", "10/12", "12/12"]

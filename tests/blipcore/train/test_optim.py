@@ -1,0 +1,71 @@
+"""Learning rates against the official formulas, and which parameters are trained how."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from blipcore.train.optim import TrainConfig, adamw, schedule
+
+
+def rates(config: TrainConfig) -> list[float]:
+    return [schedule(step, config) for step in range(config.steps)]
+
+
+def test_cosine_over_the_steps_after_the_warm_up():
+    config = TrainConfig(steps=110, lr=2.0, min_lr=0.5, warmup_steps=10, warmup_lr=1.0)
+    lr = rates(config)
+    assert lr[:10] == pytest.approx([1.0 + 0.1 * step for step in range(10)])
+    assert lr[10:] == pytest.approx([0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * t / 100)) for t in range(100)])
+    assert schedule(110, config) == pytest.approx(0.5)
+
+
+def test_the_official_pretraining_schedule():
+    """3e-4 * 0.9^epoch but at least 1e-6, and in the first steps at most the warm-up's line."""
+    config = TrainConfig(
+        steps=60000, lr=3e-4, min_lr=1e-6, warmup_steps=3000, schedule="exponential", decay=0.9, decay_steps=1000
+    )
+    for step in (0, 1, 999, 1000, 2500, 2999, 3000, 12345, 59999):
+        official = max(1e-6, 3e-4 * 0.9 ** (step // 1000))
+        if step < 3000:
+            official = min(official, 1e-6 + (3e-4 - 1e-6) * step / 3000)
+        assert schedule(step, config) == pytest.approx(official, rel=1e-12)
+
+
+def test_constant_and_unknown():
+    assert set(rates(TrainConfig(steps=5, lr=0.1, schedule="constant"))) == {0.1}
+    config = TrainConfig(steps=5)
+    config.schedule = "linear"
+    with pytest.raises(ValueError, match="schedule is"):
+        schedule(0, config)
+
+
+def test_steps_or_epochs():
+    assert TrainConfig(steps=7).total_steps(1000) == 7
+    assert TrainConfig(epochs=2.5, batch_size=10, accumulate=2).total_steps(1000, ranks=5) == 25
+    assert TrainConfig(epochs=0.001).total_steps(10) == 1
+    for config in (TrainConfig(), TrainConfig(steps=1, epochs=1.0)):
+        with pytest.raises(ValueError, match="either steps or epochs"):
+            config.total_steps(10)
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"keep": 0}, {"lr": -1.0}, {"warmup_steps": -1}, {"seed": -1}])
+def test_impossible_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TrainConfig(**bad)
+
+
+def test_weight_decay_on_every_trainable_parameter_as_official():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    model[0].bias.requires_grad_(False)
+    optimizer = adamw(model, TrainConfig(lr=0.5, weight_decay=0.1))
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 3 and group["weight_decay"] == 0.1
+    before = model[1].weight.clone()
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model[1].weight, before * (1 - 0.5 * 0.1))
+    with pytest.raises(ValueError, match="frozen"):
+        adamw(model.requires_grad_(False), TrainConfig())
