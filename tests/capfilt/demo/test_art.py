@@ -58,6 +58,7 @@ def test_sprite_fills_the_size_asked_for_and_has_a_white_rim() -> None:
         for noun in ("dog", "flamingo", "racing car"):
             sprite = art.sprite(noun, px)
             assert max(sprite.size) == px and sprite.mode == "RGBA"
+            assert sprite.getchannel("A").getbbox() == (0, 0, *sprite.size)  # sizes mean the same for all nouns
     pixels = np.asarray(art.sprite("apple", 64)).astype(int)
     inside = pixels[..., 3] > 250
     rim = inside & ~np.asarray(

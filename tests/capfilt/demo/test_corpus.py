@@ -65,7 +65,8 @@ def test_web_truth_describes_what_is_served(corpus: Path) -> None:
         assert row["matches"] == (row["kind"] in MATCHES) and Scene.from_dict(json.loads(row["scene"]))
         path = corpus / "www" / row["url"]
         assert path.exists() == (row["fate"] != "dead")
-        assert (row["url"] in behaviour) == (row["fate"] in ("slow", "opted_out"))
+        rule = {"slow": {"delay": 2.0}, "opted_out": {"headers": {"X-Robots-Tag": "noai"}}}
+        assert behaviour.get(row["url"]) == rule.get(row["fate"])
         if row["fate"] == "corrupt":
             with pytest.raises((UnidentifiedImageError, OSError)):
                 Image.open(io.BytesIO(path.read_bytes())).load()

@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from capfilt.demo.language import exact_match, is_true, object_set
+from capfilt.demo.language import exact_match, is_true, object_set, parse
 from capfilt.demo.noise import MATCHES, NOISE_MIX, WebText, web_text
-from capfilt.demo.scenes import Scene, sample
+from capfilt.demo.scenes import Scene, Thing, sample, split
 
 N = 4000
 
@@ -59,6 +59,18 @@ def test_wrong_texts_are_wrong_in_the_way_they_are_called(texts: list[tuple[Scen
             assert named == there
         if web.kind == "wrong_object":
             assert len(named - there) == len(there - named) == 1
+
+
+def test_no_text_speaks_of_a_combination_that_is_held_out(texts: list[tuple[Scene, WebText]]) -> None:
+    told = 0
+    for _, web in texts:
+        claims = parse(web.text)
+        if claims.relation and all(mention.count for mention in claims.things):
+            things = {mention.noun: Thing(mention.noun, mention.count) for mention in claims.things}
+            first, relation, second = claims.relation
+            told += 1
+            assert split(0, Scene((things[first], things[second]), relation, "red")) == "train", web
+    assert told > 200
 
 
 def test_shares_are_as_stated(texts: list[tuple[Scene, WebText]]) -> None:
