@@ -97,10 +97,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the www folder of the corpus")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    with CorpusServer(options.folder, options.port) as server:
+    try:
+        server = CorpusServer(options.folder, options.port)
+    except OSError as error:  # no such folder, or the port is taken
+        sys.exit(f"Error: cannot serve {options.folder} on port {options.port}: {error}")
+    with server, contextlib.suppress(KeyboardInterrupt):
         print(f"{options.folder} at {server.url}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
