@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from capfilt.shards import Picture, write_shard
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose by more threads
 
 WORDS = ["a", "picture", "of", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "one", "two", "three"]
 WORDS += ["on", "the", "left", "right", "and", "with"]
@@ -39,6 +42,11 @@ def _save_tiny_model(folder: Path, *parts: str, seed: int = 0) -> Path:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(5)
+        if "itm" in parts:  # half of its verdicts shall be "matched"
+            ids, mask = tokenizer([" ".join(random.Random(n).choices(WORDS, k=4)) for n in range(64)], 35, "enc")
+            kv = model.text.image_kv(model.encode_image(torch.randn(64, 3, 32, 32)))
+            logits = model.eval().itm_logits(model.text.fuse(ids, mask, kv))
+            model.itm_head.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     save_model(folder, model, tokenizer)
     return folder
 
@@ -121,15 +129,19 @@ def _drawn(number: int, text: str | None = None) -> Picture:
     return Picture(f"{number:06d}", file.getvalue(), text)
 
 
+def _write_shards(folder: Path, count: int, pictures: int) -> Path:
+    for shard in range(count):
+        write_shard(folder / f"{shard:05d}.tar", (_drawn(1000 * shard + number) for number in range(pictures)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_shards() -> Callable[[Path, int, int], Path]:
+    """Write a shard set of `count` shards of `pictures` drawn pictures into a folder."""
+    return _write_shards
+
+
 @pytest.fixture
-def shards(tmp_path: Path) -> Callable[..., Path]:
-    """Write a shard set of `count` shards of `pictures` drawn pictures."""
-
-    def write(count: int, pictures: int, folder: Path | None = None) -> Path:
-        folder = folder or tmp_path / "data"
-        for shard in range(count):
-            samples = (_drawn(1000 * shard + number) for number in range(pictures))
-            write_shard(folder / f"{shard:05d}.tar", samples)
-        return folder
-
-    return write
+def shards(tmp_path: Path) -> Callable[[int, int], Path]:
+    """The same into this test's own folder."""
+    return lambda count, pictures: _write_shards(tmp_path / "data", count, pictures)
