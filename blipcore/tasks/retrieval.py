@@ -79,7 +79,8 @@ def evaluate_retrieval(
         [model.text_feat(model.text.encode(ids[i : i + rows], mask[i : i + rows])) for i in range(0, len(ids), rows)]
     )
     image_feat = torch.cat([model.image_feat(model.encode_image(pixels.to(device))) for _, pixels in pictures])
-    cosine = (image_feat @ text_feat.T).cpu()  # (images, texts)
+    with torch.autocast(device.type, enabled=False):
+        cosine = (image_feat @ text_feat.T).cpu()  # (images, texts)
 
     by_image = torch.zeros_like(cosine, dtype=torch.bool)
     by_image.scatter_(1, cosine.topk(min(k, cosine.shape[1]), dim=1).indices, True)

@@ -199,12 +199,15 @@ class Demo:
         ]  # fmt: skip
 
     def evaluate(self, name: str) -> list[list[str]]:
-        test, model = str(self.corpus / "human" / "test.json"), str(self.runs / name / "model")
+        human, model = self.corpus / "human", str(self.runs / name / "model")
         results = str(self.runs / name / "captions.json")
         return [
-            ["evaluate", "caption", test, "--model", model, "--set", "generate.prompt=", "--set", f"results={results}"],
-            ["evaluate", "retrieval", test, "--model", model],
-        ]
+            [
+                "evaluate", "caption", str(human / "test.json"), "--model", model,
+                "--set", "generate.prompt=", "--set", f"results={results}",
+            ],
+            ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model],
+        ]  # fmt: skip
 
     # --- running them ---------------------------------------------------------------------------------------------
 
@@ -288,7 +291,7 @@ class Demo:
                 "cider": caption["CIDEr"],
                 "bleu4": caption["BLEU-4"],
                 "retrieval_mean_recall": retrieval["mean_recall"],
-                "retrieval": {key: value for key, value in retrieval.items() if "r@" in key or "recall" in key},
+                "retrieval": {key: value for key, value in retrieval.items() if "r@" in key},
                 "texts_kept": sum(pair.keep for pair in pairs[name]) if name in pairs else None,
             }
         return summary

@@ -31,16 +31,25 @@ def tables(console: Console, summary: dict[str, Any], out: Path) -> None:
 def rows_table(summary: dict[str, Any]) -> Table:
     """The models on held-out scenes: same steps, same human share of every batch, other texts."""
     table = Table(title="Held-out clean scenes, in percent", title_justify="left")
-    for column in ("trained on", "exact scene", "object F1", "CIDEr", "retrieval R@1", "mean recall", "texts"):
+    for column in (
+        "trained on",
+        "exact scene",
+        "object F1",
+        "CIDEr",
+        "text R@1",
+        "image R@1",
+        "mean recall",
+        "texts kept",
+    ):
         table.add_column(column, justify="left" if column == "trained on" else "right")
     for name, label in ROWS.items():
         if name not in summary:
             continue
         row = summary[name]
-        r1 = [value for key, value in row["retrieval"].items() if key.endswith("r@1") and not key.startswith("itc")]
+        recalls = row["retrieval"]
         table.add_row(
-            label, f"{100 * row['exact_match']:.1f}", f"{100 * row['object_f1']:.1f}", f"{100 * row['cider']:.1f}",
-            f"{sum(r1) / len(r1):.1f}", f"{row['retrieval_mean_recall']:.1f}",
+            label, f"{100 * row['exact_match']:.1f}", f"{100 * row['object_f1']:.1f}", f"{row['cider']:.1f}",
+            f"{recalls['i2t_r@1']:.1f}", f"{recalls['t2i_r@1']:.1f}", f"{row['retrieval_mean_recall']:.1f}",
             f"{row['texts_kept']:,}" if row["texts_kept"] else "",
         )  # fmt: skip
     return table
@@ -74,7 +83,6 @@ def samples(console: Console, summary: dict[str, Any], out: Path) -> None:
         console.print(f"  {sample['picture']}")
         for text in sample["texts"]:
             colour = "green" if text["keep"] else "red"
-            verdict = "kept" if text["keep"] else f"dropped, {text['reason']}"
-            console.print(
-                f"    [dim]{text['source']:<10}[/] [{colour}]{escape(text['text'])}[/]  itm {text['itm']:.2f}  {verdict}"
-            )
+            verdict = "kept" if text["keep"] else f"dropped: {text['reason']}"
+            words = f"[{colour}]{escape(text['text'])}[/]"
+            console.print(f"    [dim]{text['source']:<10}[/] {words}  [dim]itm {text['itm']:.2f}  {verdict}[/]")
