@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from blipcore.data import sources
-from blipcore.data.sources import TarReader, index_tar, open_source
+from blipcore.data.sources import open_source
+from blipcore.data.tars import TarIndex, TarReader, index_tar
 
 
 def tar_of(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT, mtime: float = 0) -> Path:
@@ -26,7 +26,7 @@ def tar_of(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT
     return path
 
 
-def index(path: Path) -> sources.TarIndex:
+def index(path: Path) -> TarIndex:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return index_tar(descriptor)
