@@ -99,8 +99,6 @@ class ScoreStage:
 
     def setup(self, device: str) -> None:
         config = self.config
-        if config.model is None:
-            raise ValueError(f"{self.folder} is not finished; give the model to finish it with.")
         blip = BlipScorer(
             config.model, first_token=config.first_token, tokenizer=config.tokenizer, device=device, dtype=self.dtype
         )
@@ -192,13 +190,16 @@ def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
     images = ShardSet.open(config.data)
     captions = _find_captions(config, images, config.sources)
     folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
-    forget_if_empty(folder)
     packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
     manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages)
     if config.model is not None:
         manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
     stage = ScoreStage(config, images, folder, captions, settings["dtype"])
     if any(not stage.output(shard).exists() for shard in images.shards):
+        if config.model is None or (settings["clip"] and config.clip is None):
+            raise ValueError(
+                f"{folder} is not finished; give the model, and the --clip it was begun with, to finish it."
+            )
         stage.captions = _find_captions(config, images, list(settings["sources"]))
     ran = engine.run(stage, images.shards, workers=config.workers, device=config.device, progress=progress)
     if not ran.failed:
@@ -216,7 +217,7 @@ def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) ->
     """Source -> folder of its captions (None for "web"), web first, then by name; all of them finished."""
     places = [config.root / "captions", images.path / "captions"]
     there = {
-        path.name: path for place in reversed(places) if place.is_dir() for path in place.iterdir() if path.is_dir()
+        path.name: path for place in reversed(places) if place.is_dir() for path in place.glob("[!.]*") if path.is_dir()
     }
     wanted = set(sources or [WEB, *there])
     found: dict[str, Path | None] = {WEB: None} if WEB in wanted else {}
@@ -257,12 +258,13 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Path, dict[st
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
         manifest = read_manifest(folder)
-        if manifest is not None and _covers(manifest["config"], asked):
+        if manifest is not None and manifest["stage"] == "score" and _covers(manifest["config"], asked):
             return folder, manifest["config"]
     if config.model is None:
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
     clip = "+clip" if config.clip else ""
     folder = place / (config.scores or f"blip-{asked['fingerprint'][:8]}{clip}.{'+'.join(origins)}"[:120])
+    forget_if_empty(folder)
     manifest = read_manifest(folder)
     before = manifest["config"]["sources"] if manifest else {}
     changed = [source for source, origin in origins.items() if before.get(source, origin) != origin]

@@ -237,6 +237,10 @@ def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tin
     both = run(data, tiny_filter, name="both", clip=tiny_clip)
     assert {row["clip"] for row in rows(both)}.isdisjoint({None}) and len({row["clip"] for row in rows(both)}) == 8
     assert [row["itm"] for row in rows(both)] == pytest.approx([row["itm"] for row in rows(plain)], abs=1e-6)
+    (Path(both["scores"]) / "00000.parquet").unlink()
+    with pytest.raises(ValueError, match="is not finished; give the model, and the --clip it was begun with"):
+        run(data, tiny_filter, name="both", scores=Path(both["scores"]).name)
+    assert rows(run(data, tiny_filter, name="both", clip=tiny_clip)) == rows(both)
     no_pictures()
     least = sorted(row["clip"] for row in rows(both))[4]
     half = run(data, tiny_filter, name="half", clip=tiny_clip, threshold=0, clip_threshold=least)
@@ -273,10 +277,17 @@ def test_other_mistakes_are_sentences(shards, tiny_captioner: Path, tiny_filter:
     data = shards(1, 3)
     with pytest.raises(ValueError, match=r"is a captioner.*; filtering needs the ITM head: use a retrieval checkpoint"):
         run(data, tiny_captioner)
+    with pytest.raises(ValueError, match="filtering needs the ITM head"):
+        run(data, tiny_captioner, scores="s")
+    assert run(data, tiny_filter, name="after", scores="s")["texts"] == 3  # what never began has settled nothing
     with pytest.raises(ValueError, match="is not a shard set"):
         run(tiny_filter, tiny_filter)
     with pytest.raises(ValueError, match="has no scores of web; give a model"):
         run(data, None, scores="nowhere")
+    scores = run(data, tiny_filter)["scores"]
+    (Path(scores) / "00000.parquet").unlink()
+    with pytest.raises(ValueError, match="is not finished; give the model"):
+        run(data, None, name="r2", scores=Path(scores).name)
     with pytest.raises(ValueError, match="Give a model to score with"):
         FilterConfig(data="data")
     with pytest.raises(ValueError, match="threshold is a probability"):
