@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from blipcore.model.blip import Blip
@@ -49,6 +48,6 @@ class PretrainTask(ContrastiveTask):
         labels = ids.masked_fill(mask == 0, IGNORE)
         out["loss_lm"] = lm_loss(model.text.logits(decoded), labels)
 
-        terms = torch.stack([out["loss_itc"], out["loss_itm"], out["loss_lm"]])
-        out["loss"] = terms @ terms.new_tensor([config.itc_weight, config.itm_weight, config.lm_weight])
+        weighted = {"loss_itc": config.itc_weight, "loss_itm": config.itm_weight, "loss_lm": config.lm_weight}
+        out["loss"] = sum(weight * out[name] for name, weight in weighted.items())
         return out
