@@ -195,12 +195,12 @@ def _split(name: str, problems: list[Problem]) -> tuple[str, str] | None:
     return folder + slash + stem, part
 
 
-def walk_tar(file: BinaryIO, end: int, problems: list[Problem]) -> Iterator[Member]:
-    """Regular members of a tar by walking its headers (ustar, GNU long names, PAX paths).
+def walk_tar(file: BinaryIO, end: int, problems: list[Problem], position: int = 0) -> Iterator[Member]:
+    """Regular members of a tar of `end` bytes by walking its headers (ustar, GNU long names, PAX paths).
 
     Our own walk, since the standard library's stops without a word at a damaged header.
     """
-    position, long_name, member = 0, None, ""
+    long_name, member = None, ""
     while position + 512 <= end:
         file.seek(position)
         header = file.read(512)

@@ -1,0 +1,279 @@
+"""Fetches raw bytes with img2dataset. A program of its own, and the only file that imports img2dataset.
+
+    python -m capfilt.fetch SETTINGS.json
+
+In: a Parquet of `uid` and `url`. Out: img2dataset's tars of undecoded bodies, with sidecar tables of the failures.
+It runs apart because img2dataset takes over signals and standard output and spawns workers that import the main
+program again. Those imports are where the guard goes in: an opener for urllib, which img2dataset fetches with, that
+refuses private addresses at every hop, bounds the size of a body, and bounds the time of a picture as a whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+import time
+import types
+import urllib.error
+import urllib.request
+import weakref
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from capfilt.urls import is_public
+
+ENVIRONMENT = "CAPFILT_FETCH"  # carries the limits to img2dataset's workers
+CHUNK = 1 << 16
+# What the guard says; `download` recognises these words in the outcomes.
+PRIVATE, TOO_LARGE, TOO_SLOW = "private address", "larger than", "not complete after"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a single picture may take."""
+
+    max_bytes: int
+    seconds: float  # wall clock from the request to the last byte, redirects included
+    allow_private: bool
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """One call of img2dataset."""
+
+    urls: str
+    out: str
+    piece: int  # rows to a tar
+    processes: int
+    threads: int
+    timeout: float  # of a single wait on the network
+    user_agent: str
+    limits: Limits
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @staticmethod
+    def read(path: Path) -> FetchConfig:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return FetchConfig(**values | {"limits": Limits(**values["limits"])})
+
+
+class Refused(ValueError):
+    """The guard's no. Not an OSError, which urllib would wrap."""
+
+
+# ---------------------------------------------------------------------------------------------------- the guard
+
+
+class _Response(http.client.HTTPResponse):
+    """A response that is read whole or not at all, within its limits."""
+
+    def __init__(self, *args: Any, limits: Limits, deadline: float, **options: Any):
+        super().__init__(*args, **options)
+        self.limits, self.deadline = limits, deadline
+
+    def read(self, amt: int | None = None) -> bytes:
+        if amt is not None:
+            return super().read(amt)
+        most, whole = self.limits.max_bytes, self.length  # None where the server does not say
+        if whole is not None and whole > most:
+            raise Refused(f"{TOO_LARGE} {most} bytes: {whole}")
+        chunks, size = [], 0
+        while size != whole and (chunk := self.read1(CHUNK)):  # at most one wait on the network each
+            size += len(chunk)
+            chunks.append(chunk)
+            if size > most:
+                raise Refused(f"{TOO_LARGE} {most} bytes")
+            if time.monotonic() > self.deadline:
+                raise Refused(f"{TOO_SLOW} {self.limits.seconds:g} s: {size} bytes")
+        if whole is not None and size < whole:  # read1 does not tell a broken connection from the end of the body
+            raise http.client.IncompleteRead(b"".join(chunks), whole - size)
+        return b"".join(chunks)
+
+
+def _connect(
+    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, limits: Limits, deadline: float
+) -> socket.socket:
+    """socket.create_connection that looks the host up once, checks what it gets, and connects to that."""
+    host, port = address
+    found = dict.fromkeys(entry[4][0] for entry in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
+    if not limits.allow_private:
+        for ip in found:
+            if not is_public(ip):
+                raise Refused(f"{PRIVATE}: {host} is {ip}")
+    problem: OSError = OSError(f"no address for {host}")
+    for ip in found:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Refused(f"{TOO_SLOW} {limits.seconds:g} s: no connection")
+        try:
+            return socket.create_connection((ip, port), min(left, timeout or left), source)
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+_HEADS: weakref.WeakKeyDictionary[http.client.HTTPConnection, float] = weakref.WeakKeyDictionary()
+
+
+@functools.cache  # once a process
+def _watch_heads() -> None:
+    threading.Thread(target=_cut_slow_heads, daemon=True).start()
+
+
+def _cut_slow_heads() -> None:
+    """Ends connections whose head is not complete in time: a server that drips it never trips a socket's timeout."""
+    while True:
+        time.sleep(1.0)
+        for connection, deadline in list(_HEADS.items()):
+            if (
+                time.monotonic() > deadline and connection.sock is not None
+            ):  # urllib takes the socket off after the head
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: float) -> Any:
+    """A connection class for urllib that keeps the limits until `deadline`."""
+
+    def make(host: str, **options: Any) -> http.client.HTTPConnection:
+        connection = kind(host, **options)
+        _HEADS[connection] = deadline
+        connection.response_class = functools.partial(_Response, limits=limits, deadline=deadline)
+        connection._create_connection = functools.partial(_connect, limits=limits, deadline=deadline)
+        return connection
+
+    return make
+
+
+class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Opens http and https under the limits; a redirect inherits the deadline of the request that it answers."""
+
+    def __init__(self, limits: Limits):
+        self.context = ssl.create_default_context()  # one for all: making one costs more than a request
+        super().__init__(context=self.context)
+        self.limits = limits
+
+    def begin(self, request: urllib.request.Request) -> urllib.request.Request:
+        if not hasattr(request, "deadline"):
+            request.deadline = time.monotonic() + self.limits.seconds
+        return self.do_request_(request)
+
+    http_request = https_request = begin
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.send(http.client.HTTPConnection, request)
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.send(http.client.HTTPSConnection, request, context=self.context)
+
+    def send(self, kind: type[http.client.HTTPConnection], request: urllib.request.Request, **options: Any) -> Any:
+        proxied = request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
+        # behind a proxy it is the proxy that is connected to, and that is the user's own choice
+        limits = Limits(self.limits.max_bytes, self.limits.seconds, self.limits.allow_private or proxied)
+        response, problem = None, None
+        try:
+            response = self.do_open(_guarded(kind, limits, request.deadline), request, **options)
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+        if time.monotonic() > request.deadline:  # a head that was cut may look like a short one
+            if response is not None:
+                response.close()
+            raise Refused(f"{TOO_SLOW} {limits.seconds:g} s: no answer")
+        if problem is not None:
+            raise problem
+        return response
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, *args: Any) -> Any:
+        following = super().redirect_request(req, *args)
+        if following is not None:
+            following.deadline = req.deadline
+        return following
+
+
+def opener(limits: Limits) -> urllib.request.OpenerDirector:
+    """An opener for http and https alone (urllib's own would read `file:` and `ftp:` too), under the limits."""
+    _watch_heads()
+    director = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(),
+        _Handler(limits),
+    ):
+        director.add_handler(handler)
+    return director
+
+
+# ---------------------------------------------------------------------------------------------------- the program
+
+
+def _import_img2dataset() -> Any:
+    """img2dataset without the packages that fetching never touches.
+
+    wandb, albumentations, ray and torch would cost each of its processes 3 s, and albumentations asks PyPI for news.
+    """
+    spared = {"wandb": types.ModuleType("wandb"), "albumentations": types.ModuleType("albumentations")}
+    spared |= {"torch": None, "ray": None}  # optional where they are imported
+    before = {name: sys.modules[name] for name in spared if name in sys.modules}
+    sys.modules.update({name: module for name, module in spared.items() if name not in before})
+    try:
+        import img2dataset
+    except Exception:  # a version that needs one of them after all
+        for name in [name for name in sys.modules if name.split(".")[0] in ("img2dataset", "webdataset", *spared)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+        import img2dataset
+    return img2dataset
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # the parent never writes: this returns when it is gone (sys.stdin would be locked at our exit)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    """Fetch what the settings say; ends with its whole process group when the parent's end of stdin closes."""
+    config = FetchConfig.read(Path(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ[ENVIRONMENT] = json.dumps(asdict(config.limits))
+    _import_img2dataset().download(
+        url_list=config.urls,
+        input_format="parquet",
+        url_col="url",
+        save_additional_columns=["uid"],
+        output_folder=config.out,
+        output_format="webdataset",
+        number_sample_per_shard=config.piece,
+        processes_count=config.processes,
+        thread_count=config.threads,
+        timeout=config.timeout,
+        retries=0,  # its retries are at once and of every failure; ours are later passes
+        disable_all_reencoding=True,  # decoding, turning and resizing are ours: see `pictures.fit`
+        resize_mode="no",
+        extract_exif=False,
+        compute_hash=None,
+        user_agent_token=config.user_agent,
+    )
+
+
+if __name__ == "__mp_main__":  # a worker of img2dataset's pool
+    _import_img2dataset()
+    if ENVIRONMENT in os.environ:
+        urllib.request.install_opener(opener(Limits(**json.loads(os.environ[ENVIRONMENT]))))
+elif __name__ == "__main__":
+    main()

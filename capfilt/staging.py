@@ -1,0 +1,247 @@
+"""Rows to fetch in, an answer for each out: attempts with img2dataset inside a private folder.
+
+    .staging/a000/{urls.parquet, fetch.json, log.txt, out/00000.tar, out/00000.parquet, ...}
+
+Every attempt is a call of `capfilt.fetch` in a child process. What an attempt has written counts even when it was
+killed: the tars hold the bodies with their row numbers, the sidecar tables the failures. Nothing is believed because
+img2dataset returned, only because the answer for a row lies there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.fetch import PRIVATE, TOO_LARGE, TOO_SLOW, FetchConfig
+from capfilt.shards import walk_tar, write_table
+
+RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
+PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
+APART = 4  # processes at least when some rows stall: the others go on beside those
+START_SECONDS = 120.0  # until the first tar is opened: imports on a busy machine are no stall
+
+
+@dataclass
+class Answer:
+    """What became of a row: `status` "ok" and where the body lies, or an outcome and the raw message."""
+
+    status: str
+    error: str | None = None
+    tar: str | None = None
+    offset: int = 0
+    size: int = 0
+    tries: int = 1
+
+    def final(self, retries: int) -> bool:
+        """Whether asking again is of no use, or has been done often enough."""
+        gone = self.error is not None and ("[Errno -2]" in self.error or "[Errno -5]" in self.error)  # no such host
+        return self.status not in RETRYABLE or gone or self.tries > retries
+
+
+def classify(message: str) -> str:
+    """The outcome behind a failure's raw message."""
+    low = message.lower()
+    if low.startswith("http error "):
+        code = low.removeprefix("http error ")[:3]
+        known = {"404": "not_found", "410": "not_found", "401": "forbidden", "403": "forbidden", "451": "forbidden"}
+        known |= {"429": "rate_limited", "408": "timeout"}
+        return known.get(code, "server_error" if code.startswith("5") else "other")
+    for outcome, words in (
+        ("opted_out", ("x-robots-tag",)),
+        ("bad_url", (PRIVATE, "unknown url type", "no host given", "url can't contain", "nonnumeric port")),
+        ("too_large", (TOO_LARGE,)),
+        ("timeout", (TOO_SLOW, "timed out", "timeout")),
+        (
+            "connection",
+            ("urlopen error", "connection", "errno", "incompleteread", "remote end closed", "ssl", "name resolution"),
+        ),
+        ("connection", ("badstatusline", "name or service", "broken pipe", "reset by peer", "line too long")),
+    ):
+        if any(word in low for word in words):
+            return outcome
+    return "other"
+
+
+class Staging:
+    """The attempts at one set of rows."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def attempts(self) -> list[Path]:
+        return sorted(self.folder.glob("a[0-9]*"))
+
+    def answers(self, wanted: Iterable[int]) -> dict[int, Answer]:
+        """All that the attempts so far know about these rows."""
+        wanted, found = set(wanted), {}
+        for attempt in self.attempts():
+            for tar in sorted(attempt.glob("out/*.tar")):
+                for uid, offset, size in _bodies(tar):
+                    if uid in wanted:
+                        found[uid] = Answer("ok", None, str(tar.relative_to(self.folder)), offset, size)
+            for table in sorted(attempt.glob("out/*.parquet")):
+                for uid, message in _failures(table):
+                    before = found.get(uid)
+                    if uid in wanted and (before is None or before.status != "ok"):
+                        tries = 1 if before is None else before.tries + 1
+                        found[uid] = Answer(classify(message), message, tries=tries)
+        return found
+
+    def fetch(
+        self,
+        rows: list[tuple[int, str]],
+        config: Callable[..., FetchConfig],
+        workers: int,
+        stall_seconds: float,
+        tick: Callable[[int], None],
+        small: bool = False,
+    ) -> str:
+        """One attempt at (uid, url) rows; returns "done", "stalled" or "died", and leaves the rest on disk.
+
+        `tick` is told how many rows are known to be through, again and again. `small` pieces keep a row that stalls
+        apart from the others, and several processes go on beside it: failures are on disk when their piece has ended.
+        """
+        number = len(self.attempts())
+        # written under another name first, so that a kill leaves no attempt without its input
+        place, making = self.folder / f"a{number:03d}", self.folder / f"making-a{number:03d}"
+        shutil.rmtree(making, ignore_errors=True)
+        if number:  # later passes: hosts in another order than the one that did not work
+            rows = random.Random(number).sample(rows, len(rows))
+        processes = max(APART, workers) if small else max(1, min(workers, len(rows) // PER_PROCESS))
+        pieces = processes * (16 if small else 2 if len(rows) >= 4 * processes * PER_PROCESS else 1)
+        piece = min(10_000, -(-len(rows) // pieces))
+        uids, urls = zip(*rows, strict=True)
+        table = pa.table({"uid": pa.array(uids, pa.int64()), "url": pa.array(urls, pa.string())})
+        write_table(making / "urls.parquet", table)
+        settings = config(urls=str(place / "urls.parquet"), out=str(place / "out"), piece=piece, processes=processes)
+        settings.write(making / "fetch.json")
+        (making / "out").mkdir()
+        making.rename(place)
+        return _run_child(place, stall_seconds, tick)
+
+    def last_words(self) -> str:
+        """The last line that the latest attempt's child has printed."""
+        try:
+            lines = (self.attempts()[-1] / "log.txt").read_text(errors="replace").strip().splitlines()
+        except (OSError, IndexError):
+            return ""
+        return lines[-1].strip()[:300] if lines else ""
+
+
+# ---------------------------------------------------------------------------------------------------- the child
+
+
+def _run_child(place: Path, stall_seconds: float, tick: Callable[[int], None]) -> str:
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    count = _Progress(place / "out")
+    with open(place / "log.txt", "wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "capfilt.fetch", str(place / "fetch.json")],
+            stdin=subprocess.PIPE,  # its end tells the child that we are gone
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # one group to end, and Ctrl-C comes to us alone
+        )
+        last_change, seen = time.monotonic(), -1
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return "done" if child.wait(0.5) == 0 else "died"
+                size = count.look()
+                tick(count.rows)
+                patience = stall_seconds if count.started else max(stall_seconds, START_SECONDS)
+                if size != seen:
+                    last_change, seen = time.monotonic(), size
+                elif time.monotonic() - last_change > patience:
+                    return "stalled"
+        finally:
+            if child.returncode != 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            child.stdin.close()
+            count.look()
+            tick(count.rows)
+
+
+class _Progress:
+    """Counts the rows that are through, by what img2dataset has written so far."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.rows = 0
+        self.started = False
+        self.ended: dict[str, int] = {}  # rows of the pieces that are complete
+        self.open: dict[str, tuple[int, int]] = {}  # tar in the making -> (bodies, where to read on)
+
+    def look(self) -> int:
+        """Update `rows`; returns the bytes on disk, which move even when no row is complete."""
+        size = 0
+        for entry in os.scandir(self.out):
+            size += entry.stat().st_size if entry.is_file() else 0
+            self.started |= entry.name.endswith(".tar")
+            if entry.name.endswith("_stats.json") and entry.name not in self.ended:
+                with suppress(ValueError, KeyError):
+                    self.ended[entry.name] = json.loads(Path(entry.path).read_text())["count"]
+                    self.open.pop(entry.name.replace("_stats.json", ".tar"), None)
+            elif entry.name.endswith(".tar") and entry.name.replace(".tar", "_stats.json") not in self.ended:
+                self.open[entry.name] = _count(Path(entry.path), *self.open.get(entry.name, (0, 0)))
+        self.rows = sum(self.ended.values()) + sum(bodies for bodies, _ in self.open.values())
+        return size
+
+
+def _count(tar: Path, bodies: int, position: int) -> tuple[int, int]:
+    with open(tar, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        for member in walk_tar(file, end, [], position):
+            after = member.offset + -(-member.size // 512) * 512
+            if after > end:
+                break
+            bodies, position = bodies + member.name.endswith(".jpg"), after
+    return bodies, position
+
+
+# ---------------------------------------------------------------------------------------------------- its output
+
+
+def _bodies(tar: Path) -> list[tuple[int, int, int]]:
+    """(uid, offset, size) of the complete bodies in a tar, which may end anywhere."""
+    found, body = [], None
+    with open(tar, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        for member in walk_tar(file, end, []):  # key.jpg, whatever it holds, then key.json
+            if member.offset + member.size > end:
+                break
+            if member.name.endswith(".jpg"):
+                body = member
+            elif body is not None and member.name == body.name.removesuffix(".jpg") + ".json":
+                file.seek(member.offset)
+                found.append((json.loads(file.read(member.size))["uid"], body.offset, body.size))
+    return found
+
+
+def _failures(table: Path) -> list[tuple[int, str]]:
+    """(uid, message) of the rows that failed; none where the table was never finished."""
+    try:
+        content = pq.read_table(table, columns=["uid", "status", "error_message"])
+    except (pa.ArrowInvalid, OSError):
+        return []
+    rows = zip(*(content[name].to_pylist() for name in content.column_names), strict=True)
+    return [(uid, message or status) for uid, status, message in rows if status != "success"]

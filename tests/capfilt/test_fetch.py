@@ -1,0 +1,85 @@
+"""The guard under every request: private addresses, sizes and times, at every hop."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capfilt import fetch
+from capfilt.fetch import FetchConfig, Limits, Refused, opener
+
+sys.path.insert(0, str(Path(__file__).parent))
+from web import Web, picture
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+def get(url: str, seconds: float = 30, private: bool = True, timeout: float = 5) -> bytes:
+    with opener(Limits(100_000, seconds, private)).open(url, timeout=timeout) as response:
+        return response.read()
+
+
+def test_bodies_come_whole_and_errors_as_urllib_has_them(web: Web) -> None:
+    assert get(f"{web.url}/good/7.jpg") == picture(7)
+    assert get(f"{web.url}/redirect/8.jpg") == picture(8)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(f"{web.url}/missing")
+    with pytest.raises(urllib.error.HTTPError, match="infinite loop"):
+        get(f"{web.url}/loop")
+    with pytest.raises(http.client.IncompleteRead):
+        get(f"{web.url}/short")
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(f"{web.url}/reset")
+    with pytest.raises(TimeoutError, match="timed out"):
+        get(f"{web.url}/hang", timeout=0.2)
+
+
+def test_private_addresses_are_refused_before_a_request_is_made(web: Web) -> None:
+    for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:127.0.0.1]"):
+        with pytest.raises(Refused, match="private address"):
+            get(f"http://{host}:{web.server_port}/private", private=False)
+    assert web.hits["/private"] == 0
+
+
+def test_a_redirect_to_a_private_address_is_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "is_public", lambda ip: ip != "127.0.0.2")
+    assert get(f"{web.url}/redirect/9.jpg", private=False) == picture(9)
+    with pytest.raises(Refused, match=r"private address: 127\.0\.0\.2 is"):
+        get(f"{web.url}/elsewhere/9.jpg", private=False)
+
+
+def test_only_http_is_spoken(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    for url in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/x", "data:text/plain,x"):
+        with pytest.raises(urllib.error.URLError, match="unknown url type"):
+            get(url)
+    with pytest.raises(urllib.error.HTTPError, match="not allowed"):
+        get(f"{web.url}/tofile")
+
+
+def test_size_and_time_are_bounded(web: Web) -> None:
+    with pytest.raises(Refused, match="larger than 100000 bytes: 1000000000"):
+        get(f"{web.url}/fat")
+    with pytest.raises(Refused, match="larger than 100000 bytes"):
+        get(f"{web.url}/endless")
+    for slow in ("dripbody", "driphead"):
+        start = time.monotonic()
+        with pytest.raises(Refused, match=r"not complete after 0\.5 s"):
+            get(f"{web.url}/{slow}", seconds=0.5)
+        assert time.monotonic() - start < 4
+
+
+def test_settings_travel_as_json(tmp_path: Path) -> None:
+    config = FetchConfig("in", "out", 10, 2, 8, 1.5, "me", Limits(5, 1.0, False))
+    config.write(tmp_path / "x.json")
+    assert FetchConfig.read(tmp_path / "x.json") == config
