@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import os
 import shutil
 import sys
 import time
@@ -43,7 +42,7 @@ from capfilt.shards import (
     write_shard,
     write_table,
 )
-from capfilt.staging import APART, PER_PROCESS, Answer, Staging
+from capfilt.staging import APART, PER_PROCESS, Answer, FetchError, Staging
 from capfilt.urls import fingerprint, is_private_host, read_urls, wire_url
 
 OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
@@ -119,19 +118,20 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         manifest.finish(counts)
     ok = counts.get("ok", 0)
     return {
+        "stage": "download",
         "out": str(out),
         "rows": rows.num_rows,
         "ok": ok,
         "success": round(ok / rows.num_rows, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
-        "shards": len(shards),
-        "shards_done_before": len(shards) - len(pending),
-        "failed": failed,
+        "shards": {"done": len(pending) - len(failed), "skipped": len(shards) - len(pending), "failed": failed},
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
 def _claim(out: Path, rows: pa.Table, config: DownloadConfig) -> Manifest:
+    if out.is_file():
+        raise ValueError(f"{out} is a file; give a folder for the shards.")
     if read_manifest(out) is None:
         if any(out.glob("*.tar")):
             raise ValueError(f"{out} holds shards that `capfilt download` has not made; choose another folder.")
@@ -143,7 +143,7 @@ def _claim(out: Path, rows: pa.Table, config: DownloadConfig) -> Manifest:
 
 def _round(out: Path, rows: pa.Table, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
     """Fetch and publish these shards; returns those that failed with the reason."""
-    staging, workers = Staging(out / STAGING), config.workers or os.cpu_count() or 1
+    staging, workers = Staging(out / STAGING), config.workers or engine.cores()
     answers = _fetch(staging, rows, shards, config, workers, progress)
     if progress:
         _tell(answers)
@@ -202,7 +202,7 @@ def _fetch(
         fruitless = 0 if news != answers else fruitless + 1
         answers, stalled = news, ended == "stalled"
         if ended == "died" and fruitless:
-            raise RuntimeError(f"img2dataset ended early: {staging.last_words()} ({staging.attempts()[-1]}/log.txt)")
+            raise FetchError(f"img2dataset ended early: {staging.last_words()} ({staging.attempts()[-1]}/log.txt)")
     missing = Answer("timeout", f"no answer, and no progress for {config.stall_seconds:g} s")
     return {uid: answers.get(uid, missing) for uid in asked} | refused
 

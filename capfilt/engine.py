@@ -29,6 +29,10 @@ from capfilt.progress import Display
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
+class EngineError(RuntimeError):
+    """The run cannot go on, and it is not a shard's fault."""
+
+
 class Stage(Protocol):
     """A step of the pipeline. Picklable: workers are spawned, and each gets a copy."""
 
@@ -160,7 +164,7 @@ def _run_spawned(stage: Stage, todo: list[str], workers: int, device: str, retri
                     crew.remove(worker)
                     stillborn += not worker.ready
                     if stillborn > workers + retries:
-                        raise RuntimeError(f"Workers die while they load ({value}); try fewer of them with --workers.")
+                        raise EngineError(f"Workers die while they load ({value}); try fewer of them with --workers.")
                 worker.ready, worker.shard = True, None
                 if kind == "done":
                     book.done(shard, value, worker.index)
@@ -177,7 +181,7 @@ def _run_spawned(stage: Stage, todo: list[str], workers: int, device: str, retri
 def _hire(stage: Stage, device: str, index: int, workers: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     process = context.Process(target=_work, args=(there, stage, device, index, threads), daemon=True)
     process.start()
     there.close()  # ours alone then, so that its end is heard when the worker dies
@@ -267,6 +271,11 @@ class _Ticker:
 
 
 # ---------------------------------------------------------------------------------------------------- devices, words
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(device: str, index: int) -> str:

@@ -34,6 +34,10 @@ APART = 4  # processes at least when some rows stall: the others go on beside th
 START_SECONDS = 120.0  # until the first tar is opened: imports on a busy machine are no stall
 
 
+class FetchError(RuntimeError):
+    """img2dataset does not run; nothing of it is the fault of a URL."""
+
+
 @dataclass
 class Answer:
     """What became of a row: `status` "ok" and where the body lies, or an outcome and the raw message."""

@@ -1,0 +1,268 @@
+"""The commands, one short function each: options in, a config resolved, the work called, its summary printed.
+
+Importing this file costs no torch; whatever a command needs is imported inside it.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from capfilt.config import resolve
+from capfilt.console import (
+    BatchSize,
+    Config,
+    Device,
+    Dtype,
+    Epochs,
+    ImageRoot,
+    ImageSize,
+    Json,
+    LearningRate,
+    Name,
+    Out,
+    Run,
+    Seed,
+    Sets,
+    Steps,
+    Tokenizer,
+    Workers,
+    failed_shards,
+    finish,
+    sentences,
+)
+
+app = typer.Typer(
+    name="capfilt",
+    help="BLIP's CapFilt: caption and filter noisy web pairs, rewrite the data set, retrain, repeat.",
+    epilog="See it all at work: capfilt demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+class Task(StrEnum):
+    """What a checkpoint is finetuned for or evaluated on."""
+
+    caption = "caption"
+    retrieval = "retrieval"
+
+
+@app.command(epilog="Example: capfilt download urls.parquet data --image-size 384")
+@sentences
+def download(
+    urls: Annotated[str, typer.Argument(metavar="URLS", help="txt, csv, tsv, json, jsonl (.gz too) or parquet.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder for the shards.")],
+    url_col: Annotated[str | None, typer.Option(help="Column of the URLs; found by its usual names.")] = None,
+    caption_col: Annotated[str | None, typer.Option(help="Column of the texts; found by its usual names.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows to a shard. (10000)")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds of a single wait. (10)")] = None,
+    retries: Annotated[int | None, typer.Option(help="Later passes over what may mend. (1)")] = None,
+    threads: Annotated[int | None, typer.Option(help="Connections to a process. (64)")] = None,
+    allow_private: Annotated[bool | None, typer.Option("--allow-private", help="Fetch from private hosts too.")] = None,
+    min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
+    workers: Workers = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a list of URLs into shards; every row ends with an outcome. Run it again to finish what is left."""
+    from capfilt import download as stage
+
+    settings = resolve(stage.DownloadConfig, config, sets or (), {
+        "urls": urls, "out": data, "url_col": url_col, "caption_col": caption_col, "shard_size": shard_size,
+        "image_size": image_size, "timeout": timeout, "retries": retries, "threads": threads,
+        "allow_private": allow_private, "min_success": min_success, "workers": workers,
+    })  # fmt: skip
+    summary = stage.download(settings)
+    few = f"only {summary['ok']} of {summary['rows']} rows are ok, less than the share of {settings.min_success:g}."
+    finish(summary, as_json, failed_shards(summary) or (few if summary["success"] < settings.min_success else None))
+
+
+@app.command(epilog="Example: capfilt caption data --model runs/captioner/model --name blip")
+@sentences
+def caption(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Shard set with the pictures.")],
+    model: Annotated[str | None, typer.Option(help="Captioner: folder, .pth or hub id.")] = None,
+    mode: Annotated[str | None, typer.Option(help="nucleus, beam or greedy. (nucleus)")] = None,
+    num_captions: Annotated[int | None, typer.Option(help="Captions of a picture. (1)")] = None,
+    tokenizer: Tokenizer = None,
+    name: Name = None,
+    out: Out = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic captions: DATA/captions/NAME, one table a shard."""
+    from capfilt.caption import CaptionConfig, caption_shards
+
+    settings = resolve(CaptionConfig, config, sets or (), {
+        "data": data, "model": model, "generate.mode": mode, "generate.num_captions": num_captions,
+        "generate.seed": seed, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
+        "device": device, "dtype": dtype, "workers": workers,
+    })  # fmt: skip
+    summary = caption_shards(settings)
+    finish(summary, as_json, failed_shards(summary))
+
+
+@app.command(name="filter", epilog="Example: capfilt filter data --model runs/filter/model --threshold 0.5")
+@sentences
+def filter_(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Shard set with the pictures.")],
+    model: Annotated[str | None, typer.Option(help="Filter: a checkpoint with ITM and ITC heads.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least ITM probability. (0.5)")] = None,
+    sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
+    clip: Annotated[str | None, typer.Option(help="Also score with open_clip:ARCH/TAG.")] = None,
+    scores: Annotated[str | None, typer.Option(help="Folder under scores/ to use or to make.")] = None,
+    tokenizer: Tokenizer = None,
+    name: Name = None,
+    out: Out = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    workers: Workers = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Score texts against their pictures, keep what matches, rewrite: DATA/filtered/NAME, one table a shard."""
+    from capfilt.filter import FilterConfig, filter_shards
+
+    settings = resolve(FilterConfig, config, sets or (), {
+        "data": data, "model": model, "threshold": threshold, "sources": sources or None, "clip": clip,
+        "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
+        "device": device, "dtype": dtype, "workers": workers,
+    })  # fmt: skip
+    summary = filter_shards(settings)
+    finish(summary, as_json, failed_shards(summary))
+
+
+@app.command(epilog="Example: capfilt pretrain data/filtered/capfilt coco.json=0.2 --out runs/r1 --steps 20000")
+@sentences
+def pretrain(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATASET...", help="Filtered folder, shard set or JSON; =W weighs.")
+    ],
+    out: Run,
+    preset: Annotated[str | None, typer.Option(help="tiny, base or large. (base)")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint to continue from.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Image encoder weights to start from.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, or train:N for N word pieces of the data.")] = None,
+    image_root: ImageRoot = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on image-text pairs with BLIP's three losses; run it again to resume."""
+    from blipcore.train import runs
+
+    settings = resolve(runs.PretrainRun, config, sets or (), {
+        "data": data, "preset": preset, "init": init, "vision": vision, "tokenizer": tokenizer,
+        "image_root": image_root, "train.steps": steps, "train.epochs": epochs, "train.lr": lr,
+        "train.batch_size": batch_size, "train.device": device, "train.dtype": dtype, "train.workers": workers,
+        "train.seed": seed,
+    })  # fmt: skip
+    finish(runs.pretrain(settings, out), as_json)
+
+
+@app.command(epilog="Example: capfilt finetune caption coco_train.json --init runs/r1/model --out runs/captioner")
+@sentences
+def finetune(
+    task: Annotated[Task, typer.Argument(help="caption gives a captioner, retrieval a filter.")],
+    annotations: Annotated[list[str], typer.Argument(metavar="ANNOTATIONS...", help="JSON of pictures and captions.")],
+    out: Run,
+    init: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
+    tokenizer: Tokenizer = None,
+    image_size: ImageSize = None,
+    image_root: ImageRoot = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Finetune a checkpoint on clean pairs into a captioner or a filter; run it again to resume."""
+    from blipcore.train import runs
+
+    settings = resolve(runs.FinetuneRun, config, sets or (), {
+        "task": task.value, "annotations": annotations, "init": init, "tokenizer": tokenizer,
+        "image_size": image_size, "image_root": image_root, "train.steps": steps, "train.epochs": epochs,
+        "train.lr": lr, "train.batch_size": batch_size, "train.device": device, "train.dtype": dtype,
+        "train.workers": workers, "train.seed": seed,
+    })  # fmt: skip
+    finish(runs.finetune(settings, out), as_json)
+
+
+@app.command(epilog="Example: capfilt evaluate retrieval coco_test.json --model runs/r1/model")
+@sentences
+def evaluate(
+    task: Annotated[Task, typer.Argument(help="caption: BLEU-4, ROUGE-L, CIDEr; retrieval: recall at 1, 5, 10.")],
+    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="JSON of pictures, several captions each.")],
+    model: Annotated[str | None, typer.Option(help="Checkpoint to evaluate.")] = None,
+    results: Annotated[str | None, typer.Option(help="Write the captions to this JSON file.")] = None,
+    tokenizer: Tokenizer = None,
+    image_size: ImageSize = None,
+    image_root: ImageRoot = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Score a checkpoint on an annotation file."""
+    from blipcore.train import runs
+
+    settings = resolve(runs.EvaluateRun, config, sets or (), {
+        "task": task.value, "annotations": annotations, "model": model, "results": results, "tokenizer": tokenizer,
+        "image_size": image_size, "image_root": image_root, "batch_size": batch_size, "device": device,
+        "dtype": dtype,
+    })  # fmt: skip
+    finish(runs.evaluate(settings), as_json)
+
+
+@app.command(epilog="Example: capfilt demo --out demo --rows all")
+@sentences
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the demo. (demo)")] = None,
+    scale: Annotated[float | None, typer.Option(help="Size of corpus and training. (1)")] = None,
+    seed: Seed = None,
+    rows: Annotated[str | None, typer.Option(help="main, or all: filter-only and captioner-only too.")] = None,
+    quick: Annotated[bool | None, typer.Option("--quick", help="A smoke run of two minutes; no claim.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole loop on an embedded corpus, printing the commands: 15 minutes on two cores."""
+    from capfilt.demo.run import DemoConfig, run_demo
+
+    settings = resolve(DemoConfig, None, (), {"out": out, "scale": scale, "seed": seed, "rows": rows, "quick": quick})
+    summary = run_demo(settings)
+    if as_json:
+        finish(summary, as_json)
+
+
+def main() -> None:
+    """Entry point of `capfilt`."""
+    app(prog_name="capfilt")
