@@ -95,8 +95,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocab_size, config.width)
-        self.position = nn.Embedding(config.max_positions, config.width)
+        # Without PyTorch's own initialisation, which `TextTransformer` overwrites (and see `_init` there).
+        self.word = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
+        self.position = nn.Embedding.from_pretrained(torch.empty(config.max_positions, config.width), freeze=False)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -209,8 +210,9 @@ class TextTransformer(nn.Module):
 
     @staticmethod
     def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+        if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
+            return  # drawing normal numbers on the meta device would import torch's compiler: over a second
+        nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 

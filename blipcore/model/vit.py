@@ -124,9 +124,10 @@ class VisionTransformer(nn.Module):
         rate = config.drop_path / max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(Block(config, rate * i) for i in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.apply(self._init)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if not self.pos_embed.is_meta:  # weights will be loaded: nothing to draw
+            self.apply(self._init)
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     @staticmethod
     def _init(module: nn.Module) -> None:

@@ -1,7 +1,9 @@
 """The image encoder that every model of the demo starts from: a small ViT that tells single objects apart.
 
-The paper starts from a ViT trained with labels on ImageNet; this is the same thing at the corpus's size. Its weights
-for the default nouns are shipped as `image_encoder.safetensors`, made by
+The paper starts from a ViT trained with labels on ImageNet; this is the same thing at the corpus's size. One classifier
+reads the class token, which ITC will use, another the mean of the patch tokens, which cross-attention will read: with
+the first alone, patches need not say what they show. The weights for the default nouns are shipped as
+`image_encoder.safetensors`, made by
 
     python -m capfilt.demo.image_encoder capfilt/demo/image_encoder.safetensors
 
@@ -34,8 +36,8 @@ def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1
     """Train on `steps` batches of fresh pictures, write `out`, and return the accuracy on 1,000 further pictures."""
     torch.manual_seed(seed)
     encoder = VisionTransformer(VISION)
-    head = nn.Linear(VISION.width, nouns)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=lr, weight_decay=0.05)
+    heads = nn.ModuleList(nn.Linear(VISION.width, nouns) for _ in range(2))
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps // 2))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - min(100, steps // 2))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [min(100, steps // 2)])
@@ -46,13 +48,14 @@ def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1
         pictures, classes = zip(*(next(stream) for _ in range(size)), strict=True)
         return torch.stack([transform(picture, None) for picture in pictures]), torch.tensor(classes)
 
-    def logits(pixels: torch.Tensor) -> torch.Tensor:
+    def logits(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(pixels.device):
-            return head(encoder(pixels)[:, 0]).float()
+            tokens = encoder(pixels)
+            return heads[0](tokens[:, 0]).float(), heads[1](tokens[:, 1:].mean(1)).float()
 
     for step in range(steps):
         pixels, classes = batch(batch_size)
-        loss = F.cross_entropy(logits(pixels), classes, label_smoothing=0.1)
+        loss = sum(F.cross_entropy(guess, classes, label_smoothing=0.1) for guess in logits(pixels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,7 +65,8 @@ def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1
 
     encoder.eval()
     with torch.inference_mode():
-        hits = [(logits(pixels).argmax(1) == classes) for pixels, classes in (batch(100) for _ in range(10))]
+        batches = [batch(100) for _ in range(10)]
+        hits = [(sum(logits(pixels)).argmax(1) == classes) for pixels, classes in batches]
     accuracy = torch.cat(hits).float().mean().item()
     partial = out.with_name(out.name + ".partial")
     save_file({name: value.half().contiguous() for name, value in encoder.state_dict().items()}, partial)

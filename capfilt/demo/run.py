@@ -35,6 +35,7 @@ from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
 from capfilt.shards import write_json, write_table
 
+RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 CAPTIONER = "captioner"
 
@@ -65,17 +66,12 @@ class Recipe:
     pretrain_steps: int = 1_300
     captioner_steps: int = 900
     filter_steps: int = 700
-    batch_size: int = 48
-    lr: float = 2e-3
-    vocabulary: int = 512
     shard_size: int = 2_000
 
     @classmethod
     def of(cls, config: DemoConfig) -> Recipe:
         if config.quick:
-            return cls(
-                240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, batch_size=16, shard_size=60
-            )
+            return cls(240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, shard_size=60)
         base = cls()
         scaled = ("web", "human", "pretrain_steps", "captioner_steps", "filter_steps")
         return cls(**asdict(base) | {name: round(getattr(base, name) * config.scale) for name in scaled})
@@ -155,48 +151,41 @@ class Demo:
             ])  # fmt: skip
 
     def pretrain(self, name: str, dataset: str | None) -> list[str]:
-        recipe, human = self.recipe, str(self.corpus / "human" / "train.json")
+        human = str(self.corpus / "human" / "train.json")
         datasets = [f"{dataset}={1 - HUMAN_SHARE:g}", f"{human}={HUMAN_SHARE:g}"] if dataset else [human]
-        return [
-            "pretrain", *datasets, "--out", str(self.runs / name), "--preset", "tiny",
-            "--vision", str(image_encoder.SHIPPED), "--tokenizer", f"train:{recipe.vocabulary}",
-            *self.training(recipe.pretrain_steps, recipe.lr),
-            "--set", "task.queue_size=1024", "--set", "task.lm_weight=4", "--set", "task.random_negatives=1",
-        ]  # fmt: skip
+        return ["pretrain", *datasets, "--vision", typed(image_encoder.SHIPPED), *self.training("pretrain", name)]
 
     def finetune(self, task: str, name: str) -> list[str]:
-        recipe = self.recipe
-        steps, extra = recipe.captioner_steps, ["--set", "caption.prompt="]
-        if task == "retrieval":
-            steps = recipe.filter_steps
-            extra = ["--set", "retrieval.queue_size=1024", "--set", "retrieval.random_negatives=0.7"]
-        return [
-            "finetune", task, str(self.corpus / "human" / "train.json"), "--init", str(self.runs / "noisy" / "model"),
-            "--out", str(self.runs / name), *self.training(steps, recipe.lr / 2), *extra,
-        ]  # fmt: skip
+        human, noisy = self.corpus / "human" / "train.json", self.runs / "noisy" / "model"
+        return ["finetune", task, str(human), "--init", str(noisy), *self.training(name, name)]
 
-    def training(self, steps: int, lr: float) -> list[str]:
-        """Options that all training commands share; mirrored pictures would make "left of" wrong."""
-        recipe = self.recipe
+    def training(self, recipe: str, name: str) -> list[str]:
+        """Options that all training commands share."""
+        steps = getattr(self.recipe, f"{recipe}_steps")
+        seed = ["--seed", str(self.config.seed)] if self.config.seed else []
         return [
-            "--steps", str(steps), "--batch-size", str(recipe.batch_size), "--lr", f"{lr:g}",
-            "--seed", str(self.config.seed), "--set", f"train.warmup_steps={min(100, steps // 4)}",
-            "--set", "augment.hflip=0", "--set", "augment.randaugment=false", "--set", "augment.min_scale=0.8",
-        ]  # fmt: skip
+            "--config",
+            typed(RECIPES / f"{recipe}.yaml"),
+            "--steps",
+            str(steps),
+            *seed,
+            "--out",
+            str(self.runs / name),
+        ]
 
     def caption(self) -> list[str]:
         return [
             "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
-            "--seed", str(self.config.seed), "--workers", str(cores()), "--batch-size", "64",
-            "--set", "generate.prompt=",
+            "--seed", str(self.config.seed), "--workers", str(cores()), "--set", "generate.prompt=",
         ]  # fmt: skip
 
     def filter(self, name: str) -> list[str]:
-        how = {"filter_only": ["--sources", "web"], "captioner_only": ["--threshold", "0"]}.get(name, [])
-        return [
-            "filter", str(self.data), "--model", str(self.runs / "filter" / "model"), "--name", name, *how,
-            "--workers", str(cores()), "--batch-size", "64",
-        ]  # fmt: skip
+        # The filter of a quick run has learned little more than its prior of one third.
+        how = ["--threshold", "0.1"] if self.config.quick else []
+        how = ["--threshold", "0"] if name == "captioner_only" else how
+        how += ["--sources", "web"] if name == "filter_only" else []
+        model = str(self.runs / "filter" / "model")
+        return ["filter", str(self.data), "--model", model, "--name", name, *how, "--workers", str(cores())]
 
     def evaluate(self, name: str) -> list[list[str]]:
         human, model = self.corpus / "human", str(self.runs / name / "model")
@@ -295,6 +284,11 @@ class Demo:
                 "texts_kept": sum(pair.keep for pair in pairs[name]) if name in pairs else None,
             }
         return summary
+
+
+def typed(path: Path) -> str:
+    """A path as a user would type it: relative where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def cores() -> int:
