@@ -32,6 +32,8 @@ class ContrastiveConfig:
     # ITM negatives are drawn evenly for this share of the run, then by similarity. Small models and short runs need
     # it: with hard negatives from the first step their ITM stays at chance.
     random_negatives: float = 0.0
+    # Share of the batch that goes through ITM: at three passes of the text transformer a sample the dearest loss.
+    itm_share: float = 1.0
 
 
 def momentum_copy(model: Blip) -> Blip:
@@ -117,9 +119,10 @@ class ContrastiveTask(nn.Module):
         `i2t`, `t2i` are similarity logits (B, B) that say how hard a negative is; `forbidden` (B, B) marks pairs that
         are no negatives.
         """
-        B = len(i2t)
+        B = round(len(i2t) * self.config.itm_share)
         if B < 2:
-            raise ValueError("ITM takes its negatives from the batch: batch_size must be at least 2")
+            raise ValueError("ITM takes its negatives from the batch: batch_size x itm_share must be at least 2")
+        i2t, t2i, forbidden = i2t[:B, :B], t2i[:B, :B], forbidden[:B, :B]
         easy = progress.fraction < self.config.random_negatives
         weights = [torch.ones_like(i2t)] * 2 if easy else [t2i.softmax(1) + FLOOR, i2t.softmax(1) + FLOOR]
         image_for_text = sample_negatives(weights[0], forbidden, self.config.negatives)

@@ -102,8 +102,18 @@ def test_equal_texts_are_no_negatives(tokenizer):
 
 def test_one_picture_is_too_few_for_itm(model, tokenizer):
     task = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4))
-    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+    with pytest.raises(ValueError, match="must be at least 2"):
         task(task.collate(samples(TEXTS[:1])), START)
+
+
+def test_itm_on_a_share_of_the_batch_is_itm_on_a_smaller_batch(model, tokenizer):
+    model.eval()
+    both = samples()
+    part = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4, negatives="argmax", itm_share=0.5)).eval()
+    whole = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4, negatives="argmax")).eval()
+    torch.testing.assert_close(
+        part(part.collate(both), START)["loss_itm"], whole(whole.collate(both[:2]), START)["loss_itm"]
+    )
 
 
 def test_retrieval_shares_the_target_among_texts_of_one_image(model, tokenizer):

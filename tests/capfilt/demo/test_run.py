@@ -1,0 +1,90 @@
+"""The whole loop at toy size: `capfilt demo --quick` as a user runs it, and again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from capfilt.demo.run import DemoConfig, Recipe, run_demo
+
+
+def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "capfilt", "demo", "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    pytest.importorskip("resvg_py")
+    pytest.importorskip("pycocoevalcap")
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    return out, demo(out, "--quick", "--json")
+
+
+def test_it_ends_with_a_summary_of_every_row(finished):
+    out, process = finished
+    assert process.returncode == 0, process.stderr[-2000:]
+    summary = json.loads((out / "summary.json").read_text())
+    assert json.loads(process.stdout) == summary
+    for row in ("noisy", "bootstrapped", "human_only"):
+        for measure in ("exact_match", "object_f1", "retrieval_mean_recall"):
+            assert 0 <= summary[row][measure] <= 100
+    assert summary["filter"]["web"]["texts"] > 200
+    assert len(summary["samples"]) == 6
+    assert all((out / "samples" / sample["picture"]).stat().st_size for sample in summary["samples"])
+
+
+def test_it_prints_the_commands_it_runs(finished):
+    _, process = finished
+    printed = [line for line in process.stderr.splitlines() if line.startswith("$ capfilt ")]
+    assert [line.split()[2] for line in printed] == [
+        "download", *["pretrain"] * 2, *["finetune"] * 2, "caption", "filter", "pretrain", *["evaluate"] * 6
+    ]  # fmt: skip
+
+
+def test_every_url_has_an_outcome_and_every_text_a_verdict(finished):
+    out, _ = finished
+    images = pq.read_table(sorted((out / "data").glob("*.parquet"))).to_pylist()
+    assert len(images) == 240
+    assert {row["status"] for row in images} > {"ok", "not_found"}
+    downloaded = sum(row["status"] == "ok" for row in images)
+    pairs = pq.read_table(sorted((out / "data" / "filtered" / "bootstrapped").glob("*.parquet"))).to_pylist()
+    assert len(pairs) == 2 * downloaded
+    assert all(row["reason"] == "kept" if row["keep"] else row["reason"] != "kept" for row in pairs)
+
+
+def test_the_truth_stays_out_of_training(finished):
+    out, _ = finished
+    for path in (out / "runs").glob("*/config.yaml"):
+        assert "truth" not in path.read_text()
+    columns = pq.read_schema(out / "data" / "filtered" / "bootstrapped" / "00000.parquet").names
+    assert {"kind", "matches", "scene"}.isdisjoint(columns)
+
+
+def test_a_finished_demo_runs_nothing_again(finished):
+    out, _ = finished
+    again = demo(out, "--quick")
+    assert again.returncode == 0
+    assert "$ capfilt" not in again.stderr
+
+
+def test_another_seed_in_the_same_folder_is_refused(finished):
+    out, _ = finished
+    other = demo(out, "--quick", "--seed", "7")
+    assert other.returncode == 2
+    assert "seed: 0 -> 7" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no demo"):
+        run_demo(DemoConfig(out=tmp_path))
+
+
+def test_scale_grows_pictures_and_steps_but_not_the_test_set():
+    one, two = Recipe.of(DemoConfig()), Recipe.of(DemoConfig(scale=2.0))
+    assert (two.web, two.pretrain_steps) == (2 * one.web, 2 * one.pretrain_steps)
+    assert (two.validation, two.test) == (one.validation, one.test)
