@@ -128,6 +128,8 @@ class FilteredSource(_TarPictures):
             raise ValueError(f"{folder} holds tables but no manifest.json that says where its images are") from None
         except (json.JSONDecodeError, KeyError, TypeError):
             raise ValueError(f'{folder / "manifest.json"} has no "images": the path of the shard set') from None
+        if "stage" in manifest and "counts" not in manifest:  # a part of the data must not pass for the whole
+            raise ValueError(f"{folder} is not finished: run the command that writes it again")
         if not images.is_dir():
             raise FileNotFoundError(f"{folder} takes its images from {images}, which does not exist")
         return images

@@ -37,6 +37,7 @@ from capfilt.shards import write_json, write_table
 
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
+HUMAN_CAPTIONS = 5  # of each human picture, as in COCO
 CAPTIONER = "captioner"
 
 
@@ -139,7 +140,8 @@ class Demo:
     def download(self) -> None:
         recipe = self.recipe
         sizes = {name: getattr(recipe, name) for name in ("web", "human", "validation", "test")}
-        counts = write_corpus(CorpusConfig(seed=self.config.seed, **sizes), self.corpus)
+        corpus = CorpusConfig(seed=self.config.seed, human_captions=HUMAN_CAPTIONS, **sizes)
+        counts = write_corpus(corpus, self.corpus)
         self.console.print("drew " + ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " pictures")
         with CorpusServer(self.corpus / "www", self.free_port()) as server:
             urls = self.out / "urls.parquet"

@@ -194,6 +194,7 @@ def test_a_missing_column_is_named(tmp_path, column):
     [
         (None, ValueError, "no manifest.json"),
         ("{}", ValueError, 'has no "images"'),
+        ('{"stage": "filter", "images": "../.."}', ValueError, "is not finished"),
         ("[]", ValueError, 'has no "images"'),
         ('{"images": 3}', ValueError, 'has no "images"'),
         ("{", ValueError, 'has no "images"'),
