@@ -36,14 +36,15 @@ def sincos_positions(config: VisionConfig) -> torch.Tensor:
     """A (1, 1+P, W) position table of sines and cosines of row and column, as MAE and MoCo v3 use it.
 
     Single objects are told apart wherever they lie, so training leaves a small random table as it is, and with it no
-    trace of place in the tokens; captions that say "left of" need one. From this start it is plain to see.
+    trace of place in the tokens; captions that say "left of" need one. From this start, as large as the patch
+    embeddings themselves, it is plain to see.
     """
     side = config.image_size // config.patch_size
     rates = 1.0 / 100 ** torch.linspace(0, 1, config.width // 4)
     angles = torch.arange(side)[:, None] * rates  # (side, W/4)
     wave = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, W/2)
     grid = torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], dim=-1)
-    return torch.cat([torch.zeros(1, config.width), grid.flatten(0, 1)])[None]
+    return 2.0 * torch.cat([torch.zeros(1, config.width), grid.flatten(0, 1)])[None]
 
 
 def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1.5e-3, seed: int = 0) -> float:

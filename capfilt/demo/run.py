@@ -64,9 +64,9 @@ class Recipe:
     human: int = 2_000
     validation: int = 500
     test: int = 1_000
-    pretrain_steps: int = 1_300
-    captioner_steps: int = 900
-    filter_steps: int = 700
+    pretrain_steps: int = 1_000
+    captioner_steps: int = 500
+    filter_steps: int = 400
     shard_size: int = 2_000
 
     @classmethod
@@ -80,7 +80,9 @@ class Recipe:
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run the demo into `config.out`; returns what `summary.json` holds. Launched again, it goes on where it was."""
-    return Demo(config, console or Console(stderr=True)).run()
+    # Into a file, lines as wide as the tables need; a terminal knows its own width.
+    console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    return Demo(config, console).run()
 
 
 class CommandFailedError(RuntimeError):
@@ -178,7 +180,8 @@ class Demo:
     def caption(self) -> list[str]:
         return [
             "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
-            "--seed", str(self.config.seed), "--workers", str(cores()), "--set", "generate.prompt=",
+            "--seed", str(self.config.seed), "--workers", str(cores()),
+            "--config", typed(RECIPES / "caption.yaml"),
         ]  # fmt: skip
 
     def filter(self, name: str) -> list[str]:
@@ -194,8 +197,8 @@ class Demo:
         results = str(self.runs / name / "captions.json")
         return [
             [
-                "evaluate", "caption", str(human / "test.json"), "--model", model,
-                "--set", "generate.prompt=", "--set", f"results={results}",
+                "evaluate", "caption", str(human / "test.json"), "--model", model, "--results", results,
+                "--config", typed(RECIPES / "evaluate.yaml"),
             ],
             ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model],
         ]  # fmt: skip
