@@ -120,6 +120,7 @@ class Demo:
         summary = self.summary() | {"seconds": round(time.monotonic() - started)}
         write_json(self.out / "summary.json", summary)
         show.tables(self.console, summary, self.out)
+        show.picture(summary, self.out)
         return summary
 
     def claim(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ def tables(console: Console, summary: dict[str, Any], out: Path) -> None:
     samples(console, summary, out)
     console.print(f"[bold]Files[/]  {out}/data/filtered/bootstrapped/*.parquet  the rewritten data set, one row a text")
     console.print(f"       {out}/runs/*/model  the models;  {out}/logs  what each command said;  {out}/summary.json")
+
+
+def picture(summary: dict[str, Any], out: Path) -> None:
+    """The same as `result.svg`, for a README or a talk."""
+    recorder = Console(record=True, width=110, file=io.StringIO())
+    tables(recorder, summary, out)
+    recorder.save_svg(str(out / "result.svg"), title="capfilt demo")
 
 
 def rows_table(summary: dict[str, Any]) -> Table:

@@ -35,6 +35,7 @@ def test_it_ends_with_a_summary_of_every_row(finished):
     assert summary["filter"]["web"]["texts"] > 200
     assert len(summary["samples"]) == 6
     assert all((out / "samples" / sample["picture"]).stat().st_size for sample in summary["samples"])
+    assert "<svg" in (out / "result.svg").read_text()
 
 
 def test_it_prints_the_commands_it_runs(finished):
