@@ -38,6 +38,7 @@ from capfilt.shards import write_json, write_table
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 HUMAN_CAPTIONS = 5  # of each human picture, as in COCO
+SHORTLIST = 16  # candidates that ITM re-ranks: recall goes to 10, and the gallery is some 600 pictures
 CAPTIONER = "captioner"
 
 
@@ -201,7 +202,7 @@ class Demo:
                 "evaluate", "caption", str(human / "test.json"), "--model", model, "--results", results,
                 "--config", typed(RECIPES / "evaluate.yaml"),
             ],
-            ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model],
+            ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model, "--set", f"k={SHORTLIST}"],
         ]  # fmt: skip
 
     # --- running them ---------------------------------------------------------------------------------------------
