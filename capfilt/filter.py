@@ -10,7 +10,7 @@ Another threshold uses the scores again. Every text is a row from beginning to e
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from capfilt.score import ScoreConfig, forget_if_empty, image_rows, read_caption
 from capfilt.scorers import clean_caption
 from capfilt.shards import ShardSet, filtered_schema, read_counts, read_table, write_table
 
-KEPT, NO_TEXT, DUPLICATE, UNDECODABLE = "kept", "no_text", "duplicate", "undecodable: "
+KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
 
 
 @dataclass(kw_only=True)
@@ -36,6 +36,7 @@ class FilterConfig(ScoreConfig):
     threshold: float = 0.5  # least ITM probability, 0.5 in the paper; 0 keeps every text there is
     itc_threshold: float | None = None  # least ITC cosine
     clip_threshold: float | None = None  # least CLIP cosine
+    best: int = 0  # at most so many texts of a source for a picture, those with the highest ITM; 0 is all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,11 +51,12 @@ class FilterConfig(ScoreConfig):
         return {column: least for column, least in given.items() if least is not None}
 
 
-def decide(scores: pa.Table, limits: dict[str, float]) -> list[str]:
+def decide(scores: pa.Table, limits: dict[str, float], best: int = 0) -> list[str]:
     """The reason of each row of a table of scores: "kept", or the first of these that holds.
 
     `undecodable: <why>` · `no_text`: there is none, or nothing of it is left after BLIP's cleaning · `duplicate`: an
-    earlier text of the picture is the same after cleaning · `itm<0.5`: the first score below its least value.
+    earlier text of the picture is the same after cleaning · `itm<0.5`: the first score below its least value ·
+    `not_best`: the same captioner wrote `best` texts for the picture whose ITM is higher.
     """
     reasons: list[str] = []
     seen: set[tuple[str, str]] = set()
@@ -71,7 +73,22 @@ def decide(scores: pa.Table, limits: dict[str, float]) -> list[str]:
             seen.add((key, words))
             judged = zip(limits.items(), values, strict=True)
             reasons.append(next((f"{name}<{least:g}" for (name, least), value in judged if not value >= least), KEPT))
+    if best:
+        _keep_best(scores, reasons, best)
     return reasons
+
+
+def _keep_best(scores: pa.Table, reasons: list[str], best: int) -> None:
+    """Turn "kept" into "not_best" beyond the `best` texts with the highest ITM of each picture and source."""
+    groups: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
+    for row, (key, source, itm) in enumerate(
+        zip(*(scores[n].to_pylist() for n in ("key", "source", "itm")), strict=True)
+    ):
+        if reasons[row] == KEPT:
+            groups[key, source].append((-itm, row))
+    for rows in groups.values():
+        for _, row in sorted(rows)[best:]:
+            reasons[row] = NOT_BEST
 
 
 @dataclass
@@ -83,6 +100,7 @@ class RewriteStage:
     columns: list[str]  # of scores
     captions: dict[str, Path | None]
     limits: dict[str, float]
+    best: int
     folder: Path
     name: str = "rewrite"
 
@@ -98,7 +116,7 @@ class RewriteStage:
         for source, folder in self.captions.items():
             if folder is not None:
                 self._require_unchanged(table, source, folder / f"{shard}.parquet")
-        reasons = decide(table, self.limits)
+        reasons = decide(table, self.limits, self.best)
         origin = image_rows(self.images, shard, ("url", "sha256"))
         origins = [origin.get(key, (None, None)) for key in table["key"].to_pylist()]
         schema = filtered_schema(self.columns)
@@ -141,12 +159,12 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
     manifest = Manifest.begin(
         folder,
         "filter",
-        {"limits": limits, "sources": list(scored.captions), "scored_with": scored.made_with},
+        {"limits": limits, "best": config.best, "sources": list(scored.captions), "scored_with": scored.made_with},
         images=images.path,
         parents=[scored.folder, *(path for path in scored.captions.values() if path)],
         packages=("pyarrow",),
     )
-    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, folder)
+    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, config.best, folder)
     ready = [shard for shard in images.shards if shard not in scored.ran.failed]
     workers = min(config.workers, 1 + len(ready) // 32)  # starting a process costs more than a few tables
     ran = engine.run(stage, ready, workers=workers, device="cpu", progress=progress)

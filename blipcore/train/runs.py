@@ -75,6 +75,7 @@ class FinetuneRun:
     init: str
     tokenizer: str | None = None
     image_size: int | None = None
+    dropout: float | None = None  # of the text transformer, where it is not to be the checkpoint's
     image_root: str | None = None
     augment: Augment = field(default_factory=lambda: Augment(min_scale=0.5))
     caption: CaptioningConfig = field(default_factory=CaptioningConfig)
@@ -122,6 +123,8 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     torch.manual_seed(run.train.seed)
     parts, task_class = TASKS[run.task]
     model, tokenizer = load_model(run.init, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
+    if run.dropout is not None:
+        model.config.text.dropout = run.dropout
     model = model.only(*parts)
     transform = run.augment.transform(model.config.vision.image_size)
     stream = Stream(run.annotations, transform, run.train.seed, run.image_root)

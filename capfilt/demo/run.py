@@ -82,7 +82,7 @@ class Recipe:
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run the demo into `config.out`; returns what `summary.json` holds. Launched again, it goes on where it was."""
     # Into a file, lines as wide as the tables need; a terminal knows its own width.
-    console = console or Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    console = console or Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     return Demo(config, console).run()
 
 

@@ -31,7 +31,7 @@ def tables(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 def picture(summary: dict[str, Any], out: Path) -> None:
     """The same as `result.svg`, for a README or a talk."""
-    recorder = Console(record=True, width=110, file=io.StringIO())
+    recorder = Console(record=True, highlight=False, width=110, file=io.StringIO())
     tables(recorder, summary, out)
     recorder.save_svg(str(out / "result.svg"), title="capfilt demo")
 

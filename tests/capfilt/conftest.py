@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,6 @@ import pytest
 from PIL import Image, ImageDraw
 
 from capfilt.shards import Picture, write_shard
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose by more threads
 
 WORDS = ["a", "picture", "of", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "one", "two", "three"]
 WORDS += ["on", "the", "left", "right", "and", "with"]

@@ -304,3 +304,18 @@ def test_the_pictures_may_be_read_only(shards, tiny_blip: Path, tmp_path: Path) 
     assert set(summary["by_source"]) == {"web", "blip"}
     assert sorted(path.name for path in data.iterdir()) == ["00000.tar"]
     assert json.loads((work / "filtered/capfilt/manifest.json").read_text())["images"] == str(data.resolve())
+
+
+def test_of_several_captions_the_best_are_kept():
+    itm = [0.6, 0.9, 0.7, 0.4, 0.8]
+    table = pa.table(
+        {
+            "key": ["a"] * 5,
+            "source": ["blip", "blip", "blip", "blip", "web"],
+            "text": ["red dog", "blue cat", "red cat", "green dog", "a dog"],
+            "error": pa.nulls(5, pa.string()),
+            "itm": itm,
+        }
+    )
+    assert decide(table, {"itm": 0.5}, best=1) == ["not_best", "kept", "not_best", "itm<0.5", "kept"]
+    assert decide(table, {"itm": 0.5}, best=2) == ["not_best", "kept", "kept", "itm<0.5", "kept"]

@@ -1,0 +1,91 @@
+"""Runs from their settings, on pictures of one colour: what the commands train, save and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blipcore.model.convert import load_model
+from blipcore.tasks.pretrain import PretrainConfig
+from blipcore.tasks.retrieval import RetrievalConfig
+from blipcore.train.runs import Augment, EvaluateRun, FinetuneRun, PretrainRun, evaluate, finetune, pretrain
+from blipcore.train.trainer import TrainConfig
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow")
+SMALL = {
+    "vision": {"image_size": 16, "width": 32, "heads": 2, "depth": 1},
+    "text": {"width": 32, "heads": 2, "depth": 1},
+}
+TRAIN = TrainConfig(steps=2, batch_size=4, lr=1e-3, device="cpu", dtype="fp32")
+PLAIN = Augment(1.0, False, 0.0)
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("colours")
+    rows = []
+    for colour in COLOURS:
+        Image.new("RGB", (20, 20), colour).save(folder / f"{colour}.png")
+        rows.append({"image": f"{colour}.png", "caption": [f"a {colour} square", f"something {colour}"]})
+    (folder / "all.json").write_text(json.dumps(rows))
+    return folder / "all.json"
+
+
+@pytest.fixture(scope="module")
+def pretrained(annotations, tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:60", augment=PLAIN, train=TRAIN)
+    run.task = PretrainConfig(queue_size=8)
+    assert pretrain(run, out)["steps"] == 2
+    return str(out / "model")
+
+
+def test_a_pretrained_model_has_every_part(pretrained):
+    model, tokenizer = load_model(pretrained, needs=("encode", "decode", "itc", "itm"))
+    assert model.config.vision.image_size == 16
+    assert len(tokenizer) == model.config.text.vocab_size
+
+
+def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
+    run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN, dropout=0.25)
+    finetune(run, tmp_path / "captioner")
+    model, _ = load_model(tmp_path / "captioner" / "model", needs=("decode",))
+    assert model.config.text.roles == ("decode",) and model.config.heads == ()
+    assert model.config.text.dropout == 0.25
+    scores = evaluate(
+        EvaluateRun(
+            "caption", str(annotations), str(tmp_path / "captioner" / "model"), results=str(tmp_path / "r.json")
+        )
+    )
+    assert scores["pictures"] == len(json.loads((tmp_path / "r.json").read_text())) == len(COLOURS)
+    with pytest.raises(ValueError, match="is a captioner"):
+        evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "captioner" / "model")))
+
+
+def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
+    run = FinetuneRun("retrieval", [str(annotations)], pretrained, augment=PLAIN)
+    run.train = TrainConfig(steps=80, batch_size=6, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
+    run.retrieval = RetrievalConfig(queue_size=0, alpha=0.0, random_negatives=1.0)
+    before = evaluate(EvaluateRun("retrieval", str(annotations), pretrained))["mean_recall"]
+    finetune(run, tmp_path / "filter")
+    after = evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "filter" / "model")))["mean_recall"]
+    assert after > max(90, before)
+
+
+def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_path):
+    still = TrainConfig(steps=1, batch_size=4, lr=0.0, weight_decay=0.0, device="cpu", dtype="fp32")
+    run = PretrainRun(
+        [str(annotations)], init=pretrained, augment=PLAIN, train=still, task=PretrainConfig(queue_size=8)
+    )
+    pretrain(run, tmp_path / "again")
+    first, _ = load_model(pretrained)
+    second, _ = load_model(tmp_path / "again" / "model")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path):
+    run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:many", train=TRAIN)
+    with pytest.raises(ValueError, match="number of word pieces"):
+        pretrain(run, tmp_path / "run")
