@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blipcore.data.annotations import read_captions
+from blipcore.data.annotations import read_captions, split_captions
+from blipcore.data.json_rows import LINES
 from blipcore.data.tars import TarReader
 
 TABLE_COLUMNS = ("key", "text", "keep")
@@ -55,7 +56,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None) -> Sourc
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"data set {path} does not exist")
-    if path.is_file() and path.suffix == ".json":
+    if path.is_file() and path.suffix.lower() in (".json", *LINES):
         source: Source = AnnotationSource(path, image_root)
     elif path.is_dir() and _visible(path, "*.tar"):
         source = ShardSource(path)
@@ -64,7 +65,7 @@ def open_source(path: str | Path, image_root: str | Path | None = None) -> Sourc
     else:
         raise ValueError(
             f"{path} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
-            ".tar files) or an annotation .json"
+            ".tar files) or an annotation .json or .jsonl"
         )
     if not sum(source.counts):
         raise ValueError(f"{path} holds no picture with a text to train on{_first_problem(source.problems)}")
@@ -190,19 +191,19 @@ class ShardSource(_TarPictures):
 
 
 class AnnotationSource:
-    """An annotation file, as one shard: the texts are held in memory, the pictures are files."""
+    """An annotation file, its rows in parts of which only a few are in memory; the pictures are files."""
 
     def __init__(self, path: Path, image_root: str | Path | None) -> None:
-        self.name = str(path)
+        self.name, self.path = str(path), path
+        self.root = Path(image_root) if image_root is not None else path.parent
         self.problems: dict[str, str] = {}
-        rows = read_captions(path, image_root)
-        self._paths = {row["image_id"]: row["image"] for row in rows}
-        self._pictures = [Picture(row["key"], tuple(row["texts"]), row["image_id"]) for row in rows]
-        self.counts = [len(self._pictures)]
+        self.parts = split_captions(path)
+        self.counts = [part.pictures for part in self.parts]
 
     def load(self, shard: int) -> list[Picture]:
-        """All pictures, in the order of the file."""
-        return self._pictures
+        """The pictures of a part, in the order of the file."""
+        rows = read_captions(self.path, self.root, part=self.parts[shard])
+        return [Picture(row["key"], tuple(row["texts"]), _image_id(str(row["image_id"]))) for row in rows]
 
     def where(self, shard: int, picture: Picture) -> str:
         """What to call a picture in a report."""
@@ -211,6 +212,6 @@ class AnnotationSource:
     def read(self, shard: int, picture: Picture) -> bytes:
         """The encoded picture; raises OSError."""
         try:
-            return self._paths[picture.image_id].read_bytes()
+            return (self.root / picture.key).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError("no such file") from None

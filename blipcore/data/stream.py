@@ -48,8 +48,8 @@ class UnreadablePictureError(Exception):
 class Stream:
     """Samples {"image", "text", "key", "image_id", "source"} by position, from one or several data sets.
 
-    `image_id` is the annotation file's own number for the first data set of that kind, and a stable number from the key
-    for the others; equal pictures of one data set have equal ids, those of different data sets never do.
+    `image_id` is a stable number from the picture's key, or what its annotation file calls it; equal pictures of one
+    data set have equal ids, those of different data sets never do.
     """
 
     def __init__(

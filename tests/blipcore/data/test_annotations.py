@@ -4,42 +4,107 @@ import json
 
 import pytest
 
-from blipcore.data.annotations import read_captions
+from blipcore.data.annotations import Part, read_captions, split_captions
 
 
-def write(tmp_path, rows) -> str:
-    path = tmp_path / "annotations.json"
+def write(tmp_path, rows, name="annotations.json") -> str:
+    path = tmp_path / name
     path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
     return str(path)
 
 
 def test_rows_of_one_image_become_one_picture(tmp_path):
+    """coco_karpathy_train.json and flickr30k_train.json: a row a caption."""
     rows = [
         {"image": "a.jpg", "caption": "one", "image_id": "coco_9"},
         {"image": "b.jpg", "caption": "two", "image_id": "coco_5"},
         {"image": "a.jpg", "caption": "three", "image_id": "coco_9"},
     ]
-    assert read_captions(write(tmp_path, rows)) == [
-        {"key": "a.jpg", "image": tmp_path / "a.jpg", "texts": ["one", "three"], "image_id": 0},
-        {"key": "b.jpg", "image": tmp_path / "b.jpg", "texts": ["two"], "image_id": 1},
+    expected = [
+        {"key": "a.jpg", "image": tmp_path / "a.jpg", "texts": ["one", "three"], "image_id": "coco_9"},
+        {"key": "b.jpg", "image": tmp_path / "b.jpg", "texts": ["two"], "image_id": "coco_5"},
     ]
+    assert read_captions(write(tmp_path, rows)) == expected
+    lines = "\n".join(map(json.dumps, rows))
+    assert read_captions(write(tmp_path, lines, "lines.jsonl")) == expected
 
 
 def test_lists_of_captions_and_an_image_root(tmp_path):
+    """flickr30k_test.json: a row a picture."""
     rows = [{"image": "val/a.jpg", "caption": ["one", "two"]}, {"image": "/elsewhere/b.jpg", "caption": ["three"]}]
     first, second = read_captions(write(tmp_path, rows), image_root=tmp_path / "root")
     assert first["image"] == tmp_path / "root/val/a.jpg" and first["texts"] == ["one", "two"]
-    assert str(second["image"]) == "/elsewhere/b.jpg"
+    assert str(second["image"]) == "/elsewhere/b.jpg" and second["image_id"] == "/elsewhere/b.jpg"
+
+
+def test_pictures_of_coco_have_the_numbers_of_its_server(tmp_path):
+    """coco_karpathy_test.json: no ids but those in the names."""
+    rows = [
+        {"image": "val2014/COCO_val2014_000000391895.jpg", "caption": ["a man with a red helmet"]},
+        {"image": "val2014/holiday_000000391895.jpg", "caption": ["not of COCO"]},
+    ]
+    assert [row["image_id"] for row in read_captions(write(tmp_path, rows))] == [391895, rows[1]["image"]]
+
+
+def test_nocaps_has_no_captions(tmp_path):
+    path = write(tmp_path, [{"image": "val/0013ea2087020901.jpg", "img_id": 0}])
+    (row,) = read_captions(path, need_texts=False)
+    assert row["image_id"] == 0 and row["texts"] == []
+    with pytest.raises(ValueError, match='row 0: "caption" must be'):
+        read_captions(path)
+
+
+COCO = {
+    "info": {},
+    "images": [
+        {"id": 7, "file_name": "b.jpg", "width": 3, "domain": "out-domain"},
+        {"id": 3, "file_name": "a.jpg", "domain": "in-domain"},
+    ],
+    "annotations": [{"id": n, "image_id": n % 2 * 4 + 3, "caption": f"text {n}"} for n in range(5)],
+}
+
+
+def test_annotation_files_of_coco_and_nocaps_themselves(tmp_path):
+    first, second = read_captions(write(tmp_path, COCO), image_root=tmp_path / "val2014")
+    assert first == {
+        "key": "b.jpg",
+        "image": tmp_path / "val2014/b.jpg",
+        "texts": ["text 1", "text 3"],
+        "image_id": 7,
+        "domain": "out-domain",
+    }
+    assert second["texts"] == ["text 0", "text 2", "text 4"] and second["domain"] == "in-domain"
+    assert [part.pictures for part in split_captions(write(tmp_path, COCO), rows=1)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": {}}, 'an object of "images" and "annotations"'),
+        ({"images": [{"file_name": "a.jpg"}]}, 'image 0: it has no "id"'),
+        ({"images": [{"id": 3}]}, 'image 0 has no "file_name": this file is for scoring'),
+        ({"annotations": [{"image_id": 4, "caption": "x"}]}, "annotation 0: .* none of the images"),
+        ({"annotations": [{"image_id": 3, "bbox": [1]}]}, "annotation 0: .* is this a file of captions"),
+        ({"annotations": [{"image_id": 3, "caption": "x"}]}, 'row 0: "caption" must be'),
+    ],
+)
+def test_bad_coco_files_are_named(tmp_path, change, words):
+    with pytest.raises(ValueError, match=words) as error:
+        read_captions(write(tmp_path, COCO | change))
+    assert "annotations.json" in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         ("[", "not valid JSON"),
+        ("", "list of rows"),
+        ('{"image": ', "not valid JSON"),
         ({"image": "a"}, "list of rows"),
         ([], "no rows"),
         ([{"image": "a", "caption": "x"}, "text"], "row 1: a row must be an object"),
         ([{"caption": "x"}], 'row 0: "image" must be a path'),
+        ([{"url": "http://x/a.jpg", "caption": "x"}], "row 0: it has a URL.*capfilt download .*s.json DATA"),
         ([{"image": "a"}], 'row 0: "caption" must be'),
         ([{"image": "a", "caption": []}], 'row 0: "caption" must be'),
         ([{"image": "a", "caption": ["x", 3]}], 'row 0: "caption" must be'),
@@ -47,11 +112,28 @@ def test_lists_of_captions_and_an_image_root(tmp_path):
     ],
 )
 def test_bad_files_name_file_and_row(tmp_path, rows, words):
-    with pytest.raises(ValueError, match=words) as error:
-        read_captions(write(tmp_path, rows))
-    assert "annotations.json" in str(error.value)
+    for read in (read_captions, split_captions):
+        with pytest.raises(ValueError, match=words) as error:
+            read(write(tmp_path, rows))
+        assert "annotations.json" in str(error.value)
 
 
 def test_an_absent_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_captions(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_parts_are_the_whole_and_part_no_neighbours(tmp_path, name):
+    rows = [{"image": f"{picture}.jpg", "caption": str(n)} for picture in range(50) for n in range(picture % 5)]
+    path = write(tmp_path, rows if name == "a.json" else "\n".join(map(json.dumps, rows)), name)
+    parts = split_captions(path, rows=7)
+    pieces = [read_captions(path, part=part) for part in parts]
+    assert len(parts) > 8 and [len(piece) for piece in pieces] == [part.pictures for part in parts]
+    assert [row for piece in pieces for row in piece] == read_captions(path)
+    assert split_captions(path) == [Part(parts[0].start, len(rows), 40)]
+
+
+def test_a_picture_may_come_again_in_another_part(tmp_path):
+    rows = [{"image": f"{n % 3}.jpg", "caption": str(n)} for n in range(9)]
+    assert [part.pictures for part in split_captions(write(tmp_path, rows), rows=4)] == [3, 3, 1]

@@ -163,7 +163,6 @@ def test_samples_are_complete_and_ids_tell_pictures_apart(tmp_path):
     for sample in samples:
         names.setdefault(sample["image_id"], set()).add(sample["key"])
     assert all(len(own) == 1 for own in names.values()) and len(names) == 2 + 4 + 4
-    assert {i for i, own in names.items() if own & {"a.png", "b.png"}} == {0, 1}
     assert {sample["source"] for sample in samples} == {str(json_path), str(shards)}
 
 
