@@ -1,7 +1,7 @@
 """(picture, text) pairs -> keep or drop with a reason: step 4 of CapFilt, in three steps that meet in tables.
 
     score     pictures, web texts, captions/<source>/ -> scores/<name>/NNNNN.parquet    score.py
-    decide    a table of scores, least values         -> a reason for every row
+    decide    a table of scores, least values         -> a reason for every row          verdict.py
     rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet  one row a pair, dropped ones too
 
 Another threshold uses the scores again. Every text is a row from beginning to end: texts = kept + dropped, by reason.
@@ -10,22 +10,21 @@ Another threshold uses the scores again. Every text is a row from beginning to e
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from capfilt import engine
 from capfilt.manifest import Manifest
 from capfilt.readahead import speed
-from capfilt.score import ScoreConfig, forget_if_empty, image_rows, read_captions, rescore, score_shards
-from capfilt.scorers import clean_caption
+from capfilt.score import CAPTION_COLUMNS, ScoreConfig, forget_if_empty, rescore, score_shards
 from capfilt.shards import ShardSet, filtered_schema, read_counts, read_table, write_table
-
-KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
+from capfilt.verdict import KEPT, decide
 
 
 @dataclass(kw_only=True)
@@ -49,46 +48,6 @@ class FilterConfig(ScoreConfig):
         """Score column -> the least value that keeps a text."""
         given = {"itm": self.threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
         return {column: least for column, least in given.items() if least is not None}
-
-
-def decide(scores: pa.Table, limits: dict[str, float], best: int = 0) -> list[str]:
-    """The reason of each row of a table of scores: "kept", or the first of these that holds.
-
-    `undecodable: <why>` · `no_text`: there is none, or nothing of it is left after BLIP's cleaning · `duplicate`: an
-    earlier text of the picture is the same after cleaning · `itm<0.5`: the first score below its least value ·
-    `not_best`: the same captioner wrote `best` texts for the picture whose ITM is higher.
-    """
-    reasons: list[str] = []
-    seen: set[tuple[str, str]] = set()
-    rows = zip(*(scores[name].to_pylist() for name in ("key", "text", "error", *limits)), strict=True)
-    for key, text, error, *values in rows:
-        words = clean_caption(text or "")
-        if error is not None:
-            reasons.append(UNDECODABLE + error)
-        elif not words:
-            reasons.append(NO_TEXT)
-        elif (key, words) in seen:
-            reasons.append(DUPLICATE)
-        else:
-            seen.add((key, words))
-            judged = zip(limits.items(), values, strict=True)
-            reasons.append(next((f"{name}<{least:g}" for (name, least), value in judged if not value >= least), KEPT))
-    if best:
-        _keep_best(scores, reasons, best)
-    return reasons
-
-
-def _keep_best(scores: pa.Table, reasons: list[str], best: int) -> None:
-    """Turn "kept" into "not_best" beyond the `best` texts with the highest ITM of each picture and source."""
-    groups: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
-    for row, (key, source, itm) in enumerate(
-        zip(*(scores[n].to_pylist() for n in ("key", "source", "itm")), strict=True)
-    ):
-        if reasons[row] == KEPT:
-            groups[key, source].append((-itm, row))
-    for rows in groups.values():
-        for _, row in sorted(rows)[best:]:
-            reasons[row] = NOT_BEST
 
 
 @dataclass
@@ -117,29 +76,37 @@ class RewriteStage:
             if folder is not None:
                 self._require_unchanged(table, source, folder / f"{shard}.parquet")
         reasons = decide(table, self.limits, self.best)
-        origin = image_rows(self.images, shard, ("url", "sha256"))
-        origins = [origin.get(key, (None, None)) for key in table["key"].to_pylist()]
         schema = filtered_schema(self.columns)
-        verdict = {
-            "keep": [reason == KEPT for reason in reasons],
-            "reason": reasons,
-            "url": [url for url, _ in origins],
-            "sha256": [digest for _, digest in origins],
-        }
-        columns = [
-            pa.array(verdict[field.name], field.type) if field.name in verdict else table[field.name].cast(field.type)
-            for field in schema
-        ]
-        counts = Counter(map("/".join, zip(table["source"].to_pylist(), reasons, strict=True)))
-        write_table(self.output(shard), pa.Table.from_arrays(columns, schema=schema), counts)
-        return {"texts": len(reasons)}
+        verdict = {"keep": pc.equal(reasons, KEPT), "reason": reasons, **self._origins(shard, table["key"])}
+        for name, column in verdict.items():
+            table = table.append_column(name, column)
+        rewritten = table.select(schema.names).cast(schema)
+        write_table(self.output(shard), rewritten, self._counts(rewritten))
+        return {"texts": rewritten.num_rows}
+
+    def _origins(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """url and sha256 of each key's picture, null where the shard's own table does not tell."""
+        path = self.images.table(shard)
+        there = pq.read_schema(path).names if path.exists() else []
+        nothing = pa.nulls(len(keys), pa.string())
+        if "key" not in there:
+            return {"url": nothing, "sha256": nothing}
+        table = read_table(path, [name for name in ("key", "url", "sha256") if name in there])
+        place = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
+        return {name: table[name].take(place) if name in there else nothing for name in ("url", "sha256")}
 
     def _require_unchanged(self, table: pa.Table, source: str, path: Path) -> None:
-        scored = table.filter(pc.equal(table["source"], source))
-        before = set(zip(*(scored[name].to_pylist() for name in ("key", "index", "text")), strict=True))
-        now = {(key, index, text) for key, texts in read_captions(path).items() for index, text in texts}
-        if before != now:
+        scored = table.filter(pc.equal(table["source"], source)).select(CAPTION_COLUMNS)
+        now = read_table(path, CAPTION_COLUMNS).cast(scored.schema)
+        order = [("key", "ascending"), ("index", "ascending")]
+        if not (scored.equals(now) or scored.sort_by(order).equals(now.sort_by(order))):
             raise ValueError(f"{path} has changed since it was scored; {rescore(self.scores)}.")
+
+    @staticmethod
+    def _counts(table: pa.Table) -> dict[str, int]:
+        """Rows by "source/reason"."""
+        groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
+        return {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}
 
 
 def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:

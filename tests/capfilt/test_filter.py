@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from capfilt.caption import CaptionConfig, GenerateConfig, caption_shards
-from capfilt.filter import FilterConfig, decide, filter_shards
+from capfilt.filter import FilterConfig, filter_shards
 from capfilt.readahead import ReadAhead
 from capfilt.shards import CAPTIONS, Picture, filtered_schema, read_table, write_shard, write_table
 
@@ -40,32 +40,6 @@ def no_pictures(monkeypatch):
         monkeypatch.setattr(ReadAhead, "__iter__", lambda self: pytest.fail("a picture was looked at"))
 
     return forbid
-
-
-# ---------------------------------------------------------------------------------------------------- decide
-
-
-def test_decide_names_the_first_reason_that_holds() -> None:
-    judged = [
-        ("a", "A red dog.", None, 0.9, 0.30, "kept"),
-        ("a", "a red  dog", None, 0.9, 0.30, "duplicate"),
-        ("a", "a blue dog", None, 0.5, 0.30, "kept"),
-        ("a", "a cat", None, 0.4999, 0.30, "itm<0.5"),
-        ("a", "a tree", None, 0.9, 0.10, "clip<0.25"),
-        ("a", "two trees", None, 0.1, 0.10, "itm<0.5"),
-        ("a", "", None, None, None, "no_text"),
-        ("a", None, None, None, None, "no_text"),
-        ("a", " !!! ", None, None, None, "no_text"),
-        ("b", "a red dog", None, 0.9, 0.30, "kept"),  # of another picture, so no duplicate
-        ("c", "a red dog", "truncated", None, None, "undecodable: truncated"),
-        ("c", "", "truncated", None, None, "undecodable: truncated"),
-        ("d", "nothing can be told", None, float("nan"), 0.30, "itm<0.5"),
-        ("d", "红色的狗", None, 0.7, 0.30, "kept"),
-    ]
-    names = ("key", "text", "error", "itm", "clip")
-    table = pa.table({name: [row[place] for row in judged] for place, name in enumerate(names)})
-    assert decide(table, {"itm": 0.5, "clip": 0.25}) == [row[-1] for row in judged]
-    assert decide(table, {"itm": 0.0})[:6] == ["kept", "duplicate", "kept", "kept", "kept", "kept"]
 
 
 # ---------------------------------------------------------------------------------------------------- the whole
@@ -304,18 +278,3 @@ def test_the_pictures_may_be_read_only(shards, tiny_blip: Path, tmp_path: Path) 
     assert set(summary["by_source"]) == {"web", "blip"}
     assert sorted(path.name for path in data.iterdir()) == ["00000.tar"]
     assert json.loads((work / "filtered/capfilt/manifest.json").read_text())["images"] == str(data.resolve())
-
-
-def test_of_several_captions_the_best_are_kept():
-    itm = [0.6, 0.9, 0.7, 0.4, 0.8]
-    table = pa.table(
-        {
-            "key": ["a"] * 5,
-            "source": ["blip", "blip", "blip", "blip", "web"],
-            "text": ["red dog", "blue cat", "red cat", "green dog", "a dog"],
-            "error": pa.nulls(5, pa.string()),
-            "itm": itm,
-        }
-    )
-    assert decide(table, {"itm": 0.5}, best=1) == ["not_best", "kept", "not_best", "itm<0.5", "kept"]
-    assert decide(table, {"itm": 0.5}, best=2) == ["not_best", "kept", "kept", "itm<0.5", "kept"]
