@@ -31,6 +31,7 @@ from capfilt.console import (
     failed_shards,
     finish,
     sentences,
+    too_few,
 )
 
 app = typer.Typer(
@@ -79,8 +80,34 @@ def download(
         "allow_private": allow_private, "min_success": min_success, "workers": workers,
     })  # fmt: skip
     summary = stage.download(settings)
-    few = f"only {summary['ok']} of {summary['rows']} rows are ok, less than the share of {settings.min_success:g}."
-    finish(summary, as_json, failed_shards(summary) or (few if summary["success"] < settings.min_success else None))
+    finish(summary, as_json, failed_shards(summary) or too_few(summary, settings.min_success))
+
+
+@app.command(epilog="Example: capfilt pack photos data")
+@sentences
+def pack(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, annotation file, Parquet, dataset or tars.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Folder for the shards.")],
+    annotations: Annotated[str | None, typer.Option(help="CSV, JSON or COCO file for the pictures of SOURCE.")] = None,
+    image_col: Annotated[str | None, typer.Option(help="Column of the pictures or their paths.")] = None,
+    caption_col: Annotated[str | None, typer.Option(help="Column of the texts; found by its usual names.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows to a shard. (10000)")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
+    min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
+    workers: Workers = None,
+    config: Config = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Make shards of pictures that you have; each ends with an outcome. Run it again to finish what is left."""
+    from capfilt import pack as stage
+
+    settings = resolve(stage.PackConfig, config, sets or (), {
+        "source": source, "out": data, "annotations": annotations, "image_col": image_col, "caption_col": caption_col,
+        "shard_size": shard_size, "image_size": image_size, "min_success": min_success, "workers": workers,
+    })  # fmt: skip
+    summary = stage.pack(settings)
+    finish(summary, as_json, failed_shards(summary) or too_few(summary, settings.min_success))
 
 
 @app.command(epilog="Example: capfilt caption data --model runs/captioner/model --name blip")

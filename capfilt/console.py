@@ -112,3 +112,10 @@ def failed_shards(summary: Mapping[str, Any]) -> str | None:
         return None
     first, why = next(iter(failed.items()))
     return f"{len(failed)} shards failed, {first} first: {why}. Run the same command again to try them once more."
+
+
+def too_few(summary: Mapping[str, Any], least: float) -> str | None:
+    """The sentence for a set of which a smaller share than `least` is ok."""
+    if summary["success"] >= least:
+        return None
+    return f"only {summary['ok']} of {summary['rows']} rows are ok, less than the share of {least:g}."

@@ -1,27 +1,24 @@
 """Stage 1: a list of URLs in, a shard set out, with an outcome for every row.
 
-    read_urls -> rounds of shards -> fetch (img2dataset, in `.staging`) -> later passes over what may be retried
-              -> decode, turn, fit -> 00000.tar, then 00000.parquet: the shard is there -> `.staging` goes
+    read the list, split it into tables of a shard each -> rounds of shards
+        -> fetch (img2dataset, in `.staging`) -> later passes over what may be retried -> publish.py -> `.staging` goes
 
 Keys are img2dataset's (shard and position), given by the place in the input, and rows and members lie in input order:
-the same answers from the servers make the same bytes, however often the run was killed.
+the same answers from the servers make the same bytes, however often the run was killed. `--retry-failed` asks again,
+another day, for the rows of finished shards whose failure may mend.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import math
+import os
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -29,42 +26,23 @@ import pyarrow as pa
 from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.fetch import PRIVATE, FetchConfig, Limits
-from capfilt.manifest import Manifest
-from capfilt.pictures import DecodeError, fit
-from capfilt.progress import Display
-from capfilt.shards import (
-    IMAGES,
-    Picture,
-    read_counts,
-    read_manifest,
-    read_table,
-    sweep,
-    write_shard,
-    write_table,
-)
-from capfilt.staging import APART, PER_PROCESS, Answer, FetchError, Staging
-from capfilt.urls import fingerprint, is_private_host, read_urls, wire_url
+from capfilt.listing import fingerprint
+from capfilt.publish import OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
+from capfilt.shards import IMAGES, read_counts, read_table, sweep, walk_tar, write_table
+from capfilt.staging import RETRYABLE, Answer, Asking, Staging
+from capfilt.urls import is_private_host, read_urls, wire_url
 
-OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
-OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
-STAGING = ".staging"
 ROUND = 200_000  # rows fetched before any is published: bounds what lies in the staging folder
-# What a row in hand is: where its body lies, or what became of it.
-PLAN = pa.schema(
-    [
-        *(IMAGES.field(name) for name in ("key", "url", "caption", "status", "error")),
-        ("body", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-    ]
-)
+FIRST = 2  # shards of the first round, which tells whether to go on
+AGAIN = "again"  # in the staging folder: what --retry-failed works in
+INPUT = pa.schema([IMAGES.field("url"), IMAGES.field("caption")])
 
 
 @dataclass
 class DownloadConfig:
     """`capfilt download`."""
 
-    urls: str  # txt, csv, tsv, json, jsonl (each also .gz) or parquet
+    urls: str  # txt, csv, tsv, json, jsonl (each also .gz) or parquet; a path or an fsspec URL
     out: str
     url_col: str | None = None  # found by its usual names
     caption_col: str | None = None
@@ -75,26 +53,32 @@ class DownloadConfig:
     quality: int = 95  # of the JPEGs that have to be written anew
     timeout: float = 10.0  # seconds of a single wait on the network
     picture_seconds: float = 60.0  # wall clock of a picture
+    shard_seconds: float = 7200.0  # wall clock of fetching a shard's worth of rows, later passes included
     stall_seconds: float = 180.0  # without any progress the fetching processes are ended
     retries: int = 1  # later passes over timeouts, broken connections, 429 and 5xx
     retry_wait: float = 5.0  # seconds before such a pass, doubled each time
+    retry_after: float = 120.0  # seconds that a server's Retry-After may ask for; beyond, the row is left
+    retry_failed: bool = False  # ask again for the rows of finished shards that failed in a way that may mend
     workers: int = 0  # processes; 0 is one a core
     threads: int = 64  # connections to a process
     user_agent: str = "capfilt"  # how sites know us, and by which they can opt out
     allow_private: bool = False
+    stop_below: float = 0.05  # share of the first shards' rows that must be ok to go on; 0 goes on in any case
     min_success: float = 0.2  # share of rows that must be ok for exit code 0
 
     def __post_init__(self) -> None:
         for name in ("shard_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if not 0 <= self.min_success <= 1:
-            raise ValueError(f"min_success is a share between 0 and 1, not {self.min_success}.")
+        for name in ("min_success", "stop_below"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
 
 
 # What the stored bytes do not depend on, given the same answers from the servers.
-WITHOUT_EFFECT = ("urls", "out", "timeout", "picture_seconds", "stall_seconds", "retries", "retry_wait", "workers")
-WITHOUT_EFFECT += ("threads", "user_agent", "min_success")
+WITHOUT_EFFECT = ("urls", "out", "timeout", "picture_seconds", "shard_seconds", "stall_seconds", "retries")
+WITHOUT_EFFECT += ("retry_wait", "retry_after", "retry_failed", "workers", "threads", "user_agent", "stop_below")
+WITHOUT_EFFECT += ("min_success",)
 
 
 def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
@@ -102,196 +86,206 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     if find_spec("img2dataset") is None:
         raise ImportError("capfilt download needs img2dataset; run: pip install img2dataset")
     start, out = time.monotonic(), Path(config.out)
+    _finish_swaps(out)
     rows = read_urls(config.urls, config.url_col, config.caption_col)
-    manifest = _claim(out, rows, config)
-    shards = [f"{number:05d}" for number in range(math.ceil(rows.num_rows / config.shard_size))]
+    settings = {"input_sha256": fingerprint(config.urls)} | to_dict(config, without=WITHOUT_EFFECT)
+    manifest = claim(out, "download", settings, ["img2dataset", "pillow", "pyarrow", "webdataset"])
+    if "counts" in manifest.content:
+        total = manifest.content["counts"]["rows"]
+    else:
+        pairs = ({"url": url, "caption": caption} for url, caption in rows)
+        total, _ = split(out, pairs, INPUT, config.shard_size)
+    shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
     pending = [shard for shard in shards if not (out / f"{shard}.parquet").exists()]
-    if progress and not pending:
+    finished = [shard for shard in shards if shard not in set(pending)]
+    if progress and not pending and not config.retry_failed:
         print(f"download: all {len(shards)} shards are done already.", file=sys.stderr)
-    failed: dict[str, str] = {}
-    per_round = max(1, ROUND // config.shard_size)
-    for first in range(0, len(pending), per_round):
-        failed |= _round(out, rows, pending[first : first + per_round], config, progress)
+    failed, stopped = _fetch_all(out, pending, config, progress)
+    if config.retry_failed and not stopped:
+        failed |= _retry(out, finished, config, progress)
     sweep(out)
-    counts = read_counts(out / f"{shard}.parquet" for shard in shards if shard not in failed)
-    if not failed:
+    ready = [shard for shard in shards if (out / f"{shard}.parquet").exists()]
+    counts = read_counts(out / f"{shard}.parquet" for shard in ready)
+    if len(ready) == len(shards) and not failed:
         manifest.finish(counts)
+        shutil.rmtree(out / STAGING, ignore_errors=True)
     ok = counts.get("ok", 0)
     return {
         "stage": "download",
         "out": str(out),
-        "rows": rows.num_rows,
+        "rows": total,
         "ok": ok,
-        "success": round(ok / rows.num_rows, 4),
+        "success": round(ok / total, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
-        "shards": {"done": len(pending) - len(failed), "skipped": len(shards) - len(pending), "failed": failed},
+        "shards": {
+            "done": len(set(pending) & set(ready)),
+            "skipped": len(finished),
+            "failed": failed,
+        },
+        "stopped": stopped,
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def _claim(out: Path, rows: pa.Table, config: DownloadConfig) -> Manifest:
-    if out.is_file():
-        raise ValueError(f"{out} is a file; give a folder for the shards.")
-    if read_manifest(out) is None:
-        if any(out.glob("*.tar")):
-            raise ValueError(f"{out} holds shards that `capfilt download` has not made; choose another folder.")
-        shutil.rmtree(out / STAGING, ignore_errors=True)  # bodies of another list
-    settings = {"input_sha256": fingerprint(config.urls), "rows": rows.num_rows}
-    settings |= to_dict(config, without=WITHOUT_EFFECT)
-    return Manifest.begin(out, "download", settings, packages=["img2dataset", "pillow", "pyarrow", "webdataset"])
+# ---------------------------------------------------------------------------------------------------- rounds
 
 
-def _round(out: Path, rows: pa.Table, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
-    """Fetch and publish these shards; returns those that failed with the reason."""
-    staging, workers = Staging(out / STAGING), config.workers or engine.cores()
-    answers = _fetch(staging, rows, shards, config, workers, progress)
-    if progress:
-        _tell(answers)
-    for shard in shards:
-        write_table(staging.folder / "plan" / f"{shard}.parquet", _plan(rows, shard, answers, config))
-    stage = Publish(str(out), config.image_size, config.min_size, config.quality)
-    crew = max(1, min(workers, len(answers) // PER_PROCESS))
-    summary = engine.run(stage, shards, workers=crew, device="cpu", progress=progress)
-    if not summary.failed:
-        shutil.rmtree(staging.folder)
-    return summary.failed
+def _fetch_all(
+    out: Path, pending: list[str], config: DownloadConfig, progress: bool
+) -> tuple[dict[str, str], str | None]:
+    """Fetch and publish these shards; returns those that failed with the reason, and why the run stopped early."""
+    failed: dict[str, str] = {}
+    per_round = max(1, ROUND // config.shard_size)
+    parts = [pending[:FIRST], *(pending[n : n + per_round] for n in range(FIRST, len(pending), per_round))]
+    for number, part in enumerate(part for part in parts if part):
+        rows = {shard: read_table(out / STAGING / ROWS / f"{shard}.parquet") for shard in part}
+        urls = {
+            int(shard) * config.shard_size + place: url
+            for shard, table in rows.items()
+            for place, url in enumerate(table["url"].to_pylist())
+        }
+        staging = Staging(out / STAGING / "fetched")
+        answers = _ask(staging, urls, len(part), config, progress)
+        for shard, table in rows.items():
+            write_table(out / STAGING / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
+        failed |= _publish(out, out / STAGING / "plan", part, len(answers), config, progress)
+        if not failed:
+            shutil.rmtree(staging.folder)
+        ok = sum(answer.status == "ok" for answer in answers.values())
+        if number == 0 and len(part) < len(pending) and ok < config.stop_below * len(answers):
+            return failed, f"only {ok} of the first {len(answers)} rows could be fetched: {_why(answers)}"
+    return failed, None
 
 
-# ---------------------------------------------------------------------------------------------------- fetching
+def _publish(
+    out: Path, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
+) -> dict[str, str]:
+    stage = Publish(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
+    crew = max(1, min(config.workers or engine.cores(), rows // 500))  # a process costs a second to start
+    return engine.run(stage, shards, workers=crew, device="cpu", progress=progress).failed
 
 
-def _fetch(
-    staging: Staging, rows: pa.Table, shards: list[str], config: DownloadConfig, workers: int, progress: bool
+def _ask(
+    staging: Staging, urls: dict[int, str | None], shards: int, config: DownloadConfig, progress: bool
 ) -> dict[int, Answer]:
-    """An answer for every row of these shards, by its number in the input."""
+    """An answer for every URL, by its row in the input; what is not worth a request has its answer at once."""
     refused, asked = {}, {}
-    for shard in shards:
-        start = int(shard) * config.shard_size
-        for uid, url in enumerate(rows["url"].slice(start, config.shard_size).to_pylist(), start):
-            try:
-                asked[uid] = wire_url(url)
-                host = urlsplit(asked[uid]).hostname or ""
-                if not config.allow_private and is_private_host(host):
-                    raise ValueError(f"{PRIVATE}: {host}")
-            except ValueError as error:
-                asked.pop(uid, None)
-                refused[uid] = Answer("bad_url", str(error))
+    for row, url in urls.items():
+        try:
+            wire = wire_url(url)
+            host = urlsplit(wire).hostname or ""
+            if not config.allow_private and is_private_host(host):
+                raise ValueError(f"{PRIVATE}: {host}")
+            asked[row] = wire
+        except ValueError as error:
+            refused[row] = Answer("bad_url", str(error))
+    asking = Asking(
+        seconds=config.shard_seconds * shards,
+        stall_seconds=config.stall_seconds,
+        retries=config.retries,
+        retry_wait=config.retry_wait,
+        retry_after=config.retry_after,
+        workers=config.workers or engine.cores(),
+        fetch=FetchConfig(
+            threads=config.threads,
+            timeout=config.timeout,
+            user_agent=config.user_agent,
+            limits=Limits(config.max_bytes, config.picture_seconds, config.allow_private),
+        ),
+    )
+    answers = staging.ask(asked, asking, progress) | refused
+    if progress:
+        total = Counter(answer.status for answer in answers.values())
+        print("fetched: " + ", ".join(f"{count} {status}" for status, count in total.most_common()), file=sys.stderr)
+        if total["ok"] < len(answers):
+            print(f"  {_why(answers)}", file=sys.stderr)
+    return answers
 
-    limits = Limits(config.max_bytes, config.picture_seconds, config.allow_private)
-    common = {"threads": config.threads, "timeout": config.timeout, "user_agent": config.user_agent, "limits": limits}
-    wait, fruitless, stalled = config.retry_wait, 0, False
-    answers = staging.answers(asked)
-    while True:
-        todo = [(uid, url) for uid, url in asked.items() if uid not in answers]
-        again = [(uid, url) for uid, url in asked.items() if uid in answers and not answers[uid].final(config.retries)]
-        if (not todo and not again) or fruitless > (1 if len(todo) > APART else 0):
-            break
-        title = "fetch" if todo else "fetch again"
-        if not todo:  # first everything once, then with some distance in time what did not answer well
-            todo = again
-            time.sleep(wait)
-            wait *= 2
-        with Display(title, len(todo), unit="rows", shown=progress) as display:
 
-            def tick(through: int, display: Display = display) -> None:
-                display.advance(through - display.done, through - display.done)
-
-            settings = functools.partial(FetchConfig, **common)
-            ended = staging.fetch(todo, settings, workers, config.stall_seconds, tick, small=stalled)
-        news = staging.answers(asked)
-        fruitless = 0 if news != answers else fruitless + 1
-        answers, stalled = news, ended == "stalled"
-        if ended == "died" and fruitless:
-            raise FetchError(f"img2dataset ended early: {staging.last_words()} ({staging.attempts()[-1]}/log.txt)")
-    missing = Answer("timeout", f"no answer, and no progress for {config.stall_seconds:g} s")
-    return {uid: answers.get(uid, missing) for uid in asked} | refused
+def _why(answers: dict[int, Answer]) -> str:
+    """The commonest messages behind what failed: the first thing to look at when much does."""
+    bad = Counter((answer.status, answer.error or "") for answer in answers.values() if answer.status != "ok")
+    return "; ".join(f"{count} {status} ({message[:160]})" for (status, message), count in bad.most_common(3))
 
 
 def _plan(rows: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig) -> pa.Table:
-    start = int(shard) * config.shard_size
-    part = rows.slice(start, config.shard_size)
-    order = math.ceil(math.log10(config.shard_size))
-    mine = [answers[uid] for uid in range(start, start + part.num_rows)]
-    return pa.table(
-        {
-            "key": [f"{int(shard) * 10**order + index:0{order + 5}d}" for index in range(part.num_rows)],
-            "url": part["url"],
-            "caption": part["caption"],
-            "status": [answer.status for answer in mine],
-            "error": [answer.error for answer in mine],
-            "body": [answer.tar for answer in mine],
-            "offset": [answer.offset for answer in mine],
-            "size": [answer.size for answer in mine],
-        },
-        schema=PLAN,
-    )
+    first = int(shard) * config.shard_size
+    plan = [
+        row | {"key": key_of(number, config.shard_size)} | _place(answers[number])
+        for number, row in enumerate(rows.to_pylist(), first)
+    ]
+    return pa.Table.from_pylist(plan, schema=PLAN)
 
 
-def _tell(answers: dict[int, Answer]) -> None:
-    """What came back, and the commonest messages behind what did not: the first thing to look at when much fails."""
-    total = Counter(answer.status for answer in answers.values())
-    print("fetched: " + ", ".join(f"{count} {status}" for status, count in total.most_common()), file=sys.stderr)
-    bad = Counter((answer.status, answer.error or "") for answer in answers.values() if answer.status != "ok")
-    for (status, message), count in bad.most_common(3):
-        print(f"  {count} {status}: {message[:160]}", file=sys.stderr)
+def _place(answer: Answer) -> dict[str, Any]:
+    if answer.tar is None:
+        return {"status": answer.status, "error": answer.error}
+    return {
+        "status": answer.status,
+        "error": answer.error,
+        "body": os.fsencode(answer.tar),
+        "offset": answer.offset,
+        "size": answer.size,
+    }
 
 
-# ---------------------------------------------------------------------------------------------------- publishing
+# ---------------------------------------------------------------------------------------------------- another day
 
 
-@dataclass
-class Publish:
-    """Engine stage: the bodies of a shard -> fitted pictures in a tar, and its table."""
+def _retry(out: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
+    """Ask again for the rows of finished shards that may mend; a shard that gains pictures is written anew."""
+    for stage in ("captions", "scores", "filtered"):
+        for table in sorted(out.glob(f"{stage}/*/*.parquet"))[:1]:
+            raise ValueError(
+                f"{table.parent} was made from these shards, which --retry-failed would change; delete it first, or "
+                "download the failed rows as a list of their own."
+            )
+    failed: dict[str, str] = {}
+    again = out / STAGING / AGAIN
+    per_round = max(1, ROUND // config.shard_size)
+    for first in range(0, len(shards), per_round):
+        part = shards[first : first + per_round]
+        tables = {shard: read_table(out / f"{shard}.parquet") for shard in part}
+        urls = {
+            int(shard) * config.shard_size + place: url
+            for shard, table in tables.items()
+            for place, (url, status) in enumerate(zip(*(table[n].to_pylist() for n in ("url", "status")), strict=True))
+            if status in RETRYABLE
+        }
+        if not urls:
+            continue
+        answers = _ask(Staging(again / "fetched"), urls, len(part), config, progress)
+        changed = [shard for shard in part if any(number // config.shard_size == int(shard) for number in urls)]
+        for shard in changed:
+            write_table(again / "plan" / f"{shard}.parquet", _plan_again(out, tables[shard], shard, answers, config))
+        failed |= _publish(again, again / "plan", changed, len(answers), config, progress)
+        if not failed:
+            _finish_swaps(out)
+            shutil.rmtree(again)
+    return failed
 
-    out: str
-    image_size: int
-    min_size: int
-    quality: int
-    name: str = "publish"
 
-    def output(self, shard: str) -> Path:
-        return Path(self.out) / f"{shard}.parquet"
+def _plan_again(out: Path, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig) -> pa.Table:
+    """The plan of a shard as it is, with new answers for some of its rows; its pictures stay as they are."""
+    tar = out / f"{shard}.tar"
+    with open(tar, "rb") as file:
+        members = {member.name: member for member in walk_tar(file, os.fstat(file.fileno()).st_size, [])}
+    plan = []
+    for number, row in enumerate(table.to_pylist(), int(shard) * config.shard_size):
+        if number in answers:
+            row |= _place(answers[number])
+        elif row["status"] == "ok":
+            member = members[f"{row['key']}.jpg"]
+            row |= {"body": os.fsencode(tar), "offset": member.offset, "size": member.size}
+        plan.append(row)
+    return pa.Table.from_pylist(plan, schema=PLAN)
 
-    def setup(self, device: str) -> None:
-        """Nothing to load."""
 
-    def run(self, shard: str) -> dict[str, int]:
-        rows = read_table(Path(self.out) / STAGING / "plan" / f"{shard}.parquet").to_pylist()
-        write_shard(Path(self.out) / f"{shard}.tar", self._pictures(rows))
-        counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
-        # the table last: with it the shard is there
-        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=IMAGES), counts=dict(counts))
-        return {**counts, "pictures": counts["ok"]}
-
-    def _pictures(self, rows: list[dict[str, Any]]) -> Iterator[Picture]:
-        """The rows that are pictures; `rows` are completed in passing."""
-        bodies: dict[str, BinaryIO] = {}
-        with ExitStack() as stack:
-            for row in rows:
-                body, offset, size = (row.pop(name) for name in ("body", "offset", "size"))
-                if row["status"] != "ok":
-                    continue
-                if body not in bodies:
-                    bodies[body] = stack.enter_context(open(Path(self.out) / STAGING / body, "rb"))
-                bodies[body].seek(offset)
-                picture = self._fitted(row, bodies[body].read(size))
-                if picture is not None:
-                    engine.advance(1)
-                    yield picture
-
-    def _fitted(self, row: dict[str, Any], data: bytes) -> Picture | None:
-        try:
-            fitted = fit(data, self.image_size, self.quality)
-        except DecodeError as error:
-            row["status"] = "too_large" if error.reason == "too_many_pixels" else "decode_error"
-            row["error"] = str(error)
-            return None
-        row["original_width"], row["original_height"] = fitted.original_width, fitted.original_height
-        if min(fitted.original_width, fitted.original_height) < self.min_size:
-            row["status"] = "too_small"
-            row["error"] = f"{fitted.original_width} x {fitted.original_height}"
-            return None
-        row["width"], row["height"], row["bytes"] = fitted.width, fitted.height, len(fitted.data)
-        row["sha256"] = hashlib.sha256(fitted.data).hexdigest()
-        about = {name: row[name] for name in IMAGES.names if row.get(name) is not None}
-        return Picture(row["key"], fitted.data, row["caption"], about)
+def _finish_swaps(out: Path) -> None:
+    """Put shards that were written anew in the place of the old ones; a kill in between leaves the shard unfinished."""
+    again = out / STAGING / AGAIN
+    for table in sorted(again.glob("*.parquet")):
+        (out / table.name).unlink(missing_ok=True)
+        if table.with_suffix(".tar").exists():  # else it is in place already
+            os.replace(table.with_suffix(".tar"), out / f"{table.stem}.tar")
+        os.replace(table, out / table.name)

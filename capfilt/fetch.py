@@ -14,6 +14,7 @@ import functools
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -26,6 +27,7 @@ import urllib.request
 import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,11 @@ from capfilt.urls import is_public
 
 ENVIRONMENT = "CAPFILT_FETCH"  # carries the limits to img2dataset's workers
 CHUNK = 1 << 16
-# What the guard says; `download` recognises these words in the outcomes.
+# What the guard says; `staging.classify` recognises these words in the outcomes.
 PRIVATE, TOO_LARGE, TOO_SLOW = "private address", "larger than", "not complete after"
+RESERVED, RETRY_AFTER = "tdm-reservation", "Retry-After:"
+# X-Robots-Tag directives by which a site opts out; img2dataset's own and `noml`
+OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,18 @@ class Limits:
     allow_private: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FetchConfig:
     """One call of img2dataset."""
 
-    urls: str
-    out: str
-    piece: int  # rows to a tar
-    processes: int
     threads: int
     timeout: float  # of a single wait on the network
     user_agent: str
     limits: Limits
+    urls: str = ""
+    out: str = ""
+    piece: int = 1  # rows to a tar
+    processes: int = 1
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -159,10 +164,10 @@ def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: f
 class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """Opens http and https under the limits; a redirect inherits the deadline of the request that it answers."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, rests: Rests):
         self.context = ssl.create_default_context()  # one for all: making one costs more than a request
         super().__init__(context=self.context)
-        self.limits = limits
+        self.limits, self.rests = limits, rests
 
     def begin(self, request: urllib.request.Request) -> urllib.request.Request:
         if not hasattr(request, "deadline"):
@@ -181,6 +186,7 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         proxied = request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
         # behind a proxy it is the proxy that is connected to, and that is the user's own choice
         limits = Limits(self.limits.max_bytes, self.limits.seconds, self.limits.allow_private or proxied)
+        self.rests.wait(request.host, request.deadline)
         response, problem = None, None
         try:
             response = self.do_open(_guarded(kind, limits, request.deadline), request, **options)
@@ -192,7 +198,55 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
             raise Refused(f"{TOO_SLOW} {limits.seconds:g} s: no answer")
         if problem is not None:
             raise problem
+        if response.headers.get(RESERVED, "").strip() == "1":  # W3C's TDM Reservation Protocol
+            response.close()
+            raise Refused(f"{RESERVED}: 1")
         return response
+
+
+class Rests:
+    """Hosts that have said Retry-After, and until when: they are left alone for so long by all threads."""
+
+    def __init__(self) -> None:
+        self.until: dict[str, float] = {}
+
+    def note(self, host: str, seconds: float) -> None:
+        """Leave a host alone for so long."""
+        self.until[host] = max(self.until.get(host, 0.0), time.monotonic() + seconds)
+
+    def wait(self, host: str, deadline: float) -> None:
+        """Sit out a host's rest; Refused when the picture's time ends before it."""
+        until = self.until.get(host, 0.0)
+        if until > deadline:
+            raise Refused(f"HTTP Error 429: not asked, the host rests ({RETRY_AFTER} {until - time.monotonic():.0f})")
+        left = until - time.monotonic()
+        if left > 0:  # not all of them at once
+            time.sleep(min(left * random.uniform(1.0, 1.5), max(0.0, deadline - time.monotonic())))
+
+
+class _Errors(urllib.request.HTTPDefaultErrorHandler):
+    """Says in an error's message what the server said of Retry-After."""
+
+    def __init__(self, rests: Rests):
+        self.rests = rests
+
+    def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
+        seconds = _seconds(hdrs.get("Retry-After")) if code in (429, 503) else None
+        if seconds is not None:
+            self.rests.note(req.host, seconds)
+            msg = f"{msg} ({RETRY_AFTER} {seconds:.0f})"
+        raise urllib.error.HTTPError(req.full_url, code, msg, hdrs, fp)
+
+
+def _seconds(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or a date."""
+    if value is None:
+        return None
+    with suppress(ValueError):
+        return max(0.0, float(int(value)))
+    with suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -206,14 +260,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def opener(limits: Limits) -> urllib.request.OpenerDirector:
     """An opener for http and https alone (urllib's own would read `file:` and `ftp:` too), under the limits."""
     _watch_heads()
-    director = urllib.request.OpenerDirector()
+    director, rests = urllib.request.OpenerDirector(), Rests()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
+        _Errors(rests),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _Handler(limits),
+        _Handler(limits, rests),
     ):
         director.add_handler(handler)
     return director
@@ -268,6 +322,7 @@ def main() -> None:
         extract_exif=False,
         compute_hash=None,
         user_agent_token=config.user_agent,
+        disallowed_header_directives=OPT_OUT,
     )
 
 

@@ -77,8 +77,8 @@ class ShardSet:
         manifest = read_manifest(folder)
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
         shards = [name[: -len(".tar")] for name in names if name.endswith(".tar")]
-        if manifest is not None and manifest.get("stage") == "download":
-            present = set(names)  # `download` commits the table last: a tar without one is not finished
+        if manifest is not None and manifest.get("stage") in ("download", "pack"):
+            present = set(names)  # these commit the table last: a tar without one is not finished
             shards = [shard for shard in shards if f"{shard}.parquet" in present]
         if not shards:
             raise ValueError(_why_no_shards(folder, names, manifest))
@@ -97,7 +97,7 @@ def _why_no_shards(folder: Path, names: list[str], manifest: dict | None) -> str
         stage, images = manifest["stage"], (folder / manifest["images"]).resolve()
         return f"{folder} is the output of '{stage}', not a shard set; its pictures are in {images}."
     if manifest is not None:
-        return f"{folder} has no finished shard yet; run the same `capfilt download` again to finish it."
+        return f"{folder} has no finished shard yet; run the same `capfilt {manifest['stage']}` again to finish it."
     if any(name.endswith(".parquet") for name in names):
         return f"{folder} holds Parquet but no .tar shards; a shard set needs img2dataset's 'webdataset' output format."
     return f"{folder} is not a shard set: it holds no .tar files."
@@ -141,41 +141,48 @@ def read_pictures(tar_path: str | Path, problems: list[Problem] | None = None) -
     problems = [] if problems is None else problems
     with open(tar_path, "rb") as file:
         end = os.fstat(file.fileno()).st_size
-        samples: dict[str, dict[str, Member]] = {}
-        for member in walk_tar(file, end, problems):
-            split = _split(member.name, problems)
-            if split is None:
-                continue
-            key, part = split
-            parts = samples.setdefault(key, {})
-            if part in parts:
-                problems.append(Problem("duplicate_member", member.name))
+        for key, parts in index_pictures(file, end, problems).items():
+            text, meta = read_words(file, end, parts)
+            image = _read_member(file, end, parts.get("image"))
+            if image is None:
+                yield Picture(key, b"", text, meta, error="truncated_tar" if "image" in parts else "no_picture")
             else:
-                parts[part] = member
-        for key, parts in samples.items():
-            yield _read_sample(file, end, key, parts)
+                yield Picture(key, image, text, meta)
 
 
-def _read_sample(file: BinaryIO, end: int, key: str, parts: dict[str, Member]) -> Picture:
-    def read(part: str) -> bytes | None:
-        member = parts.get(part)
-        if member is None or member.offset + member.size > end:
-            return None
-        file.seek(member.offset)
-        return file.read(member.size)
+def index_pictures(file: BinaryIO, end: int, problems: list[Problem]) -> dict[str, dict[str, Member]]:
+    """Key -> its members ("image", "text", "meta") of a tar of `end` bytes, in the order of their first members."""
+    samples: dict[str, dict[str, Member]] = {}
+    for member in walk_tar(file, end, problems):
+        split = _split(member.name, problems)
+        if split is None:
+            continue
+        key, part = split
+        parts = samples.setdefault(key, {})
+        if part in parts:
+            problems.append(Problem("duplicate_member", member.name))
+        else:
+            parts[part] = member
+    return samples
 
-    raw_text, raw_meta = read("text"), read("meta")
+
+def read_words(file: BinaryIO, end: int, parts: dict[str, Member]) -> tuple[str | None, dict]:
+    """The text and the JSON object of a sample; the text may lie in the object as its "caption"."""
+    raw_text, raw_meta = _read_member(file, end, parts.get("text")), _read_member(file, end, parts.get("meta"))
     try:
         meta = json.loads(raw_meta) if raw_meta else {}
     except ValueError:  # covers JSON and Unicode mistakes
         meta = {}
     meta = meta if isinstance(meta, dict) else {}
     text = meta.get("caption") if raw_text is None else raw_text.decode("utf-8", errors="replace")
-    text = text if isinstance(text, str) else None
-    image = read("image")
-    if image is None:
-        return Picture(key, b"", text, meta, error="truncated_tar" if "image" in parts else "no_picture")
-    return Picture(key, image, text, meta)
+    return text if isinstance(text, str) else None, meta
+
+
+def _read_member(file: BinaryIO, end: int, member: Member | None) -> bytes | None:
+    if member is None or member.offset + member.size > end:
+        return None
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _split(name: str, problems: list[Problem]) -> tuple[str, str] | None:

@@ -1,6 +1,6 @@
 """Rows to fetch in, an answer for each out: attempts with img2dataset inside a private folder.
 
-    .staging/a000/{urls.parquet, fetch.json, log.txt, out/00000.tar, out/00000.parquet, ...}
+    a000/{urls.parquet, fetch.json, log.txt, out/00000.tar, out/00000.parquet, ...}
 
 Every attempt is a call of `capfilt.fetch` in a child process. What an attempt has written counts even when it was
 killed: the tars hold the bodies with their row numbers, the sidecar tables the failures. Nothing is believed because
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capfilt.fetch import PRIVATE, TOO_LARGE, TOO_SLOW, FetchConfig
+from capfilt.fetch import PRIVATE, RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW, FetchConfig
+from capfilt.progress import Display
 from capfilt.shards import walk_tar, write_table
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
@@ -49,10 +51,29 @@ class Answer:
     size: int = 0
     tries: int = 1
 
-    def final(self, retries: int) -> bool:
-        """Whether asking again is of no use, or has been done often enough."""
+    @property
+    def rest(self) -> float:
+        """Seconds that the server wants to be left alone for."""
+        found = re.search(rf"{RETRY_AFTER} (\d+)", self.error or "")
+        return float(found.group(1)) if found else 0.0
+
+    def final(self, asking: Asking) -> bool:
+        """Whether asking again is of no use, has been done often enough, or would have to wait for too long."""
         gone = self.error is not None and ("[Errno -2]" in self.error or "[Errno -5]" in self.error)  # no such host
-        return self.status not in RETRYABLE or gone or self.tries > retries
+        return self.status not in RETRYABLE or gone or self.tries > asking.retries or self.rest > asking.retry_after
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How to ask, and how often."""
+
+    seconds: float  # wall clock of all the passes
+    stall_seconds: float
+    retries: int
+    retry_wait: float
+    retry_after: float
+    workers: int
+    fetch: FetchConfig
 
 
 def classify(message: str) -> str:
@@ -64,7 +85,7 @@ def classify(message: str) -> str:
         known |= {"429": "rate_limited", "408": "timeout"}
         return known.get(code, "server_error" if code.startswith("5") else "other")
     for outcome, words in (
-        ("opted_out", ("x-robots-tag",)),
+        ("opted_out", ("x-robots-tag", RESERVED)),
         ("bad_url", (PRIVATE, "unknown url type", "no host given", "url can't contain", "nonnumeric port")),
         ("too_large", (TOO_LARGE,)),
         ("timeout", (TOO_SLOW, "timed out", "timeout")),
@@ -96,7 +117,7 @@ class Staging:
             for tar in sorted(attempt.glob("out/*.tar")):
                 for uid, offset, size in _bodies(tar):
                     if uid in wanted:
-                        found[uid] = Answer("ok", None, str(tar.relative_to(self.folder)), offset, size)
+                        found[uid] = Answer("ok", None, str(tar), offset, size)
             for table in sorted(attempt.glob("out/*.parquet")):
                 for uid, message in _failures(table):
                     before = found.get(uid)
@@ -105,16 +126,47 @@ class Staging:
                         found[uid] = Answer(classify(message), message, tries=tries)
         return found
 
+    def ask(self, urls: dict[int, str], asking: Asking, progress: bool) -> dict[int, Answer]:
+        """An answer for every URL by its row: everything once, then what may mend again, with distance in time."""
+        deadline, wait = time.monotonic() + asking.seconds, asking.retry_wait
+        fruitless, stalled, late = 0, False, False
+        answers = self.answers(urls)
+        while not late:
+            todo = [(row, url) for row, url in urls.items() if row not in answers]
+            again = [(row, url) for row, url in urls.items() if row in answers and not answers[row].final(asking)]
+            if (not todo and not again) or fruitless > (1 if len(todo) > APART else 0):
+                break
+            title = "fetch" if todo else "fetch again"
+            if not todo:
+                todo = again
+                pause = max(wait, *(answers[row].rest for row, _ in again))
+                if time.monotonic() + pause > deadline:
+                    break
+                time.sleep(pause)
+                wait *= 2
+            with Display(title, len(todo), unit="rows", shown=progress) as display:
+
+                def tick(through: int, display: Display = display) -> None:
+                    display.advance(through - display.done, through - display.done)
+
+                ended = self.fetch(todo, asking, deadline, tick, small=stalled)
+            news = self.answers(urls)
+            fruitless = 0 if news != answers else fruitless + 1
+            answers, stalled, late = news, ended == "stalled", ended == "late"
+            if ended == "died" and fruitless:
+                raise FetchError(f"img2dataset ended early: {self.last_words()} ({self.attempts()[-1]}/log.txt)")
+        why = f"not fetched within {asking.seconds:g} s" if late else f"no progress for {asking.stall_seconds:g} s"
+        return {row: answers.get(row, Answer("timeout", f"no answer, and {why}")) for row in urls}
+
     def fetch(
         self,
         rows: list[tuple[int, str]],
-        config: Callable[..., FetchConfig],
-        workers: int,
-        stall_seconds: float,
+        asking: Asking,
+        deadline: float,
         tick: Callable[[int], None],
         small: bool = False,
     ) -> str:
-        """One attempt at (uid, url) rows; returns "done", "stalled" or "died", and leaves the rest on disk.
+        """One attempt at (uid, url) rows; returns "done", "stalled", "late" or "died", and leaves the rest on disk.
 
         `tick` is told how many rows are known to be through, again and again. `small` pieces keep a row that stalls
         apart from the others, and several processes go on beside it: failures are on disk when their piece has ended.
@@ -125,17 +177,19 @@ class Staging:
         shutil.rmtree(making, ignore_errors=True)
         if number:  # later passes: hosts in another order than the one that did not work
             rows = random.Random(number).sample(rows, len(rows))
-        processes = max(APART, workers) if small else max(1, min(workers, len(rows) // PER_PROCESS))
+        processes = max(APART, asking.workers) if small else max(1, min(asking.workers, len(rows) // PER_PROCESS))
         pieces = processes * (16 if small else 2 if len(rows) >= 4 * processes * PER_PROCESS else 1)
         piece = min(10_000, -(-len(rows) // pieces))
         uids, urls = zip(*rows, strict=True)
         table = pa.table({"uid": pa.array(uids, pa.int64()), "url": pa.array(urls, pa.string())})
         write_table(making / "urls.parquet", table)
-        settings = config(urls=str(place / "urls.parquet"), out=str(place / "out"), piece=piece, processes=processes)
+        settings = replace(
+            asking.fetch, urls=str(place / "urls.parquet"), out=str(place / "out"), piece=piece, processes=processes
+        )
         settings.write(making / "fetch.json")
         (making / "out").mkdir()
         making.rename(place)
-        return _run_child(place, stall_seconds, tick)
+        return _run_child(place, asking.stall_seconds, deadline, tick)
 
     def last_words(self) -> str:
         """The last line that the latest attempt's child has printed."""
@@ -149,7 +203,7 @@ class Staging:
 # ---------------------------------------------------------------------------------------------------- the child
 
 
-def _run_child(place: Path, stall_seconds: float, tick: Callable[[int], None]) -> str:
+def _run_child(place: Path, stall_seconds: float, deadline: float, tick: Callable[[int], None]) -> str:
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
@@ -171,6 +225,8 @@ def _run_child(place: Path, stall_seconds: float, tick: Callable[[int], None]) -
                 size = count.look()
                 tick(count.rows)
                 patience = stall_seconds if count.started else max(stall_seconds, START_SECONDS)
+                if time.monotonic() > deadline:
+                    return "late"
                 if size != seen:
                     last_change, seen = time.monotonic(), size
                 elif time.monotonic() - last_change > patience:

@@ -103,7 +103,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "urls.txt").write_text("http://127.0.0.1:9/x.jpg\n")
     (tmp_path / "run.yaml").write_text("shard_sise: 5\n")
     urls, data = str(tmp_path / "urls.txt"), str(tmp_path / "data")
-    assert mistake("download", "none.csv", data) == "No URL list at none.csv."
+    assert mistake("download", "none.csv", data) == "No file at none.csv."
     assert "did you mean 'shard_size'" in mistake("download", urls, data, "--config", str(tmp_path / "run.yaml"))
     assert "--set takes name=value" in mistake("download", urls, data, "--set", "shard_size")
     assert "shard_size must be at least 1" in mistake("download", urls, data, "--shard-size", "0")
@@ -156,7 +156,7 @@ def test_download_from_yaml_options_and_set(tmp_path: Path) -> None:
         config = json.loads((tmp_path / "data" / "manifest.json").read_text())["config"]
         assert [config[name] for name in ("shard_size", "image_size", "quality")] == [4, 24, 90]
         assert pq.read_table(tmp_path / "data" / "00000.parquet")["width"].to_pylist() == [24, 24, 24, None]
-        assert "2 not_found: HTTP Error 404" in result.stderr
+        assert "2 not_found (HTTP Error 404" in result.stderr
 
     # done is done, also without the servers; and the share of successes decides the exit code
     result = shell(*command, "--min-success", "0.9", cwd=tmp_path)

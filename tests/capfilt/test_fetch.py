@@ -80,6 +80,8 @@ def test_size_and_time_are_bounded(web: Web) -> None:
 
 
 def test_settings_travel_as_json(tmp_path: Path) -> None:
-    config = FetchConfig("in", "out", 10, 2, 8, 1.5, "me", Limits(5, 1.0, False))
+    config = FetchConfig(
+        threads=8, timeout=1.5, user_agent="me", limits=Limits(5, 1.0, False), urls="in", out="out", piece=10
+    )
     config.write(tmp_path / "x.json")
     assert FetchConfig.read(tmp_path / "x.json") == config

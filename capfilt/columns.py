@@ -1,0 +1,130 @@
+"""Pictures inside tables: Parquet files with image bytes, saved Hugging Face datasets. Columns found, cells by row.
+
+The only file that imports `datasets`, which a saved dataset needs (its rows may be chosen by an index beside them).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.listing import Column, choose
+
+IMAGE_NAMES = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
+ROWS = 64  # read at a time: pictures are large
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of Hugging Face `datasets`."""
+    return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
+
+
+def image_column(schema: pa.Schema, given: str | None, path: str) -> str | None:
+    """The column that holds pictures as bytes, None where no column does; ValueError when the one given does not."""
+    holding = [field.name for field in schema if _holds_bytes(field.type)]
+    if given is not None:
+        (name,) = choose(schema.names, [Column("a picture", (), given, "--image-col")], path)
+        return name if name in holding else None
+    (usual,) = choose(holding, [Column("a picture", IMAGE_NAMES, None, "--image-col", needed=False)], path)
+    if usual is None and len(holding) > 1:
+        raise ValueError(f"{path} has several columns of bytes; name one with --image-col: {', '.join(holding)}.")
+    return usual or (holding[0] if holding else None)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # Hugging Face: {bytes, path}
+        return "bytes" in [kind.field(place).name for place in range(kind.num_fields)]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+class TableColumns:
+    """The cells of some columns by row, read a few rows at a time; fast where rows are asked for in order."""
+
+    def __init__(self, path: str, names: Sequence[str]):
+        self.path, self.names = path, list(names)
+        self._rows: Iterator[tuple[Any, ...]] = iter(())
+        self._next = -1
+
+    def read(self, row: int) -> tuple[Any, ...]:
+        """The cells of a row."""
+        if row < self._next or self._next < 0 or row - self._next > 10 * ROWS:
+            self._rows, self._next = self._read_from(row), row
+        while True:
+            cells = next(self._rows)
+            self._next += 1
+            if self._next > row:
+                return cells
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return self._read_from(0)
+
+    def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class ParquetColumns(TableColumns):
+    """Columns of a Parquet file."""
+
+    def __init__(self, path: str, names: Sequence[str]):
+        super().__init__(path, names)
+        self._file = pq.ParquetFile(path)
+        meta = self._file.metadata
+        self._starts = [0]
+        for group in range(meta.num_row_groups):
+            self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
+
+    def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
+        group = bisect_right(self._starts, row) - 1
+        skip = row - self._starts[group]
+        groups = list(range(group, len(self._starts) - 1))
+        for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self.names, use_threads=False):
+            if skip >= batch.num_rows:
+                skip -= batch.num_rows
+                continue
+            yield from zip(*(batch.column(name).slice(skip).to_pylist() for name in self.names), strict=True)
+            skip = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class DatasetColumns(TableColumns):
+    """Columns of a saved Hugging Face dataset."""
+
+    def __init__(self, path: str, names: Sequence[str]):
+        super().__init__(path, names)
+        self._data = load_dataset(path)
+
+    def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
+        for start in range(row, len(self._data), ROWS):
+            table = self._data[start : start + ROWS]
+            yield from zip(*(table[name].to_pylist() for name in self.names), strict=True)
+
+
+def load_dataset(path: str) -> Any:
+    """A saved dataset as its own Arrow tables, pictures not decoded; ValueError names the splits where it has some."""
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(
+            f"{path} is a saved Hugging Face dataset; reading it needs: pip install 'capfilt[datasets]'"
+        ) from None
+    data = datasets.load_from_disk(path)
+    if isinstance(data, datasets.DatasetDict):
+        raise ValueError(
+            f"{path} holds the splits {', '.join(data)}; give one of them, such as {path}/{next(iter(data))}."
+        )
+    return data.with_format("arrow")
+
+
+def open_columns(path: str, names: Sequence[str]) -> TableColumns:
+    """Columns of whatever kind of table lies at `path`."""
+    return (DatasetColumns if Path(path).is_dir() else ParquetColumns)(path, names)

@@ -1,0 +1,243 @@
+"""Where the bytes of pictures lie in, shards out: the last step of `download` and all of `pack`.
+
+plan (a row an input row: its outcome so far, or the place of its bytes) -> decode, turn, fit, hash
+    -> 00000.tar, then 00000.parquet: the shard is there
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from capfilt import engine
+from capfilt.columns import TableColumns, open_columns
+from capfilt.manifest import Manifest
+from capfilt.pictures import DecodeError, fit
+from capfilt.shards import (
+    CAPTIONS,
+    IMAGES,
+    MANIFEST,
+    Picture,
+    read_manifest,
+    read_table,
+    write_json,
+    write_shard,
+    write_table,
+)
+
+OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
+OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
+STAGING = ".staging"  # in the folder of the shards until all of them are there
+ROWS = "rows"  # in it: the input, split into tables of a shard each
+COUNT = "count.json"  # there once all of the input has been read
+MORE = "more"  # `source` of a picture's texts after the first, which is its web text
+# A row on its way: `status` "ok" is a picture whose bytes lie at `body`. With a `column` that is a table, and the bytes
+# are in its row `offset`; without, a file, whole or from `offset` on. A row with a `sha256` has been fitted before.
+PLAN = pa.schema(
+    [
+        *IMAGES,
+        ("more", pa.list_(pa.string())),
+        ("body", pa.binary()),  # a path as the system has it, which need not be text
+        ("column", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+
+
+def claim(out: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
+    """Begin or go on with a folder of shards; ValueError when it is a file, of others, or made with other settings."""
+    if out.is_file():
+        raise ValueError(f"{out} is a file; give a folder for the shards.")
+    if read_manifest(out) is None:
+        if any(out.glob("*.tar")):
+            raise ValueError(f"{out} holds shards that `capfilt {stage}` has not made; choose another folder.")
+        shutil.rmtree(out / STAGING, ignore_errors=True)  # of another input
+    elif not (out / STAGING / ROWS / COUNT).exists() and not any(out.glob("*.parquet")):
+        (out / MANIFEST).unlink()  # a run that ended before its input was read has settled nothing
+    return Manifest.begin(out, stage, settings, packages=packages)
+
+
+def split(out: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
+    """Write the rows of the input as tables, one a shard, once; returns their number and that of texts in `more`."""
+    folder = out / STAGING / ROWS
+    if not (folder / COUNT).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        number, total, more, rows = 0, 0, 0, iter(rows)
+        while part := list(islice(rows, shard_size)):
+            write_table(folder / f"{number:05d}.parquet", pa.Table.from_pylist(part, schema=schema))
+            number, total = number + 1, total + len(part)
+            more += sum(len(row.get("more") or ()) for row in part)
+        write_json(folder / COUNT, {"rows": total, "more": more})
+    counts = json.loads((folder / COUNT).read_text())
+    return counts["rows"], counts["more"]
+
+
+def key_of(row: int, shard_size: int) -> str:
+    """img2dataset's key of a row of the input: the shard's number, then the place in it."""
+    digits = len(str(shard_size - 1)) if shard_size > 1 else 0
+    shard, place = divmod(row, shard_size)
+    return f"{shard * 10**digits + place:0{digits + 5}d}"
+
+
+@dataclass
+class Publish:
+    """Engine stage: the plan of a shard -> fitted pictures in a tar, and its table."""
+
+    plans: str  # folder of the plans, a table a shard
+    out: str
+    image_size: int = 512  # longer side at most; 0 keeps every size
+    min_size: int = 0  # shorter side at least
+    max_bytes: int = 50_000_000
+    quality: int = 95
+    captions: str | None = None  # folder for a picture's texts after the first
+    name: str = "publish"
+
+    def output(self, shard: str) -> Path:
+        return Path(self.out) / f"{shard}.parquet"
+
+    def setup(self, device: str) -> None:
+        """Nothing to load."""
+
+    def run(self, shard: str) -> dict[str, int]:
+        rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
+        write_shard(Path(self.out) / f"{shard}.tar", self._pictures(rows))
+        if self.captions is not None:
+            write_table(Path(self.captions) / f"{shard}.parquet", _more(rows))
+        counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
+        # the table last: with it the shard is there
+        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=IMAGES), counts=dict(counts))
+        return {**counts, "pictures": counts["ok"]}
+
+    def _pictures(self, rows: list[dict[str, Any]]) -> Iterator[Picture]:
+        """The rows that are pictures; `rows` are completed in passing."""
+        bodies = _Bodies(self.max_bytes)
+        try:
+            for row in rows:
+                if row["status"] != "ok":
+                    continue
+                data = self._body(row, bodies)
+                if data is not None and (row["sha256"] is not None or (data := self._fitted(row, data))):
+                    engine.advance(1)
+                    about = {name: row[name] for name in IMAGES.names if row[name] is not None}
+                    yield Picture(row["key"], data, row["caption"], about)
+        finally:
+            bodies.close()
+
+    def _body(self, row: dict[str, Any], bodies: _Bodies) -> bytes | None:
+        try:
+            return bodies.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
+        except NoBodyError as error:
+            row["status"], row["error"] = error.outcome, str(error)
+        except FileNotFoundError:
+            row["status"], row["error"] = "not_found", "no such file"
+        except PermissionError as error:
+            row["status"], row["error"] = "forbidden", error.strerror
+        return None
+
+    def _fitted(self, row: dict[str, Any], data: bytes) -> bytes | None:
+        try:
+            fitted = fit(data, self.image_size, self.quality)
+        except DecodeError as error:
+            row["status"] = "too_large" if error.reason == "too_many_pixels" else "decode_error"
+            row["error"] = str(error)
+            return None
+        row["original_width"], row["original_height"] = fitted.original_width, fitted.original_height
+        if min(fitted.original_width, fitted.original_height) < self.min_size:
+            row["status"] = "too_small"
+            row["error"] = f"{fitted.original_width} x {fitted.original_height}"
+            return None
+        row["width"], row["height"], row["bytes"] = fitted.width, fitted.height, len(fitted.data)
+        row["sha256"] = hashlib.sha256(fitted.data).hexdigest()
+        return fitted.data
+
+
+def _more(rows: list[dict[str, Any]]) -> pa.Table:
+    """The texts after the first of the rows that are pictures, as a table of captions."""
+    texts = [
+        {"key": row["key"], "index": index, "text": text}
+        for row in rows
+        if row["status"] == "ok"
+        for index, text in enumerate(row["more"] or ())
+    ]
+    return pa.Table.from_pylist(texts, schema=CAPTIONS)
+
+
+# ---------------------------------------------------------------------------------------------------- bodies
+
+
+class NoBodyError(Exception):
+    """The bytes of a picture cannot be had; `outcome` is one of OUTCOMES."""
+
+    def __init__(self, outcome: str, message: str):
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class _Bodies:
+    """Reads the bytes of pictures; keeps what it has read from last, for rows come in order."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.path: str | None = None
+        self.open: BinaryIO | TableColumns | None = None
+
+    def read(self, path: str, column: str | None, offset: int | None, size: int | None) -> bytes:
+        """NoBodyError, FileNotFoundError or PermissionError when there is nothing to read."""
+        if column is not None:
+            return self._checked(self._table(path, column).read(offset or 0)[0])
+        if offset is None:
+            return self._whole(path)
+        self._require_small(size or 0)
+        if self.path != path:
+            self._keep(path, open(path, "rb"))  # noqa: SIM115
+        self.open.seek(offset)
+        return self.open.read(size)
+
+    def _whole(self, path: str) -> bytes:
+        # not before it is known to be a file of some size: a pipe or a device would never end
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise NoBodyError("other", "not a regular file")
+        self._require_small(about.st_size)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def _table(self, path: str, column: str) -> TableColumns:
+        if self.path != f"{path}#{column}":
+            self._keep(f"{path}#{column}", open_columns(path, [column]))
+        return self.open
+
+    def _checked(self, value: Any) -> bytes:
+        """The bytes of a cell: bytes as they are, or Hugging Face's struct of bytes and path."""
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(value, dict) and value.get("path"):
+            raise NoBodyError("not_found", f"its bytes are not in the table: {str(value['path'])[:200]}")
+        if not isinstance(data, bytes):
+            raise NoBodyError("not_found", "no bytes in the row")
+        self._require_small(len(data))
+        return data
+
+    def _require_small(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise NoBodyError("too_large", f"larger than {self.max_bytes} bytes: {size}")
+
+    def _keep(self, path: str, opened: BinaryIO | TableColumns) -> None:
+        self.close()
+        self.path, self.open = path, opened
+
+    def close(self) -> None:
+        if self.open is not None:
+            self.open.close()
+        self.path = self.open = None

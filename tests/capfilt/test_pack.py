@@ -1,0 +1,247 @@
+"""Whatever pictures lie in, the same shards come out: every picture a row with its outcome, every text in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from capfilt.filter import FilterConfig, filter_shards
+from capfilt.pack import PackConfig, pack
+from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
+
+sys.path.insert(0, str(Path(__file__).parent))
+from web import picture
+
+
+def run(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    return pack(PackConfig(str(source), str(out), **({"workers": 1} | settings)), progress=False)
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    found = ShardSet.open(out)
+    return [row for shard in found.shards for row in read_table(found.table(shard)).to_pylist()]
+
+
+def pictures_of(out: Path) -> list[Picture]:
+    found, problems = ShardSet.open(out), []
+    pictures = [sample for shard in found.shards for sample in read_pictures(found.tar(shard), problems)]
+    assert problems == []
+    return pictures
+
+
+def folder(root: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(number))
+    return root
+
+
+def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", ["b.jpg", "a.v2.jpg", "sub dir/c.JPG", ".hidden.jpg", ".trash/d.jpg"])
+    (photos / "a.v2.txt").write_text("\ufeff  a text \n", encoding="utf-8")
+    (photos / "sub dir" / "c.JPG.txt").write_bytes(b"bad \xff")
+    (photos / "broken.png").write_bytes(b"")
+    (photos / "telephone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "film.mov").write_bytes(b"x")
+    (photos / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (photos / "linked.jpg").symlink_to(photos / "b.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    summary = run(photos, tmp_path / "data")
+    assert summary["outcomes"] == {"ok": 4, "not_found": 1, "decode_error": 2, "other": 1}
+    assert (summary["rows"], summary["ignored"], summary["kind"]) == (8, {"mov": 1}, "folder")
+    rows = {row["url"]: row for row in rows_of(tmp_path / "data")}
+    assert [*rows] == [
+        *("a.v2.jpg", "b.jpg", "broken.png", "gone.jpg", "linked.jpg", "pipe.jpg", "telephone.heic", "sub dir/c.JPG")
+    ]
+    assert {url: row["caption"] for url, row in rows.items() if row["caption"]} == {
+        "a.v2.jpg": "a text",
+        "sub dir/c.JPG": "bad \ufffd",
+    }
+    assert rows["broken.png"]["error"] == "empty"
+    assert rows["pipe.jpg"]["error"] == "not a regular file"
+    assert [(sample.key, sample.image, sample.text) for sample in pictures_of(tmp_path / "data")] == [
+        ("000000000", picture(1), "a text"),
+        ("000000001", picture(0), None),
+        ("000000004", picture(0), None),
+        ("000000007", picture(2), "bad \ufffd"),
+    ]
+    assert pq.read_schema(tmp_path / "data" / "00000.parquet").remove_metadata() == IMAGES
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        *("00000.parquet", "00000.tar", "manifest.json")
+    ]
+
+
+def test_run_again_changed_and_in_shards(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", [f"{number:02d}.jpg" for number in range(25)])
+    summary = run(photos, tmp_path / "data", shard_size=10, workers=2)
+    assert summary["shards"] == {"done": 3, "skipped": 0, "failed": {}}
+    assert [row["key"] for row in rows_of(tmp_path / "data")][9:12] == ["000009", "000010", "000011"]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    assert run(photos, tmp_path / "data", shard_size=10)["shards"] == {"done": 0, "skipped": 3, "failed": {}}
+    (tmp_path / "data" / "00001.parquet").unlink()  # as a kill before the last word would leave it
+    (tmp_path / "data" / "manifest.json").write_bytes(
+        before["manifest.json"].replace(b',\n  "counts": {\n    "ok": 25,\n    "rows": 25\n  }', b"")
+    )
+    assert run(photos, tmp_path / "data", shard_size=10)["shards"] == {"done": 1, "skipped": 2, "failed": {}}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+    with pytest.raises(ValueError, match=r"other settings.*\n  image_size: 512 -> 64$"):
+        run(photos, tmp_path / "data", shard_size=10, image_size=64)
+    folder(photos, ["new.jpg"])
+    with pytest.raises(ValueError, match=r"other settings.*\n  input_sha256: "):
+        run(photos, tmp_path / "data", shard_size=10)
+
+
+ANNOTATIONS = [("a.jpg", ["one", "uno"]), ("deep/b c.jpg", ["two"]), ("missing.jpg", ["x"]), ("../outside.jpg", ["y"])]
+
+
+def annotations(path: Path, kind: str) -> Path:
+    if kind == "coco":
+        content: Any = {
+            "images": [{"id": 7 + n, "file_name": name} for n, (name, _) in enumerate(ANNOTATIONS)],
+            "annotations": [
+                {"image_id": 7 + n, "id": 0, "caption": text} for n, (_, own) in enumerate(ANNOTATIONS) for text in own
+            ],
+        }
+    elif kind == "blip":
+        content = [{"image": name, "caption": own if len(own) > 1 else own[0]} for name, own in ANNOTATIONS]
+    else:
+        lines = [f'"{name}","{text}"\n' for name, own in ANNOTATIONS for text in own]
+        path.write_text("file_name,text\n" + "".join(lines))
+        return path
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["coco", "blip", "csv"])
+def test_annotation_files_and_several_texts(tmp_path: Path, kind: str) -> None:
+    photos = folder(tmp_path / "photos", ["a.jpg", "deep/b c.jpg", "../outside.jpg"])
+    file = annotations(tmp_path / f"list.{'csv' if kind == 'csv' else 'json'}", kind)
+    summary = run(photos, tmp_path / "data", annotations=str(file))
+    assert summary["outcomes"] == {"ok": 2, "not_found": 1, "forbidden": 1}
+    rows = rows_of(tmp_path / "data")
+    assert [(row["url"], row["caption"], row["status"]) for row in rows] == [
+        ("a.jpg", "one", "ok"),
+        ("deep/b c.jpg", "two", "ok"),
+        ("missing.jpg", "x", "not_found"),
+        ("../outside.jpg", "y", "forbidden"),
+    ]
+    assert rows[3]["error"] == "outside of photos"
+    more = read_table(tmp_path / "data" / "captions" / "more" / "00000.parquet").to_pylist()
+    assert more == [{"key": "000000000", "index": 0, "text": "uno", "logprob": None}]
+
+
+def test_the_annotation_file_itself_is_a_source(tmp_path: Path) -> None:
+    folder(tmp_path, ["a.jpg", "deep/b c.jpg"])
+    assert run(annotations(tmp_path / "list.json", "blip"), tmp_path / "data")["ok"] == 2
+
+
+def test_texts_after_the_first_are_judged_too(tmp_path: Path, tiny_filter: Path) -> None:
+    photos = folder(tmp_path / "photos", ["a.jpg", "deep/b c.jpg"])
+    run(photos, tmp_path / "data", annotations=str(annotations(tmp_path / "list.json", "coco")))
+    filter_shards(FilterConfig(data=str(tmp_path / "data"), model=str(tiny_filter), dtype="fp32"), progress=False)
+    table = read_table(tmp_path / "data" / "filtered" / "capfilt" / "00000.parquet", ["source", "text"])
+    assert [tuple(row.values()) for row in table.to_pylist()] == [("web", "one"), ("more", "uno"), ("web", "two")]
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_parquet_with_image_bytes(tmp_path: Path, struct: bool) -> None:
+    whole = [picture(number) for number in range(150)]
+    whole[3], whole[4] = None, b"<html>"
+    cells: list[Any] = [data and {"bytes": data, "path": "x.jpg"} for data in whole] if struct else whole
+    if struct:
+        cells[5] = {"bytes": None, "path": "/etc/x.jpg"}
+    columns = {"image" if struct else "jpg": cells, "other": [b"x"] * 150, "text": [f"t{n}" for n in range(150)]}
+    if not struct:
+        columns |= {"url": [f"http://x/{n}" for n in range(150)]}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(columns).slice(0, 140), tmp_path / "in" / "a.parquet", row_group_size=33)
+    pq.write_table(pa.table(columns).slice(140), tmp_path / "in" / "b.parquet")
+    (tmp_path / "in" / "c.parquet").write_bytes(b"PAR1 no footer")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "in" / "d.parquet")
+    summary = run(tmp_path / "in", tmp_path / "data", shard_size=45)
+    assert summary["outcomes"] == {"ok": 148 - struct, "not_found": 1 + struct, "decode_error": 1, "other": 2}
+    rows = rows_of(tmp_path / "data")
+    assert rows[3]["status"] == "not_found"
+    assert [row["url"] for row in rows][139:141] == (
+        ["a.parquet#139", "b.parquet#0"] if struct else ["http://x/139", "http://x/140"]
+    )
+    assert "not a readable Parquet file" in rows[150]["error"]
+    assert rows[151]["error"] == "no column holds the bytes of pictures"
+    at = {sample.key: sample for sample in pictures_of(tmp_path / "data")}
+    for number, row in enumerate(rows[:150]):
+        if row["status"] == "ok":
+            assert (at[row["key"]].image, row["caption"]) == (whole[number], f"t{number}")
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    cells = [{"bytes": picture(n), "path": None} for n in range(100)]
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Sequence(datasets.Value("string"))})
+    rows = {"image": cells, "caption": [[f"a {n}", f"b {n}"] for n in range(100)]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    shuffled = data.select([5, 99, 3, 3])
+    datasets.DatasetDict({"train": shuffled}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="holds the splits train; give one"):
+        run(tmp_path / "saved", tmp_path / "data")
+    run(tmp_path / "saved" / "train", tmp_path / "data", shard_size=3)
+    assert [(sample.image, sample.text) for sample in pictures_of(tmp_path / "data")] == [
+        (picture(number), f"a {number}") for number in (5, 99, 3, 3)
+    ]
+
+
+def test_other_webdatasets(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    samples = [Picture(f"shot.{n}" if n == 2 else f"x/{n}", picture(n), f"t{n}", {"url": f"u{n}"}) for n in range(4)]
+    write_shard(tmp_path / "in" / "part-a.tar", samples[:3])
+    write_shard(tmp_path / "in" / "part-b.tar", samples[3:])
+    with open(tmp_path / "in" / "part-b.tar", "r+b") as file:
+        file.truncate(512 + 600)  # in the middle of its only picture
+    summary = run(tmp_path / "in", tmp_path / "data")
+    assert summary["outcomes"] == {"ok": 3, "decode_error": 1}
+    assert summary["ignored"] == {"truncated_tar": 1}
+    assert [(row["url"], row["caption"], row["error"]) for row in rows_of(tmp_path / "data")] == [
+        *(("u0", "t0", None), ("u1", "t1", None), ("u2", "t2", None), ("part-b.tar/x/3", None, "truncated_tar"))
+    ]
+    assert read_manifest(tmp_path / "data")["config"]["kind"] == "webdataset"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda at: None, "Nothing at"),
+        (lambda at: at.mkdir(), "holds no pictures, tars or Parquet files"),
+        (lambda at: at.write_bytes(picture(1)), "to pack a picture, give its folder"),
+        (lambda at: folder(at, ["a.txt"]), "holds no pictures, tars or Parquet files"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path: Path, make, words: str) -> None:
+    make(tmp_path / "in")
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+        run(tmp_path / "in", tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", '{"x": 1}', "neither a list of objects nor COCO's"),
+        ("a.json", '[{"x": 1}]', "no column that looks like the path of a picture; name it with --image-col: x"),
+        ("a.csv", "image,b\nx.jpg,2\n", None),
+        ("a.parquet", "PAR1", "not a readable Parquet file"),
+    ],
+)
+def test_mistakes_in_annotations(tmp_path: Path, name: str, content: str, words: str | None) -> None:
+    (tmp_path / name).write_text(content)
+    if words is None:  # no caption at all is none
+        assert run(tmp_path / name, tmp_path / "data")["outcomes"] == {"not_found": 1}
+        return
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / name, tmp_path / "data")
