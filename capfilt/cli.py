@@ -63,6 +63,7 @@ def download(
     image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of a single wait. (10)")] = None,
     retries: Annotated[int | None, typer.Option(help="Later passes over what may mend. (1)")] = None,
+    retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what may mend.")] = None,
     threads: Annotated[int | None, typer.Option(help="Connections to a process. (64)")] = None,
     allow_private: Annotated[bool | None, typer.Option("--allow-private", help="Fetch from private hosts too.")] = None,
     min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
@@ -76,11 +77,11 @@ def download(
 
     settings = resolve(stage.DownloadConfig, config, sets or (), {
         "urls": urls, "out": data, "url_col": url_col, "caption_col": caption_col, "shard_size": shard_size,
-        "image_size": image_size, "timeout": timeout, "retries": retries, "threads": threads,
-        "allow_private": allow_private, "min_success": min_success, "workers": workers,
+        "image_size": image_size, "timeout": timeout, "retries": retries, "retry_failed": retry_failed,
+        "threads": threads, "allow_private": allow_private, "min_success": min_success, "workers": workers,
     })  # fmt: skip
     summary = stage.download(settings)
-    finish(summary, as_json, failed_shards(summary) or too_few(summary, settings.min_success))
+    finish(summary, as_json, failed_shards(summary) or summary["stopped"] or too_few(summary, settings.min_success))
 
 
 @app.command(epilog="Example: capfilt pack photos data")

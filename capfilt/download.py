@@ -153,7 +153,8 @@ def _fetch_all(
             shutil.rmtree(staging.folder)
         ok = sum(answer.status == "ok" for answer in answers.values())
         if number == 0 and len(part) < len(pending) and ok < config.stop_below * len(answers):
-            return failed, f"only {ok} of the first {len(answers)} rows could be fetched: {_why(answers)}"
+            few = f"only {ok} of the first {len(answers)} rows could be fetched: {_why(answers)}."
+            return failed, f"{few} Run it again to go on, with --retry-failed to ask for these again too."
     return failed, None
 
 
