@@ -1,9 +1,8 @@
-"""Numbers that papers report: retrieval recall, caption scores, ROC AUC.
+"""Numbers that papers report: retrieval recall, ROC AUC (for captions see `caption_scores.py`).
 
-Recalls and caption scores are in percent, as the papers print them; the area under a ROC curve is in 0..1.
+Recalls are in percent, as the papers print them; the area under a ROC curve is in 0..1.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
-NEGATION = re.compile(r"n't\b")
-TOKEN = re.compile(r"n't|'\w+|\w+(?:-\w+)*")
 
 
 def retrieval_recall(scores_i2t: Tensor, scores_t2i: Tensor, text_to_image: Tensor) -> dict[str, float]:
@@ -44,44 +41,6 @@ def _pessimistic_ranks(scores: Tensor, right: Tensor) -> Tensor:
     """By row, how many wrong candidates score at least as high as the best right one."""
     best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
     return ((scores >= best) & ~right).sum(dim=1)
-
-
-def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-4, ROUGE-L and CIDEr of one caption a picture against its references, in percent (CIDEr may pass 100).
-
-    The scorers are those of COCO (pycocoevalcap). METEOR and SPICE are left out: both need Java. So does COCO's
-    tokenizer, in whose place stands `tokenize`; scores differ from the official ones where the two split differently.
-    """
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} captions cannot be scored against references of {len(references)} pictures"
-        )
-    if not hypotheses:
-        raise ValueError("there are no captions to score")
-    bare = [row for row, own in enumerate(references) if not own]
-    if bare:
-        raise ValueError(f"picture {bare[0]} has no reference caption")
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise ImportError("caption scores need pycocoevalcap: pip install 'capfilt[eval]'") from error
-    found = {row: [tokenize(text)] for row, text in enumerate(hypotheses)}
-    truth = {row: [tokenize(text) for text in own] for row, own in enumerate(references)}
-    return {
-        "BLEU-4": 100.0 * float(Bleu(4).compute_score(truth, found, verbose=0)[0][3]),
-        "ROUGE-L": 100.0 * float(Rouge().compute_score(truth, found)[0]),
-        "CIDEr": 100.0 * float(Cider().compute_score(truth, found)[0]),
-    }
-
-
-def tokenize(text: str) -> str:
-    """Lower-case words joined by spaces, punctuation dropped: "A dog's toy, isn't it?" -> "a dog 's toy is n't it".
-
-    As the Penn Treebank does: possessives and "n't" stand alone, hyphenated words stay whole.
-    """
-    return " ".join(TOKEN.findall(NEGATION.sub(" n't", text.lower().replace("’", "'"))))
 
 
 def roc_auc(scores: Sequence[float] | Tensor | np.ndarray, labels: Sequence[bool] | Tensor | np.ndarray) -> float:

@@ -15,7 +15,7 @@ STAGES = ("download", "pack", "caption", "filter", "report", "export")
 # Each is imported in one file of ours, where its absence says what to install.
 ONE_DOOR = ("transformers", "open_clip", "img2dataset", "ray", "datasets")
 LEAVES = ("capfilt/shards.py", "capfilt/config.py", "capfilt/pictures.py", "capfilt/progress.py")
-LEAVES += ("blipcore/distributed.py", "blipcore/metrics.py")
+LEAVES += ("blipcore/distributed.py", "blipcore/metrics.py", "blipcore/caption_scores.py")
 
 
 class Import(NamedTuple):

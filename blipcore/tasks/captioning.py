@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from blipcore.caption_scores import Words, caption_scores
 from blipcore.data.pictures import Pictures
-from blipcore.metrics import caption_scores
 from blipcore.model.blip import Blip
 from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import Tokenizer
@@ -51,20 +51,24 @@ class CaptioningTask(nn.Module):
 
 @torch.inference_mode()
 def evaluate_captioning(
-    model: Blip, tokenizer: Tokenizer, pictures: Pictures, config: GenerateConfig
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    model: Blip, tokenizer: Tokenizer, pictures: Pictures, config: GenerateConfig, words: Words = "auto"
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Caption every picture and score against its texts.
 
-    Returns the scores of `metrics.caption_scores`, and the captions as [{"image", "image_id", "caption"}] in order.
+    Returns the scores of `caption_scores`, also by domain where the pictures have one, or none where they have no
+    texts; and the captions in the format of the servers of COCO and NoCaps, [{"image_id", "caption"}].
     """
     model.eval()
     device = next(model.parameters()).device
-    results, references = [], []
+    results = []
     for records, pixels in pictures:
         keys = [record["key"] for record in records]
         generated = generate(model, model.encode_image(pixels.to(device)), tokenizer, config, keys)
         texts = [tokenizer.decode(ids) for ids in generated.ids][:: config.num_captions]
         for record, text in zip(records, texts, strict=True):
-            results.append({"image": record["key"], "image_id": record["image_id"], "caption": text})
-            references.append(record["texts"])
-    return caption_scores([result["caption"] for result in results], references), results
+            results.append({"image_id": record["image_id"], "caption": text})
+    references = [record["texts"] for record in pictures.records]
+    if not any(references):
+        return {}, results
+    domains = [record.get("domain") for record in pictures.records]
+    return caption_scores([result["caption"] for result in results], references, words, domains), results

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from blipcore.caption_scores import Words
 from blipcore.data.annotations import read_captions
 from blipcore.data.pictures import Pictures
 from blipcore.data.stream import Stream
@@ -93,8 +94,9 @@ class EvaluateRun:
     tokenizer: str | None = None
     image_size: int | None = None
     image_root: str | None = None
-    results: str | None = None  # where to write the captions as JSON
+    results: str | None = None  # where to write the captions, as the servers of COCO and NoCaps take them
     k: int = 128  # ITC shortlist that ITM re-ranks (official: 256 on COCO, 128 on Flickr30k)
+    words: Words = "auto"  # how captions are split for scoring: by COCO's tokenizer where there is Java; plain for ours
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
     batch_size: int = 64
     device: str = "auto"
@@ -134,17 +136,19 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
     """Scores of `run.model` on `run.annotations`; captions are written to `run.results` where given."""
+    records = read_captions(run.annotations, run.image_root, need_texts=run.task != "caption")
+    if not (run.results or any(record["texts"] for record in records)):
+        raise ValueError(f"{run.annotations} has no captions to score against: say with --results where to write ours")
     parts, _ = TASKS[run.task]
     model, tokenizer = load_model(run.model, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
     device = pick_device(run.device)
     model.to(device).eval()
-    records = read_captions(run.annotations, run.image_root)
     pictures = Pictures(records, eval_transform(model.config.vision.image_size), run.batch_size)
     with autocast(device, run.dtype):
         if run.task == "retrieval":
             scores = evaluate_retrieval(model, tokenizer, pictures, run.k)
         else:
-            scores, captions = evaluate_captioning(model, tokenizer, pictures, run.generate)
+            scores, captions = evaluate_captioning(model, tokenizer, pictures, run.generate, run.words)
             if run.results:
                 Path(run.results).parent.mkdir(parents=True, exist_ok=True)
                 Path(run.results).write_text(json.dumps(captions, ensure_ascii=False, indent=1) + "\n")

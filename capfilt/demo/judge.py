@@ -38,9 +38,9 @@ class Pair:
 
 def judge_captions(results: Path, corpus: Path, split: str) -> dict[str, float]:
     """`exact_match`, `true` (nothing false said) and `object_f1` of the captions that `capfilt evaluate` wrote."""
-    captions = {row["image"]: row["caption"] for row in json.loads(results.read_text(encoding="utf-8"))}
+    captions = {row["image_id"]: row["caption"] for row in json.loads(results.read_text(encoding="utf-8"))}
     scenes = read_truth(corpus, split)
-    texts = [captions[image] for image in scenes]
+    texts = [captions[index] for index in range(len(scenes))]
     judged = list(zip(texts, scenes.values(), strict=True))
     return {
         "exact_match": _share(exact_match(text, scene) for text, scene in judged),

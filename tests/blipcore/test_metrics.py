@@ -1,6 +1,5 @@
-"""Metrics against hand-counted cases, slow definitions and the scorers' own known values."""
+"""Metrics against hand-counted cases and slow definitions."""
 
-import builtins
 import math
 import random
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from blipcore.metrics import caption_scores, retrieval_recall, roc_auc, tokenize
+from blipcore.metrics import retrieval_recall, roc_auc
 
 
 def test_perfect_retrieval():
@@ -70,77 +69,6 @@ def test_scores_must_fit_and_be_numbers():
         retrieval_recall(torch.eye(3), torch.eye(4), torch.arange(3))
     with pytest.raises(ValueError, match="NaN"):
         retrieval_recall(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3))
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("A dog's toy, isn't it?", "a dog 's toy is n't it"),
-        ("two T-shirts - 3 for $5.", "two t-shirts 3 for 5"),
-        ("He can’t", "he ca n't"),
-        ("Ein Café\nim Grünen", "ein café im grünen"),
-        ("!?", ""),
-    ],
-)
-def test_tokens(text, tokens):
-    assert tokenize(text) == tokens
-
-
-REFERENCES = [
-    ["a red cat sits on a blue mat", "the red cat is sitting on the mat"],
-    ["two green birds fly over the sea", "a pair of green birds above the water"],
-    ["a man rides a brown horse", "a man on a horse in a field"],
-]
-
-
-def test_captions_equal_to_a_reference_score_full_marks(capsys):
-    scores = caption_scores([own[0].upper() + "." for own in REFERENCES], REFERENCES)
-    assert scores["BLEU-4"] == pytest.approx(100, abs=1e-3) and scores["ROUGE-L"] == pytest.approx(100)
-    assert scores["CIDEr"] > 300  # 1000 for a single reference; halved or so by the other one
-    assert capsys.readouterr().out == ""
-
-
-def test_cider_of_the_only_reference_is_ten():
-    """CIDEr-D is 10 by definition where the caption is the only reference and no word is in every picture."""
-    scores = caption_scores([own[0] for own in REFERENCES], [own[:1] for own in REFERENCES])
-    assert scores["CIDEr"] == pytest.approx(1000)
-
-
-def test_bleu_and_rouge_by_hand():
-    """Precisions 5/6, 3/5, 2/4, 1/3, equal lengths; longest common subsequence 5 of 6 on both sides."""
-    scores = caption_scores(["a b c d x f"], [["a b c d e f"]])
-    assert scores["BLEU-4"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25, rel=1e-3)
-    assert scores["ROUGE-L"] == pytest.approx(100 * 5 / 6)
-
-
-def test_worse_captions_score_lower():
-    right = caption_scores([own[0] for own in REFERENCES], REFERENCES)
-    wrong = caption_scores([REFERENCES[(row + 1) % 3][0] for row in range(3)], REFERENCES)
-    empty = caption_scores([""] * 3, REFERENCES)
-    for name in right:
-        assert right[name] > wrong[name] >= empty[name] >= 0
-
-
-def test_what_cannot_be_scored():
-    with pytest.raises(ValueError, match="2 captions cannot be scored against references of 1"):
-        caption_scores(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="no captions"):
-        caption_scores([], [])
-    with pytest.raises(ValueError, match="picture 1 has no reference"):
-        caption_scores(["a", "b"], [["a"], []])
-
-
-def test_the_missing_package_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name: str, *args, **kwargs):
-        if name.startswith("pycocoevalcap"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'capfilt\[eval\]'"):
-        caption_scores(["a"], [["a"]])
 
 
 def test_roc_auc_is_the_share_of_ordered_pairs():

@@ -185,9 +185,16 @@ def test_retrieval_evaluation_scores_every_pair_as_one_by_one(model, tokenizer, 
 def test_captioning_evaluation_names_every_picture(model, tokenizer, pictures):
     pytest.importorskip("pycocoevalcap")
     config = GenerateConfig(mode="greedy", prompt="", max_length=8, repetition_penalty=1.0)
-    scores, captions = evaluate_captioning(model.only("decode"), tokenizer, pictures, config)
-    assert [row["image"] for row in captions] == ["0.png", "1.png", "2.png"]
-    assert set(scores) == {"BLEU-4", "ROUGE-L", "CIDEr"}
+    for record, domain in zip(pictures.records, ("in-domain", "in-domain", "out-domain"), strict=True):
+        record["domain"] = domain
+    captioner = model.only("decode")
+    scores, captions = evaluate_captioning(captioner, tokenizer, pictures, config, words="plain")
+    assert [row.keys() for row in captions] == [{"image_id", "caption"}] * 3
+    assert [row["image_id"] for row in captions] == [0, 1, 2]
+    assert scores.keys() >= {"BLEU-4", "ROUGE-L", "CIDEr", "tokenizer", "in-domain", "out-domain"}
+    for record in pictures.records:
+        record["texts"] = []
+    assert evaluate_captioning(captioner, tokenizer, pictures, config) == ({}, captions)
 
 
 def test_an_unreadable_evaluation_picture_stops_with_its_name(model, tokenizer, pictures):

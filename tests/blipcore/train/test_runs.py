@@ -56,12 +56,29 @@ def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
     assert model.config.text.dropout == 0.25
     scores = evaluate(
         EvaluateRun(
-            "caption", str(annotations), str(tmp_path / "captioner" / "model"), results=str(tmp_path / "r.json")
+            "caption",
+            str(annotations),
+            str(tmp_path / "captioner" / "model"),
+            results=str(tmp_path / "r.json"),
+            words="plain",
         )
     )
     assert scores["pictures"] == len(json.loads((tmp_path / "r.json").read_text())) == len(COLOURS)
     with pytest.raises(ValueError, match="is a captioner"):
         evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "captioner" / "model")))
+
+
+def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annotations, tmp_path):
+    """nocaps_test.json: nothing to score here, a file to send off."""
+    rows = [{"image": f"{colour}.png", "img_id": 7 + n} for n, colour in enumerate(COLOURS)]
+    (annotations.parent / "nocaps.json").write_text(json.dumps(rows))
+    run = EvaluateRun("caption", str(annotations.parent / "nocaps.json"), pretrained)
+    with pytest.raises(ValueError, match="no captions to score against: say with --results"):
+        evaluate(run)
+    run.results = str(tmp_path / "results" / "nocaps.json")
+    assert evaluate(run).keys() == {"task", "model", "pictures"}
+    results = json.loads(Path(run.results).read_text())
+    assert [row["image_id"] for row in results] == list(range(7, 13)) and results[0].keys() == {"image_id", "caption"}
 
 
 def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
