@@ -50,6 +50,10 @@ class ImageKV:
     def __len__(self) -> int:
         return self.layers[0].shape[1]
 
+    def first(self, n: int) -> "ImageKV":
+        """The first n images, without a copy."""
+        return self if n == len(self) else ImageKV([kv[:, :n] for kv in self.layers])
+
     def select(self, index: Tensor) -> "ImageKV":
         """The rows of `index` (R,), in its order and with repetition."""
         return ImageKV([kv.index_select(1, index) for kv in self.layers])
@@ -129,7 +133,8 @@ class CrossAttention(nn.Module):
     """Post-LN attention of text queries to image tokens; keys and values come ready made from `image_kv`.
 
     x may have k times the rows of kv: rows b*k .. b*k+k-1 then belong to image b. Their queries go through as one long
-    sequence, so the image's keys and values are neither repeated nor read k times.
+    sequence, so the image's keys and values are neither repeated nor read k times. Rows that are in no such order come
+    last, and `others` names the image of each: only theirs are copied.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -144,11 +149,20 @@ class CrossAttention(nn.Module):
     def image_kv(self, image_embeds: Tensor) -> Tensor:
         return split_heads(self.kv(image_embeds), 2, self.heads)
 
-    def forward(self, x: Tensor, kv: Tensor) -> Tensor:
-        queries = self.query(x).view(kv.shape[1], -1, x.shape[-1])
-        (q,) = split_heads(queries, 1, self.heads)
-        context = merge_heads(attend(q, kv[0], kv[1], None, self.drop if self.training else 0.0)).view_as(x)
+    def forward(self, x: Tensor, kv: Tensor, others: Tensor | None = None) -> Tensor:
+        queries = self.query(x)
+        if others is None:
+            context = self.read(queries, kv)
+        else:
+            in_order, rest = queries.split([len(x) - len(others), len(others)])
+            context = torch.cat([self.read(in_order, kv), self.read(rest, kv.index_select(1, others))])
         return self.norm(x + self.dropout(self.out(context)))
+
+    def read(self, queries: Tensor, kv: Tensor) -> Tensor:
+        """What (k*B, L, D) queries find in the (2, B, H, N, d) keys and values of B images, k in a row each."""
+        (q,) = split_heads(queries.reshape(kv.shape[1], -1, queries.shape[-1]), 1, self.heads)
+        k, v = kv.unbind()  # indexing would fill two tensors of zeros as large as kv in the backward pass
+        return merge_heads(attend(q, k, v, None, self.drop if self.training else 0.0)).view_as(queries)
 
 
 class FeedForward(nn.Module):
@@ -176,11 +190,18 @@ class TextLayer(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x: Tensor, role: str, mask: Tensor | None, kv: Tensor | None, cache: KVCache | None = None, index: int = 0
+        self,
+        x: Tensor,
+        role: str,
+        mask: Tensor | None,
+        kv: Tensor | None,
+        others: Tensor | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
     ) -> Tensor:
         x = (self.encode if role == "encode" else self.decode)(x, mask, cache, index)
         if kv is not None:
-            x = self.cross(x, kv)
+            x = self.cross(x, kv, others)
         return self.ffn(x)
 
 
@@ -224,18 +245,19 @@ class TextTransformer(nn.Module):
         """Unimodal text states (R, L, D); position 0 holds [CLS]."""
         return self._encoder(ids, mask, None)
 
-    def fuse(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
+    def fuse(self, ids: Tensor, mask: Tensor, kv: ImageKV, others: Tensor | None = None) -> Tensor:
         """Image-grounded text states (R, L, D); position 0 holds [ENC].
 
-        Row r attends to image r of `kv`, or, where R is k times the images, to image r // k.
+        Row r attends to image r of `kv`, or, where there are k times as many rows, to image r // k. With `others`
+        (n,) this holds for all but the last n rows, which attend to the images that it names.
         """
-        return self._encoder(ids, mask, kv)
+        return self._encoder(ids, mask, kv, others)
 
-    def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None) -> Tensor:
+    def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None, others: Tensor | None = None) -> Tensor:
         x = self.embeddings(ids)
         allowed = mask.bool()[:, None, None, :]
         for i, layer in enumerate(self.layers):
-            x = layer(x, "encode", allowed, kv.layers[i] if kv is not None else None)
+            x = layer(x, "encode", allowed, kv.layers[i] if kv is not None else None, others)
         return x
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
@@ -253,7 +275,7 @@ class TextTransformer(nn.Module):
         if new == 1 and mask is None:
             allowed = None  # one new token sees everything before it
         for i, layer in enumerate(self.layers):
-            x = layer(x, "decode", allowed, kv.layers[i], cache, i)
+            x = layer(x, "decode", allowed, kv.layers[i], None, cache, i)
         if cache is not None:
             cache.length += new
         return x

@@ -44,14 +44,14 @@ def sample_negatives(weights: Tensor, forbidden: Tensor, how: Negatives) -> Tens
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, others)
     if how == "argmax":
         return weights.argmax(1)
-    return torch.multinomial(weights, 1).squeeze(1)
+    # The heaviest of weight / Exp(1) is a draw in proportion to weight. `torch.multinomial` does the same, but first
+    # checks its input, for which the host waits for the device.
+    return (weights / torch.empty_like(weights).exponential_()).argmax(1)
 
 
-def itm_loss(logits: Tensor, positives: int) -> Tensor:
-    """Cross-entropy of match logits (R, 2) whose first `positives` rows are true pairs and the others are not."""
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[:positives] = 1
-    return F.cross_entropy(logits, labels)
+def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
+    """Mean cross-entropy of match logits (R, 2); `matched` (R,) is 1 for true pairs, 0 for negatives."""
+    return F.cross_entropy(logits, matched)
 
 
 def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:

@@ -111,6 +111,12 @@ class ContrastiveTask(nn.Module):
             "t2i": t2i[:, :B].detach(),
         }
 
+    def negatives(self, i2t: Tensor, t2i: Tensor, forbidden: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """For each text an image (B), for each image a text (B), that do not belong together: hard ones."""
+        easy = progress.fraction < self.config.random_negatives
+        weights = [torch.ones_like(i2t)] * 2 if easy else [t2i.softmax(1) + FLOOR, i2t.softmax(1) + FLOOR]
+        return tuple(sample_negatives(weight, forbidden, self.config.negatives) for weight in weights)
+
     def match(
         self, batch: Batch, kv: ImageKV, i2t: Tensor, t2i: Tensor, forbidden: Tensor, progress: Progress
     ) -> Tensor:
@@ -122,14 +128,13 @@ class ContrastiveTask(nn.Module):
         B = round(len(i2t) * self.config.itm_share)
         if B < 2:
             raise ValueError("ITM takes its negatives from the batch: batch_size x itm_share must be at least 2")
-        i2t, t2i, forbidden = i2t[:B, :B], t2i[:B, :B], forbidden[:B, :B]
-        easy = progress.fraction < self.config.random_negatives
-        weights = [torch.ones_like(i2t)] * 2 if easy else [t2i.softmax(1) + FLOOR, i2t.softmax(1) + FLOOR]
-        image_for_text = sample_negatives(weights[0], forbidden, self.config.negatives)
-        text_for_image = sample_negatives(weights[1], forbidden, self.config.negatives)
+        image_for_text, text_for_image = self.negatives(i2t[:B, :B], t2i[:B, :B], forbidden[:B, :B], progress)
+        # An image meets its own text and the negative one in neighbouring rows and lends both its keys and values; only
+        # the negative images, in no order, have to be copied. All go through in one batch.
         own = torch.arange(B, device=i2t.device)
-        images = torch.cat([own, image_for_text, own])
-        texts = torch.cat([own, own, text_for_image])
+        texts = torch.cat([torch.stack([own, text_for_image], dim=1).flatten(), own])
+        matched = torch.zeros_like(texts)
+        matched[: 2 * B : 2] = 1
         ids = with_first(batch["input_ids"], self.tokenizer.enc)[texts]
-        fused = self.model.text.fuse(ids, batch["attention_mask"][texts], kv.select(images))
-        return itm_loss(self.model.itm_logits(fused), positives=B)
+        fused = self.model.text.fuse(ids, batch["attention_mask"][texts], kv.first(B), others=image_for_text)
+        return itm_loss(self.model.itm_logits(fused), matched)

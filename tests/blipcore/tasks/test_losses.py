@@ -22,7 +22,8 @@ def test_itc_of_equal_similarities_is_the_log_of_the_candidates():
 def test_itm_prior_is_the_entropy_of_one_in_three():
     """A filter that has learned nothing but the share of positives stays at H(1/3) = 0.6365 (BLIP#200)."""
     logits = torch.tensor([2 / 3, 1 / 3]).log().expand(9, 2)
-    assert itm_loss(logits, positives=3).item() == pytest.approx(0.6365, abs=1e-4)
+    matched = torch.tensor([1, 0, 0] * 3)
+    assert itm_loss(logits, matched).item() == pytest.approx(0.6365, abs=1e-4)
 
 
 def test_negatives_are_never_forbidden_and_follow_the_weights():

@@ -1,0 +1,47 @@
+"""The benchmark runs, and the paths that it times compute the same gradients."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parent))
+import train_step
+
+
+@pytest.fixture(scope="module")
+def paths() -> dict[str, train_step.Path]:
+    args = train_step.arguments(["--quick", "--device", "cpu", "--dtype", "fp32"])
+    return {path.name: path for path in train_step.build(args, "cpu")}
+
+
+def gradients(path: train_step.Path) -> dict[str, torch.Tensor]:
+    path.optimizer.zero_grad()
+    path.losses()["loss"].backward()
+    return {name: p.grad.clone() for name, p in path.task.named_parameters() if p.grad is not None}
+
+
+def test_one_shared_pass_has_the_losses_and_gradients_of_separate_padded_ones(paths):
+    losses = train_step.agree(list(paths.values()))
+    assert losses["loss_itm"] == pytest.approx(0.64, abs=0.1)
+    for path in paths.values():
+        path.task.eval()
+    ours, unfused = gradients(paths["ours"]), gradients(paths["unfused"])
+    assert len(ours) > 100
+    torch.testing.assert_close({f"task.{name}": x for name, x in ours.items()}, unfused, atol=1e-6, rtol=1e-4)
+
+
+def test_disagreement_is_noticed(paths):
+    with torch.no_grad():
+        paths["ours"].task.model.itm_head.bias[0] += 0.1
+    with pytest.raises(AssertionError, match="loss_itm"):
+        train_step.agree(list(paths.values()))
+
+
+def test_quick_run_prints_the_tables(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--quick", "--device", "cpu", "--dtype", "fp32"])
+    train_step.main()
+    out = capsys.readouterr().out
+    assert "| ours | fp32 |" in out and "losses and gradient norm of all paths agree" in out

@@ -1,0 +1,350 @@
+"""Speed and memory of BLIP's pre-training step (ITC, ITM, LM, momentum encoders, AdamW): ours and the official way.
+
+    official   the official arithmetic and order (see `official.py`), texts padded to 30 tokens
+    unfused    our blocks, in the same separate and padded passes
+    ours       `PretrainTask`
+
+In: sizes and precision. Out: a table of images/s, memory and utilisation, medians over rounds in which all paths take
+turns, and the operations that our step spends its time on. Before anything is timed, the paths must agree on every loss
+and gradient norm of one batch, without dropout.
+
+    python tests/benchmarks/train_step.py                                    # ViT-B/16, the device that is there
+    python tests/benchmarks/train_step.py --model large --batch-size 128     # ViT-L/16, on a GPU
+    python tests/benchmarks/train_step.py --quick                            # a small model, seconds; no claim
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from official import BOS, ENC, Official
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from blipcore.model.blip import PRESETS, Blip, BlipConfig
+from blipcore.precision import autocast, pick_device, supports_bf16
+from blipcore.tasks.losses import IGNORE, lm_loss
+from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
+from blipcore.tasks.task import Batch, Outputs, Progress, with_first
+from blipcore.train.optim import TrainConfig, adamw
+
+PAD = 0
+MAX_TOKENS = 30  # of the official pre-training, which pads every text to it
+HALF_WAY = Progress(step=1, steps=2)
+
+
+class Unfused(nn.Module):
+    """`task` in the official order: a pass a loss, each with its own keys and values of the images."""
+
+    def __init__(self, task: PretrainTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def before_step(self, progress: Progress) -> None:
+        self.task.before_step(progress)
+
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
+        task, model, text = self.task, self.task.model, self.task.model.text
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        embeds, hidden = model.encode_image(batch["pixels"]), text.encode(ids, mask)
+        out = task.contrast(batch, model.image_feat(embeds), model.text_feat(hidden), progress)
+        images, texts = task.negatives(out.pop("i2t"), out.pop("t2i"), same_row(ids), progress)
+        enc = with_first(ids, ENC)
+        positive = text.fuse(enc, mask, text.image_kv(embeds))
+        kv = text.image_kv(torch.cat([embeds[images], embeds]))
+        negative = text.fuse(torch.cat([enc, enc[texts]]), torch.cat([mask, mask[texts]]), kv)
+        logits = model.itm_logits(torch.cat([positive, negative]))
+        labels = torch.zeros(len(logits), dtype=torch.long, device=ids.device)
+        labels[: len(ids)] = 1
+        decoded = text.decode(with_first(ids, BOS), mask, text.image_kv(embeds))
+        out["loss_itm"] = F.cross_entropy(logits, labels)
+        out["loss_lm"] = lm_loss(text.logits(decoded), ids.masked_fill(mask == 0, IGNORE))
+        return out | {"loss": out["loss_itc"] + out["loss_itm"] + out["loss_lm"]}
+
+    def after_step(self, outputs: list[Outputs]) -> None:
+        self.task.after_step(outputs)
+
+
+def same_row(ids: Tensor) -> Tensor:
+    """(B, B) True on the diagonal: the official code forbids no other negative, and random texts differ anyway."""
+    return torch.eye(len(ids), dtype=torch.bool, device=ids.device)
+
+
+@dataclass
+class Path:
+    """One way to compute the step; `batch` is as it wants it."""
+
+    name: str
+    task: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: Batch
+    dtype: str
+    device: str
+
+    def losses(self) -> Outputs:
+        with autocast(self.device, self.dtype):
+            return self.task(self.batch, HALF_WAY)
+
+    def step(self) -> None:
+        self.task.before_step(HALF_WAY)
+        out = self.losses()
+        out["loss"].backward()
+        self.optimizer.step()
+        self.task.after_step([{name: value.detach() for name, value in out.items()}])
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, steps: int) -> float:
+        self.wait()
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.wait()
+        return (time.perf_counter() - started) / steps
+
+    def operations(self) -> int:
+        """Floating-point operations of a step, twice the multiply-adds of its matrix products and attention."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops()
+
+    def peak_bytes(self) -> int:
+        """Most memory that a step holds at once beyond weights, momentum copies, queues and optimiser state."""
+        if self.device == "cuda":
+            self.wait()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            self.wait()
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            self.step()
+        events = [event for event in record.events() if event.name == "[memory]"]
+        held = peak = 0
+        for event in sorted(events, key=lambda event: event.time_range.start):
+            held += event.self_cpu_memory_usage
+            peak = max(peak, held)
+        return peak
+
+    def profile(self, rows: int) -> list[dict[str, float | str]]:
+        """The operations that take most of a step's time, with their share of it in percent."""
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.device == "cuda" else [])
+        with profile(activities=activities) as record:
+            self.step()
+            self.wait()
+        device_time = self.device == "cuda"
+        spent = {
+            event.key: event.self_device_time_total if device_time else event.self_cpu_time_total
+            for event in record.key_averages()
+        }
+        total = sum(spent.values())
+        top = sorted(spent.items(), key=lambda item: -item[1])[:rows]
+        return [{"operation": name, "percent": round(100 * value / total, 1)} for name, value in top if value]
+
+
+def matmul_rate(device: str, dtype: str) -> float:
+    """Operations per second of a large matrix product, the best of several: what this machine can do at all."""
+    n = 8192 if device == "cuda" else 2048
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * n**3 / best
+
+
+def captions(config: BlipConfig, n: int, mean: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids and mask (n, MAX_TOKENS) of random texts of about `mean` tokens, [CLS] and [SEP] included."""
+    lengths = (torch.randn(n, generator=generator) * mean / 5 + mean).round().clamp(4, MAX_TOKENS).long()
+    mask = (torch.arange(MAX_TOKENS) < lengths[:, None]).long()
+    ids = torch.randint(1, config.text.vocab_size - 2, (n, MAX_TOKENS), generator=generator)
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+def build(args: argparse.Namespace, device: str) -> list[Path]:
+    """The paths, all from the same weights and on the same batch."""
+    torch.manual_seed(0)
+    config = PRESETS[args.model] if args.model != "small" else small()
+    config = replace(config, vision=replace(config.vision, drop_path=0.0))  # transformers' blocks have none
+    model = Blip(config)
+    settings = PretrainConfig(queue_size=args.queue_size, negatives="argmax")
+    task = PretrainTask(model, SimpleNamespace(enc=ENC, bos=BOS), settings)
+    official = Official(model, settings)
+    official.image_queue.copy_(task.image_queue)
+    official.text_queue.copy_(task.text_queue)
+    task.to(device), official.to(device)
+
+    generator = torch.Generator().manual_seed(1)
+    ids, mask = captions(config, args.batch_size, args.caption_tokens, generator)
+    side = config.vision.image_size
+    pixels = torch.randn(args.batch_size, 3, side, side, generator=generator).to(device)
+    padded = {"pixels": pixels, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    longest = int(mask.sum(1).max())
+    cut = padded | {name: padded[name][:, :longest] for name in ("input_ids", "attention_mask")}
+
+    plain = torch.optim.AdamW(official.parameters(), lr=1e-4, weight_decay=0.05)
+    own = adamw(task, TrainConfig(steps=1, lr=1e-4))
+    paths = []
+    for dtype in args.dtype:
+        paths += [
+            Path("official", official, plain, padded, dtype, device),
+            Path("unfused", Unfused(task), own, padded, dtype, device),
+            Path("ours", task, own, cut, dtype, device),
+        ]
+    return paths
+
+
+def small() -> BlipConfig:
+    """A model that takes milliseconds, with BERT's vocabulary cut to what the special tokens need."""
+    config = PRESETS["tiny"]
+    return replace(config, text=replace(config.text, vocab_size=ENC + 1, dropout=0.1))
+
+
+def agree(paths: list[Path]) -> dict[str, float]:
+    """The losses of one batch, the same for all paths; raises AssertionError where losses or gradients differ."""
+    found: dict[str, float] = {}
+    for path in paths:
+        path.task.eval()  # dropout is drawn differently by each
+        queues = {name: value.clone() for name, value in path.task.named_buffers() if "queue" in name}
+        out = path.losses()
+        out["loss"].backward()
+        parameters = [p for group in path.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+        path.optimizer.zero_grad(set_to_none=True)
+        path.task.load_state_dict(queues, strict=False)  # the official forward pass has written to them
+        path.task.pointer = 0
+        path.task.train()
+        values = {name: out[name].item() for name in ("loss_itc", "loss_itm", "loss_lm")} | {"gradient": norm.item()}
+        found = found or values
+        tolerance = 1e-4 if path.dtype == "fp32" else 3e-2
+        for name, value in values.items():
+            off = abs(value - found[name]) / abs(found[name])
+            assert off < tolerance, f"{path.name} {path.dtype}: {name} is {value}, official {found[name]}"
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    device = pick_device(args.device)
+    paths = build(args, device)
+    losses = agree(sorted(paths, key=lambda path: path.dtype != "fp32"))
+    paths[0].task.config.negatives = "multinomial"  # of all paths: they have one config
+    rates = {dtype: matmul_rate(device, dtype) for dtype in args.dtype}
+    for path in paths:
+        path.seconds(1)
+    times: dict[int, list[float]] = {i: [] for i in range(len(paths))}
+    for _ in range(args.rounds):
+        for i, path in enumerate(paths):
+            times[i].append(path.seconds(args.steps))
+    rows = []
+    for i, path in enumerate(paths):
+        seconds = statistics.median(times[i])
+        operations = path.operations()
+        rows.append(
+            {
+                "path": path.name,
+                "dtype": path.dtype,
+                "images_per_second": args.batch_size / seconds,
+                "spread": (max(times[i]) - min(times[i])) / seconds,
+                "gflop_per_image": operations / args.batch_size / 1e9,
+                "utilisation": operations / seconds / rates[path.dtype],
+                "step_gib": path.peak_bytes() / 2**30,
+            }
+        )
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "tokens": {"padded": MAX_TOKENS, "cut": paths[-1].batch["input_ids"].shape[1]},
+        "losses": losses,
+        "tflops": {dtype: rate / 1e12 for dtype, rate in rates.items()},
+        "rows": rows,
+        "profile": paths[-1].profile(args.profile),
+    }
+
+
+def show(result: dict, say: Callable[[str], None] = print) -> None:
+    rows = result["rows"]
+    official = {row["dtype"]: row["images_per_second"] for row in rows if row["path"] == "official"}
+    unfused = {row["dtype"]: row["images_per_second"] for row in rows if row["path"] == "unfused"}
+    rates = ", ".join(f"{dtype} {rate:.3g} TFLOP/s" for dtype, rate in result["tflops"].items())
+    say(f"{result['device']}, {result['threads']} threads, torch {result['torch']}; matrix products: {rates}")
+    tokens = result["tokens"]
+    say(f"texts padded to {tokens['padded']} tokens, ours to the longest of the batch: {tokens['cut']}")
+    say(
+        "losses and gradient norm of all paths agree: " + ", ".join(f"{k} {v:.4f}" for k, v in result["losses"].items())
+    )
+    say("")
+    say("| path | precision | images/s | spread | x official fp32 | x unfused | GFLOP/image | utilisation | step GiB |")
+    say("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        fast = row["images_per_second"]
+        against = f"{fast / official['fp32']:.2f}" if "fp32" in official else "-"
+        say(
+            f"| {row['path']} | {row['dtype']} | {fast:.3g} | {row['spread']:.0%} | {against} "
+            f"| {fast / unfused[row['dtype']]:.2f} | {row['gflop_per_image']:.4g} | {row['utilisation']:.0%} "
+            f"| {row['step_gib']:.2f} |"
+        )
+    say("")
+    say("| operation, ours | % of the step |")
+    say("|---|---|")
+    for row in result["profile"]:
+        say(f"| {row['operation'][:60]} | {row['percent']} |")
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=["base", "large", "small"], default="base")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["fp32", "bf16"],
+        default=None,
+        help="default: fp32 and, where it runs in hardware, bf16",
+    )
+    parser.add_argument("--batch-size", type=int, default=None, help="default: 8 on a CPU, 64 on a GPU")
+    parser.add_argument(
+        "--caption-tokens", type=float, default=13, help="mean length of a text; COCO's captions have about 10.5 words"
+    )
+    parser.add_argument("--queue-size", type=int, default=57600)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=None, help="a round; default: 1 on a CPU, 10 on a GPU")
+    parser.add_argument("--profile", type=int, default=15, help="operations to list")
+    parser.add_argument("--quick", action="store_true", help="a small model and few rounds, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    args = parser.parse_args(words)
+    on_gpu = pick_device(args.device) == "cuda"
+    if args.quick:
+        args.model, args.batch_size, args.queue_size, args.rounds, args.steps = "small", 4, 64, 1, 1
+    args.batch_size = args.batch_size or (64 if on_gpu else 8)
+    args.steps = args.steps or (10 if on_gpu else 1)
+    args.dtype = args.dtype or (["fp32", "bf16"] if supports_bf16(pick_device(args.device)) else ["fp32"])
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    result = measure(args)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
