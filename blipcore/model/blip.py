@@ -1,9 +1,12 @@
 """BLIP: the image encoder, the text transformer and the heads over them.
 
 Which roles and heads a model has follows from its task: a pre-training model has all, a captioner only the decoder, a
-retrieval model (the filter) the encoder with the ITC and ITM heads.
+retrieval model (the filter) the encoder with the ITC and ITM heads. A VQA model has the encoder for the question and a
+second body, the answer decoder, that reads the question's states; an NLVR model has the encoder over two images and a
+classifier.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from blipcore.model.med import TextConfig, TextTransformer
 from blipcore.model.vit import VisionConfig, VisionTransformer
 
-HEADS = ("itc", "itm")
+HEADS = ("itc", "itm", "vqa", "nlvr")
 
 
 @dataclass
@@ -24,14 +27,16 @@ class BlipConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: int = 256  # width of the joint ITC space
-    heads: tuple[str, ...] = HEADS
+    heads: tuple[str, ...] = ("itc", "itm")
 
     def __post_init__(self) -> None:
         self.heads = tuple(self.heads)
         if set(self.heads) - set(HEADS):
             raise ValueError(f"heads are {HEADS}, not {self.heads}")
         if self.heads and "encode" not in self.text.roles:
-            raise ValueError("the ITC and ITM heads need the text role 'encode'")
+            raise ValueError("all heads need the text role 'encode'")
+        if ("nlvr" in self.heads) != (self.text.merge_from is not None):
+            raise ValueError("text.merge_from is for the head 'nlvr', which needs it")
         if self.text.encoder_width != self.vision.width:
             raise ValueError(f"text.encoder_width {self.text.encoder_width} must be vision.width {self.vision.width}")
 
@@ -53,10 +58,18 @@ class BlipConfig:
         return cls(**{name: built[name] for name in known & built.keys()})
 
     def only(self, *needs: str) -> "BlipConfig":
-        """The same sizes with only the roles and heads in `needs` (of encode, decode, itc, itm)."""
+        """The same sizes with only the roles and heads in `needs` (of encode, decode, itc, itm, vqa, nlvr)."""
         roles = tuple(role for role in ("encode", "decode") if role in needs)
         heads = tuple(head for head in HEADS if head in needs)
-        return replace(self, text=replace(self.text, roles=roles), heads=heads)
+        merge_from = None
+        if "nlvr" in heads:  # the upper half merges: layers 6 to 11 of BERT-base, as in the official model
+            merge_from = self.text.depth // 2 if self.text.merge_from is None else self.text.merge_from
+        return replace(self, text=replace(self.text, roles=roles, merge_from=merge_from), heads=heads)
+
+    @property
+    def answer_text(self) -> TextConfig:
+        """Sizes of VQA's answer decoder: those of the text body, with question states to attend to."""
+        return replace(self.text, roles=("decode",), encoder_width=self.text.width)
 
 
 PRESETS = {
@@ -90,6 +103,11 @@ class Blip(nn.Module):
         self.text_proj = nn.Linear(config.text.width, config.embed_dim) if itc else None
         self.temp = nn.Parameter(torch.tensor(0.07)) if itc else None
         self.itm_head = nn.Linear(config.text.width, 2) if itm else None
+        self.answer_decoder = TextTransformer(config.answer_text) if "vqa" in config.heads else None
+        self.cls_head = None
+        if "nlvr" in config.heads:
+            D = config.text.width
+            self.cls_head = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 2))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> image_embeds (B, N, W)."""
@@ -107,9 +125,31 @@ class Blip(nn.Module):
         """(R, 2) logits of image-grounded states (R, L, D); class 1 is "matched"."""
         return self.itm_head(fused[:, 0]).float()
 
+    def nlvr_logits(self, fused: Tensor) -> Tensor:
+        """(R, 2) logits of states (R, L, D) grounded in image pairs; class 1 is "the sentence is true"."""
+        return self.cls_head(fused[:, 0]).float()
+
     def only(self, *needs: str) -> "Blip":
-        """A model of the parts in `needs` (see `BlipConfig.only`) with copies of these weights."""
+        """A model of the parts in `needs` (see `BlipConfig.only`) with copies of these weights.
+
+        Where this model lacks VQA's answer decoder, it starts from the text body's role "decode"; where it lacks the
+        twin cross-attention, both start from the single one. New are then NLVR's classifier and merge layers, and the
+        decoder's cross-attention inputs where the question's states have another width than the image's.
+        """
         part = Blip(self.config.only(*needs))
         own = self.state_dict()
-        part.load_state_dict({name: own[name] for name in part.state_dict()})
+        copied = {}
+        for name, tensor in part.state_dict().items():
+            source = name if name in own else _ORIGIN.sub(lambda match: _ORIGINS[match[0]], name)
+            if source in own and own[source].shape == tensor.shape:
+                copied[name] = own[source]
+            elif not _NEW.search(name):
+                raise ValueError(f"a model with {[*self.config.text.roles, *self.config.heads]} cannot start {needs}")
+        part.load_state_dict(copied, strict=False)
         return part
+
+
+# In the names of parameters: what a part that is not there starts from, and what may be new.
+_ORIGINS = {"answer_decoder.": "text.", ".cross.first.": ".cross.", ".cross.second.": ".cross."}
+_ORIGIN = re.compile("|".join(map(re.escape, _ORIGINS)))
+_NEW = re.compile(r"^cls_head\.|\.cross\.merge\.|^answer_decoder\..*\.cross\.kv\.weight$")

@@ -39,6 +39,9 @@ _WHY = {
     "encode": "this needs the text encoder: use a retrieval or a pre-training checkpoint",
     "itc": "image-text similarity needs the ITC projections: use a retrieval checkpoint",
     "itm": "filtering needs the ITM head: use a retrieval checkpoint",
+    "vqa": "answering needs a question encoder and an answer decoder: finetune it with `capfilt finetune vqa`",
+    "nlvr": "NLVR2 needs the classifier over two images: finetune it with `capfilt finetune nlvr`",
+    "decode|vqa": "VQA finetuning needs encoder and decoder: start from a pre-training or a VQA checkpoint",
 }
 
 
@@ -53,8 +56,9 @@ def load_model(
     """Model in float32 on the CPU, in eval mode, and its tokenizer.
 
     `path_or_id` is a blipcore folder, an official .pth, or a Hugging Face BLIP folder or hub id. `needs` names the
-    parts (encode, decode, itc, itm) that the caller cannot do without. Another `image_size` resizes the position table.
-    `tokenizer` overrides the checkpoint's own; `overrides` is for official files alone (see `read_official`).
+    parts (encode, decode, itc, itm, vqa, nlvr; "decode|vqa" is either) that the caller cannot do without. Another
+    `image_size` resizes the position table. `tokenizer` overrides the checkpoint's own; `overrides` is for official
+    files alone (see `read_official`).
     """
     path = _local(path_or_id)
     if path.is_file():
@@ -64,7 +68,7 @@ def load_model(
     else:
         config, state = read_huggingface(path)
     for part in needs:
-        if part not in (*config.text.roles, *config.heads):
+        if not {*config.text.roles, *config.heads}.intersection(part.split("|")):
             raise ValueError(f"{path_or_id} is {_kind(config)}; {_WHY[part]}")
     if image_size is not None and image_size != config.vision.image_size:
         table = state["visual_encoder.pos_embed"].float()
@@ -137,7 +141,7 @@ def read_official(
 
 
 def read_huggingface(folder: str | Path) -> tuple[BlipConfig, dict[str, Tensor]]:
-    """Config and model state, under our names, of a Hugging Face BLIP folder for captioning or retrieval."""
+    """Config and model state, under our names, of a Hugging Face BLIP folder for captioning, retrieval or VQA."""
     folder = Path(folder)
     raw = _read_json(folder / "config.json")
     state: dict[str, Tensor] = {}
@@ -165,6 +169,10 @@ def fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> 
 
 
 def _kind(config: BlipConfig) -> str:
+    if "vqa" in config.heads:
+        return "a VQA model"
+    if "nlvr" in config.heads:
+        return "an NLVR model"
     if set(config.text.roles) == {"encode", "decode"}:
         return "a pre-training model" if config.heads else "a text encoder and decoder without heads"
     if config.text.roles == ("decode",):

@@ -43,6 +43,13 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("text.layers.#.cross.query.*", "{text}.encoder.layer.#.crossattention.self.query.*", ""),
     ("text.layers.#.cross.kv.*", "{text}.encoder.layer.#.crossattention.self.{key,value}.*", ""),
     ("text.layers.#.cross.out.*", "{text}.encoder.layer.#.crossattention.output.dense.*", ""),
+    ("text.layers.#.cross.first.query.*", "{text}.encoder.layer.#.crossattention.self0.query.*", ""),
+    ("text.layers.#.cross.first.kv.*", "{text}.encoder.layer.#.crossattention.self0.{key,value}.*", ""),
+    ("text.layers.#.cross.first.out.*", "{text}.encoder.layer.#.crossattention.output.dense0.*", ""),
+    ("text.layers.#.cross.second.query.*", "{text}.encoder.layer.#.crossattention.self1.query.*", ""),
+    ("text.layers.#.cross.second.kv.*", "{text}.encoder.layer.#.crossattention.self1.{key,value}.*", ""),
+    ("text.layers.#.cross.second.out.*", "{text}.encoder.layer.#.crossattention.output.dense1.*", ""),
+    ("text.layers.#.cross.merge.*", "{text}.encoder.layer.#.crossattention.output.merge_layer.*", ""),
     ("text.layers.#.cross.norm.*", "{text}.encoder.layer.#.crossattention.output.LayerNorm.*", ""),
     ("text.layers.#.ffn.up.*", "{text}.encoder.layer.#.intermediate.dense.*", ""),
     ("text.layers.#.ffn.down.*", "{text}.encoder.layer.#.output.dense.*", ""),
@@ -53,6 +60,7 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("vision_proj.*", "", ""),
     ("text_proj.*", "", ""),
     ("itm_head.*", "", ""),
+    ("cls_head.#.*", "", ""),
     ("temp", "", ""),
 )
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")  # ours; retrieval files say ptr_queue
@@ -60,12 +68,16 @@ QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")  # ours; retrie
 _TABLE = {ours: (official or ours, hf or official or ours) for ours, official, hf in NAMES}
 _STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}  # the text stack of a file that plays a role
 _DEFAULTS = {"temp": 0.07}  # ITM inference and Hugging Face files lack it; it scales nothing but training logits
+_ANSWER = "answer_decoder."
 _LAYER = re.compile(r"\.(\d+)\.")
+_MERGE = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
 _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 
 
 def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: bool = False) -> list[tuple[str, ...]]:
     """Names of our tensor `ours` in an official (or HF) file: one tuple of aliases for each part stacked in it."""
+    if ours.startswith(_ANSWER):  # VQA's second body is the file's decoder, as "text" is a captioner's
+        ours, roles = ours.replace(_ANSWER, "text.", 1), ["decode"]
     key, layer = _LAYER.sub(".#.", ours), _LAYER.search(ours)
     stem, _, leaf = key.rpartition(".")
     pattern = (
@@ -90,7 +102,7 @@ def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tens
 
     Queues and "momentum.…" entries become the official ones. A shared tensor is written under each of its names.
     """
-    roles = [role for role in _STACKS if any(f".{role}." in name for name in state)]
+    roles = [role for role in _STACKS if any(name.startswith("text.") and f".{role}." in name for name in state)]
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         name = ours.removeprefix("momentum.")
@@ -180,12 +192,12 @@ def require_fit(path: object, missing: Sequence[str], unexpected: Sequence[str],
 def parts_of(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Text roles and heads of a foreign state dict, told by which groups of tensors it has."""
     groups = {name.partition(".")[0] for name in state}
-    if "cls_head" in groups or any(".crossattention.self0." in name for name in state):
-        raise ValueError(f"{path} is an NLVR model (two images a text): only its own task can use it")
-    if {"text_encoder", "text_decoder"} <= groups and "vision_proj" not in groups:
-        raise ValueError(f"{path} is a VQA model (question encoder, answer decoder): only its own task can use it")
     if not groups & {"text_encoder", "text_decoder"} or not groups & {"visual_encoder", "vision_model"}:
         raise ValueError(f"{path} holds no BLIP model: an image encoder with a text encoder or decoder is not in it")
+    if "cls_head" in groups:
+        return ("encode",), ("nlvr",)
+    if {"text_encoder", "text_decoder"} <= groups and "vision_proj" not in groups:
+        return ("encode",), ("vqa",)  # two bodies that share nothing
     roles = tuple(role for role in ("encode", "decode") if _STACKS[role].partition(".")[0] in groups)
     return roles, tuple(head for head, group in (("itc", "vision_proj"), ("itm", "itm_head")) if group in groups)
 
@@ -222,6 +234,9 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
         "encoder_width": width,
         "roles": roles,
     }
+    if "nlvr" in heads:
+        merging = [int(match[1]) for name in state if (match := _MERGE.search(name))]
+        text["merge_from"] = min(merging, default=text["depth"])
     for section, found in (("vision", vision), ("text", text)):
         for key, value in overrides.get(section, {}).items():
             if found.setdefault(key, value) != value:

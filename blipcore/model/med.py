@@ -32,6 +32,7 @@ class TextConfig:
     dropout: float = 0.1
     eps: float = 1e-12
     roles: tuple[str, ...] = ("encode", "decode")
+    merge_from: int | None = None  # two images a text (NLVR2); from this layer on, what they tell is merged by weights
 
     def __post_init__(self) -> None:
         self.roles = tuple(self.roles)
@@ -43,24 +44,33 @@ class TextConfig:
 
 @dataclass
 class ImageKV:
-    """Cross-attention keys and values of B images in every layer; each item is (2, B, H, N, d)."""
+    """Cross-attention keys and values of B images in every layer; each item is (2, B, H, N, d).
+
+    Image pairs have (4, B, H, N, d): those of the first images, then those of the second. `mask` (B, N) tells which
+    tokens may be attended to, where that is not all of them.
+    """
 
     layers: list[Tensor]
+    mask: Tensor | None = None
 
     def __len__(self) -> int:
         return self.layers[0].shape[1]
 
     def first(self, n: int) -> "ImageKV":
         """The first n images, without a copy."""
-        return self if n == len(self) else ImageKV([kv[:, :n] for kv in self.layers])
+        if n == len(self):
+            return self
+        return ImageKV([kv[:, :n] for kv in self.layers], self.mask[:n] if self.mask is not None else None)
 
     def select(self, index: Tensor) -> "ImageKV":
         """The rows of `index` (R,), in its order and with repetition."""
-        return ImageKV([kv.index_select(1, index) for kv in self.layers])
+        mask = self.mask.index_select(0, index) if self.mask is not None else None
+        return ImageKV([kv.index_select(1, index) for kv in self.layers], mask)
 
     def expand(self, n: int) -> "ImageKV":
         """Each image repeated n times in a row: rows b*n .. b*n+n-1 belong to image b."""
-        return ImageKV([kv.repeat_interleave(n, dim=1) for kv in self.layers])
+        mask = self.mask.repeat_interleave(n, dim=0) if self.mask is not None else None
+        return ImageKV([kv.repeat_interleave(n, dim=1) for kv in self.layers], mask)
 
 
 class KVCache:
@@ -129,8 +139,8 @@ class SelfAttention(nn.Module):
         return self.norm(x + self.dropout(self.out(merge_heads(context))))
 
 
-class CrossAttention(nn.Module):
-    """Post-LN attention of text queries to image tokens; keys and values come ready made from `image_kv`.
+class CrossRead(nn.Module):
+    """What text queries read from image tokens; keys and values come ready made from `image_kv`.
 
     x may have k times the rows of kv: rows b*k .. b*k+k-1 then belong to image b. Their queries go through as one long
     sequence, so the image's keys and values are neither repeated nor read k times. Rows that are in no such order come
@@ -143,26 +153,58 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.width, config.width)
         self.kv = nn.Linear(config.encoder_width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.dropout = nn.Dropout(config.dropout)
 
     def image_kv(self, image_embeds: Tensor) -> Tensor:
         return split_heads(self.kv(image_embeds), 2, self.heads)
 
-    def forward(self, x: Tensor, kv: Tensor, others: Tensor | None = None) -> Tensor:
+    def read(self, x: Tensor, kv: Tensor, mask: Tensor | None, others: Tensor | None) -> Tensor:
         queries = self.query(x)
         if others is None:
-            context = self.read(queries, kv)
-        else:
-            in_order, rest = queries.split([len(x) - len(others), len(others)])
-            context = torch.cat([self.read(in_order, kv), self.read(rest, kv.index_select(1, others))])
-        return self.norm(x + self.dropout(self.out(context)))
+            return self.out(self.context(queries, kv, mask))
+        in_order, rest = queries.split([len(x) - len(others), len(others)])
+        theirs = mask.index_select(0, others) if mask is not None else None
+        contexts = [self.context(in_order, kv, mask), self.context(rest, kv.index_select(1, others), theirs)]
+        return self.out(torch.cat(contexts))
 
-    def read(self, queries: Tensor, kv: Tensor) -> Tensor:
+    def context(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         """What (k*B, L, D) queries find in the (2, B, H, N, d) keys and values of B images, k in a row each."""
         (q,) = split_heads(queries.reshape(kv.shape[1], -1, queries.shape[-1]), 1, self.heads)
         k, v = kv.unbind()  # indexing would fill two tensors of zeros as large as kv in the backward pass
-        return merge_heads(attend(q, k, v, None, self.drop if self.training else 0.0)).view_as(queries)
+        allowed = mask.bool()[:, None, None, :] if mask is not None else None
+        return merge_heads(attend(q, k, v, allowed, self.drop if self.training else 0.0)).view_as(queries)
+
+
+class CrossAttention(CrossRead):
+    """Post-LN cross-attention to one image."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, kv: Tensor, mask: Tensor | None, others: Tensor | None) -> Tensor:
+        return self.norm(x + self.dropout(self.read(x, kv, mask, others)))
+
+
+class TwinCrossAttention(nn.Module):
+    """Post-LN cross-attention to two images, each with weights of its own; the mean of both, or a learned merge."""
+
+    def __init__(self, config: TextConfig, merge: bool) -> None:
+        super().__init__()
+        self.first, self.second = CrossRead(config), CrossRead(config)
+        self.merge = nn.Linear(2 * config.width, config.width) if merge else None
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def image_kv(self, image_embeds: Tensor) -> Tensor:
+        first, second = image_embeds.unbind(1)
+        return torch.cat([self.first.image_kv(first), self.second.image_kv(second)])
+
+    def forward(self, x: Tensor, kv: Tensor, mask: Tensor | None, others: Tensor | None) -> Tensor:
+        pairs = zip((self.first, self.second), kv.chunk(2), strict=True)
+        first, second = (cross.read(x, half, mask, others) for cross, half in pairs)
+        both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
+        return self.norm(x + self.dropout(both))
 
 
 class FeedForward(nn.Module):
@@ -180,13 +222,16 @@ class FeedForward(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention of the role, cross-attention when there is an image, feed-forward."""
+    """Self-attention of the role, cross-attention when there is an image (or a pair), feed-forward."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
         self.encode = SelfAttention(config) if "encode" in config.roles else None
         self.decode = SelfAttention(config) if "decode" in config.roles else None
-        self.cross = CrossAttention(config)
+        if config.merge_from is None:
+            self.cross = CrossAttention(config)
+        else:
+            self.cross = TwinCrossAttention(config, merge=index >= config.merge_from)
         self.ffn = FeedForward(config)
 
     def forward(
@@ -194,14 +239,14 @@ class TextLayer(nn.Module):
         x: Tensor,
         role: str,
         mask: Tensor | None,
-        kv: Tensor | None,
+        kv: ImageKV | None,
         others: Tensor | None = None,
         cache: KVCache | None = None,
         index: int = 0,
     ) -> Tensor:
         x = (self.encode if role == "encode" else self.decode)(x, mask, cache, index)
         if kv is not None:
-            x = self.cross(x, kv, others)
+            x = self.cross(x, kv.layers[index], kv.mask, others)
         return self.ffn(x)
 
 
@@ -225,7 +270,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(TextLayer(config, index) for index in range(config.depth))
         self.lm_head = LMHead(config) if "decode" in config.roles else None
         self.apply(self._init)
 
@@ -237,9 +282,12 @@ class TextTransformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def image_kv(self, image_embeds: Tensor) -> ImageKV:
-        """Cross-attention keys and values of (B, N, W) image tokens, for any number of texts and both roles."""
-        return ImageKV([layer.cross.image_kv(image_embeds) for layer in self.layers])
+    def image_kv(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageKV:
+        """Cross-attention keys and values of (B, N, W) image tokens, for any number of texts and both roles.
+
+        Image pairs are (B, 2, N, W). VQA's answer decoder reads question states in their place, padded as `mask` says.
+        """
+        return ImageKV([layer.cross.image_kv(image_embeds) for layer in self.layers], mask)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Unimodal text states (R, L, D); position 0 holds [CLS]."""
@@ -257,7 +305,7 @@ class TextTransformer(nn.Module):
         x = self.embeddings(ids)
         allowed = mask.bool()[:, None, None, :]
         for i, layer in enumerate(self.layers):
-            x = layer(x, "encode", allowed, kv.layers[i] if kv is not None else None, others)
+            x = layer(x, "encode", allowed, kv, others, index=i)
         return x
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
@@ -275,7 +323,7 @@ class TextTransformer(nn.Module):
         if new == 1 and mask is None:
             allowed = None  # one new token sees everything before it
         for i, layer in enumerate(self.layers):
-            x = layer(x, "decode", allowed, kv.layers[i], None, cache, i)
+            x = layer(x, "decode", allowed, kv, None, cache, i)
         if cache is not None:
             cache.length += new
         return x
