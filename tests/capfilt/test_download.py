@@ -20,7 +20,7 @@ from capfilt.download import DownloadConfig, download
 from capfilt.pictures import decode
 from capfilt.publish import OUTCOMES
 from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
-from capfilt.staging import classify
+from capfilt.staging import Answer, Asking, classify
 
 sys.path.insert(0, str(Path(__file__).parent))
 from web import Web, picture
@@ -277,6 +277,9 @@ def test_a_child_that_cannot_start_is_an_error_not_an_outcome(tmp_path: Path, we
         ("<urlopen error [Errno -2] Name or service not known>", "connection"),
         ("<urlopen error [Errno 111] Connection refused>", "connection"),
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "connection"),
+        ("HTTP Error 429: not asked, the host rests (Retry-After: 60)", "rate_limited"),
+        ("HTTP Error 503: Service Unavailable (Retry-After: 60)", "server_error"),
+        ("tdm-reservation: 1", "opted_out"),
         ("The read operation timed out", "timeout"),
         ("<urlopen error timed out>", "timeout"),
         ("<urlopen error unknown url type: ftp>", "bad_url"),
@@ -287,6 +290,24 @@ def test_a_child_that_cannot_start_is_an_error_not_an_outcome(tmp_path: Path, we
 def test_messages_become_outcomes(message: str, outcome: str) -> None:
     assert classify(message) == outcome
     assert outcome in OUTCOMES
+
+
+def test_what_is_asked_again() -> None:
+    asking = Asking(
+        seconds=1,
+        stall_seconds=1,
+        retries=2,
+        retry_wait=1,
+        retry_after=60,
+        workers=1,
+        fetch=None,  # type: ignore
+    )
+    assert not Answer("timeout", "timed out", tries=2).final(asking)
+    assert Answer("timeout", "timed out", tries=3).final(asking)
+    assert Answer("not_found", "HTTP Error 404: Not Found").final(asking)
+    assert Answer("connection", "<urlopen error [Errno -2] Name or service not known>").final(asking)
+    assert not Answer("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").final(asking)
+    assert Answer("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").final(asking)
 
 
 def test_settings_are_checked() -> None:

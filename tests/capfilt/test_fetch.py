@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import sys
 import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +58,42 @@ def test_a_redirect_to_a_private_address_is_refused(web: Web, monkeypatch: pytes
     assert get(f"{web.url}/redirect/9.jpg", private=False) == picture(9)
     with pytest.raises(Refused, match=r"private address: 127\.0\.0\.2 is"):
         get(f"{web.url}/elsewhere/9.jpg", private=False)
+
+
+def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(web: Web, monkeypatch) -> None:
+    """DNS rebinding: a name that is public for the check and private for the connection."""
+    answers, real = iter(["127.0.0.1", "127.0.0.2"] * 2), socket.getaddrinfo
+    asked: list[str] = []
+
+    def lookup(host: str, *args: Any, **options: Any) -> Any:
+        asked.append(host)
+        return real(next(answers) if host == "rebind.test" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(fetch, "is_public", lambda ip: ip == "127.0.0.1")
+    assert get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False) == picture(9)
+    with pytest.raises(Refused, match=r"private address: rebind\.test is 127\.0\.0\.2"):
+        get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False)
+    assert asked.count("rebind.test") == 2
+
+
+def test_a_host_that_wants_rest_is_left_alone(web: Web) -> None:
+    director = opener(Limits(100_000, 5, True))
+    with pytest.raises(urllib.error.HTTPError, match=r"503: Service Unavailable \(Retry-After: \d{9,}\)"):
+        director.open(f"{web.url}/closed/1.jpg", timeout=5)
+    with pytest.raises(Refused, match=r"429: not asked, the host rests \(Retry-After: \d{9,}\)"):
+        director.open(f"{web.url}/good/1.jpg", timeout=5)
+    assert (web.hits["/closed/1.jpg"], web.hits["/good/1.jpg"]) == (1, 0)
+    director, start = opener(Limits(100_000, 5, True)), time.monotonic()
+    with pytest.raises(urllib.error.HTTPError, match=r"429: Too Many Requests \(Retry-After: 1\)"):
+        director.open(f"{web.url}/busy/2.jpg", timeout=5)
+    assert director.open(f"{web.url}/busy/2.jpg", timeout=5).read() == picture(2)
+    assert 1 <= time.monotonic() - start < 4
+
+
+def test_reserved_content_is_refused(web: Web) -> None:
+    with pytest.raises(Refused, match="tdm-reservation: 1"):
+        get(f"{web.url}/reserved/1.jpg")
 
 
 def test_only_http_is_spoken(web: Web, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def sideways() -> bytes:
 
 
 class Web(ThreadingHTTPServer):
-    """`url` is where; `hits` counts requests by path; `hang` holds requests until the server closes."""
+    """`url` is where; `hits` counts requests by path; `mended` heals /mending; hanging ends when the server closes."""
 
     daemon_threads = True
     block_on_close = False
@@ -47,6 +47,7 @@ class Web(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.hits: Counter[str] = Counter()
         self.closing = threading.Event()
+        self.mended = threading.Event()
         self.agents: set[str] = set()
 
     def __enter__(self) -> Web:
@@ -93,8 +94,34 @@ class Handler(BaseHTTPRequestHandler):
         first = self.server.hits[self.path] == 1
         self.body(picture(int(number)), 503 if first else 200)
 
+    def get_mending(self, number: str) -> None:
+        mended = self.server.mended.is_set()
+        self.body(picture(int(number)), 200 if mended else 503)
+
+    def get_busy(self, number: str) -> None:
+        """Wants a second of rest, then answers."""
+        if self.server.hits[self.path] == 1:
+            self.body(b"", 429, Retry_After="1")
+        else:
+            self.body(picture(int(number)))
+
+    def get_closed(self, number: str) -> None:
+        self.body(b"", 503, Retry_After="Fri, 31 Dec 2100 23:59:59 GMT")
+
     def get_robots(self, number: str) -> None:
         self.body(picture(1), X_Robots_Tag="noai")
+
+    def get_noml(self, number: str) -> None:
+        self.body(picture(1), X_Robots_Tag="capfilt: noml")
+
+    def get_reserved(self, number: str) -> None:
+        self.body(picture(1), tdm_reservation="1")
+
+    def get_video(self, number: str) -> None:
+        self.body(b"\0\0\0\x20ftypisom" + bytes(5000), Content_Type="image/jpeg")
+
+    def get_mislabelled(self, number: str) -> None:
+        self.body(picture(int(number)), Content_Type="text/html")
 
     def get_redirect(self, number: str) -> None:
         self.body(b"", 302, Location=f"/good/{number}.jpg")
@@ -105,6 +132,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_tofile(self, number: str) -> None:
         self.body(b"", 302, Location="file:///etc/passwd")
+
+    def get_tohost(self, number: str) -> None:
+        """/tohost/a_b.jpg redirects to the host a.b."""
+        self.body(b"", 302, Location=f"http://{number.replace('_', '.')}:{self.server.server_port}/good/9.jpg")
+
+    def get_chain(self, number: str) -> None:
+        self.body(b"", 302, Location=f"/chain/{number}x")
 
     def get_loop(self, number: str) -> None:
         self.body(b"", 302, Location=self.path)
