@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from capfilt import engine
 from capfilt.captioners import Captioner, Dtype, GenerateConfig, captioner_fingerprint, open_captioner, resolve_dtype
-from capfilt.manifest import Manifest
+from capfilt.lock import claimed
+from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.readahead import ReadAhead, decode_threads, speed
-from capfilt.shards import CAPTIONS, MANIFEST, WEB, ShardSet, read_counts, write_table
+from capfilt.shards import CAPTIONS, WEB, ShardSet, write_table
+from capfilt.storage import Place, place
 
 
 @dataclass
-class CaptionConfig:
+class CaptionConfig(engine.Crew):
     """What to caption, with which model, and how it speaks."""
 
     data: str  # shard set with the pictures
@@ -32,11 +33,10 @@ class CaptionConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int = 32  # pictures a forward pass
-    device: str = "auto"
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
-    workers: int = 1  # processes; with GPUs, one for each is a good start
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not re.fullmatch(r"[\w][\w.+-]*", self.name) or self.name == WEB:
             raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -, and not '{WEB}'.")
         if self.batch_size < 1:
@@ -49,11 +49,11 @@ class CaptionStage:
 
     config: CaptionConfig
     images: ShardSet
-    folder: Path
+    folder: Place
     dtype: Literal["bf16", "fp32"]
     name: str = "caption"
 
-    def output(self, shard: str) -> Path:
+    def output(self, shard: str) -> Place:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -78,7 +78,7 @@ class CaptionStage:
                         column.append(value)
             engine.advance(len(batch))
         counts = {"captions": len(rows["key"]), **pictures.counts}
-        write_table(self.output(shard), pa.table(rows, schema=CAPTIONS), counts)
+        write_table(self.output(shard), pa.table(rows, schema=CAPTIONS), counts, make_folder=False)
         return counts | pictures.times()
 
 
@@ -89,25 +89,28 @@ def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str,
     decoder, or a folder of that name made with other settings.
     """
     images = ShardSet.open(config.data)
-    folder = Path(config.out or config.data) / "captions" / config.name
+    folder = place(config.out or config.data) / "captions" / config.name
     dtype = resolve_dtype(engine.pick_device(config.device, 0), config.dtype)
     settings = {
         "fingerprint": captioner_fingerprint(config.model, config.tokenizer),
         "generate": asdict(config.generate),
         "dtype": dtype,
     }
-    if not any(folder.glob("*.parquet")):
-        (folder / MANIFEST).unlink(missing_ok=True)  # a run that ended before its first table has settled nothing
-    manifest = Manifest.begin(
-        folder, "caption", settings, images=images.path, packages=("torch", "tokenizers", "pillow", "pyarrow")
-    )
-    manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
     stage = CaptionStage(config, images, folder, dtype)
-    ran = engine.run(stage, images.shards, workers=config.workers, device=config.device, progress=progress)
-    finished = [stage.output(shard) for shard in images.shards if stage.output(shard).exists()]
-    counts = read_counts(finished)
-    if not ran.failed:
-        manifest.finish(counts)
+    mine = config.share(images.shards)
+    with claimed(folder, config.rank, config.world_size):
+        if config.world_size == 1:
+            forget_if_empty(folder)
+        packages = ("torch", "tokenizers", "pillow", "pyarrow")
+        manifest = Manifest.begin(
+            folder, "caption", settings, images=images.path, packages=packages, shared=config.world_size > 1
+        )
+        manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
+        ran = engine.run(
+            stage, mine, workers=config.workers, device=config.device, engine=config.engine, progress=progress
+        )
+        tables = {shard: stage.output(shard) for shard in images.shards}
+        counts = manifest.settle(tables, mine, ran.failed, changed=ran.done > 0)
     return {
         "stage": "caption",
         "name": config.name,

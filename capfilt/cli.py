@@ -15,6 +15,7 @@ from capfilt.console import (
     Config,
     Device,
     Dtype,
+    Engine,
     Epochs,
     ImageRoot,
     ImageSize,
@@ -22,12 +23,14 @@ from capfilt.console import (
     LearningRate,
     Name,
     Out,
+    Rank,
     Run,
     Seed,
     Sets,
     Steps,
     Tokenizer,
     Workers,
+    WorldSize,
     failed_shards,
     finish,
     sentences,
@@ -125,6 +128,9 @@ def caption(
     device: Device = None,
     dtype: Dtype = None,
     workers: Workers = None,
+    engine: Engine = None,
+    rank: Rank = None,
+    world_size: WorldSize = None,
     seed: Seed = None,
     config: Config = None,
     sets: Sets = None,
@@ -136,7 +142,8 @@ def caption(
     settings = resolve(CaptionConfig, config, sets or (), {
         "data": data, "model": model, "generate.mode": mode, "generate.num_captions": num_captions,
         "generate.seed": seed, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
-        "device": device, "dtype": dtype, "workers": workers,
+        "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
+        "world_size": world_size,
     })  # fmt: skip
     summary = caption_shards(settings)
     finish(summary, as_json, failed_shards(summary))
@@ -158,6 +165,9 @@ def filter_(
     device: Device = None,
     dtype: Dtype = None,
     workers: Workers = None,
+    engine: Engine = None,
+    rank: Rank = None,
+    world_size: WorldSize = None,
     config: Config = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -168,7 +178,8 @@ def filter_(
     settings = resolve(FilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "sources": sources or None, "clip": clip,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
-        "device": device, "dtype": dtype, "workers": workers,
+        "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
+        "world_size": world_size,
     })  # fmt: skip
     summary = filter_shards(settings)
     finish(summary, as_json, failed_shards(summary))

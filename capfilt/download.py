@@ -28,8 +28,9 @@ from capfilt.config import to_dict
 from capfilt.fetch import PRIVATE, FetchConfig, Limits
 from capfilt.listing import fingerprint
 from capfilt.publish import OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
-from capfilt.shards import IMAGES, read_counts, read_table, sweep, walk_tar, write_table
+from capfilt.shards import IMAGES, read_counts, read_table, walk_tar, write_table
 from capfilt.staging import RETRYABLE, Answer, Asking, Staging
+from capfilt.storage import sweep
 from capfilt.urls import is_private_host, read_urls, wire_url
 
 ROUND = 200_000  # rows fetched before any is published: bounds what lies in the staging folder

@@ -1,51 +1,61 @@
-"""Runs a stage over shards on local processes: skip what is done, retry what failed, name what failed again.
+"""Runs a stage over shards: skip what is done, retry what failed, name what failed again.
 
 A stage is a picklable object; the engine knows its four members and nothing of pictures or models. A shard is the unit
-of work, of failure and of resuming, and is done when its output exists. The number of workers and any restart change
-how long a run takes, never what it writes.
+of work, of failure and of resuming, and is done when its output exists. Workers are this process, local processes or
+actors on a Ray cluster: their kind, their number and any restart change how long a run takes, never what it writes.
 """
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from capfilt.processes import Processes
 from capfilt.progress import Display
+from capfilt.storage import present, sweep
+from capfilt.worker import Stage, Told, advance, attempt, cores, describe, limit_threads, pick_device, set_up
 
-# Trying the next shard after one of these only fails again, so they end the run.
-FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+__all__ = [
+    "Crew",
+    "EngineError",
+    "Stage",
+    "Summary",
+    "advance",
+    "cores",
+    "describe",
+    "limit_threads",
+    "pick_device",
+    "run",
+]
 
 
 class EngineError(RuntimeError):
     """The run cannot go on, and it is not a shard's fault."""
 
 
-class Stage(Protocol):
-    """A step of the pipeline. Picklable: workers are spawned, and each gets a copy."""
+@dataclass(kw_only=True)
+class Crew:
+    """Who does the shards; no table depends on it. Configs of stages inherit from it."""
 
-    name: str
+    workers: int = 1  # processes, or Ray actors; with GPUs, one for each is a good start
+    device: str = "auto"  # GPUs are dealt round
+    engine: Literal["local", "ray"] = "local"
+    rank: int = 0  # of `world_size` runs that share the shards, as the tasks of a Slurm array do
+    world_size: int = 1
 
-    def output(self, shard: str) -> Path:
-        """The file that the shard ends in; it exists exactly when the shard is done."""
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be 0 to world_size - 1, not {self.rank} of {self.world_size}.")
 
-    def setup(self, device: str) -> None:
-        """Load models, once a worker; ValueError, FileNotFoundError and ImportError here are the user's mistakes."""
-
-    def run(self, shard: str) -> dict[str, int]:
-        """Do one shard, write `output(shard)` atomically, return counts (`pictures` among them gives the rate)."""
+    def share(self, shards: list[str]) -> list[str]:
+        """This rank's part of all shards, done or not, so that the parts of the ranks never overlap."""
+        return shards[self.rank :: self.world_size]
 
 
 @dataclass
@@ -59,13 +69,16 @@ class Summary:
     seconds: float = 0.0
 
 
-_report: Callable[[int], None] | None = None  # set by whoever runs a stage in this process
+class Workers(Protocol):
+    """A crew that is not this process: `processes.Processes`, `on_ray.Actors`."""
 
+    def hire(self, index: int) -> Any: ...
 
-def advance(pictures: int) -> None:
-    """For a stage to call while it runs a shard: that many more pictures are through (moves the rate display only)."""
-    if _report is not None:
-        _report(pictures)
+    def give(self, worker: Any, shard: str) -> None: ...
+
+    def listen(self) -> list[tuple[Any, Told]]: ...
+
+    def dismiss(self) -> None: ...
 
 
 def run(
@@ -80,265 +93,121 @@ def run(
 ) -> Summary:
     """Run `stage` over `shards` and say what became of each; a shard that fails does not stop the others.
 
-    One worker runs in this process, several are spawned. A worker that dies takes only its shard with it, which is
-    done again elsewhere at most `retries` times. Raises what `stage.setup` raises, and OSError when the disk is full
-    or read-only.
+    One local worker runs in this process. A worker that dies takes only its shard with it, which is done again
+    elsewhere at most `retries` times. Raises what `stage.setup` raises, OSError when the disk is full, read-only or
+    closed to us, and EngineError when the output folder has gone.
     """
-    if engine != "local":
-        raise ValueError(f"Unknown engine '{engine}'; choose 'local'.")
+    if engine not in ("local", "ray"):
+        raise ValueError(f"Unknown engine '{engine}'; choose 'local' or 'ray'.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     shards = list(shards)
-    todo = [shard for shard in shards if not stage.output(shard).exists()]
+    outputs = {shard: stage.output(shard) for shard in shards}
+    there = present(outputs.values())  # one listing, however many there are
+    todo = [shard for shard, output in outputs.items() if output not in there]
+    for folder in {outputs[shard].parent for shard in todo}:
+        sweep(folder, (outputs[shard].name for shard in todo))
     summary = Summary(skipped=len(shards) - len(todo))
     start = time.monotonic()
     with Display(stage.name, len(shards), done=summary.skipped, shown=progress) as display:
-        book = _Book(summary, display)
+        book = _Book(summary, display, stage, retries)
         if not todo:
             display.say(f"{stage.name}: all {len(shards)} shards are done already.")
-        elif workers == 1:
-            _run_here(stage, todo, device, retries, book)
+        elif engine == "ray":
+            from capfilt.on_ray import Actors
+
+            _run_with(Actors(stage, device, min(workers, len(todo))), todo, min(workers, len(todo)), book)
+        elif workers > 1:
+            _run_with(Processes(stage, device, min(workers, len(todo))), todo, min(workers, len(todo)), book)
         else:
-            _run_spawned(stage, todo, min(workers, len(todo)), device, retries, book)
+            _run_here(stage, todo, device, book)
     summary.seconds = time.monotonic() - start
     return summary
 
 
-# ---------------------------------------------------------------------------------------------------- one process
+def _run_here(stage: Stage, todo: list[str], device: str, book: _Book) -> None:
+    queue = deque(todo)
+    told = set_up(stage, device, 0)
+    if told.kind == "raise":
+        raise told.value
+    while queue:
+        shard = queue.popleft()
+        if book.settle(shard, attempt(stage, shard, book.tick)):
+            queue.appendleft(shard)
 
 
-def _run_here(stage: Stage, todo: list[str], device: str, retries: int, book: _Book) -> None:
-    global _report
-    stage.setup(pick_device(device, 0))
-    before, _report = _report, book.tick
+def _run_with(crew: Workers, todo: list[str], size: int, book: _Book) -> None:
+    queue, hired = deque(todo), dict[Any, _Hired]()
+    stillborn = 0
     try:
-        for shard in todo:
-            for attempt in range(retries + 1):
-                try:
-                    book.done(shard, stage.run(shard))
-                    break
-                except Exception as error:
-                    if _is_fatal(error):
-                        raise
-                    _trace()
-                    if attempt == retries:
-                        book.failed(shard, describe(error))
+        while queue or any(of.shard for of in hired.values()):
+            while len(hired) < size and len(queue) > sum(of.shard is None for of in hired.values()):
+                index = min(set(range(size)) - {of.index for of in hired.values()})
+                hired[crew.hire(index)] = _Hired(index)
+            for worker, of in hired.items():
+                if queue and of.ready and of.shard is None:
+                    of.shard = queue.popleft()
+                    crew.give(worker, of.shard)
+            for worker, told in crew.listen():
+                of = hired[worker]
+                if told.kind == "tick":
+                    book.tick(told.value, of.index)
+                    continue
+                if told.kind == "gone":
+                    del hired[worker]
+                    stillborn += not of.ready
+                    if stillborn > size + book.retries:
+                        raise EngineError(f"Workers die while they load ({told.value}); try fewer with --workers.")
+                elif told.kind == "raise":  # its setup failed or the disk is full: every worker would meet the same
+                    raise told.value
+                if of.shard is not None and book.settle(of.shard, told, of.index):
+                    queue.append(of.shard)
+                of.ready, of.shard = True, None
     finally:
-        _report = before
-
-
-# ---------------------------------------------------------------------------------------------------- processes
+        crew.dismiss()
 
 
 @dataclass
-class _Worker:
+class _Hired:
     index: int
-    process: Any
-    pipe: Connection
     ready: bool = False  # has loaded its models
     shard: str | None = None  # what it works on
-
-
-def _run_spawned(stage: Stage, todo: list[str], workers: int, device: str, retries: int, book: _Book) -> None:
-    queue, attempts, crew, stillborn = deque(todo), Counter[str](), [], 0
-    try:
-        while queue or any(worker.shard for worker in crew):
-            while len(crew) < workers and len(queue) > sum(worker.shard is None for worker in crew):
-                free = next(index for index in range(workers) if index not in [worker.index for worker in crew])
-                crew.append(_hire(stage, device, free, workers))
-            for worker in crew:
-                if queue and worker.ready and worker.shard is None:
-                    worker.shard = queue.popleft()
-                    with suppress(OSError):  # it has just died: its pipe tells below
-                        worker.pipe.send(worker.shard)
-            for pipe in wait([worker.pipe for worker in crew]):
-                worker = next(worker for worker in crew if worker.pipe is pipe)
-                kind, value = _hear(worker)
-                shard = worker.shard
-                if kind == "tick":
-                    book.tick(value, worker.index)
-                    continue
-                if kind == "raise":  # its setup failed or the disk is full: every worker would meet the same
-                    raise value
-                if kind == "gone":
-                    crew.remove(worker)
-                    stillborn += not worker.ready
-                    if stillborn > workers + retries:
-                        raise EngineError(f"Workers die while they load ({value}); try fewer of them with --workers.")
-                worker.ready, worker.shard = True, None
-                if kind == "done":
-                    book.done(shard, value, worker.index)
-                elif shard is not None:  # failed, or its worker is gone
-                    attempts[shard] += 1
-                    if attempts[shard] > retries:
-                        book.failed(shard, value if kind == "failed" else f"its worker died ({value})")
-                    else:
-                        queue.append(shard)
-    finally:
-        _dismiss(crew)
-
-
-def _hire(stage: Stage, device: str, index: int, workers: int) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    threads = max(1, cores() // workers)
-    process = context.Process(target=_work, args=(there, stage, device, index, threads), daemon=True)
-    process.start()
-    there.close()  # ours alone then, so that its end is heard when the worker dies
-    return _Worker(index, process, here)
-
-
-def _hear(worker: _Worker) -> tuple[str, Any]:
-    try:
-        return worker.pipe.recv()
-    except (EOFError, OSError):
-        worker.process.join()
-        worker.pipe.close()
-        return "gone", _exit(worker.process.exitcode)
-
-
-def _dismiss(crew: list[_Worker]) -> None:
-    for worker in crew:
-        worker.process.terminate()
-    for worker in crew:
-        worker.process.join(5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
-
-
-def _work(pipe: Connection, stage: Stage, device: str, index: int, threads: int) -> None:
-    """Life of a spawned worker: set up, then one shard after the other until dismissed."""
-    global _report
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        limit_threads(threads)
-        stage.setup(pick_device(device, index))
-        limit_threads(threads)  # again, for a torch that setup has brought in
-    except Exception as error:
-        _trace()
-        pipe.send(("raise", _portable(error)))
-        return
-    pipe.send(("ready", None))
-    while True:
-        try:
-            shard = pipe.recv()
-        except EOFError:
-            return
-        _report = _Ticker(pipe)
-        try:
-            counts = stage.run(shard)
-        except Exception as error:
-            _trace()
-            if _is_fatal(error):
-                pipe.send(("raise", _portable(error)))
-                return
-            pipe.send(("failed", describe(error)))
-        else:
-            pipe.send(("done", counts))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # without it a worker would go on writing beside the next run
-
-
-def _portable(error: Exception) -> Exception:
-    """The error as something that survives pickling, of the same kind where the kind matters."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror, error.filename)  # picks FileNotFoundError and so on by itself
-    for kind in (FileNotFoundError, ImportError, ValueError):
-        if isinstance(error, kind):
-            return kind(str(error))
-    return RuntimeError(describe(error))
-
-
-class _Ticker:
-    """Sends progress at most twice a second, from within a worker."""
-
-    def __init__(self, pipe: Connection):
-        self.pipe, self.pending, self.last = pipe, 0, 0.0
-
-    def __call__(self, pictures: int) -> None:
-        self.pending += pictures
-        if time.monotonic() - self.last >= 0.5:
-            self.pipe.send(("tick", self.pending))
-            self.pending, self.last = 0, time.monotonic()
-
-
-# ---------------------------------------------------------------------------------------------------- devices, words
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def pick_device(device: str, index: int) -> str:
-    """Name a worker's device: for "auto" and "cuda" the GPUs are dealt round; imports torch for these two alone."""
-    if device not in ("auto", "cuda"):
-        return device
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and count == 0:
-        raise ValueError("No CUDA device was found; use --device cpu.")
-    return f"cuda:{index % count}" if count else "cpu"
-
-
-def limit_threads(threads: int) -> None:
-    """Give this process `threads` compute threads, fewer where OMP_NUM_THREADS says so."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(told)) if told.isdecimal() and int(told) > 0 else threads
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
-def describe(error: BaseException) -> str:
-    """`ValueError: what it says`, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
-
-
-def _exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
-    return f"exit code {code}"
-
-
-def _trace() -> None:
-    if os.environ.get("CAPFILT_DEBUG") == "1":
-        traceback.print_exc()
-
-
-def _is_fatal(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in FATAL
 
 
 class _Book:
     """Keeps the summary and moves the display; pictures told by `advance` are not counted again when a shard ends."""
 
-    def __init__(self, summary: Summary, display: Display):
-        self.summary, self.display = summary, display
+    def __init__(self, summary: Summary, display: Display, stage: Stage, retries: int):
+        self.summary, self.display, self.stage, self.retries = summary, display, stage, retries
+        self.failures: Counter[str] = Counter()  # of a shard
         self.ticked: Counter[int] = Counter()  # pictures of the shard in hand, by worker
 
     def tick(self, pictures: int, worker: int = 0) -> None:
         self.ticked[worker] += pictures
         self.display.advance(pictures=pictures)
 
-    def done(self, shard: str, counts: dict[str, int], worker: int = 0) -> None:
-        self.summary.done += 1
-        for name, count in counts.items():
-            self.summary.counts[name] = self.summary.counts.get(name, 0) + count
-        self.display.advance(1, max(0, counts.get("pictures", 0) - self.ticked.pop(worker, 0)))
-
-    def failed(self, shard: str, why: str) -> None:
+    def settle(self, shard: str, told: Told, worker: int = 0) -> bool:
+        """Write down what became of a shard; whether it is to be done again."""
+        ticked = self.ticked.pop(worker, 0)
+        if told.kind == "raise":
+            raise told.value
+        if told.kind == "done":
+            self.summary.done += 1
+            for name, count in told.value.items():
+                self.summary.counts[name] = self.summary.counts.get(name, 0) + count
+            self.display.advance(1, max(0, told.value.get("pictures", 0) - ticked))
+            return False
+        self._require_folder(shard)
+        why = told.value if told.kind == "failed" else f"its worker died ({told.value})"
+        self.failures[shard] += 1
+        if self.failures[shard] <= self.retries:
+            return True
         self.summary.failed[shard] = why
         self.display.advance(1)
         self.display.say(f"shard {shard} failed: {why}")
+        return False
+
+    def _require_folder(self, shard: str) -> None:
+        folder = self.stage.output(shard).parent
+        if isinstance(folder, Path) and not folder.exists():
+            raise EngineError(f"{folder} was removed while {self.stage.name} was writing it; run the command again.")

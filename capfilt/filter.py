@@ -12,18 +12,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from capfilt import engine
-from capfilt.manifest import Manifest
+from capfilt.lock import claimed
+from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.readahead import speed
-from capfilt.score import CAPTION_COLUMNS, ScoreConfig, forget_if_empty, rescore, score_shards
-from capfilt.shards import ShardSet, filtered_schema, read_counts, read_table, write_table
+from capfilt.score import CAPTION_COLUMNS, ScoreConfig, rescore, score_shards
+from capfilt.shards import ShardSet, filtered_schema, read_table, write_table
+from capfilt.storage import Place
 from capfilt.verdict import KEPT, decide
 
 
@@ -55,15 +55,15 @@ class RewriteStage:
     """Rewrites a shard: its scores, whether a row is kept and why, where its picture came from. Tables only."""
 
     images: ShardSet
-    scores: Path
+    scores: Place
     columns: list[str]  # of scores
-    captions: dict[str, Path | None]
+    captions: dict[str, Place | None]
     limits: dict[str, float]
     best: int
-    folder: Path
+    folder: Place
     name: str = "rewrite"
 
-    def output(self, shard: str) -> Path:
+    def output(self, shard: str) -> Place:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -81,21 +81,22 @@ class RewriteStage:
         for name, column in verdict.items():
             table = table.append_column(name, column)
         rewritten = table.select(schema.names).cast(schema)
-        write_table(self.output(shard), rewritten, self._counts(rewritten))
+        write_table(self.output(shard), rewritten, self._counts(rewritten), make_folder=False)
         return {"texts": rewritten.num_rows}
 
     def _origins(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
         """url and sha256 of each key's picture, null where the shard's own table does not tell."""
-        path = self.images.table(shard)
-        there = pq.read_schema(path).names if path.exists() else []
         nothing = pa.nulls(len(keys), pa.string())
-        if "key" not in there:
+        try:
+            table = read_table(self.images.table(shard), [], optional=("key", "url", "sha256"))
+        except FileNotFoundError:
+            table = pa.table({})
+        if "key" not in table.column_names:
             return {"url": nothing, "sha256": nothing}
-        table = read_table(path, [name for name in ("key", "url", "sha256") if name in there])
-        place = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
-        return {name: table[name].take(place) if name in there else nothing for name in ("url", "sha256")}
+        row = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
+        return {name: table[name].take(row) if name in table.column_names else nothing for name in ("url", "sha256")}
 
-    def _require_unchanged(self, table: pa.Table, source: str, path: Path) -> None:
+    def _require_unchanged(self, table: pa.Table, source: str, path: Place) -> None:
         scored = table.filter(pc.equal(table["source"], source)).select(CAPTION_COLUMNS)
         now = read_table(path, CAPTION_COLUMNS).cast(scored.schema)
         order = [("key", "ascending"), ("index", "ascending")]
@@ -117,12 +118,18 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
     with other settings.
     """
     images = ShardSet.open(config.data)
+    folder = config.root / "filtered" / config.name
+    with claimed(folder, config.rank, config.world_size):
+        return _filter(config, images, folder, progress)
+
+
+def _filter(config: FilterConfig, images: ShardSet, folder: Place, progress: bool) -> dict[str, Any]:
     scored = score_shards(config, progress=progress)
     limits = config.limits()
     if "clip" in limits and "clip" not in scored.columns:
         raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
-    folder = config.root / "filtered" / config.name
-    forget_if_empty(folder)
+    if config.world_size == 1:
+        forget_if_empty(folder)
     manifest = Manifest.begin(
         folder,
         "filter",
@@ -130,22 +137,22 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
         images=images.path,
         parents=[scored.folder, *(path for path in scored.captions.values() if path)],
         packages=("pyarrow",),
+        shared=config.world_size > 1,
     )
     stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, config.best, folder)
-    ready = [shard for shard in images.shards if shard not in scored.ran.failed]
+    mine = config.share(images.shards)
+    ready = [shard for shard in mine if shard not in scored.ran.failed]
     workers = min(config.workers, 1 + len(ready) // 32)  # starting a process costs more than a few tables
     ran = engine.run(stage, ready, workers=workers, device="cpu", progress=progress)
     failed = scored.ran.failed | ran.failed
-    counts = read_counts(stage.output(shard) for shard in ready if shard not in failed)
-    if not failed:
-        manifest.finish(counts)
+    counts = manifest.settle({s: stage.output(s) for s in images.shards}, mine, failed, changed=ran.done > 0)
     return {
         "stage": "filter",
         "name": config.name,
         "out": str(folder),
         "scores": str(scored.folder),
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": failed},
-        "counts": read_counts(scored.folder / f"{shard}.parquet" for shard in ready),
+        "counts": scored.counts,
         **_verdict(counts),
         "seconds": round(scored.ran.seconds + ran.seconds, 2),
         **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),

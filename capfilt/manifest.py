@@ -7,37 +7,39 @@ others are refused with a readable diff.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from capfilt.config import diff
-from capfilt.shards import MANIFEST, read_manifest, sweep, write_json
+from capfilt.shards import MANIFEST, read_counts, read_manifest, write_json
+from capfilt.storage import Place, names, present, sweep
 
 
 @dataclass
 class Manifest:
     """What made a folder. Holds no clock time, host or number of workers: a rerun writes the same bytes."""
 
-    folder: Path
+    folder: Place
     content: dict
 
     @staticmethod
     def begin(
-        folder: Path,
+        folder: Place,
         stage: str,
         config: dict,
         *,
-        images: Path | None = None,
-        parents: Iterable[Path] = (),
+        images: Place | None = None,
+        parents: Iterable[Place] = (),
         packages: Iterable[str] = ("pillow", "pyarrow"),
+        shared: bool = False,
     ) -> Manifest:
         """Claim `folder` for these settings; ValueError with a readable diff when it was made with others.
 
         `config` is what the output depends on (no workers, no device). `images` is the shard set of the pictures and
         `parents` the folders that were read; both are kept relative to `folder` where it lies inside the shard set.
+        A folder that is not `shared` with other ranks is swept of what a killed run has left.
         """
         config = json.loads(json.dumps(config))
         here = {
@@ -46,7 +48,8 @@ class Manifest:
             **({} if images is None else {"images": _reference(folder, images, images)}),
             "parents": [_reference(folder, parent, images) for parent in parents],
         }
-        sweep(folder)
+        if not shared:
+            sweep(folder)
         there = read_manifest(folder)
         if there is not None:
             changes = diff({name: there.get(name) for name in here}, here)
@@ -66,16 +69,48 @@ class Manifest:
 
     def finish(self, counts: dict[str, int]) -> None:
         """Record the counts of the finished folder."""
-        if self.content.get("counts") != counts:
-            self.content = {**self.content, "counts": counts}
-            write_json(self.folder / MANIFEST, self.content)
+        self._write({"counts": counts})
+
+    def settle(
+        self, tables: Mapping[str, Place], mine: Iterable[str], failed: Mapping[str, str], changed: bool
+    ) -> dict[str, int]:
+        """Record what became of a run over `mine` of the shards, whose tables are `tables`; returns the counts.
+
+        All counts, once every table is there, whoever wrote them; until then those of `mine`, and the shards that have
+        failed with the reason. Where the run has `changed` nothing, no table of a finished folder is opened.
+        """
+        there = present(tables.values())
+        whole = len(there) == len(tables)
+        if whole and not changed and "counts" in self.content:
+            return self.content["counts"]
+        mine = set(mine)
+        counts = read_counts(table for shard, table in tables.items() if table in there and (whole or shard in mine))
+        if whole:
+            self.finish(counts)
+        elif failed:
+            before = (read_manifest(self.folder) or {}).get("failed", {})  # those of the other ranks
+            self._write({"failed": {s: why for s, why in {**before, **failed}.items() if tables.get(s) not in there}})
+        return counts
+
+    def _write(self, outcome: dict) -> None:
+        content = {name: value for name, value in self.content.items() if name not in ("counts", "failed")} | outcome
+        if content != self.content:
+            self.content = content
+            write_json(self.folder / MANIFEST, content)
 
 
-def _reference(folder: Path, target: Path, images: Path | None) -> str:
+def forget_if_empty(folder: Place) -> None:
+    """Remove the manifest of a run that ended before its first table: it has settled nothing."""
+    listed = names(folder)
+    if MANIFEST in listed and not any(name.endswith(".parquet") for name in listed):
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _reference(folder: Place, target: Place, images: Place | None) -> str:
     folder, target = folder.resolve(), target.resolve()
     root = None if images is None else images.resolve()
     if root is not None and folder.is_relative_to(root) and target.is_relative_to(root):
-        return os.path.relpath(target, folder)  # the set can be moved as a whole
+        return posixpath.relpath(str(target), str(folder))  # the set can be moved as a whole
     return str(target)
 
 

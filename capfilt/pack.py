@@ -34,7 +34,8 @@ from capfilt.config import to_dict
 from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
 from capfilt.manifest import Manifest
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
-from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_counts, read_words, sweep
+from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_counts, read_words
+from capfilt.storage import sweep
 from capfilt.urls import CAPTION_NAMES, URL_NAMES
 
 # What is meant as a picture, also where no decoder is at hand: it then has its row and says so.

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from capfilt.pictures import DecodeError, decode
 from capfilt.shards import Picture, Problem, read_pictures
+from capfilt.storage import Place
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class ReadAhead(Generic[T]):
     seconds that the consumer has stood still for a picture.
     """
 
-    tar: Path
+    tar: Place
     prepare: Callable[[Any], T]
     ahead: int = 64
     threads: int = 2

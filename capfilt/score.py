@@ -11,15 +11,15 @@ import hashlib
 import json
 import re
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from capfilt import engine
-from capfilt.manifest import Manifest
+from capfilt.lock import claimed
+from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.readahead import ReadAhead, Ready, decode_threads
 from capfilt.scorers import (
     BlipScorer,
@@ -32,13 +32,14 @@ from capfilt.scorers import (
     open_clip_fingerprint,
     resolve_dtype,
 )
-from capfilt.shards import MANIFEST, WEB, ShardSet, read_counts, read_manifest, read_table, scores_schema, write_table
+from capfilt.shards import WEB, ShardSet, read_manifest, read_table, scores_schema, write_table
+from capfilt.storage import Place, place, present
 
 CAPTION_COLUMNS = ["key", "index", "text"]
 
 
 @dataclass(kw_only=True)
-class ScoreConfig:
+class ScoreConfig(engine.Crew):
     """Which texts of which pictures to score, and with what."""
 
     data: str  # shard set with the pictures
@@ -50,11 +51,10 @@ class ScoreConfig:
     scores: str | None = None  # folder under scores/; by default one that fits is used again, or a new one named
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int = 32  # pictures a forward pass
-    device: str = "auto"
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
-    workers: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.scores is not None and not re.fullmatch(r"\w[\w.+-]*", self.scores):
             raise ValueError(f"scores '{self.scores}' must be letters, digits, . _ + or -.")
         if self.batch_size < 1:
@@ -63,18 +63,19 @@ class ScoreConfig:
             raise ValueError("Give a model to score with, or the name of finished scores.")
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """Where this work is written."""
-        return Path(self.out or self.data)
+        return place(self.out or self.data)
 
 
 @dataclass
 class Scored:
     """Tables of scores for the sources asked for (and perhaps more), and how they came to be."""
 
-    folder: Path
+    folder: Place
     made_with: dict[str, Any]  # what the scores depend on, as in their manifest
-    captions: dict[str, Path | None]  # sources asked for -> folder of their captions, None for the web texts
+    captions: dict[str, Place | None]  # sources asked for -> folder of their captions, None for the web texts
+    counts: dict[str, int]  # of all shards, or of this rank's until all are there
     ran: engine.Summary
 
     @property
@@ -89,12 +90,12 @@ class ScoreStage:
 
     config: ScoreConfig
     images: ShardSet
-    folder: Path
-    captions: dict[str, Path | None]
+    folder: Place
+    captions: dict[str, Place | None]
     dtype: Literal["bf16", "fp32"]
     name: str = "score"
 
-    def output(self, shard: str) -> Path:
+    def output(self, shard: str) -> Place:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -139,7 +140,7 @@ class ScoreStage:
         scored = sum(row.get(columns[0]) is not None for row in rows)
         counts = {"texts": len(rows), "texts_scored": scored, **pictures.counts}
         schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
-        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=schema), counts)
+        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=schema), counts, make_folder=False)
         return counts | pictures.times()
 
     def _score(self, batch: list[Ready[list[Any]]], of_batch: list[list[dict[str, Any]]]) -> None:
@@ -152,15 +153,15 @@ class ScoreStage:
         if not judged:
             return
         texts = [[row["text"] for row in rows] for _, rows in judged]
-        for place, scorer in enumerate(self._scorers):
-            columns = scorer.score([picture.input[place] for picture, _ in judged], texts)
+        for order, scorer in enumerate(self._scorers):
+            columns = scorer.score([picture.input[order] for picture, _ in judged], texts)
             for column, scores in columns.items():
                 for (_, rows), of_picture in zip(judged, scores, strict=True):
                     for row, score in zip(rows, of_picture, strict=True):
                         row[column] = score
 
 
-def read_captions(path: Path) -> dict[str, list[tuple[int, str | None]]]:
+def read_captions(path: Place) -> dict[str, list[tuple[int, str | None]]]:
     """key -> [(index, text)] of a captions table."""
     table = read_table(path, CAPTION_COLUMNS)
     found: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
@@ -171,14 +172,12 @@ def read_captions(path: Path) -> dict[str, list[tuple[int, str | None]]]:
 
 def image_rows(images: ShardSet, shard: str, columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
     """key -> these columns of the shard's own table; None for a column it lacks, nothing where there is no table."""
-    path = images.table(shard)
-    if not path.exists():
+    try:
+        table = read_table(images.table(shard), ["key"], optional=columns)
+    except FileNotFoundError:
         return {}
-    table = read_table(path, ["key"])
-    there = [name for name in columns if name in pq.read_schema(path).names]
-    values = dict(zip(there, read_table(path, there).columns, strict=True))
     nothing = [None] * table.num_rows
-    values = [values[name].to_pylist() if name in values else nothing for name in columns]
+    values = [table[name].to_pylist() if name in table.column_names else nothing for name in columns]
     return dict(zip(map(str, table["key"].to_pylist()), zip(*values, strict=True), strict=True))
 
 
@@ -190,43 +189,42 @@ def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
     images = ShardSet.open(config.data)
     captions = _find_captions(config, images, config.sources)
     folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
-    packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
-    manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages)
-    if config.model is not None:
-        manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
     stage = ScoreStage(config, images, folder, captions, settings["dtype"])
-    if any(not stage.output(shard).exists() for shard in images.shards):
+    tables, mine = {shard: stage.output(shard) for shard in images.shards}, config.share(images.shards)
+    complete = len(present(tables.values())) == len(tables)
+    finished = complete and "counts" in (read_manifest(folder) or {})
+    if not complete:
         if config.model is None or (settings["clip"] and config.clip is None):
             raise ValueError(
                 f"{folder} is not finished; give the model, and the --clip it was begun with, to finish it."
             )
         stage.captions = _find_captions(config, images, list(settings["sources"]))
-    ran = engine.run(stage, images.shards, workers=config.workers, device=config.device, progress=progress)
-    if not ran.failed:
-        manifest.finish(read_counts(stage.output(shard) for shard in images.shards))
-    return Scored(folder, settings, captions, ran)
+    # finished scores are only read, by any number of runs at a time
+    with nullcontext() if finished else claimed(folder, config.rank, config.world_size):
+        packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
+        shared = finished or config.world_size > 1
+        manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages, shared=shared)
+        if config.model is not None:
+            manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
+        ran = engine.run(
+            stage, mine, workers=config.workers, device=config.device, engine=config.engine, progress=progress
+        )
+        counts = manifest.settle(tables, mine, ran.failed, changed=ran.done > 0)
+    return Scored(folder, settings, captions, counts, ran)
 
 
-def forget_if_empty(folder: Path) -> None:
-    """Remove the manifest of a run that ended before its first table: it has settled nothing."""
-    if not any(folder.glob("*.parquet")):
-        (folder / MANIFEST).unlink(missing_ok=True)
-
-
-def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) -> dict[str, Path | None]:
+def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) -> dict[str, Place | None]:
     """Source -> folder of its captions (None for "web"), web first, then by name; all of them finished."""
     places = [config.root / "captions", images.path / "captions"]
-    there = {
-        path.name: path for place in reversed(places) if place.is_dir() for path in place.glob("[!.]*") if path.is_dir()
-    }
+    there = {path.name: path for root in reversed(places) for path in root.glob("[!.]*") if path.is_dir()}
     wanted = set(sources or [WEB, *there])
-    found: dict[str, Path | None] = {WEB: None} if WEB in wanted else {}
+    found: dict[str, Place | None] = {WEB: None} if WEB in wanted else {}
     for name in sorted(wanted - {WEB}):
         if name not in there:
             known = ", ".join([WEB, *sorted(there)])
             raise FileNotFoundError(f"No captions named '{name}' in {places[0]}; the sources there are {known}.")
         tables = [there[name] / f"{shard}.parquet" for shard in images.shards]
-        lacking = [path.stem for path in tables if not path.exists()]
+        lacking = [path.stem for path in sorted(set(tables) - present(tables))]
         if lacking:
             raise ValueError(
                 f"{there[name]} lacks {len(lacking)} of {len(tables)} shards ({lacking[0]} first); run the same "
@@ -237,7 +235,7 @@ def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) ->
     return found
 
 
-def _origin(captions: Path | None) -> str:
+def _origin(captions: Place | None) -> str:
     """What a source's texts were made with, in 16 hex digits; more shards of the same make do not change it."""
     manifest = read_manifest(captions) if captions else None
     if manifest is None:
@@ -245,7 +243,7 @@ def _origin(captions: Path | None) -> str:
     return hashlib.sha256(json.dumps(manifest["config"], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Path, dict[str, Any]]:
+def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[str, Any]]:
     """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
     asked: dict[str, Any] = {"sources": origins}
     if config.model is not None:
@@ -264,7 +262,8 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Path, dict[st
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
     clip = "+clip" if config.clip else ""
     folder = place / (config.scores or f"blip-{asked['fingerprint'][:8]}{clip}.{'+'.join(origins)}"[:120])
-    forget_if_empty(folder)
+    if config.world_size == 1:
+        forget_if_empty(folder)
     manifest = read_manifest(folder)
     before = manifest["config"]["sources"] if manifest else {}
     changed = [source for source, origin in origins.items() if before.get(source, origin) != origin]
@@ -275,7 +274,7 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Path, dict[st
     return folder, asked
 
 
-def rescore(folder: Path) -> str:
+def rescore(folder: Place) -> str:
     """What to do about scores that no longer fit."""
     return f"delete {folder}, or score into another folder with --scores NAME"
 

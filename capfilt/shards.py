@@ -7,18 +7,19 @@ under its name only when it is whole. Bad data is named, never an exception; a b
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from capfilt.storage import Place, Remote, committed, join, names, open_read, place, read_tail
 
 # Columns of the four kinds of tables. SCORES are followed by one float32 column a score; a filtered table is a table of
 # scores followed by VERDICT.
@@ -63,38 +64,41 @@ def filtered_schema(columns: Iterable[str]) -> pa.Schema:
 class ShardSet:
     """A folder of `NNNNN.tar` files, with or without tables beside them."""
 
-    path: Path
+    path: Place
     shards: list[str]
 
     @staticmethod
-    def open(path: str | Path) -> ShardSet:
-        """List the shards of a folder; FileNotFoundError or ValueError in one sentence when it is no shard set."""
-        folder = Path(path)
-        if not folder.exists():
-            raise FileNotFoundError(f"No folder at {folder}.")
-        if not folder.is_dir():
+    def open(path: str | Place) -> ShardSet:
+        """List the shards of a folder; FileNotFoundError or ValueError in one sentence when it is no shard set.
+
+        One listing, however many shards: no tar and no table is opened.
+        """
+        folder = place(path)
+        if isinstance(folder, Path) and folder.is_file():
             raise ValueError(f"{folder} is a file; give the folder that holds the .tar shards.")
+        listed = [name for name in names(folder) if not name.startswith(".")]
+        if not listed and (isinstance(folder, Remote) or not folder.exists()):
+            raise FileNotFoundError(f"No folder at {folder}.")
         manifest = read_manifest(folder)
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-        shards = [name[: -len(".tar")] for name in names if name.endswith(".tar")]
+        shards = [name[: -len(".tar")] for name in listed if name.endswith(".tar")]
         if manifest is not None and manifest.get("stage") in ("download", "pack"):
-            present = set(names)  # these commit the table last: a tar without one is not finished
-            shards = [shard for shard in shards if f"{shard}.parquet" in present]
+            tables = set(listed)  # these commit the table last: a tar without one is not finished
+            shards = [shard for shard in shards if f"{shard}.parquet" in tables]
         if not shards:
-            raise ValueError(_why_no_shards(folder, names, manifest))
+            raise ValueError(_why_no_shards(folder, listed, manifest))
         return ShardSet(folder, shards)
 
-    def tar(self, shard: str) -> Path:
+    def tar(self, shard: str) -> Place:
         return self.path / f"{shard}.tar"
 
-    def table(self, shard: str) -> Path:
+    def table(self, shard: str) -> Place:
         """Where the shard's image table lies, if it has one."""
         return self.path / f"{shard}.parquet"
 
 
-def _why_no_shards(folder: Path, names: list[str], manifest: dict | None) -> str:
+def _why_no_shards(folder: Place, names: list[str], manifest: dict | None) -> str:
     if manifest is not None and "images" in manifest:
-        stage, images = manifest["stage"], (folder / manifest["images"]).resolve()
+        stage, images = manifest["stage"], join(folder, manifest["images"])
         return f"{folder} is the output of '{stage}', not a shard set; its pictures are in {images}."
     if manifest is not None:
         return f"{folder} has no finished shard yet; run the same `capfilt {manifest['stage']}` again to finish it."
@@ -132,15 +136,15 @@ class Member(NamedTuple):
     size: int
 
 
-def read_pictures(tar_path: str | Path, problems: list[Problem] | None = None) -> Iterator[Picture]:
+def read_pictures(tar_path: str | Place, problems: list[Problem] | None = None) -> Iterator[Picture]:
     """Samples of a tar in the order of their first members, each key once; what is wrong is appended to `problems`.
 
     A key is the member's name up to the first dot of its basename, as webdataset has it. Members of one sample need
     not be adjacent. A sample without a readable picture comes with `error` = `no_picture` or `truncated_tar`.
     """
     problems = [] if problems is None else problems
-    with open(tar_path, "rb") as file:
-        end = os.fstat(file.fileno()).st_size
+    with open_read(place(tar_path)) as file:
+        end = file.seek(0, io.SEEK_END)
         for key, parts in index_pictures(file, end, problems).items():
             text, meta = read_words(file, end, parts)
             image = _read_member(file, end, parts.get("image"))
@@ -261,68 +265,63 @@ def _pax_path(content: bytes) -> str | None:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-@contextmanager
-def _committed(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under `path` only when the block has ended well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def write_table(
+    path: Place, table: pa.Table, counts: dict[str, int] | None = None, *, make_folder: bool = True
+) -> None:
+    """Write Parquet with the same bytes for the same rows; `counts` travel in its footer, see `read_counts`.
 
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files that a killed run has left in `folder`."""
-    if folder.is_dir():
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
-
-
-def write_table(path: Path, table: pa.Table, counts: dict[str, int] | None = None) -> None:
-    """Write Parquet with the same bytes for the same rows; `counts` travel in its footer, see `read_counts`."""
+    Without `make_folder` one that was removed during a run does not come back with half of its tables.
+    """
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     footer = {b"capfilt": json.dumps(counts, sort_keys=True).encode()} if counts is not None else None
-    with _committed(path) as file:
+    with committed(path) as file:
         pq.write_table(table.replace_schema_metadata(footer), file, compression="zstd", row_group_size=ROW_GROUP)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read a table, or the named columns of it; an unreadable file or a missing column is one ValueError sentence."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No table at {path}.")
+def read_table(path: Place, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
+    """Read a table, or the named columns of it and those of the `optional` ones that it has.
+
+    An unreadable file or a missing column is one ValueError sentence.
+    """
     try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or () if name not in file.schema_arrow.names]
+        source = io.BytesIO(path.read_bytes()) if isinstance(path, Remote) else open_read(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"No table at {path}.") from None
+    try:
+        with source, pq.ParquetFile(source) as file:
+            there = file.schema_arrow.names
+            missing = [name for name in columns or () if name not in there]
             if missing:
-                raise ValueError(f"{path} has no column '{missing[0]}'; it has {', '.join(file.schema_arrow.names)}.")
-            return file.read(columns=columns).replace_schema_metadata(None)
+                raise ValueError(f"{path} has no column '{missing[0]}'; it has {', '.join(there)}.")
+            wanted = None if columns is None else [*columns, *(name for name in optional if name in there)]
+            return file.read(columns=wanted).replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from None
 
 
-def read_counts(paths: Iterable[Path]) -> dict[str, int]:
+def read_counts(paths: Iterable[Place]) -> dict[str, int]:
     """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
+
+    def counts(path: Place) -> dict[str, int]:
+        # a reader starts at the end of a file, so that the tail is a Parquet file to it
+        tail = read_tail(path)
+        footer = int.from_bytes(tail[-8:-4], "little") + 8
+        schema = pq.read_schema(pa.BufferReader(tail if footer <= len(tail) else read_tail(path, footer)))
+        return json.loads((schema.metadata or {}).get(b"capfilt", b"{}"))
+
     total: dict[str, int] = {}
-    for path in paths:
-        for name, count in json.loads((pq.read_schema(path).metadata or {}).get(b"capfilt", b"{}")).items():
-            total[name] = total.get(name, 0) + count
+    with ThreadPoolExecutor(16, thread_name_prefix="counts") as pool:  # a remote footer costs a round trip
+        for of_table in pool.map(counts, paths):
+            for name, count in of_table.items():
+                total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write indented JSON, atomically."""
-    with _committed(path) as file:
+def write_json(path: Place, content: dict) -> None:
+    """Write indented JSON, atomically, into a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with committed(path) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
@@ -337,11 +336,12 @@ def suffix_of(data: bytes) -> str:
     return {b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}.get(data[:4], "bmp" if data[:2] == b"BM" else "jpg")
 
 
-def write_shard(path: Path, pictures: Iterable[Picture]) -> None:
+def write_shard(path: Place, pictures: Iterable[Picture]) -> None:
     """Write a tar of `key.jpg`, `key.txt` (where there is a text) and `key.json`: same pictures, same bytes."""
     from webdataset import TarWriter  # imports torch, so only where it is used
 
-    with _committed(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with committed(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
         for picture in pictures:
             sample = {"__key__": picture.key, suffix_of(picture.image): picture.image}
             if picture.text is not None:
@@ -360,20 +360,20 @@ def _one_line(error: BaseException) -> str:
 MANIFEST = "manifest.json"
 
 
-def read_manifest(folder: Path) -> dict | None:
+def read_manifest(folder: Place) -> dict | None:
     """The manifest of an output folder of ours, None where there is none (an img2dataset folder, say)."""
     try:
-        content = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        raise ValueError(f"{Path(folder) / MANIFEST} is not valid JSON; delete the folder and run again.") from None
+        raise ValueError(f"{folder / MANIFEST} is not valid JSON; delete the folder and run again.") from None
     return content if isinstance(content, dict) and "stage" in content else None
 
 
-def images_of(folder: Path) -> Path:
+def images_of(folder: Place) -> Place:
     """The shard set that a table folder of ours was made from."""
     manifest = read_manifest(folder)
     if manifest is None or "images" not in manifest:
         raise ValueError(f"{folder} has no manifest.json that says where its pictures are.")
-    return (Path(folder) / manifest["images"]).resolve()
+    return join(folder, manifest["images"])

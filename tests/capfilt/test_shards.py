@@ -29,6 +29,7 @@ from capfilt.shards import (
     write_shard,
     write_table,
 )
+from capfilt.storage import sweep
 
 
 def jpeg(seed: int = 0, kind: str = "JPEG") -> bytes:
@@ -255,7 +256,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["0.tar"]
     assert (tmp_path / "0.tar").read_bytes() == b"old"
     (tmp_path / ".0.tar.deadbeef.tmp").write_bytes(b"left by a killed run")
-    shards.sweep(tmp_path)
+    sweep(tmp_path)
     assert os.listdir(tmp_path) == ["0.tar"]
 
 

@@ -1,0 +1,354 @@
+"""Where files lie: a local path, or an object behind any fsspec URL (`s3://`, `gs://`, ...), under the same few names.
+
+A `Remote` knows the part of `pathlib.Path` that the stages use, so these say `folder / "00000.parquet"` and `.exists()`
+of both. Reading fetches ranges ahead of the reader; a file appears whole or not at all; every request is tried again
+with growing waits before a run hears of a network's bad moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import io
+import os
+import posixpath
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+TRIES = 5  # of a request, and FIRST_WAIT seconds before the second, doubled from there on
+FIRST_WAIT = 0.5
+BLOCK = 8 << 20  # bytes of a range request: enough for a full stream, little enough to repeat
+AHEAD = 4  # blocks in flight beyond the one that is read
+# Stores in which an upload appears under its name only when it is complete; elsewhere it is renamed into place.
+OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "obs", "hf"])
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that brings its package
+# A request that fails with one of these fails again.
+PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+PERMANENT += (ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
+
+
+@dataclass(frozen=True, order=True)
+class Remote:
+    """A file or folder behind an fsspec URL."""
+
+    url: str  # without a slash at the end
+
+    def __truediv__(self, part: str) -> Remote:
+        scheme, _, rest = self.url.partition("://")
+        return Remote(f"{scheme}://{posixpath.normpath(posixpath.join(rest, part))}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __fspath__(self) -> str:
+        raise TypeError(f"{self.url} is not a local file.")  # rather than a file of that name in the working folder
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def parent(self) -> Remote:
+        return self / ".."
+
+    def with_name(self, name: str) -> Remote:
+        return self.parent / name
+
+    def resolve(self) -> Remote:
+        return self
+
+    def is_relative_to(self, other: Any) -> bool:
+        return f"{self.url}/".startswith(f"{other}/")
+
+    def exists(self) -> bool:
+        return self._ask(lambda fs, path: fs.exists(path))
+
+    def is_file(self) -> bool:
+        return self._ask(lambda fs, path: fs.isfile(path))
+
+    def is_dir(self) -> bool:
+        return self._ask(lambda fs, path: fs.isdir(path))
+
+    def iterdir(self) -> Iterator[Remote]:
+        return (self / name for name in names(self))
+
+    def glob(self, pattern: str) -> Iterator[Remote]:
+        """Entries of this folder that match; no `**`."""
+        return (self / name for name in names(self) if fnmatch.fnmatchcase(name, pattern))
+
+    def read_bytes(self) -> bytes:
+        return self._ask(lambda fs, path: fs.cat_file(path))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> None:
+        self._ask(lambda fs, path: fs.pipe_file(path, data))
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self._ask(lambda fs, path: fs.rm_file(path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing where folders are but the beginnings of names; else the folder and those above it."""
+        if not self._is_object_store():
+            self._ask(lambda fs, path: fs.makedirs(path, exist_ok=True))
+
+    def _is_object_store(self) -> bool:
+        return self.url.partition("://")[0] in OBJECT_STORES
+
+    def _ask(self, request: Callable[[Any, str], T]) -> T:
+        """Ask the file system, which is told to trust no listing of its own memory: others write there too."""
+
+        def attempt() -> T:
+            fs, path = _file_system(self.url)
+            fs.invalidate_cache()
+            return request(fs, path)
+
+        return _patiently(attempt, self.url)
+
+
+Place: TypeAlias = Path | Remote
+
+
+def place(path: str | Path | Remote) -> Place:
+    """The place that a path or URL means; `~` and `file://` are local."""
+    if isinstance(path, Remote | Path):
+        return path
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return Path(path).expanduser()
+    if scheme in ("file", "local"):
+        return Path(rest)
+    return Remote(f"{scheme}://{rest.rstrip('/')}")
+
+
+def join(folder: Place, reference: str) -> Place:
+    """The place that `reference`, relative to `folder` or whole, means."""
+    if "://" in reference or os.path.isabs(reference):
+        return place(reference)
+    return (folder / reference).resolve()
+
+
+# ---------------------------------------------------------------------------------------------------- listing
+
+
+def names(folder: Place) -> list[str]:
+    """Names in a folder, sorted, by one listing; none where there is no folder."""
+    try:
+        if isinstance(folder, Path):
+            return sorted(os.listdir(folder))
+        found = folder._ask(lambda fs, path: set(fs.ls(path, detail=False)) - {path, f"{path}/"})
+    except FileNotFoundError:
+        return []
+    return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
+
+
+def present(places: Iterable[Place]) -> set[Place]:
+    """Those of the files that exist, by one listing for each folder whatever their number."""
+    by_folder: dict[Place, dict[str, Place]] = {}
+    for one in places:
+        by_folder.setdefault(one.parent, {})[one.name] = one
+    return {files[name] for folder, files in by_folder.items() for name in names(folder) if name in files}
+
+
+def modified(path: Place) -> float:
+    """When a file was last written, by the clock of where it lies, in seconds since 1970."""
+    if isinstance(path, Path):
+        return path.stat().st_mtime
+    return path._ask(lambda fs, inner: fs.modified(inner)).timestamp()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def open_read(path: Place) -> BinaryIO:
+    """A file to read from and to seek in."""
+    return open(path, "rb") if isinstance(path, Path) else _Ranges(path)  # type: ignore[return-value]
+
+
+def read_tail(path: Place, size: int = 64 << 10) -> bytes:
+    """The last `size` bytes of a file, or all of a smaller one."""
+    if isinstance(path, Remote):
+        return path._ask(lambda fs, inner: fs.cat_file(inner, start=-size))
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file, fetched in blocks: each once, a few ahead of the reader, kept in a temporary file.
+
+    A tar is walked first and read then, so without the file every byte would come twice.
+    """
+
+    def __init__(self, remote: Remote):
+        self.remote = remote
+        self.end: int = remote._ask(lambda fs, path: fs.info(path)["size"])
+        self.position = 0
+        self._blocks: dict[int, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")
+        self._spool = tempfile.TemporaryFile(prefix="capfilt-")  # noqa: SIM115  (closed with this)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.end}[whence]
+        return self.position
+
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = min(self.position, self.end)
+        stop = self.end if size is None or size < 0 else min(start + size, self.end)
+        for block in range(start // BLOCK, -(-stop // BLOCK)):
+            for coming in range(block, block + 1 + AHEAD):
+                if coming not in self._blocks and coming * BLOCK < self.end:
+                    self._blocks[coming] = self._pool.submit(self._fetch, coming)
+            self._blocks[block].result()
+        self.position = stop
+        return os.pread(self._spool.fileno(), stop - start, start)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _fetch(self, block: int) -> None:
+        start, stop = block * BLOCK, min((block + 1) * BLOCK, self.end)
+
+        def fetch(fs: Any, path: str) -> bytes:
+            data = fs.cat_file(path, start=start, end=stop)
+            if len(data) != stop - start:
+                raise OSError(f"{len(data)} bytes came for {stop - start}")
+            return data
+
+        data = memoryview(self.remote._ask(fetch))
+        while data:
+            written = os.pwrite(self._spool.fileno(), data, stop - len(data))
+            data = data[written:]
+
+    def close(self) -> None:
+        if not self.closed:
+            self._pool.shutdown(cancel_futures=True)
+            self._spool.close()
+        super().close()
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def committed(path: Place) -> Iterator[BinaryIO]:
+    """A file that appears under `path`, in a folder that is there, only when the block has ended well."""
+    # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if isinstance(path, Remote):
+        with _uploaded(path, temporary) as file:
+            yield file
+        return
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
+    with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
+        yield file  # type: ignore[misc]
+        file.flush()
+        if path._is_object_store():
+            path._ask(lambda fs, target: fs.put_file(file.name, target))
+            return
+        try:
+            temporary._ask(lambda fs, target: fs.put_file(file.name, target))
+            temporary._ask(lambda fs, source: fs.mv(source, _file_system(path.url)[1]))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sweep(folder: Place, targets: Iterable[str] | None = None) -> None:
+    """Remove temporary files that a killed run has left in `folder`: all, or those that were to become `targets`."""
+    wanted = None if targets is None else set(targets)
+    for name in names(folder):
+        if name.startswith(".") and name.endswith(".tmp") and (wanted is None or name[1:-13] in wanted):
+            (folder / name).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------- requests
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = f"'capfilt[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "the package that it names"
+        raise ImportError(f"{scheme}:// cannot be used here ({error}); pip install {extra}") from None
+    except ValueError as error:  # fsspec knows no such protocol
+        raise ValueError(f"{url} is no place to read from or write to: {error}.") from None
+
+
+def _patiently(request: Callable[[], T], url: str) -> T:
+    """The answer to a request, tried again with growing waits; the error of the last try names the URL."""
+    for attempt in range(TRIES):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "No such file or folder", url) from None
+        except PermissionError as error:
+            raise PermissionError(errno.EACCES, f"Permission denied ({_one_line(error)})", url) from None
+        except PERMANENT:
+            raise
+        except Exception as error:
+            if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                raise PermissionError(errno.EACCES, f"No access ({_one_line(error)})", url) from None
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of the temporary file
+                raise
+            if attempt == TRIES - 1:
+                raise OSError(f"{url} does not answer after {TRIES} tries ({_one_line(error)}).") from None
+            time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # apart from the other workers
+    raise AssertionError("the last try has returned or raised")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
