@@ -10,37 +10,30 @@ import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
+NEVER = torch.iinfo(torch.long).max  # rank of a right answer that is not among the candidates
 
 
-def retrieval_recall(scores_i2t: Tensor, scores_t2i: Tensor, text_to_image: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways, in percent, with `mean_recall`, the mean of all six.
+def retrieval_ranks(scores: Tensor, right: Tensor) -> Tensor:
+    """By query (row of `scores` (R, K)), how many wrong candidates score at least as high as the best `right` one.
 
-    `scores_i2t` (I, T) ranks texts for each image, `scores_t2i` (T, I) images for each text, `text_to_image` (T,) is
-    the image each text belongs to. An image's rank is that of its best text. A tie is no hit: whatever is wrong and
-    scores as high as the right answer counts as ranked before it, so a constant score has recall 0.
+    A tie is no hit: whatever is wrong and scores as high as the right answer counts as ranked before it, so a constant
+    score finds nothing. A query with no right candidate has rank NEVER.
     """
-    images, texts = scores_i2t.shape
-    if scores_t2i.shape != (texts, images) or text_to_image.shape != (texts,):
-        raise ValueError(
-            f"shapes do not fit: i2t {tuple(scores_i2t.shape)}, t2i {tuple(scores_t2i.shape)}, "
-            f"text_to_image {tuple(text_to_image.shape)}"
-        )
-    if scores_i2t.isnan().any() or scores_t2i.isnan().any():
+    if scores.shape != right.shape:
+        raise ValueError(f"shapes do not fit: scores {tuple(scores.shape)}, right {tuple(right.shape)}")
+    if scores.isnan().any():
         raise ValueError("retrieval scores hold NaN: the model's features are not finite")
-    right = (
-        text_to_image.to(scores_i2t.device)[None] == torch.arange(images, device=scores_i2t.device)[:, None]
-    )  # (I, T)
-    ranks = {"i2t": _pessimistic_ranks(scores_i2t, right), "t2i": _pessimistic_ranks(scores_t2i, right.T)}
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    return ((scores >= best) & ~right).sum(dim=1).where(right.any(dim=1), NEVER)
+
+
+def retrieval_recall(ranks_i2t: Tensor, ranks_t2i: Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 of texts by image and of images by text, with `mean_recall`, the mean of all six."""
+    ranks = {"i2t": ranks_i2t, "t2i": ranks_t2i}
     recalls = {
         f"{way}_r@{k}": 100.0 * float((rank < k).double().mean()) for way, rank in ranks.items() for k in RECALL_AT
     }
     return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}
-
-
-def _pessimistic_ranks(scores: Tensor, right: Tensor) -> Tensor:
-    """By row, how many wrong candidates score at least as high as the best right one."""
-    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-    return ((scores >= best) & ~right).sum(dim=1)
 
 
 def roc_auc(scores: Sequence[float] | Tensor | np.ndarray, labels: Sequence[bool] | Tensor | np.ndarray) -> float:

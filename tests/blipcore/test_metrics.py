@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from blipcore.metrics import retrieval_recall, roc_auc
+from blipcore.metrics import NEVER, retrieval_ranks, retrieval_recall, roc_auc
+
+
+def recall_of(i2t: torch.Tensor, t2i: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
+    """Recall from all scores (I, T) and (T, I), `owner` (T,) being the image of each text."""
+    right = owner[None] == torch.arange(len(i2t))[:, None]
+    return retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
 
 
 def test_perfect_retrieval():
     owner = torch.tensor([0, 0, 1, 2])
     scores = (torch.arange(3)[:, None] == owner[None]).float()
-    assert set(retrieval_recall(scores, scores.T, owner).values()) == {100.0}
+    assert set(recall_of(scores, scores.T, owner).values()) == {100.0}
 
 
 def test_recall_counted_by_hand():
@@ -22,7 +28,7 @@ def test_recall_counted_by_hand():
     for image, better in ((0, 1), (1, 5), (2, 10)):
         others = [text for text in range(12) if text != image][:better]
         scores[image, others] = 11.0
-    recall = retrieval_recall(scores, torch.eye(12), torch.arange(12))
+    recall = recall_of(scores, torch.eye(12), torch.arange(12))
     assert recall["i2t_r@1"] == pytest.approx(900 / 12)
     assert recall["i2t_r@5"] == pytest.approx(1000 / 12)
     assert recall["i2t_r@10"] == pytest.approx(1100 / 12)
@@ -34,16 +40,16 @@ def test_an_image_is_ranked_by_its_best_text():
     i2t = torch.tensor([[0.1, 0.9, 0.5]])  # texts 0 and 1 are right
     owner = torch.tensor([0, 0, 1])
     i2t = torch.cat([i2t, torch.tensor([[0.0, 0.0, 1.0]])])
-    assert retrieval_recall(i2t, i2t.T, owner)["i2t_r@1"] == 100.0
+    assert recall_of(i2t, i2t.T, owner)["i2t_r@1"] == 100.0
 
 
 @pytest.mark.parametrize("value", [0.0, -100.0, float("-inf")])
 def test_ties_are_no_hits(value):
     """A model that scores everything alike knows nothing; optimistic ranks would give it 100."""
     scores = torch.full((20, 20), value)
-    assert set(retrieval_recall(scores, scores, torch.arange(20)).values()) == {0.0}
+    assert set(recall_of(scores, scores, torch.arange(20)).values()) == {0.0}
     scores[0, 0] = 1.0
-    assert retrieval_recall(scores, scores, torch.arange(20))["i2t_r@1"] == pytest.approx(5.0)
+    assert recall_of(scores, scores, torch.arange(20))["i2t_r@1"] == pytest.approx(5.0)
 
 
 def test_recall_equals_its_definition():
@@ -51,7 +57,7 @@ def test_recall_equals_its_definition():
     owner = torch.from_numpy(np.concatenate([np.arange(30), rng.integers(0, 30, 60)]))
     i2t, t2i = (torch.from_numpy(rng.integers(0, 40, shape).astype(np.float32)) for shape in ((30, 90), (90, 30)))
     i2t += 25 * (owner[None] == torch.arange(30)[:, None])
-    recall = retrieval_recall(i2t, t2i, owner)
+    recall = recall_of(i2t, t2i, owner)
     for k in (1, 5, 10):
         image_hits, text_hits = 0, 0
         for image in range(30):
@@ -64,11 +70,17 @@ def test_recall_equals_its_definition():
         assert recall[f"t2i_r@{k}"] == pytest.approx(100 * text_hits / 90)
 
 
+def test_a_right_answer_that_is_no_candidate_is_never_found():
+    ranks = retrieval_ranks(torch.eye(2), torch.tensor([[True, False], [False, False]]))
+    assert ranks.tolist() == [0, NEVER]
+    assert retrieval_recall(ranks, ranks)["i2t_r@10"] == 50.0
+
+
 def test_scores_must_fit_and_be_numbers():
     with pytest.raises(ValueError, match="shapes do not fit"):
-        retrieval_recall(torch.eye(3), torch.eye(4), torch.arange(3))
+        retrieval_ranks(torch.eye(3), torch.eye(4) > 0)
     with pytest.raises(ValueError, match="NaN"):
-        retrieval_recall(torch.eye(3) * torch.nan, torch.eye(3), torch.arange(3))
+        retrieval_ranks(torch.eye(3) * torch.nan, torch.eye(3) > 0)
 
 
 def test_roc_auc_is_the_share_of_ordered_pairs():
