@@ -55,6 +55,14 @@ class Task(StrEnum):
     retrieval = "retrieval"
 
 
+class Format(StrEnum):
+    """The kinds of checkpoints that can be written."""
+
+    blipcore = "blipcore"
+    hf = "hf"
+    official = "official"
+
+
 @app.command(epilog="Example: capfilt download urls.parquet data --image-size 384")
 @sentences
 def download(
@@ -281,6 +289,29 @@ def evaluate(
         "dtype": dtype,
     })  # fmt: skip
     finish(runs.evaluate(settings), as_json)
+
+
+@app.command(epilog="Example: capfilt convert model_base_retrieval_coco.pth filter --to hf")
+@sentences
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="blipcore folder, official .pth, Hugging Face BLIP.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; a .pth file for official.")],
+    to: Annotated[Format, typer.Option(help="What to write.")] = Format.blipcore,
+    task: Annotated[str | None, typer.Option(help="Keep only what this task runs on, e.g. caption.")] = None,
+    tokenizer: Tokenizer = None,
+    image_size: ImageSize = None,
+    numerics: Annotated[str | None, typer.Option(help="official or transformers, of a HF source. (official)")] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Turn any BLIP checkpoint into another kind: same tensors, same numbers."""
+    from blipcore.model import convert as checkpoints
+
+    settings = resolve(checkpoints.ConvertRun, None, sets or (), {
+        "source": source, "target": target, "to": to.value, "task": task, "tokenizer": tokenizer,
+        "image_size": image_size, "numerics": numerics,
+    })  # fmt: skip
+    finish(checkpoints.convert(settings), as_json)
 
 
 @app.command(epilog="Example: capfilt demo --out demo --rows all")

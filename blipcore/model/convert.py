@@ -1,39 +1,57 @@
 """Checkpoints in and out: blipcore folders, the official code's .pth files, Hugging Face BLIP folders and hub ids.
 
-`load_model` turns any of them into (Blip, Tokenizer), `save_model` writes ours: a folder of config.json,
-model.safetensors and tokenizer files. Loading is strict: a tensor that is missing, left over or of another shape is an
-error that names it, so that no half-random model ever runs. Pickles are read with `weights_only=True` alone.
+`load_model` turns any of them into (Blip, Tokenizer); `save_model`, `save_official` and `save_huggingface` write them,
+and `convert` is the one after the other. Ours is a folder of config.json, model.safetensors and tokenizer files.
+Loading is strict: a tensor that is missing, left over or of another shape is an error that names it, so that no
+half-random model ever runs. All that a file may lack is ITC's temperature (`foreign.MAY_LACK`).
 """
 
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from blipcore.model.blip import Blip, BlipConfig
+from blipcore.model.files import (
+    appearing,
+    locate,
+    read_json,
+    read_pickle,
+    read_safetensors,
+    read_weights,
+    weight_files,
+    write_json,
+)
 from blipcore.model.foreign import (
-    huggingface_config,
+    MAY_LACK,
     official_config,
     require_fit,
     shapes,
     split_training_state,
+    to_official,
     translate,
 )
-from blipcore.model.tokenizer import TOKENIZER_FILES, Tokenizer, download
+from blipcore.model.huggingface import Numerics, folder_files, huggingface_config
+from blipcore.model.tokenizer import TOKENIZER_FILES, Tokenizer
 from blipcore.model.vit import resize_pos_embed
 
 VERSION = 1  # of our folder format
 DEFAULT_TOKENIZER = "bert-base-uncased"  # official checkpoints bring none
 
-_INDEX = "model.safetensors.index.json"
+# The parts of a model that a task runs on.
+PARTS = {
+    "pretrain": ("encode", "decode", "itc", "itm"),
+    "caption": ("decode",),
+    "retrieval": ("encode", "itc", "itm"),
+    "features": ("encode",),
+    "vqa": ("encode", "vqa"),
+    "nlvr": ("encode", "nlvr"),
+}
 _WHY = {
     "decode": "captioning needs the text decoder: use a captioner or a pre-training checkpoint",
     "encode": "this needs the text encoder: use a retrieval or a pre-training checkpoint",
@@ -45,6 +63,50 @@ _WHY = {
 }
 
 
+@dataclass
+class ConvertRun:
+    """`capfilt convert`: which checkpoint, into what."""
+
+    source: str
+    target: Path
+    to: Literal["blipcore", "hf", "official"] = "blipcore"
+    task: Literal["pretrain", "caption", "retrieval", "features", "vqa", "nlvr"] | None = (
+        None  # keep only what it runs on
+    )
+    tokenizer: str | None = None
+    image_size: int | None = None
+    numerics: Numerics = "official"  # of a Hugging Face source (see `huggingface_config`)
+    model: dict[str, Any] = field(default_factory=dict)  # what an official file does not tell: {"vision": {"heads": 3}}
+
+
+def convert(run: ConvertRun) -> dict[str, Any]:
+    """Write `run.source` as another kind of checkpoint; returns what came over and what was left behind."""
+    if run.to != "blipcore" and run.target.exists():
+        raise ValueError(f"{run.target} exists: choose another place, or remove it")
+    path = locate(run.source)
+    config, state, extra = _read(path, run.model, run.numerics)
+    model = _build(config, state, run.image_size)
+    left = sorted({name.partition(".")[0] for name in extra})
+    if run.task:
+        _require(config, run.source, PARTS[run.task])
+        left += [part for part in (*config.text.roles, *config.heads) if part not in PARTS[run.task]]
+        model = model.only(*PARTS[run.task])
+    if run.to == "official":
+        save_official(run.target, model)
+    else:
+        save = save_model if run.to == "blipcore" else save_huggingface
+        save(run.target, model, _tokenizer_for(config, run.source, path, run.tokenizer))
+    return {
+        "source": run.source,
+        "target": str(run.target),
+        "format": run.to,
+        "model": _kind(model.config),
+        "image_size": model.config.vision.image_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "left_out": left,
+    }
+
+
 def load_model(
     path_or_id: str | Path,
     *,
@@ -52,24 +114,41 @@ def load_model(
     tokenizer: str | Path | None = None,
     image_size: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    numerics: Numerics = "official",
 ) -> tuple[Blip, Tokenizer]:
     """Model in float32 on the CPU, in eval mode, and its tokenizer.
 
     `path_or_id` is a blipcore folder, an official .pth, or a Hugging Face BLIP folder or hub id. `needs` names the
     parts (encode, decode, itc, itm, vqa, nlvr; "decode|vqa" is either) that the caller cannot do without. Another
     `image_size` resizes the position table. `tokenizer` overrides the checkpoint's own; `overrides` is for official
-    files alone (see `read_official`).
+    files alone (see `read_official`), and `numerics` for Hugging Face ones (see `huggingface_config`).
     """
-    path = _local(path_or_id)
+    path = locate(path_or_id)
+    config, state, _ = _read(path, overrides, numerics)
+    _require(config, path_or_id, needs)
+    model = _build(config, state, image_size)
+    return model, _tokenizer_for(config, path_or_id, path, tokenizer)
+
+
+def _read(
+    path: Path, overrides: Mapping[str, Any] | None, numerics: Numerics
+) -> tuple[BlipConfig, dict[str, Tensor], dict[str, Tensor]]:
+    """Config, model state and training state of a checkpoint of any kind."""
     if path.is_file():
-        config, state, _ = read_official(path, overrides)
-    elif _is_ours(path):
-        config, state = _read_ours(path)
-    else:
-        config, state = read_huggingface(path)
+        return read_official(path, overrides)
+    if overrides:
+        raise ValueError(f"{path} says its sizes in its config.json: {sorted(overrides)} cannot be set")
+    return (*(_read_ours(path) if _is_ours(path) else read_huggingface(path, numerics)), {})
+
+
+def _require(config: BlipConfig, name: str | Path, needs: Sequence[str]) -> None:
     for part in needs:
         if not {*config.text.roles, *config.heads}.intersection(part.split("|")):
-            raise ValueError(f"{path_or_id} is {_kind(config)}; {_WHY[part]}")
+            raise ValueError(f"{name} is {_kind(config)}; {_WHY[part]}")
+
+
+def _build(config: BlipConfig, state: dict[str, Tensor], image_size: int | None) -> Blip:
+    """The model of `config` with the weights `state`, its position table resized to `image_size`."""
     if image_size is not None and image_size != config.vision.image_size:
         table = state["visual_encoder.pos_embed"].float()
         config.vision.image_size = image_size
@@ -78,7 +157,7 @@ def load_model(
     with torch.device("meta"):  # no time for an initialisation that is overwritten, and no draw from the global seed
         model = Blip(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    return model.eval(), _tokenizer_for(config, path_or_id, path, tokenizer)
+    return model.eval()
 
 
 def _tokenizer_for(config: BlipConfig, name: str | Path, path: Path, given: str | Path | None) -> Tokenizer:
@@ -104,22 +183,40 @@ def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
     folder = Path(folder)
     if folder.exists() and not (_is_ours(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no blipcore model: choose another place to save to")
-    staging, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (staging, old):  # of a run that was killed here
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.mkdir(parents=True)
-    content = {"format": "blipcore", "version": VERSION, "config": model.config.to_dict()}
-    (staging / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save(staging)
-    for file in staging.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if folder.exists():
-        folder.rename(old)
-    staging.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with appearing(folder) as staging:
+        staging.mkdir()
+        write_json(
+            staging / "config.json", {"format": "blipcore", "version": VERSION, "config": model.config.to_dict()}
+        )
+        safetensors.torch.save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(staging)
+
+
+def save_official(file: str | Path, model: Blip) -> None:
+    """Write the state dict that the official code loads, {"model": …}; it has no place for a tokenizer."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in to_official(model.state_dict()).items()}
+    if "decode" not in model.config.text.roles:  # as ITM inference files, which know no temperature
+        for name in [name for name, initial in MAY_LACK.items() if name in state and state[name] == initial]:
+            del state[name]
+    with appearing(Path(file)) as staging:
+        torch.save({"model": state}, staging)
+
+
+def save_huggingface(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
+    """Write a folder that transformers opens: weights, config, tokenizer, image processor, generation settings."""
+    files = folder_files(model, tokenizer, folder)
+    state = {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in to_official(model.state_dict(), hf=True).items()
+        if ".cls.predictions.decoder." not in name  # transformers ties these two, and leaves them out as well
+    }
+    with appearing(Path(folder)) as staging:
+        staging.mkdir()
+        safetensors.torch.save_file(state, staging / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save(staging)
+        for name, content in files.items():
+            write_json(staging / name, content)
 
 
 def read_official(
@@ -131,7 +228,7 @@ def read_official(
     otherwise, and a size in `overrides` that the file contradicts is an error. The training state is what the file has
     of "momentum.<our name>", image_queue and text_queue (E, Q), idx_queue (1, Q) and queue_ptr (1).
     """
-    student, momentum, extra = split_training_state(_read_pickle(Path(path)))
+    student, momentum, extra = split_training_state(read_pickle(Path(path)))
     config = official_config(student, overrides or {}, path)
     state = translate(student, config, path)
     if momentum:
@@ -140,24 +237,23 @@ def read_official(
     return config, state, extra
 
 
-def read_huggingface(folder: str | Path) -> tuple[BlipConfig, dict[str, Tensor]]:
+def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tuple[BlipConfig, dict[str, Tensor]]:
     """Config and model state, under our names, of a Hugging Face BLIP folder for captioning, retrieval or VQA."""
     folder = Path(folder)
-    raw = _read_json(folder / "config.json")
-    state: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        state |= _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    config = huggingface_config(raw, state, folder)
+    raw, state = read_json(folder / "config.json"), read_weights(folder)
+    config = huggingface_config(raw, state, folder, numerics)
+    if "temp" in raw and "itc" in config.heads:  # our own export keeps it there
+        state["temp"] = torch.tensor(raw["temp"])
     return config, translate(state, config, folder, hf=True)
 
 
 def fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> str:
     """16 hex digits that change with weights, config or vocabulary: what tables record as the model they came from."""
-    path = _local(path_or_id)
+    path = locate(path_or_id)
     files = [path]
     if path.is_dir():
         names = ("config.json", *(() if tokenizer else TOKENIZER_FILES))
-        files = [*_weight_files(path), *(path / name for name in names if (path / name).is_file())]
+        files = [*weight_files(path), *(path / name for name in names if (path / name).is_file())]
     if tokenizer and Path(tokenizer).exists():
         given = Path(tokenizer)
         files += [given / name for name in TOKENIZER_FILES if (given / name).is_file()] if given.is_dir() else [given]
@@ -180,36 +276,24 @@ def _kind(config: BlipConfig) -> str:
     return "a retrieval model" if config.heads else "a feature extractor"
 
 
-def _local(path_or_id: str | Path) -> Path:
-    """The file or folder itself, or the folder that the hub's files of this name were fetched to."""
-    path = Path(path_or_id)
-    if path.exists():
-        return path
-    wanted = ("config.json", *TOKENIZER_FILES, "model*.safetensors", _INDEX)
-    folder = download(str(path_or_id), wanted)
-    if not any(folder.glob("*.safetensors")):  # older repositories hold a pickle alone
-        folder = download(str(path_or_id), (*wanted, "pytorch_model.bin"))
-    return folder
-
-
 def _is_ours(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if not (folder / "config.json").is_file():
         return False
-    return _read_json(folder / "config.json").get("format") == "blipcore"
+    return read_json(folder / "config.json").get("format") == "blipcore"
 
 
 def _read_ours(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     if raw.get("version") != VERSION:
         raise ValueError(f"{folder} has format version {raw.get('version')}, this program reads {VERSION}: update it")
     try:
         config = BlipConfig.from_dict(raw["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
-    (file,) = _weight_files(folder)
-    state, expected = _read_safetensors(file), shapes(config)
+    (file,) = weight_files(folder)
+    state, expected = read_safetensors(file), shapes(config)
     require_fit(
         folder,
         missing=[name for name in expected if name not in state],
@@ -221,52 +305,3 @@ def _read_ours(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
         ],
     )
     return config, state
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one safetensors file, several by an index, or a pickle."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
-    names = ["model.safetensors"]
-    if (folder / _INDEX).is_file():
-        names = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
-    elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
-        names = ["pytorch_model.bin"]
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely")
-    return [folder / name for name in names]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file ({error}): copy or save it again") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """The state dict of a torch file: its "model" entry, as official files have, or the whole."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its several readers stumble over
-        raise ValueError(
-            f"{path} is no PyTorch checkpoint of plain tensors ({type(error).__name__}): it is cut short, "
-            "another kind of file, or holds pickled code, which is never run"
-        ) from error
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{path} is a PyTorch file, but no checkpoint: it holds no state dict of tensors")
-    return state

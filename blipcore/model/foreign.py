@@ -67,7 +67,9 @@ QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")  # ours; retrie
 
 _TABLE = {ours: (official or ours, hf or official or ours) for ours, official, hf in NAMES}
 _STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}  # the text stack of a file that plays a role
-_DEFAULTS = {"temp": 0.07}  # ITM inference and Hugging Face files lack it; it scales nothing but training logits
+# All that a file may lack, and what stands in: ITM inference and Hugging Face files have no temperature, which scales
+# nothing but training logits.
+MAY_LACK = {"temp": 0.07}
 _ANSWER = "answer_decoder."
 _LAYER = re.compile(r"\.(\d+)\.")
 _MERGE = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
@@ -108,7 +110,7 @@ def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tens
         name = ours.removeprefix("momentum.")
         if ours in QUEUES:
             out["ptr_queue" if ours == "queue_ptr" and "idx_queue" in state else ours] = tensor
-        elif not (hf and ours in _DEFAULTS):
+        elif not (hf and ours in MAY_LACK):
             parts = official_names(name, roles if name == ours else ["encode"], hf)
             for aliases, rows in zip(parts, tensor.chunk(len(parts)) if len(parts) > 1 else [tensor], strict=True):
                 out.update({alias if name == ours else _momentum_name(alias): rows for alias in aliases})
@@ -152,7 +154,7 @@ def translate(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf:
             present = [alias for alias in aliases if alias in state]
             used.update(present)
             found += present[:1]
-            if not present and ours not in _DEFAULTS:
+            if not present and ours not in MAY_LACK:
                 missing.append(aliases[0])
             for alias in present[1:]:
                 if not torch.equal(state[present[0]], state[alias]):
@@ -164,8 +166,8 @@ def translate(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf:
         misshapen += wrong
         if len(found) == len(parts) and not wrong:
             out[ours] = torch.cat([state[name] for name in found]) if len(found) > 1 else state[found[0]]
-        elif not found and ours in _DEFAULTS:
-            out[ours] = torch.tensor(_DEFAULTS[ours])
+        elif not found and ours in MAY_LACK:
+            out[ours] = torch.tensor(MAY_LACK[ours])
     unexpected = [name for name in state if name not in used and not name.endswith(".position_ids")]
     require_fit(path, missing, unexpected, misshapen)
     return out
@@ -243,50 +245,9 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
                 raise ValueError(f"{path} has {section} {key} {found[key]}, not the {value} asked for")
         if "heads" not in found and found["width"] % 64:
             raise ValueError(
-                f"{path} does not tell the number of {section} heads, and width {found['width']} is no multiple of 64"
+                f"{path} does not tell the number of {section} heads, and width {found['width']} is no multiple of 64: "
+                f"make a blipcore folder of it with `capfilt convert --set model.{section}.heads=N`"
             )
         found.setdefault("heads", found["width"] // 64)
     embed_dim = {"embed_dim": shape("vision_proj.weight")[0]} if "itc" in heads else {}
     return BlipConfig.from_dict({"vision": vision, "text": text, "heads": heads, **embed_dim})
-
-
-def huggingface_config(raw: Mapping[str, Any], state: Mapping[str, Tensor], path: object) -> BlipConfig:
-    """Config of a Hugging Face BLIP from its config.json.
-
-    The fallbacks are transformers' defaults for keys a file leaves out, 8 text heads among them. Dropout stays at the
-    official 0.1: transformers' 0 says nothing about how the checkpoint was trained.
-    """
-    if raw.get("model_type") != "blip":
-        raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'")
-    vision, text = raw.get("vision_config") or {}, raw.get("text_config") or {}
-    for part in (vision, text):
-        if part.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"{path} uses the activation {part['hidden_act']!r}; BLIP is built with 'gelu'")
-    roles, heads = parts_of(state, path)
-    width = vision.get("hidden_size", 768)
-    return BlipConfig.from_dict(
-        {
-            "vision": {
-                "image_size": vision.get("image_size", 384),
-                "patch_size": vision.get("patch_size", 16),
-                "width": width,
-                "depth": vision.get("num_hidden_layers", 12),
-                "heads": vision.get("num_attention_heads", 12),
-                "mlp_ratio": vision.get("intermediate_size", 3072) / width,
-                "eps": vision.get("layer_norm_eps", 1e-5),
-            },
-            "text": {
-                "vocab_size": text.get("vocab_size", 30524),
-                "width": text.get("hidden_size", 768),
-                "depth": text.get("num_hidden_layers", 12),
-                "heads": text.get("num_attention_heads", 8),
-                "hidden": text.get("intermediate_size", 3072),
-                "max_positions": text.get("max_position_embeddings", 512),
-                "encoder_width": width,
-                "eps": text.get("layer_norm_eps", 1e-12),
-                "roles": roles,
-            },
-            "embed_dim": raw.get("image_text_hidden_size", 256),
-            "heads": heads,
-        }
-    )

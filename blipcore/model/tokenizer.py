@@ -8,24 +8,30 @@ asks for the prompt's ids and turns ids into strings.
 Built on `tokenizers` alone: transformers takes seconds to import.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEC, ENC = "[DEC]", "[ENC]"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")  # in the order they are looked for
+# The vocabulary, in the order it is looked for, and how a text is normalised before.
+VOCABULARIES, SETTINGS = ("tokenizer.json", "vocab.txt"), "tokenizer_config.json"
+TOKENIZER_FILES = (*VOCABULARIES, SETTINGS)
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)(?<!\.json)")
 _SPACES = re.compile(r"\s{2,}")
+# transformers' names in tokenizer_config.json, and those of the normalizer.
+_NORMALIZER = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
+_NORMALIZER |= {"tokenize_chinese_chars": "handle_chinese_chars"}
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
@@ -64,6 +70,9 @@ class Tokenizer:
         if missing:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}: BLIP needs BERT's special tokens")
         backend.add_special_tokens([*BERT_SPECIALS, DEC, ENC])
+        # Not for us, who frame rows ourselves: for whoever opens a saved tokenizer.json.
+        ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
         self.backend = backend
         self.pad, self.unk, self.cls, self.sep, self.mask = (backend.token_to_id(token) for token in BERT_SPECIALS)
         self.bos: int = backend.token_to_id(DEC)
@@ -88,16 +97,20 @@ class Tokenizer:
         if not path.exists():
             path = download(str(source), TOKENIZER_FILES)
         if path.is_dir():
-            found = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+            found = [path / name for name in VOCABULARIES if (path / name).is_file()]
             if not found:
                 raise FileNotFoundError(
                     f"{source} holds neither tokenizer.json nor vocab.txt: pass --tokenizer with one of these"
                 )
             path = found[0]
         try:
-            if path.suffix != ".json":
-                return cls.from_vocab(path)
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            if path.suffix == ".json":
+                tokenizer = cls(tokenizers.Tokenizer.from_file(str(path)))
+            else:
+                tokenizer = cls.from_vocab(path)
+            if (settings := path.with_name(SETTINGS)).is_file():
+                tokenizer.normalising(json.loads(settings.read_text(encoding="utf-8")))
+            return tokenizer
         except ValueError as error:
             raise ValueError(f"{path} is not a BERT vocabulary: {error}") from error
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
@@ -131,9 +144,30 @@ class Tokenizer:
         vocab = learner.get_vocab(with_added_tokens=True)
         return cls.from_vocab(sorted(vocab, key=vocab.__getitem__))
 
+    def normalising(self, settings: Mapping[str, Any]) -> None:
+        """Lower-case, strip accents and split Chinese as a tokenizer_config.json says.
+
+        Where such a file and tokenizer.json disagree, transformers follows the former, and so do we.
+        """
+        given = {ours: settings[name] for name, ours in _NORMALIZER.items() if name in settings}
+        if isinstance(self.backend.normalizer, normalizers.BertNormalizer):
+            for name, value in given.items():
+                setattr(self.backend.normalizer, name, value)
+
+    def settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json holds: the special tokens, and how a text is normalised."""
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        tokens = dict(zip(names, BERT_SPECIALS, strict=True))
+        normalizer = self.backend.normalizer
+        if isinstance(normalizer, normalizers.BertNormalizer):
+            tokens |= {name: getattr(normalizer, ours) for name, ours in _NORMALIZER.items()}
+        return {"tokenizer_class": "BertTokenizer", **tokens}
+
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, and vocab.txt for tools that read BERT's own format."""
+        """Write tokenizer.json, vocab.txt for tools that read BERT's own format, and tokenizer_config.json."""
         self.backend.save(str(Path(folder) / "tokenizer.json"))
+        settings = json.dumps(self.settings(), indent=2) + "\n"
+        (Path(folder) / SETTINGS).write_text(settings, encoding="utf-8")
         vocab = self.backend.get_vocab(with_added_tokens=True)
         lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.__getitem__))
         (Path(folder) / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")

@@ -21,7 +21,7 @@ from capfilt.cli import app
 sys.path.insert(0, str(Path(__file__).parent))
 from web import Web
 
-COMMANDS = ("download", "caption", "filter", "pretrain", "finetune", "evaluate", "demo")
+COMMANDS = ("download", "caption", "filter", "pretrain", "finetune", "evaluate", "convert", "demo")
 HEAVY = (
     "torch",
     "transformers",

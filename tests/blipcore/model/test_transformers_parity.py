@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blipcore.model.convert import load_model
+from blipcore.data.transforms import CLIP_MEAN, CLIP_STD
+from blipcore.model.convert import load_model, save_huggingface
 from blipcore.model.foreign import to_official
 from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
@@ -153,6 +154,55 @@ def test_the_way_back(save, name):
     assert back.keys() == expected.keys()
     for key, tensor in expected.items():
         assert_close(back[key], tensor, rtol=0, atol=0)
+
+
+def opened(folder, name: str):
+    """The folder as transformers opens it: model, and processor."""
+    model, info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info  # nothing missing, unexpected or misshapen
+    return model.eval(), transformers.AutoProcessor.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_a_written_captioner_opens_in_transformers(save, pixels, tmp_path_factory):
+    ours, tokenizer = load_model(save("BlipForConditionalGeneration")[1])
+    folder = tmp_path_factory.mktemp("written") / "captioner"
+    save_huggingface(folder, ours, tokenizer)
+    theirs, processor = opened(folder, "BlipForConditionalGeneration")
+    logits = ours.text.logits(ours.text.decode(IDS, MASK, ours.text.image_kv(ours.encode_image(pixels))))
+    answer = theirs(pixel_values=pixels, input_ids=IDS, attention_mask=MASK)
+    assert_close(answer.logits, logits, atol=1e-5, rtol=1e-5)
+    assert theirs.config.text_config.label_smoothing == 0.1
+
+    text = "A picture of W1s, isn't it 猫"
+    assert type(processor).__name__ == "BlipProcessor"
+    assert processor.tokenizer(text)["input_ids"] == tokenizer([text], 40)[0][0].tolist()
+    assert len(processor.tokenizer) == len(tokenizer)
+    assert processor.tokenizer.decode([DEC, 5, 6, SEP], skip_special_tokens=True) == "a picture"
+    images = processor.image_processor
+    assert (dict(images.size), images.resample) == ({"height": 24, "width": 24}, 3)
+    assert (tuple(images.image_mean), tuple(images.image_std)) == (CLIP_MEAN, CLIP_STD)
+    greedy = GenerateConfig(mode="greedy", prompt="", max_length=9, min_length=1, repetition_penalty=1.0)
+    said = generate(ours, ours.encode_image(pixels), tokenizer, greedy, ["0", "1"]).ids
+    rows = theirs.generate(pixel_values=pixels, max_length=9).tolist()  # from [DEC] to [SEP], as generation_config says
+    assert [row[1:].index(SEP) if SEP in row else 8 for row in rows] == [len(ids) for ids in said]
+    assert [row[1 : 1 + len(ids)] for row, ids in zip(rows, said, strict=True)] == said
+
+
+@torch.no_grad()
+def test_a_written_retrieval_model_opens_in_transformers(save, pixels, tmp_path_factory):
+    ours, tokenizer = load_model(save("BlipForImageTextRetrieval")[1])
+    ours.temp.fill_(0.05)
+    folder = tmp_path_factory.mktemp("written") / "filter"
+    save_huggingface(folder, ours, tokenizer)
+    theirs, _ = opened(folder, "BlipForImageTextRetrieval")
+    image_embeds = ours.encode_image(pixels)
+    logits = ours.itm_logits(ours.text.fuse(IDS, MASK, ours.text.image_kv(image_embeds)))
+    assert_close(theirs(IDS, pixels, attention_mask=MASK).itm_score, logits, atol=1e-5, rtol=1e-5)
+    cosine = ours.image_feat(image_embeds) @ ours.text_feat(ours.text.encode(IDS, MASK)).T
+    answer = theirs(IDS, pixels, attention_mask=MASK, use_itm_head=False).itm_score
+    assert_close(answer, cosine, atol=1e-5, rtol=1e-5)
+    assert load_model(folder)[0].temp == ours.temp  # transformers has no use for it, and lets it pass
 
 
 def test_keys_left_out_of_the_config_are_transformers_defaults(save):

@@ -1,0 +1,130 @@
+"""Files that models are made of: read with one sentence for what is wrong with them, written whole or not at all.
+
+In: a path, or a Hugging Face hub id. Out: plain data and tensors. Pickles are opened with `weights_only=True` alone, so
+no code in a file ever runs.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from blipcore.model.tokenizer import TOKENIZER_FILES, download
+
+INDEX = "model.safetensors.index.json"
+
+
+def locate(path_or_id: str | Path, also: Sequence[str] = ()) -> Path:
+    """The file or folder itself, or the folder that a hub repository's model, tokenizer and `also` were fetched to."""
+    path = Path(path_or_id)
+    if path.exists():
+        return path
+    wanted = ("config.json", *TOKENIZER_FILES, "model*.safetensors", INDEX, *also)
+    folder = download(str(path_or_id), wanted)
+    if not any(folder.glob("*.safetensors")):  # older repositories hold a pickle alone
+        folder = download(str(path_or_id), (*wanted, "pytorch_model.bin"))
+    return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: one safetensors file, several by an index, or a pickle."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
+    names = ["model.safetensors"]
+    if (folder / INDEX).is_file():
+        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
+        names = ["pytorch_model.bin"]
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely")
+    return [folder / name for name in names]
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= read_tensors(file)
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file: safetensors by its name, else a torch pickle."""
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a model folder's file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or no safetensors file ({error}): copy or save it again") from error
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The state dict of a torch file: its "model" entry, as official files have, or the whole."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its several readers stumble over
+        raise ValueError(
+            f"{path} is no PyTorch checkpoint of plain tensors ({type(error).__name__}): it is cut short, "
+            "another kind of file, or holds pickled code, which is never run"
+        ) from error
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{path} is a PyTorch file, but no checkpoint: it holds no state dict of tensors")
+    return state
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object as a reader would like to see it."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A temporary path to write to, file or folder, which becomes `target` when the block ends without an error.
+
+    What was at `target` before is replaced.
+    """
+    staging, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+    for leftover in (staging, old):  # of a run that was killed here
+        _remove(leftover)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    yield staging
+    for file in staging.iterdir() if staging.is_dir() else [staging]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
