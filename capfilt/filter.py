@@ -87,11 +87,8 @@ class RewriteStage:
     def _origins(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
         """url and sha256 of each key's picture, null where the shard's own table does not tell."""
         nothing = pa.nulls(len(keys), pa.string())
-        try:
-            table = read_table(self.images.table(shard), [], optional=("key", "url", "sha256"))
-        except FileNotFoundError:
-            table = pa.table({})
-        if "key" not in table.column_names:
+        table = self.images.about(shard, ("url", "sha256"))
+        if not table.column_names:
             return {"url": nothing, "sha256": nothing}
         row = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
         return {name: table[name].take(row) if name in table.column_names else nothing for name in ("url", "sha256")}

@@ -109,7 +109,8 @@ class ScoreStage:
 
     def run(self, shard: str) -> dict[str, int]:
         captions = {source: read_captions(path / f"{shard}.parquet") for source, path in self.captions.items() if path}
-        web = image_rows(self.images, shard, ("caption",)) if WEB in self.captions else None
+        own = self.images.about(shard, ("caption",))
+        web = _captions_by_key(own) if WEB in self.captions else None
         columns = [column for scorer in self._scorers for column in scorer.columns]
         pictures = ReadAhead(
             self.images.tar(shard),
@@ -122,7 +123,7 @@ class ScoreStage:
             of_batch: list[list[dict[str, Any]]] = []
             for picture in batch:
                 # the tar's own text goes before the table's, which only fills in
-                texts = [] if web is None else [(WEB, 0, picture.text or web.get(picture.key, (None,))[0])]
+                texts = [] if web is None else [(WEB, 0, picture.text or web.get(picture.key))]
                 for source, by_key in captions.items():
                     texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
                 of_batch.append(
@@ -139,6 +140,8 @@ class ScoreStage:
                 )
         scored = sum(row.get(columns[0]) is not None for row in rows)
         counts = {"texts": len(rows), "texts_scored": scored, **pictures.counts}
+        if not own.column_names and self.images.table(shard).exists():
+            counts["table/unreadable"] = 1
         schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
         write_table(self.output(shard), pa.Table.from_pylist(rows, schema=schema), counts, make_folder=False)
         return counts | pictures.times()
@@ -170,15 +173,11 @@ def read_captions(path: Place) -> dict[str, list[tuple[int, str | None]]]:
     return dict(found)
 
 
-def image_rows(images: ShardSet, shard: str, columns: tuple[str, ...]) -> dict[str, tuple[Any, ...]]:
-    """key -> these columns of the shard's own table; None for a column it lacks, nothing where there is no table."""
-    try:
-        table = read_table(images.table(shard), ["key"], optional=columns)
-    except FileNotFoundError:
+def _captions_by_key(table: pa.Table) -> dict[str, str | None]:
+    """key -> web text of a shard's own table, as far as it tells."""
+    if "caption" not in table.column_names:
         return {}
-    nothing = [None] * table.num_rows
-    values = [table[name].to_pylist() if name in table.column_names else nothing for name in columns]
-    return dict(zip(map(str, table["key"].to_pylist()), zip(*values, strict=True), strict=True))
+    return dict(zip(map(str, table["key"].to_pylist()), table["caption"].to_pylist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------- the step

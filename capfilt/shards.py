@@ -95,6 +95,18 @@ class ShardSet:
         """Where the shard's image table lies, if it has one."""
         return self.path / f"{shard}.parquet"
 
+    def about(self, shard: str, columns: Iterable[str]) -> pa.Table:
+        """`key` and those of these columns that the shard's own table has; no columns where it tells nothing.
+
+        In a set of others the table may be missing, cut short or of another kind, and the pictures are there all the
+        same.
+        """
+        try:
+            table = read_table(self.table(shard), [], optional=("key", *columns))
+        except (FileNotFoundError, ValueError):
+            return pa.table({})
+        return table if "key" in table.column_names else pa.table({})
+
 
 def _why_no_shards(folder: Place, names: list[str], manifest: dict | None) -> str:
     if manifest is not None and "images" in manifest:

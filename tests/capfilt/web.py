@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -48,6 +49,7 @@ class Web(ThreadingHTTPServer):
         self.hits: Counter[str] = Counter()
         self.closing = threading.Event()
         self.mended = threading.Event()
+        self.files: dict[str, bytes] = {}  # served under /file/
         self.agents: set[str] = set()
 
     def __enter__(self) -> Web:
@@ -71,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.hits[self.path] += 1
         self.server.agents.add(self.headers["User-Agent"])
         name, _, number = self.path.strip("/").partition("/")
+        if name == "file":
+            self.body(self.server.files[unquote(number.partition("?")[0])])
+            return
         getattr(self, "get_" + name.partition(".")[0], self.get_missing)(number.partition(".")[0])
 
     def body(self, data: bytes, status: int = 200, **headers: str) -> None:
