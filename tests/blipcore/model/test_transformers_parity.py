@@ -205,6 +205,21 @@ def test_a_written_retrieval_model_opens_in_transformers(save, pixels, tmp_path_
     assert load_model(folder)[0].temp == ours.temp  # transformers has no use for it, and lets it pass
 
 
+@torch.no_grad()
+def test_a_written_vqa_model_opens_in_transformers(save, pixels, tmp_path_factory):
+    ours, tokenizer = load_model(save("BlipForQuestionAnswering")[1])
+    folder = tmp_path_factory.mktemp("written") / "vqa"
+    save_huggingface(folder, ours, tokenizer)
+    theirs, _ = opened(folder, "BlipForQuestionAnswering")
+    states = ours.text.fuse(IDS, MASK, ours.text.image_kv(ours.encode_image(pixels)))
+    their_states = theirs.text_encoder(IDS, MASK, encoder_hidden_states=theirs.vision_model(pixels)[0])[0]
+    decoder, answers = ours.answer_decoder, (IDS[:, :4], MASK[:, :4])
+    logits = decoder.logits(
+        decoder.decode(*answers, decoder.image_kv(states))
+    )  # without the question's mask, see below
+    assert_close(theirs.text_decoder(*answers, encoder_hidden_states=their_states).logits, logits, atol=1e-5, rtol=1e-5)
+
+
 def test_keys_left_out_of_the_config_are_transformers_defaults(save):
     _, folder = save("BlipForConditionalGeneration")
     raw = json.loads((folder / "config.json").read_text())
