@@ -22,6 +22,7 @@ from capfilt.console import (
     Json,
     LearningRate,
     Name,
+    Nproc,
     Out,
     Rank,
     Run,
@@ -212,6 +213,7 @@ def pretrain(
     device: Device = None,
     dtype: Dtype = None,
     workers: Workers = None,
+    nproc: Nproc = 1,
     seed: Seed = None,
     config: Config = None,
     sets: Sets = None,
@@ -219,6 +221,7 @@ def pretrain(
 ) -> None:
     """Train a model on image-text pairs with BLIP's three losses; run it again to resume."""
     from blipcore.train import runs
+    from blipcore.train.launch import launch
 
     settings = resolve(runs.PretrainRun, config, sets or (), {
         "data": data, "preset": preset, "init": init, "vision": vision, "tokenizer": tokenizer,
@@ -226,7 +229,7 @@ def pretrain(
         "train.batch_size": batch_size, "train.device": device, "train.dtype": dtype, "train.workers": workers,
         "train.seed": seed,
     })  # fmt: skip
-    finish(runs.pretrain(settings, out), as_json)
+    finish(launch(nproc, runs.pretrain, settings, out), as_json)
 
 
 @app.command(epilog="Example: capfilt finetune caption coco_train.json --init runs/r1/model --out runs/captioner")
@@ -246,6 +249,7 @@ def finetune(
     device: Device = None,
     dtype: Dtype = None,
     workers: Workers = None,
+    nproc: Nproc = 1,
     seed: Seed = None,
     config: Config = None,
     sets: Sets = None,
@@ -253,6 +257,7 @@ def finetune(
 ) -> None:
     """Finetune a checkpoint on clean pairs into a captioner or a filter; run it again to resume."""
     from blipcore.train import runs
+    from blipcore.train.launch import launch
 
     settings = resolve(runs.FinetuneRun, config, sets or (), {
         "task": task.value, "annotations": annotations, "init": init, "tokenizer": tokenizer,
@@ -260,7 +265,7 @@ def finetune(
         "train.lr": lr, "train.batch_size": batch_size, "train.device": device, "train.dtype": dtype,
         "train.workers": workers, "train.seed": seed,
     })  # fmt: skip
-    finish(runs.finetune(settings, out), as_json)
+    finish(launch(nproc, runs.finetune, settings, out), as_json)
 
 
 @app.command(epilog="Example: capfilt evaluate retrieval coco_test.json --model runs/r1/model")

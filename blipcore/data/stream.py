@@ -111,13 +111,16 @@ class Stream:
             self.problems[name] = self._fresh[name] = reason
 
     def loader(
-        self, collate: Callable[[list[Sample]], Any], batch_size: int, start: int, stop: int, workers: int = 0
+        self, collate: Callable[[list[Sample]], Any], batch_size: int, start: int, batches: int, workers: int = 0
     ) -> DataLoader:
-        """Batches `start` to `stop` (collated, with the problems met) in order, whatever the number of workers."""
+        """This rank's next `batches` batches (collated, with the problems met) from position `start` of the stream.
+
+        Their order does not depend on the number of workers. A batch of every rank together is a stretch of the stream.
+        """
         return DataLoader(
-            _Batches(self, collate, batch_size),
+            _Batches(self, collate, batch_size, start),
             batch_size=None,
-            sampler=range(start, stop),
+            sampler=range(batches),
             num_workers=workers,
             collate_fn=_as_is,
             generator=torch.Generator(),  # so that starting it draws nothing from the generator that dropout uses
@@ -260,12 +263,12 @@ class Shuffle:
 class _Batches(Dataset):
     """Batch i of this rank, as a map: a worker that is asked for batch i needs to know nothing of the others."""
 
-    def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int) -> None:
-        self.stream, self.collate, self.batch_size = stream, collate, batch_size
+    def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int) -> None:
+        self.stream, self.collate, self.batch_size, self.start = stream, collate, batch_size, start
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, str]]:
-        first = (index * self.ranks + self.rank) * self.batch_size
+        first = self.start + (index * self.ranks + self.rank) * self.batch_size
         batch = self.collate([self.stream.sample(first + row) for row in range(self.batch_size)])
         return batch, self.stream.take_problems()
 

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from blipcore import distributed
 from blipcore.caption_scores import Words, caption_scores
 from blipcore.data.pictures import Pictures
 from blipcore.model.blip import Blip
 from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.tasks.losses import IGNORE, lm_loss
+from blipcore.tasks.losses import IGNORE, lm_loss, scored
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
 
 
@@ -42,7 +43,7 @@ class CaptioningTask(nn.Module):
         decoded = text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
         labels = ids.masked_fill(mask == 0, IGNORE)
         labels[:, : self.prompt_length] = IGNORE
-        loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing)
+        loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing) * distributed.share(scored(labels))
         return {"loss": loss, "loss_lm": loss.detach()}
 
     def after_step(self, outputs: list[Outputs]) -> None:

@@ -33,14 +33,15 @@ def itc_loss(logits_i2t: Tensor, logits_t2i: Tensor, targets_i2t: Tensor, target
     return (i2t + t2i) / 2
 
 
-def sample_negatives(weights: Tensor, forbidden: Tensor, how: Negatives) -> Tensor:
-    """For each row of `weights` (B, B) one column that is not `forbidden`, drawn in proportion to its weight.
+def sample_negatives(weights: Tensor, forbidden: Tensor, how: Negatives, first: int = 0) -> Tensor:
+    """For each row of `weights` (B, P) one column that is not `forbidden`, drawn in proportion to its weight.
 
     A row whose every weight is zero (underflow, or a batch of one text) draws evenly among the columns of the other
-    samples, where the official code stops with a multinomial error. "argmax" takes the heaviest, for golden tests.
+    samples, where the official code stops with a multinomial error; row 0's own column is `first`. "argmax" takes the
+    heaviest, for golden tests.
     """
     weights = weights.masked_fill(forbidden, 0.0)
-    others = 1.0 - torch.eye(len(weights), device=weights.device)
+    others = 1.0 - torch.eye(*weights.shape, device=weights.device).roll(first, 1)
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, others)
     if how == "argmax":
         return weights.argmax(1)
@@ -63,3 +64,8 @@ def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, label_smoothing=smoothing
     )
+
+
+def scored(labels: Tensor) -> Tensor:
+    """How many positions of `labels` (B, L) `lm_loss` takes the mean over."""
+    return (labels[:, 1:] != IGNORE).sum()

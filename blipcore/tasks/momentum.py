@@ -2,13 +2,19 @@
 
 A slow copy of the unimodal encoders gives the keys of the contrastive loss, a queue keeps the keys of past batches as
 further negatives, and the copy's similarities soften the targets (paper section 3.2, from ALBEF and MoCo).
+
+Over W processes the queues take the keys of all of them. Candidates of the batch at hand come from a process's own B
+samples, or from all W*B: then P, the candidates, counts W*B and the losses are those of one process with the whole
+batch. B is always a process's own.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blipcore import distributed
 from blipcore.model.blip import Blip
 from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer
@@ -34,6 +40,10 @@ class ContrastiveConfig:
     random_negatives: float = 0.0
     # Share of the batch that goes through ITM: at three passes of the text transformer a sample the dearest loss.
     itm_share: float = 1.0
+    # Of several processes: is the batch that ITC contrasts, or that ITM takes its negatives from, the whole one? The
+    # official code does the second when finetuning on COCO, the first never.
+    itc_across_ranks: bool = False
+    itm_across_ranks: bool = False
 
 
 def momentum_copy(model: Blip) -> Blip:
@@ -80,61 +90,100 @@ class ContrastiveTask(nn.Module):
         self.queue_ptr[0] = (self.queue_ptr[0] + len(new)) % self.config.queue_size
 
     def positives(self, batch: Batch) -> Tensor:
-        """Hard ITC targets (B, B+Q), rows summing to 1: the sample's own key."""
+        """Hard ITC targets (B, P+Q), rows summing to 1: the sample's own key."""
         B = len(batch["pixels"])
-        return torch.eye(B, B + self.config.queue_size, device=batch["pixels"].device)
+        before, candidates = self._place(B, self.config.itc_across_ranks)
+        own = torch.eye(B, device=batch["pixels"].device)
+        return F.pad(own, (before, candidates - before - B + self.config.queue_size))
+
+    def same(self, batch: Batch, pool: Batch) -> Tensor:
+        """(B, P) True where a text of `pool` is no negative for an image of `batch`."""
+        raise NotImplementedError
+
+    def _place(self, B: int, across: bool) -> tuple[int, int]:
+        """How many of the batch's candidates stand before this process's own, and how many there are."""
+        return (distributed.rank() * B, distributed.world_size() * B) if across else (0, B)
 
     def alpha(self, progress: Progress) -> float:
         ramp = self.config.alpha_ramp_steps
         return self.config.alpha * (min(1.0, progress.step / ramp) if ramp else 1.0)
 
     def contrast(self, batch: Batch, image_feat: Tensor, text_feat: Tensor, progress: Progress) -> Outputs:
-        """`loss_itc`, the keys for the queues and the in-batch similarity logits `i2t`, `t2i` (B, B)."""
-        B, temp, slow = len(image_feat), self.model.temp, self.momentum
+        """`loss_itc`, the keys of all processes (W*B, E) for the queues, and what `match` needs to mine negatives.
+
+        That is `i2t` and `t2i` (B, P): similarity logits to the candidates of ITM.
+        """
+        temp, slow, config = self.model.temp, self.momentum, self.config
         with torch.no_grad():
             image_key = slow.image_feat(slow.encode_image(batch["pixels"]))
             text_key = slow.text_feat(slow.text.encode(batch["input_ids"], batch["attention_mask"]))
+            own, every = (image_key, text_key), (distributed.gather(image_key), distributed.gather(text_key))
         # Cosines over a temperature of 0.07 need more digits than bfloat16 has.
         with torch.autocast(image_feat.device.type, enabled=False), torch.no_grad():
-            image_keys = torch.cat([image_key.T, self.image_queue], dim=1)
-            text_keys = torch.cat([text_key.T, self.text_queue], dim=1)
+            images, texts = every if config.itc_across_ranks else own
+            image_keys = torch.cat([images.T, self.image_queue], dim=1)
+            text_keys = torch.cat([texts.T, self.text_queue], dim=1)
             alpha, hard = self.alpha(progress), self.positives(batch)
             targets_i2t = soft_targets(image_key @ text_keys / temp, hard, alpha)
             targets_t2i = soft_targets(text_key @ image_keys / temp, hard, alpha)
+            images, texts = every if config.itm_across_ranks else own
+            nearby_i2t, nearby_t2i = image_feat @ texts.T / temp, text_feat @ images.T / temp
         with torch.autocast(image_feat.device.type, enabled=False):
             i2t, t2i = image_feat @ text_keys / temp, text_feat @ image_keys / temp
         return {
             "loss_itc": itc_loss(i2t, t2i, targets_i2t, targets_t2i),
-            "image_key": image_key,
-            "text_key": text_key,
-            "i2t": i2t[:, :B].detach(),
-            "t2i": t2i[:, :B].detach(),
+            "image_key": every[0],
+            "text_key": every[1],
+            "i2t": nearby_i2t,
+            "t2i": nearby_t2i,
         }
 
-    def negatives(self, i2t: Tensor, t2i: Tensor, forbidden: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """For each text an image (B), for each image a text (B), that do not belong together: hard ones."""
+    def negatives(
+        self, i2t: Tensor, t2i: Tensor, forbidden: Tensor, progress: Progress, first: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """For each text an image (B), for each image a text (B) of the candidates, no pair among them: hard ones.
+
+        Sample 0's own place among the candidates is `first`.
+        """
         easy = progress.fraction < self.config.random_negatives
         weights = [torch.ones_like(i2t)] * 2 if easy else [t2i.softmax(1) + FLOOR, i2t.softmax(1) + FLOOR]
-        return tuple(sample_negatives(weight, forbidden, self.config.negatives) for weight in weights)
+        return tuple(sample_negatives(weight, forbidden, self.config.negatives, first) for weight in weights)
 
     def match(
-        self, batch: Batch, kv: ImageKV, i2t: Tensor, t2i: Tensor, forbidden: Tensor, progress: Progress
+        self, batch: Batch, image_embeds: Tensor, kv: ImageKV, i2t: Tensor, t2i: Tensor, progress: Progress
     ) -> Tensor:
         """ITM loss over B true pairs, B texts with a negative image and B images with a negative text, in one pass.
 
-        `i2t`, `t2i` are similarity logits (B, B) that say how hard a negative is; `forbidden` (B, B) marks pairs that
-        are no negatives.
+        `i2t`, `t2i` are similarity logits (B, P) that say how hard a negative is.
         """
-        B = round(len(i2t) * self.config.itm_share)
+        B, ranks = round(len(i2t) * self.config.itm_share), i2t.shape[1] // len(i2t)
         if B < 2:
             raise ValueError("ITM takes its negatives from the batch: batch_size x itm_share must be at least 2")
-        image_for_text, text_for_image = self.negatives(i2t[:B, :B], t2i[:B, :B], forbidden[:B, :B], progress)
+        i2t, t2i = (logits.unflatten(1, (ranks, -1))[:B, :, :B].flatten(1) for logits in (i2t, t2i))
+        batch = {name: batch[name][:B] for name in ("input_ids", "attention_mask", "image_ids")}
+        pool = self._pool(batch)
+        first, _ = self._place(B, self.config.itm_across_ranks)
+        image_for_text, text_for_image = self.negatives(i2t, t2i, self.same(batch, pool), progress, first)
         # An image meets its own text and the negative one in neighbouring rows and lends both its keys and values; only
         # the negative images, in no order, have to be copied. All go through in one batch.
-        own = torch.arange(B, device=i2t.device)
+        own = first + torch.arange(B, device=i2t.device)
         texts = torch.cat([torch.stack([own, text_for_image], dim=1).flatten(), own])
         matched = torch.zeros_like(texts)
         matched[: 2 * B : 2] = 1
-        ids = with_first(batch["input_ids"], self.tokenizer.enc)[texts]
-        fused = self.model.text.fuse(ids, batch["attention_mask"][texts], kv.first(B), others=image_for_text)
+        ids, mask = with_first(pool["input_ids"], self.tokenizer.enc)[texts], pool["attention_mask"][texts]
+        if self.config.itm_across_ranks:
+            # Images of other processes come as tokens, and only the drawn ones become keys and values.
+            drawn = self.model.text.image_kv(distributed.gather_with_gradient(image_embeds[:B])[image_for_text])
+            parts = ((slice(2 * B), kv.first(B)), (slice(2 * B, None), drawn))
+            fused = torch.cat([self.model.text.fuse(ids[rows], mask[rows], part) for rows, part in parts])
+        else:
+            fused = self.model.text.fuse(ids, mask, kv.first(B), others=image_for_text)
         return itm_loss(self.model.itm_logits(fused), matched)
+
+    def _pool(self, batch: Batch) -> Batch:
+        """The samples that ITM takes its negatives from: the batch, or those of all processes, padded to one length."""
+        if not self.config.itm_across_ranks:
+            return batch
+        padding = (0, self.collate.max_tokens - batch["input_ids"].shape[1])
+        texts = {name: F.pad(batch[name], padding) for name in ("input_ids", "attention_mask")}
+        return {name: distributed.gather(tensor) for name, tensor in (batch | texts).items()}

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from blipcore import distributed
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.tasks.losses import IGNORE, lm_loss
+from blipcore.tasks.losses import IGNORE, lm_loss, scored
 from blipcore.tasks.momentum import ContrastiveConfig, ContrastiveTask
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
 
@@ -21,9 +23,10 @@ class PretrainConfig(ContrastiveConfig):
     lm_weight: float = 1.0
 
 
-def same_text(ids: Tensor) -> Tensor:
-    """(B, B) True where two rows of padded ids (B, L) are equal: such a text is no negative for the other's image."""
-    return (ids[:, None] == ids[None]).all(-1)
+def same_text(ids: Tensor, others: Tensor) -> Tensor:
+    """(B, P) True where padded ids (B, L) and (P, L') are equal: such a text is no negative for the other's image."""
+    ids = F.pad(ids, (0, others.shape[1] - ids.shape[1]))
+    return (ids[:, None] == others[None]).all(-1)
 
 
 class PretrainTask(ContrastiveTask):
@@ -33,6 +36,10 @@ class PretrainTask(ContrastiveTask):
         super().__init__(model, tokenizer, config)
         self.collate = Collate(tokenizer, config.max_tokens)
 
+    def same(self, batch: Batch, pool: Batch) -> Tensor:
+        """Equal texts; official pre-training only forbids the own pair and takes such texts for negatives."""
+        return same_text(batch["input_ids"], pool["input_ids"])
+
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         model, config = self.model, self.config
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -41,12 +48,12 @@ class PretrainTask(ContrastiveTask):
         out = self.contrast(batch, model.image_feat(image_embeds), model.text_feat(text_hidden), progress)
 
         kv = model.text.image_kv(image_embeds)
-        # Official pre-training only forbids the own pair; equal texts of two pictures would be false negatives.
-        out["loss_itm"] = self.match(batch, kv, out.pop("i2t"), out.pop("t2i"), same_text(ids), progress)
+        out["loss_itm"] = self.match(batch, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
 
         decoded = model.text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
         labels = ids.masked_fill(mask == 0, IGNORE)
-        out["loss_lm"] = lm_loss(model.text.logits(decoded), labels)
+        # A mean over the tokens of all processes: each weighs its own by their number.
+        out["loss_lm"] = lm_loss(model.text.logits(decoded), labels) * distributed.share(scored(labels))
 
         weighted = {"loss_itc": config.itc_weight, "loss_itm": config.itm_weight, "loss_lm": config.lm_weight}
         out["loss"] = sum(weight * out[name] for name, weight in weighted.items())

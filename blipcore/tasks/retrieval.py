@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blipcore import distributed
 from blipcore.data.pictures import Pictures
 from blipcore.metrics import retrieval_ranks, retrieval_recall
 from blipcore.model.blip import Blip
@@ -34,10 +35,15 @@ class RetrievalTask(ContrastiveTask):
         return super().queues() | {"image_ids": "idx_queue"}
 
     def positives(self, batch: Batch) -> Tensor:
-        """(B, B+Q): every key of the same image, normalised to sum 1."""
-        ids = batch["image_ids"][:, None]
-        same = (ids == torch.cat([ids.T, self.idx_queue], dim=1)).float()
+        """(B, P+Q): every key of the same image, normalised to sum 1."""
+        ids = batch["image_ids"]
+        candidates = distributed.gather(ids) if self.config.itc_across_ranks else ids
+        same = (ids[:, None] == torch.cat([candidates[None], self.idx_queue], dim=1)).float()
         return same / same.sum(1, keepdim=True)
+
+    def same(self, batch: Batch, pool: Batch) -> Tensor:
+        """Texts of the same image."""
+        return batch["image_ids"][:, None] == pool["image_ids"][None]
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         model, config = self.model, self.config
@@ -45,14 +51,15 @@ class RetrievalTask(ContrastiveTask):
         text_hidden = model.text.encode(batch["input_ids"], batch["attention_mask"])
         image_feat, text_feat = model.image_feat(image_embeds), model.text_feat(text_hidden)
         out = self.contrast(batch, image_feat, text_feat, progress)
-        out["image_ids"] = batch["image_ids"][:, None]
+        out["image_ids"] = distributed.gather(batch["image_ids"][:, None])
 
         # Negatives are mined among the model's own features here, not the momentum keys.
         with torch.no_grad(), torch.autocast(image_feat.device.type, enabled=False):
-            logits = image_feat @ text_feat.T / model.temp
-        same = batch["image_ids"][:, None] == batch["image_ids"][None]
+            across = config.itm_across_ranks
+            images, texts = (distributed.gather(x) if across else x for x in (image_feat, text_feat))
+            out["i2t"], out["t2i"] = image_feat @ texts.T / model.temp, text_feat @ images.T / model.temp
         kv = model.text.image_kv(image_embeds)
-        out["loss_itm"] = self.match(batch, kv, logits, logits.T, same, progress)
+        out["loss_itm"] = self.match(batch, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
         out["loss"] = config.itc_weight * out["loss_itc"] + config.itm_weight * out["loss_itm"]
         return out
 

@@ -7,10 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from blipcore.precision import Dtype
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass
@@ -34,6 +38,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per optimiser step
     dtype: Dtype = "auto"  # bf16 autocast where the hardware multiplies in bf16, else fp32
     device: str = "auto"
+    parallel: Parallel = "ddp"  # over several processes: the whole task on each, or sharded layer by layer (FSDP2)
     workers: int = 0  # processes that decode pictures; 0 = this one
     seed: int = 42
     log_every: int = 20
@@ -61,14 +66,31 @@ class TrainConfig:
 
 
 def adamw(task: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over the trainable parameters of `task`, as one group; fused where the device has the kernel."""
+    """AdamW over the trainable parameters of `task`, all alike; fused where the device has the kernel.
+
+    Its state is there before the first step, for a checkpoint to be read into.
+    """
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("the task has no parameter to train: everything is frozen")
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return AdamW(
-        parameters, config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=fused
-    )
+    # Sharded and whole tensors cannot go through one kernel.
+    kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
+    groups = [{"params": kind} for kind in kinds if kind]
+    optimizer = AdamW(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
+    for p in parameters:
+        step = torch.zeros((), device=p.device if fused else None)
+        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
+
+
+def optimizer_tensors(task: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    """The state of the optimiser by parameter name: the tensors themselves, to be written or read into."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in task.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def schedule(step: int, config: TrainConfig) -> float:

@@ -7,14 +7,16 @@
 Each `*Run` dataclass is the whole configuration of its command; its nested parts live beside what they configure.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from blipcore import distributed
 from blipcore.caption_scores import Words
 from blipcore.data.annotations import read_captions
 from blipcore.data.pictures import Pictures
@@ -103,6 +105,18 @@ class EvaluateRun:
     dtype: str = "auto"
 
 
+def _in_session(work: Callable[[Any, Path], dict[str, Any]]) -> Callable[[Any, Path], dict[str, Any]]:
+    """Do `work` in the process group that a launcher has prepared, if one has."""
+
+    @functools.wraps(work)
+    def grouped(run: Any, out: Path) -> dict[str, Any]:
+        with distributed.session(pick_device(run.train.device)):
+            return work(run, out)
+
+    return grouped
+
+
+@_in_session
 def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     """Train on `run.data` into the folder `out`; returns the trainer's summary."""
     torch.manual_seed(run.train.seed)
@@ -120,6 +134,7 @@ def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
 
 
+@_in_session
 def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     """Finetune `run.init` on `run.annotations` into the folder `out`; returns the trainer's summary."""
     torch.manual_seed(run.train.seed)

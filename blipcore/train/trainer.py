@@ -2,7 +2,8 @@
 
 In: a Task, a Stream, a TrainConfig and a folder. Out: that folder with a trained model (see `run_folder.py` for what
 else is in it) and a summary. Killed and launched again, a run goes on from its last checkpoint as if nothing had
-happened: the same samples, the same dropout, on a CPU the same bits.
+happened: the same samples, the same dropout, on a CPU the same bits. Launched on several processes (see
+`distributed.session`), each trains on its part of every batch, and rank 0 alone writes what is single and prints.
 """
 
 import contextlib
@@ -14,15 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from blipcore import distributed
 from blipcore.data.stream import Stream
+from blipcore.model.blip import Blip
 from blipcore.precision import autocast, pick_device, to_device
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
 from blipcore.train.display import Display
-from blipcore.train.optim import TrainConfig, adamw, schedule
+from blipcore.train.optim import TrainConfig, adamw, optimizer_tensors, schedule
+from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
 from blipcore.train.run_folder import RunFolder, stop_signals
 
 __all__ = ["NonFiniteLossError", "TrainConfig", "Trainer"]
@@ -39,7 +42,8 @@ class NonFiniteLossError(ValueError):
 class TrainState:
     """Where a run is, apart from weights and generators; what a checkpoint holds in readable form."""
 
-    step: int = 0  # optimiser steps done; the stream position follows from it
+    step: int = 0  # optimiser steps done
+    position: int = 0  # samples of the stream that these took, over all processes
     seconds: float = 0.0  # in the loop, over all launches that led here
     waited: float = 0.0  # of these, waiting for data
     skipped: int = 0  # steps left out because a loss was not finite
@@ -60,7 +64,9 @@ class Trainer:
         steps = config.total_steps(len(stream), ranks)
         decay_steps = config.decay_steps or max(1, round(config.steps_per_epoch(len(stream), ranks)))
         self.config = replace(config, steps=steps, epochs=0.0, decay_steps=decay_steps)
+        self.epochs = config.epochs
         self.task, self.stream = task, stream
+        self.module: nn.Module = task  # what to call in its place when there are several processes
         self.folder = RunFolder(Path(out), resolved)
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep)
         self.device = pick_device(config.device)
@@ -69,7 +75,8 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}  # of the losses since the last log, kept on the device
         self.summed = 0  # steps in `sums`
         self.started = 0.0  # when the loop would have begun, had it run in one go
-        self.suspects: list[tuple[int, list[str], Tensor]] = []  # (step, keys, finite?) not yet looked at
+        # Steps not yet looked at: (step, keys, is it finite here, share of the processes where it is).
+        self.suspects: list[tuple[int, list[str], Tensor, Tensor]] = []
         # Looking waits for the device, so it is done at once only where that is free or where it decides the step.
         self.look_at_once = config.nonfinite == "skip" or torch.device(self.device).type == "cpu"
 
@@ -78,14 +85,15 @@ class Trainer:
 
         A finished run returns its summary at once. SIGTERM, SIGUSR1 and Ctrl-C save and raise SystemExit.
         """
-        finished = self.folder.claim()
+        finished = distributed.on_main(self.folder.claim)
         if finished is not None:
             return finished
-        config, state = self.config, self.state
         self.task.to(self.device).train()
-        optimizer = adamw(self.task, config)
-        torch.manual_seed(config.seed + distributed.rank())
+        self.module = parallelize(self.task, self.config.parallel)
+        optimizer = adamw(self.task, self.config)
+        torch.manual_seed(self.config.seed + distributed.rank())
         messages = self._resume(optimizer)
+        config, state = self.config, self.state
         main = distributed.is_main()
         logs = self.folder.logs(state.step) if main else contextlib.nullcontext(lambda record: None)
         with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display, logs as log:
@@ -96,33 +104,34 @@ class Trainer:
             while state.step < config.steps:
                 self._step(optimizer, batches)
                 state.step += 1
+                state.position += self.images_per_step
                 display.step(state.step)
                 last = state.step == config.steps
                 if last or state.step % config.log_every == 0:
                     record, seconds_left = self._record()
                     log(record)
                     display.log(record, seconds_left)
-                leaving = bool(stopped)  # asked once: a signal after this line waits for the next step
+                # Asked once, of all processes: a signal after this line waits for the next step.
+                leaving = distributed.largest(stopped[0] if stopped else 0)
                 if last or leaving or state.step % config.save_every == 0:
                     self._save(optimizer)
                 if leaving and not last:
                     display.say(f"stopped and saved at step {state.step}; run the same command again to go on")
-                    raise SystemExit(128 + stopped[0])
+                    raise SystemExit(128 + leaving)
             for name, reason in list(state.problems.items())[:SHOWN_PROBLEMS]:
                 display.say(f"unreadable, replaced by the next: {name}: {reason}")
         summary = self._summary()
-        if main:
-            self._export(summary)
-        distributed.barrier()
+        model = whole_model(self.task)
+        distributed.on_main(lambda: self._export(summary, model))
         return summary
 
     def _batches(self) -> Iterator[tuple[Batch, dict[str, str]]]:
         """Micro-batches from where the run stands, whatever happened before."""
-        config, done = self.config, self.state.step
-        first, last = done * config.accumulate, config.steps * config.accumulate
-        return iter(self.stream.loader(self.task.collate, config.batch_size, first, last, config.workers))
+        config, state = self.config, self.state
+        left = (config.steps - state.step) * config.accumulate
+        return iter(self.stream.loader(self.task.collate, config.batch_size, state.position, left, config.workers))
 
-    def _step(self, optimizer: Optimizer, batches: Iterator[tuple[Batch, dict[str, str]]]) -> None:
+    def _step(self, optimizer: AdamW, batches: Iterator[tuple[Batch, dict[str, str]]]) -> None:
         """One optimiser step; on a GPU nothing in it waits for the device."""
         config, state, task = self.config, self.state, self.task
         progress = Progress(state.step, config.steps)
@@ -131,17 +140,19 @@ class Trainer:
         task.before_step(progress)
         keys: list[str] = []
         outputs: list[Outputs] = []
-        for _ in range(config.accumulate):
+        for micro in range(config.accumulate):
             batch = self._next(batches)
             keys += batch["keys"]
-            with autocast(self.device, config.dtype):
-                out = task(batch, progress)
-            (out["loss"] / config.accumulate).backward()
+            with accumulating(self.module, last=micro == config.accumulate - 1):
+                with autocast(self.device, config.dtype):
+                    out = self.module(batch, progress)
+                (out["loss"] / config.accumulate).backward()
             outputs.append({name: value.detach() for name, value in out.items()})
+        average_whole_gradients(task)
         finite = torch.stack([out["loss"] for out in outputs]).isfinite().all()
         if config.clip:
-            finite &= nn.utils.clip_grad_norm_(task.parameters(), config.clip).isfinite()
-        self.suspects.append((state.step, keys, finite))
+            finite &= clip_gradients(task, config.clip).isfinite()
+        self.suspects.append((state.step, keys, finite, distributed.mean(finite.float())))
         if self.look_at_once and not self._all_finite():
             state.skipped += 1
         else:
@@ -160,13 +171,14 @@ class Trainer:
     def _all_finite(self) -> bool:
         """Look at the steps not looked at yet: raises NonFiniteLossError for a bad one, or, if skipping, is False."""
         suspects, self.suspects = self.suspects, []
-        if not suspects or torch.stack([finite for _, _, finite in suspects]).all():
+        if not suspects or torch.stack([share for *_, share in suspects]).eq(1).all():
             return True
-        step, keys = next((step, keys) for step, keys, finite in suspects if not finite)
+        step, keys, here, _ = next(suspect for suspect in suspects if suspect[3] != 1)
         if self.config.nonfinite == "skip":
             return False
+        bad = [key for own in distributed.everyone([] if here else keys) for key in own]
         raise NonFiniteLossError(
-            f"the loss or its gradient is not finite at step {step}; the pictures of its batch: {', '.join(keys)}. "
+            f"the loss or its gradient is not finite at step {step}; the pictures of its batch: {', '.join(bad)}. "
             "Lower the learning rate, set a gradient clip, or set nonfinite=skip to leave such steps out"
         )
 
@@ -183,8 +195,9 @@ class Trainer:
         """The record of the log interval that ends here, and an estimate of the seconds left."""
         self._all_finite()
         state, names = self.state, list(self.sums)
-        means = (torch.stack([self.sums[name] for name in names]) / self.summed).tolist() if names else []
-        state.losses = dict(zip(names, means, strict=True))
+        if names:  # else every step since the last log was left out
+            means = distributed.mean(torch.stack([self.sums[name] for name in names]) / self.summed)
+            state.losses = dict(zip(names, means.tolist(), strict=True))
         state.seconds = time.perf_counter() - self.started
         steps = state.step - state.logged_step
         seconds, waited = state.seconds - state.logged_seconds, state.waited - state.logged_waited
@@ -200,38 +213,63 @@ class Trainer:
         }
         return record, seconds / steps * (self.config.steps - state.step)
 
-    def _save(self, optimizer: Optimizer) -> None:
+    def _save(self, optimizer: AdamW) -> None:
         self._all_finite()  # weights that a NaN has touched must not replace good ones
-        self.state.seconds = time.perf_counter() - self.started
-        tensors = {
-            "task": self.task.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": random_state(),
-            "sums": self.sums,
-            "summed": self.summed,
-        }
-        if distributed.is_main():
-            self.checkpoints.save(self.state.step, tensors, asdict(self.state))
+        state = self.state
+        state.seconds = time.perf_counter() - self.started
+        for problems in distributed.everyone(state.problems):
+            state.problems |= problems
+        interval = {name: value.item() for name, value in self.sums.items()}
+        readable = asdict(state) | {"summed": self.summed, "sums": distributed.everyone(interval)}
+        self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(random_state()), readable)
 
-    def _resume(self, optimizer: Optimizer) -> list[str]:
+    def _tensors(self, optimizer: AdamW) -> dict[str, Tensor]:
+        """Weights, momentum encoders, queues and the optimiser's state, under names that any process layout shares."""
+        state = {"task." + name: value for name, value in self.task.state_dict().items()}
+        return state | {"optimizer." + name: value for name, value in optimizer_tensors(self.task, optimizer).items()}
+
+    def _random_tensors(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"random.{distributed.rank()}.{name}": value for name, value in state.items()}
+
+    def _resume(self, optimizer: AdamW) -> list[str]:
         """Take up the newest readable checkpoint; returns what to tell the user."""
-        restored = self.checkpoints.restore()
+        ranks, generators = distributed.world_size(), random_state()
+
+        def into(readable: dict[str, Any]) -> dict[str, Tensor]:
+            own = self._random_tensors(generators) if len(readable["sums"]) == ranks else {}
+            return self._tensors(optimizer) | own
+
+        restored = self.checkpoints.restore(into)
         if restored is None:
             return []
-        tensors, readable, messages = restored
-        self.task.load_state_dict(tensors["task"])
-        optimizer.load_state_dict(tensors["optimizer"])
-        self.sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
-        self.summed = tensors["summed"]
-        for name in asdict(self.state):
-            setattr(self.state, name, readable[name])
-        set_random_state(tensors["random"])
-        return [*messages, f"going on from step {self.state.step} of {self.config.steps}"]
+        readable, messages = restored
+        state = self.state = TrainState(**{name: readable[name] for name in asdict(self.state)})
+        if len(readable["sums"]) == ranks:
+            set_random_state(generators)
+            sums = readable["sums"][distributed.rank()]
+            self.sums = {name: torch.tensor(value, device=self.device) for name, value in sums.items()}
+            self.summed = readable["summed"]
+        else:
+            messages.append(self._on_other_ranks(len(readable["sums"])))
+        return [*messages, f"going on from step {state.step} of {self.config.steps}"]
+
+    def _on_other_ranks(self, before: int) -> str:
+        """Go on with another number of processes than `before`: the next sample of the stream, fresh generators."""
+        config, state, ranks = self.config, self.state, distributed.world_size()
+        torch.manual_seed(config.seed + distributed.rank() + ranks * state.step)
+        state.logged_step, state.logged_seconds, state.logged_waited = state.step, state.seconds, state.waited
+        if self.epochs:
+            left = self.epochs * len(self.stream) - state.position
+            self.config = replace(config, steps=state.step + max(1, round(left / self.images_per_step)))
+        return (
+            f"the checkpoint is of {before} processes, now there are {ranks}: the data goes on at sample "
+            f"{state.position}, a step has {self.images_per_step} pictures, dropout draws anew"
+        )
 
     def _summary(self) -> dict[str, Any]:
         """What the run came to; `losses` are means over the last log interval, `problems` names unreadable pictures."""
         state = self.state
-        pictures = state.step * self.images_per_step
+        pictures = state.position
         return {
             "steps": state.step,
             "pictures": pictures,
@@ -245,8 +283,8 @@ class Trainer:
             "model": str(self.folder.model),
         }
 
-    def _export(self, summary: dict[str, Any]) -> None:
+    def _export(self, summary: dict[str, Any], model: Blip) -> None:
         from blipcore.model.convert import save_model
 
         self.folder.finish(summary)
-        save_model(self.folder.model, self.task.model, self.task.tokenizer)
+        save_model(self.folder.model, model, self.task.tokenizer)

@@ -100,7 +100,7 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers):
 
     def batches(count: int, start: int) -> list[tuple]:
         stream = Stream([str(tmp_path)], train_transform(4, 0.2, True, 0.5), 3)
-        loader = stream.loader(list, 4, start, 12, count)
+        loader = stream.loader(list, 4, 4 * start, 12 - start, count)
         return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], met) for batch, met in loader]
 
     alone, spread = batches(0, 0), batches(workers, 0)

@@ -97,7 +97,7 @@ def test_equal_texts_are_no_negatives(tokenizer):
     ids, _ = tokenizer(TEXTS, max_length=30)
     expected = torch.eye(4, dtype=torch.bool)
     expected[0, 3] = expected[3, 0] = True
-    assert torch.equal(same_text(ids), expected)
+    assert torch.equal(same_text(ids, ids), expected)
 
 
 def test_one_picture_is_too_few_for_itm(model, tokenizer):
