@@ -2,7 +2,6 @@
 
 import random
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,30 +10,11 @@ from PIL import Image
 from blipcore.data.pictures import Pictures
 from blipcore.data.transforms import eval_transform
 from blipcore.metrics import retrieval_ranks, retrieval_recall
-from blipcore.model.blip import PRESETS, Blip
-from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.retrieval import evaluate_retrieval, match_pairs, shortlist
 from blipcore.tasks.task import with_first
 
 WORDS = ["a", "red", "blue", "green", "dog", "cat", "and", "on", "the", "mat"]
 PICTURES = 14
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    config = PRESETS["tiny"]
-    vision = replace(config.vision, image_size=16, width=32, depth=2, heads=2)
-    text = replace(config.text, vocab_size=len(tokenizer), width=32, heads=2, hidden=64, encoder_width=32)
-    model = Blip(replace(config, vision=vision, text=text, embed_dim=16).only("encode", "itc", "itm")).eval()
-    for parameter in model.parameters():  # else ITM is all but blind to picture and text
-        parameter.data.mul_(3.0) if parameter.ndim > 1 else None
-    return model
 
 
 @pytest.fixture(scope="module")
