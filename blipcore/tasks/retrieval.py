@@ -127,7 +127,7 @@ def match_pairs(
     captions are a third as long as the longest, to which all would be padded.
     """
     kv = model.text.image_kv(model.encode_image(pixels))
-    length = mask.sum(1).cpu()[text]
+    length, text = mask.sum(1).cpu()[text], text.to(ids.device)
     order = (image * (mask.shape[1] + 1) + length).argsort()  # by picture, then by length
     count = image.bincount(minlength=len(pixels))
     size = min(64, max(1, len(text) // (4 * len(pixels))))  # of a group; the last of a picture is filled up: an eighth
@@ -138,11 +138,12 @@ def match_pairs(
     start = end - count[of_group] + nth * size
     members = order[(start[:, None] + torch.arange(size)).minimum(end[:, None] - 1)]  # (G, size) pairs
 
-    logits = torch.empty(len(text))
+    logits = torch.empty(len(text), device=ids.device)
     by_length = length[members[:, -1]].argsort()
     for some in by_length.split(max(1, rows // size)):
-        pair = members[some].flatten()
-        row, longest = text[pair].to(ids.device), int(length[pair].max())
-        fused = model.text.fuse(ids[row, :longest], mask[row, :longest], kv.select(of_group[some].to(ids.device)))
-        logits[pair] = model.itm_logits(fused)[:, 1].cpu()
-    return logits
+        longest = int(length[members[some, -1]].max())
+        pair, of = members[some].flatten().to(ids.device), of_group[some].to(ids.device)
+        row = text[pair]
+        fused = model.text.fuse(ids[row, :longest], mask[row, :longest], kv.select(of))
+        logits[pair] = model.itm_logits(fused)[:, 1]
+    return logits.cpu()
