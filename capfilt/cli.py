@@ -319,6 +319,24 @@ def convert(
     finish(checkpoints.convert(settings), as_json)
 
 
+@app.command(epilog="Example: capfilt report data/filtered/r2 --compare data/filtered/r1 --out report.html")
+@sentences
+def report(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A filtered folder, or a set filtered once.")],
+    compare: Annotated[list[str] | None, typer.Option(help="Another to show beside it; repeatable.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="The page. (report.html)")] = None,
+    pictures: Annotated[int | None, typer.Option(help="Of each kind in the gallery. (24)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the filter did: one HTML file with counts, scores, a threshold to move and pictures."""
+    from capfilt import report as page
+
+    settings = resolve(page.ReportConfig, None, (), {
+        "dataset": dataset, "compare": compare or None, "out": out, "pictures": pictures,
+    })  # fmt: skip
+    finish(page.report(settings), as_json)
+
+
 @app.command(epilog="Example: capfilt demo --out demo --rows all")
 @sentences
 def demo(

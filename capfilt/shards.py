@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,16 +148,21 @@ class Member(NamedTuple):
     size: int
 
 
-def read_pictures(tar_path: str | Place, problems: list[Problem] | None = None) -> Iterator[Picture]:
+def read_pictures(
+    tar_path: str | Place, problems: list[Problem] | None = None, keys: Container[str] | None = None
+) -> Iterator[Picture]:
     """Samples of a tar in the order of their first members, each key once; what is wrong is appended to `problems`.
 
-    A key is the member's name up to the first dot of its basename, as webdataset has it. Members of one sample need
-    not be adjacent. A sample without a readable picture comes with `error` = `no_picture` or `truncated_tar`.
+    With `keys` only these, and of the others no more than the headers is read. A key is the member's name up to the
+    first dot of its basename, as webdataset has it. Members of one sample need not be adjacent. A sample without a
+    readable picture comes with `error` = `no_picture` or `truncated_tar`.
     """
     problems = [] if problems is None else problems
     with open_read(place(tar_path)) as file:
         end = file.seek(0, io.SEEK_END)
         for key, parts in index_pictures(file, end, problems).items():
+            if keys is not None and key not in keys:
+                continue
             text, meta = read_words(file, end, parts)
             image = _read_member(file, end, parts.get("image"))
             if image is None:
@@ -332,9 +337,14 @@ def read_counts(paths: Iterable[Place]) -> dict[str, int]:
 
 def write_json(path: Place, content: dict) -> None:
     """Write indented JSON, atomically, into a folder that is made if need be."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Place, content: str) -> None:
+    """Write UTF-8, atomically, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with committed(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+        file.write(content.encode("utf-8"))
 
 
 def suffix_of(data: bytes) -> str:
