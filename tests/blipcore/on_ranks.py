@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["blipcore.train.runs"])
+SERVER.set_forkserver_preload(["blipcore.train.runs", "torch._dynamo"])  # DDP imports the second
 
 
 def on_ranks(ranks: int, work: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
