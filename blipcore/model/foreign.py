@@ -71,6 +71,7 @@ _STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}  # the text 
 # nothing but training logits.
 MAY_LACK = {"temp": 0.07}
 _ANSWER = "answer_decoder."
+_OWN = re.compile(r"\.decode_(cross|ffn|embeddings)\.")  # of the decoder, in models that share less than BLIP
 _LAYER = re.compile(r"\.(\d+)\.")
 _MERGE = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
 _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
@@ -103,7 +104,15 @@ def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tens
     """Our state dict under the official names, or Hugging Face's; the inverse of `translate`.
 
     Queues and "momentum.…" entries become the official ones. A shared tensor is written under each of its names.
+    ValueError for a model whose roles share something else than the official ones do.
     """
+    decodes = any(name.endswith("lm_head.bias") for name in state)
+    shares_attention = decodes and not any(".decode.qkv." in name for name in state)
+    if shares_attention or any(_OWN.search(name) for name in state):
+        raise ValueError(
+            "official and Hugging Face files hold models that share all but self-attention: one trained with another "
+            "text.share cannot be written as such"
+        )
     roles = [role for role in _STACKS if any(name.startswith("text.") and f".{role}." in name for name in state)]
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():

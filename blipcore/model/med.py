@@ -4,18 +4,25 @@
     fuse     image-grounded encoder    self-attention "encode" + cross-attention to image tokens
     decode   image-grounded decoder    self-attention "decode" (causal) + cross-attention to image tokens
 
-Everything but self-attention and the LM head is shared between the roles (Table 3, "share all but SA"), and shared
+Everything but self-attention and the LM head is shared between encoder and decoder (Table 3, "all but SA"), and shared
 by construction: there is one module, not two tied ones, so it can be sharded. Cross-attention keys and values depend
-on the image alone: `image_kv` computes them once, every role and every text of the image reuses them.
+on the image alone: `image_kv` computes them once, every role and every text of the image reuses them. The other ways
+of sharing in Table 3 are there for ablations (`TextConfig.share`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blipcore.model.vit import attend
+from blipcore.model.vit import attend, recomputed
+
+Share = Literal["all", "all-but-sa", "all-but-ca", "none"]
+Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.append`
 
 
 @dataclass
@@ -32,12 +39,17 @@ class TextConfig:
     dropout: float = 0.1
     eps: float = 1e-12
     roles: tuple[str, ...] = ("encode", "decode")
+    share: Share = (
+        "all-but-sa"  # what the roles have in common (SA, CA: self- and cross-attention); BLIP's is the default
+    )
     merge_from: int | None = None  # two images a text (NLVR2); from this layer on, what they tell is merged by weights
 
     def __post_init__(self) -> None:
         self.roles = tuple(self.roles)
         if not self.roles or set(self.roles) - {"encode", "decode"}:
             raise ValueError(f"text roles are 'encode' and 'decode', not {self.roles}")
+        if self.share not in get_args(Share):
+            raise ValueError(f"share is one of {', '.join(get_args(Share))}, not {self.share!r}")
         if self.width % self.heads:
             raise ValueError(f"text width {self.width} is not a multiple of its {self.heads} heads")
 
@@ -46,8 +58,9 @@ class TextConfig:
 class ImageKV:
     """Cross-attention keys and values of B images in every layer; each item is (2, B, H, N, d).
 
-    Image pairs have (4, B, H, N, d): those of the first images, then those of the second. `mask` (B, N) tells which
-    tokens may be attended to, where that is not all of them.
+    Where the roles have cross-attention of their own, the encoder's layers come first, the decoder's last. Image pairs
+    have (4, B, H, N, d): those of the first images, then those of the second. `mask` (B, N) tells which tokens may be
+    attended to, where that is not all of them.
     """
 
     layers: list[Tensor]
@@ -131,10 +144,10 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, append: Append | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        if append is not None:
+            k, v = append(k, v)
         context = attend(q, k, v, mask, self.drop if self.training else 0.0)
         return self.norm(x + self.dropout(self.out(merge_heads(context))))
 
@@ -221,33 +234,44 @@ class FeedForward(nn.Module):
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
+def per_role(config: TextConfig, shared: bool, build: Callable[[], nn.Module]) -> tuple[nn.Module | None, ...]:
+    """The encoder's and the decoder's module, None for a role that is not there; where `shared`, one for both."""
+    if shared:
+        return build(), None
+    return tuple(build() if role in config.roles else None for role in ("encode", "decode"))
+
+
 class TextLayer(nn.Module):
     """Self-attention of the role, cross-attention when there is an image (or a pair), feed-forward."""
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
-        self.encode = SelfAttention(config) if "encode" in config.roles else None
-        self.decode = SelfAttention(config) if "decode" in config.roles else None
+        share = config.share
+        self.encode, self.decode = per_role(config, share in ("all", "all-but-ca"), lambda: SelfAttention(config))
         if config.merge_from is None:
-            self.cross = CrossAttention(config)
+            cross = partial(CrossAttention, config)
         else:
-            self.cross = TwinCrossAttention(config, merge=index >= config.merge_from)
-        self.ffn = FeedForward(config)
+            cross = partial(TwinCrossAttention, config, merge=index >= config.merge_from)
+        self.cross, self.decode_cross = per_role(config, share in ("all", "all-but-sa"), cross)
+        self.ffn, self.decode_ffn = per_role(config, share != "none", lambda: FeedForward(config))
 
     def forward(
         self,
         x: Tensor,
         role: str,
         mask: Tensor | None,
-        kv: ImageKV | None,
+        kv: Tensor | None,
+        image_mask: Tensor | None = None,
         others: Tensor | None = None,
-        cache: KVCache | None = None,
-        index: int = 0,
+        append: Append | None = None,
     ) -> Tensor:
-        x = (self.encode if role == "encode" else self.decode)(x, mask, cache, index)
+        attention, cross, ffn = self.encode, self.cross, self.ffn
+        if role == "decode":
+            attention, cross, ffn = self.decode or attention, self.decode_cross or cross, self.decode_ffn or ffn
+        x = attention(x, mask, append)
         if kv is not None:
-            x = self.cross(x, kv.layers[index], kv.mask, others)
-        return self.ffn(x)
+            x = cross(x, kv, image_mask, others)
+        return ffn(x)
 
 
 class LMHead(nn.Module):
@@ -269,8 +293,9 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config)
+        self.embeddings, self.decode_embeddings = per_role(config, config.share != "none", lambda: Embeddings(config))
         self.layers = nn.ModuleList(TextLayer(config, index) for index in range(config.depth))
+        self.recompute = 0  # of so many layers, the last ones, activations are not kept but computed again
         self.lm_head = LMHead(config) if "decode" in config.roles else None
         self.apply(self._init)
 
@@ -287,7 +312,8 @@ class TextTransformer(nn.Module):
 
         Image pairs are (B, 2, N, W). VQA's answer decoder reads question states in their place, padded as `mask` says.
         """
-        return ImageKV([layer.cross.image_kv(image_embeds) for layer in self.layers], mask)
+        crosses = [layer.cross for layer in self.layers] + [layer.decode_cross for layer in self.layers]
+        return ImageKV([cross.image_kv(image_embeds) for cross in crosses if cross is not None], mask)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Unimodal text states (R, L, D); position 0 holds [CLS]."""
@@ -302,10 +328,23 @@ class TextTransformer(nn.Module):
         return self._encoder(ids, mask, kv, others)
 
     def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None, others: Tensor | None = None) -> Tensor:
-        x = self.embeddings(ids)
-        allowed = mask.bool()[:, None, None, :]
+        return self._layers(self.embeddings(ids), "encode", mask.bool()[:, None, None, :], kv, others)
+
+    def _layers(
+        self,
+        x: Tensor,
+        role: str,
+        allowed: Tensor | None,
+        kv: ImageKV | None,
+        others: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        depth = len(self.layers)
         for i, layer in enumerate(self.layers):
-            x = layer(x, "encode", allowed, kv, others, index=i)
+            image = kv.layers[i if role == "encode" else i - depth] if kv is not None else None
+            append = partial(cache.append, i) if cache is not None else None
+            inputs = (x, role, allowed, image, kv.mask if kv is not None else None, others, append)
+            x = recomputed(layer, *inputs) if self.training and i >= depth - self.recompute else layer(*inputs)
         return x
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
@@ -315,29 +354,31 @@ class TextTransformer(nn.Module):
         moves forward by their number.
         """
         start = cache.length if cache is not None else 0
-        x = self.embeddings(ids, start)
+        x = self._decoder_embeddings()(ids, start)
         new = ids.shape[1]
         allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
         if mask is not None:
             allowed = allowed & mask.bool()[:, None, None, :]
         if new == 1 and mask is None:
             allowed = None  # one new token sees everything before it
-        for i, layer in enumerate(self.layers):
-            x = layer(x, "decode", allowed, kv, None, cache, i)
+        x = self._layers(x, "decode", allowed, kv, None, cache)
         if cache is not None:
             cache.length += new
         return x
 
+    def _decoder_embeddings(self) -> Embeddings:
+        return self.embeddings if self.decode_embeddings is None else self.decode_embeddings
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., V) of decoder states."""
-        return self.lm_head(hidden, self.embeddings.word.weight)
+        return self.lm_head(hidden, self._decoder_embeddings().word.weight)
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty decoder cache for `rows` sequences of at most `length` tokens.
 
         Its precision is that of the matrix products: the autocast type where autocast is on, else the weights'.
         """
-        like = self.embeddings.word.weight
+        like = self._decoder_embeddings().word.weight
         if torch.is_autocast_enabled(like.device.type):
             like = like.new_empty(0, dtype=torch.get_autocast_dtype(like.device.type))
         return KVCache(self.config, rows, length, like)

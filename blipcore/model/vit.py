@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -47,6 +48,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         return F.dropout(scores.softmax(-1), dropout) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def recomputed(layer: nn.Module, *inputs: object) -> Tensor:
+    """`layer(*inputs)`, of which the backward pass keeps the inputs alone and computes the rest again."""
+    return checkpoint(layer, *inputs, use_reentrant=False)
 
 
 class PatchEmbed(nn.Module):
@@ -89,26 +95,20 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block with per-sample stochastic depth."""
+    """Pre-LN transformer block; `survive` (2, B, 1, 1) scales its branches for each sample, 0 where one is dropped."""
 
-    def __init__(self, config: VisionConfig, drop_path: float) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.survive(self.attn(self.norm1(x)))
-        return x + self.survive(self.mlp(self.norm2(x)))
-
-    def survive(self, branch: Tensor) -> Tensor:
-        """Drop the branch of a random share of samples and scale up the others, while training."""
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
+    def forward(self, x: Tensor, survive: Tensor | None = None) -> Tensor:
+        attended = self.attn(self.norm1(x))
+        x = x + (attended if survive is None else attended * survive[0])
+        widened = self.mlp(self.norm2(x))
+        return x + (widened if survive is None else widened * survive[1])
 
 
 class VisionTransformer(nn.Module):
@@ -121,8 +121,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
-        rate = config.drop_path / max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(Block(config, rate * i) for i in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.recompute = 0  # of so many blocks, the last ones, activations are not kept but computed again
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         if not self.pos_embed.is_meta:  # weights will be loaded: nothing to draw
             self.apply(self._init)
@@ -141,9 +141,24 @@ class VisionTransformer(nn.Module):
         assert pixels.shape[-2:] == (side, side), f"pixels are {tuple(pixels.shape[-2:])}, the model wants {side}"
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
+        survive = self.survival(x)
+        for i, block in enumerate(self.blocks):
+            again = self.training and i >= len(self.blocks) - self.recompute
+            x = recomputed(block, x, survive[i]) if again else block(x, survive[i])
         return self.norm(x)
+
+    def survival(self, x: Tensor) -> Tensor | list[None]:
+        """Stochastic depth: for each block what scales its branches for each sample, or nothing where none is dropped.
+
+        Drawn for all blocks at once and passed in: as a number of each block it would make each a program of its own
+        for torch.compile.
+        """
+        depth, rate = self.config.depth, self.config.drop_path
+        if not self.training or rate == 0.0:
+            return [None] * depth
+        keep = 1.0 - torch.linspace(0.0, rate, depth, device=x.device).view(depth, 1, 1, 1, 1)
+        drawn = torch.rand(depth, 2, len(x), 1, 1, device=x.device) < keep
+        return (drawn / keep).to(x.dtype)
 
 
 def resize_pos_embed(pos_embed: Tensor, image_size: int, patch_size: int) -> Tensor:

@@ -37,6 +37,8 @@ class TrainConfig:
     clip: float = 0.0  # largest norm of the gradient; 0 = no clipping, as official
     accumulate: int = 1  # micro-batches per optimiser step
     dtype: Dtype = "auto"  # bf16 autocast where the hardware multiplies in bf16, else fp32
+    compile: bool | None = None  # torch.compile of the layers; None = on a GPU, where it takes a minute and pays
+    recompute: int = 0  # last layers of each transformer whose activations are computed twice instead of kept in memory
     device: str = "auto"
     parallel: Parallel = "ddp"  # over several processes: the whole task on each, or sharded layer by layer (FSDP2)
     workers: int = 0  # processes that decode pictures; 0 = this one
@@ -50,7 +52,18 @@ class TrainConfig:
         for name in ("batch_size", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("steps", "epochs", "warmup_steps", "decay_steps", "clip", "workers", "seed", "lr", "min_lr"):
+        for name in (
+            "steps",
+            "epochs",
+            "warmup_steps",
+            "decay_steps",
+            "clip",
+            "recompute",
+            "workers",
+            "seed",
+            "lr",
+            "min_lr",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
 

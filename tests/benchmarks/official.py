@@ -19,8 +19,6 @@ from blipcore.tasks.momentum import FLOOR
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.task import Batch, Outputs, Progress, with_first
 
-BOS, ENC = 30522, 30523
-
 
 class Official(nn.Module):
     """The three losses as the official model computes them, from transformers' blocks with the weights of `model`."""
@@ -54,6 +52,7 @@ class Official(nn.Module):
             label_smoothing=0.1,
         )
         self.config = config
+        self.bos, self.enc = text.vocab_size - 2, text.vocab_size - 1
         self.vision_model = transformers.BlipVisionModel(vision_config)
         self.text_encoder = transformers.BlipTextModel(text_config, add_pooling_layer=False)
         self.text_decoder = transformers.BlipTextLMHeadModel(text_config)
@@ -117,7 +116,7 @@ class Official(nn.Module):
         self.text_queue[:, self.pointer : self.pointer + B] = text_key.T
         self.pointer = (self.pointer + B) % self.config.queue_size
 
-        enc = with_first(ids, ENC)
+        enc = with_first(ids, self.enc)
         positive = self.text_encoder(
             enc, attention_mask=mask, encoder_hidden_states=image, encoder_attention_mask=image_mask
         ).last_hidden_state
@@ -131,7 +130,7 @@ class Official(nn.Module):
         logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]])).float()
         labels = torch.cat([torch.ones(B, dtype=torch.long), torch.zeros(2 * B, dtype=torch.long)]).to(ids.device)
         decoded = self.text_decoder(
-            with_first(ids, BOS),
+            with_first(ids, self.bos),
             attention_mask=mask,
             encoder_hidden_states=image,
             encoder_attention_mask=image_mask,

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from official import BOS, ENC, Official
+from official import Official
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,14 +57,14 @@ class Unfused(nn.Module):
         embeds, hidden = model.encode_image(batch["pixels"]), text.encode(ids, mask)
         out = task.contrast(batch, model.image_feat(embeds), model.text_feat(hidden), progress)
         images, texts = task.negatives(out.pop("i2t"), out.pop("t2i"), same_row(ids), progress)
-        enc = with_first(ids, ENC)
+        enc = with_first(ids, task.tokenizer.enc)
         positive = text.fuse(enc, mask, text.image_kv(embeds))
         kv = text.image_kv(torch.cat([embeds[images], embeds]))
         negative = text.fuse(torch.cat([enc, enc[texts]]), torch.cat([mask, mask[texts]]), kv)
         logits = model.itm_logits(torch.cat([positive, negative]))
         labels = torch.zeros(len(logits), dtype=torch.long, device=ids.device)
         labels[: len(ids)] = 1
-        decoded = text.decode(with_first(ids, BOS), mask, text.image_kv(embeds))
+        decoded = text.decode(with_first(ids, task.tokenizer.bos), mask, text.image_kv(embeds))
         out["loss_itm"] = F.cross_entropy(logits, labels)
         out["loss_lm"] = lm_loss(text.logits(decoded), ids.masked_fill(mask == 0, IGNORE))
         return out | {"loss": out["loss_itc"] + out["loss_itm"] + out["loss_lm"]}
@@ -183,7 +183,8 @@ def build(args: argparse.Namespace, device: str) -> list[Path]:
     config = replace(config, vision=replace(config.vision, drop_path=0.0))  # transformers' blocks have none
     model = Blip(config)
     settings = PretrainConfig(queue_size=args.queue_size, negatives="argmax")
-    task = PretrainTask(model, SimpleNamespace(enc=ENC, bos=BOS), settings)
+    tokenizer = SimpleNamespace(bos=config.text.vocab_size - 2, enc=config.text.vocab_size - 1)  # 30522, 30523
+    task = PretrainTask(model, tokenizer, settings)
     official = Official(model, settings)
     official.image_queue.copy_(task.image_queue)
     official.text_queue.copy_(task.text_queue)
@@ -210,9 +211,8 @@ def build(args: argparse.Namespace, device: str) -> list[Path]:
 
 
 def small() -> BlipConfig:
-    """A model that takes milliseconds, with BERT's vocabulary cut to what the special tokens need."""
-    config = PRESETS["tiny"]
-    return replace(config, text=replace(config.text, vocab_size=ENC + 1, dropout=0.1))
+    """A model whose step takes milliseconds."""
+    return replace(PRESETS["tiny"], text=replace(PRESETS["tiny"].text, dropout=0.1))
 
 
 def agree(paths: list[Path]) -> dict[str, float]:

@@ -1,0 +1,29 @@
+"""What is done to the layers of a task before it trains: compiled, or their activations computed twice instead of kept.
+
+Neither renames a parameter nor changes a result beyond rounding. Every layer is compiled by itself: layers of a kind
+share one program, so that it takes a minute and not ten, and each can still be sharded by itself.
+"""
+
+import torch
+from torch import nn
+
+from blipcore.model.med import CrossAttention, FeedForward, SelfAttention, TextTransformer, TwinCrossAttention
+from blipcore.model.vit import Block, VisionTransformer
+from blipcore.train.optim import TrainConfig
+
+# The text transformer has post-LN sub-layers that begin and end with a whole tensor, and its roles combine them in
+# other ways: compiled one by one there are fewer programs, and nothing less to fuse.
+TEXT_LAYERS = (SelfAttention, CrossAttention, TwinCrossAttention, FeedForward)
+
+
+def prepare_layers(task: nn.Module, config: TrainConfig, device: str) -> None:
+    """Apply `config.recompute` to the model of `task`, and `config.compile` also to its momentum copy."""
+    for module in task.model.modules():
+        if isinstance(module, VisionTransformer | TextTransformer):
+            module.recompute = config.recompute
+    compiles = config.compile if config.compile is not None else torch.device(device).type == "cuda"
+    for module in task.modules() if compiles else ():
+        if isinstance(module, Block):
+            module.compile()
+        elif isinstance(module, TEXT_LAYERS):
+            module.compile(dynamic=True)  # texts of another length must not make another program
