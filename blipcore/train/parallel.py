@@ -45,9 +45,10 @@ def _shard(task: Task) -> nn.Module:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
     for layer in [module for module in task.modules() if isinstance(module, TextLayer | Block)]:
-        if isinstance(layer, TextLayer):
-            fully_shard(layer.cross)
-            register_fsdp_forward_method(layer.cross, "image_kv")
+        crosses = (layer.cross, layer.decode_cross) if isinstance(layer, TextLayer) else ()
+        for cross in (cross for cross in crosses if cross is not None):
+            fully_shard(cross)
+            register_fsdp_forward_method(cross, "image_kv")
         fully_shard(layer)
     fully_shard(task, ignored_params=scalars)
     return task

@@ -22,7 +22,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 # Settings that change the speed or the trail of a run, never its result: a relaunch may differ in them.
-INCIDENTAL = {"workers", "log_every", "save_every", "keep"}
+INCIDENTAL = {"workers", "log_every", "save_every", "keep", "recompute"}
 
 
 class RunFolder:

@@ -24,6 +24,7 @@ from blipcore.precision import autocast, pick_device, to_device
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
 from blipcore.train.display import Display
+from blipcore.train.layers import prepare_layers
 from blipcore.train.optim import TrainConfig, adamw, optimizer_tensors, schedule
 from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
 from blipcore.train.run_folder import RunFolder, stop_signals
@@ -89,6 +90,7 @@ class Trainer:
         if finished is not None:
             return finished
         self.task.to(self.device).train()
+        prepare_layers(self.task, self.config, self.device)
         self.module = parallelize(self.task, self.config.parallel)
         optimizer = adamw(self.task, self.config)
         torch.manual_seed(self.config.seed + distributed.rank())

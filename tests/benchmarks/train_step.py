@@ -195,6 +195,7 @@ def build(args: argparse.Namespace, device: str) -> list[Path]:
     side = config.vision.image_size
     pixels = torch.randn(args.batch_size, 3, side, side, generator=generator).to(device)
     padded = {"pixels": pixels, "input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    padded["image_ids"] = torch.arange(len(ids), device=device)
     longest = int(mask.sum(1).max())
     cut = padded | {name: padded[name][:, :longest] for name in ("input_ids", "attention_mask")}
 

@@ -38,7 +38,7 @@ def model(request, tokenizer) -> Blip:
 def batch(tokenizer) -> dict:
     pixels = torch.randn(len(TEXTS), 3, 16, 16, generator=torch.Generator().manual_seed(1))
     ids, mask = tokenizer(TEXTS, max_length=30)
-    return {"pixels": pixels, "input_ids": ids, "attention_mask": mask}
+    return {"pixels": pixels, "input_ids": ids, "attention_mask": mask, "image_ids": torch.arange(len(TEXTS))}
 
 
 def losses(model: Blip, tokenizer: Tokenizer, batch: dict) -> dict[str, torch.Tensor]:
