@@ -85,6 +85,7 @@ def _flocked(folder: Path, me: dict[str, Any]) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
+            (folder / ".lock").unlink(missing_ok=True)
             with _leased(folder, me):
                 yield
             return

@@ -29,8 +29,6 @@ TRIES = 5  # of a request, and FIRST_WAIT seconds before the second, doubled fro
 FIRST_WAIT = 0.5
 BLOCK = 8 << 20  # bytes of a range request: enough for a full stream, little enough to repeat
 AHEAD = 4  # blocks in flight beyond the one that is read
-# Stores in which an upload appears under its name only when it is complete; elsewhere it is renamed into place.
-OBJECT_STORES = frozenset(["s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "obs", "hf"])
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that brings its package
 # A request that fails with one of these fails again.
 PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -107,12 +105,8 @@ class Remote:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing where folders are but the beginnings of names; else the folder and those above it."""
-        if not self._is_object_store():
-            self._ask(lambda fs, path: fs.makedirs(path, exist_ok=True))
-
-    def _is_object_store(self) -> bool:
-        return self.url.partition("://")[0] in OBJECT_STORES
+        """The folder and those above it, where folders are more than the beginnings of names."""
+        self._ask(lambda fs, path: _has_folders(fs) and fs.makedirs(path, exist_ok=True))
 
     def _ask(self, request: Callable[[Any, str], T]) -> T:
         """Ask the file system, which is told to trust no listing of its own memory: others write there too."""
@@ -293,8 +287,8 @@ def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
     with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
         yield file  # type: ignore[misc]
         file.flush()
-        if path._is_object_store():
-            path._ask(lambda fs, target: fs.put_file(file.name, target))
+        if not path._ask(lambda fs, _: _has_folders(fs)):
+            path._ask(lambda fs, target: fs.put_file(file.name, target))  # an object is there when it is complete
             return
         try:
             temporary._ask(lambda fs, target: fs.put_file(file.name, target))
@@ -313,6 +307,13 @@ def sweep(folder: Place, targets: Iterable[str] | None = None) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- requests
+
+
+def _has_folders(fs: Any) -> bool:
+    """Whether it is a file system, which can rename, rather than a store of objects, which copies and deletes."""
+    from fsspec import AbstractFileSystem
+
+    return type(fs).mv is not AbstractFileSystem.mv
 
 
 def _file_system(url: str) -> tuple[Any, str]:
