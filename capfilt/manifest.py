@@ -107,9 +107,9 @@ def forget_if_empty(folder: Place) -> None:
 
 
 def _reference(folder: Place, target: Place, images: Place | None) -> str:
+    root = images.resolve() if images is not None else None
     folder, target = folder.resolve(), target.resolve()
-    root = None if images is None else images.resolve()
-    if root is not None and folder.is_relative_to(root) and target.is_relative_to(root):
+    if all(type(place) is type(root) and place.is_relative_to(root) for place in (folder, target)):
         return posixpath.relpath(str(target), str(folder))  # the set can be moved as a whole
     return str(target)
 

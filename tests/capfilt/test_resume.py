@@ -1,9 +1,12 @@
-"""Kill captioning and filtering with SIGKILL wherever it hurts, run them again: the bytes of an undisturbed run."""
+"""Kill captioning and filtering with SIGKILL, full disks and lost folders, run them again: the same bytes."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +17,11 @@ from pathlib import Path
 import pytest
 
 import capfilt
+from capfilt.caption import CaptionConfig, CaptionStage, caption_shards
+from capfilt.config import resolve
+from capfilt.engine import EngineError
+from capfilt.filter import FilterConfig, filter_shards
+from capfilt.lock import Occupied
 
 SHARDS = 4
 
@@ -27,7 +35,8 @@ from capfilt.filter import FilterConfig, filter_shards
 
 COMMANDS = {"caption": (CaptionConfig, caption_shards), "filter": (FilterConfig, filter_shards)}
 
-def launch(command, options, kill_at):
+def launch(command, options, kill_at, environment):
+    os.environ.update(environment)
     replace, left = os.replace, [kill_at]
     def replace_or_die(*paths):
         left[0] -= 1
@@ -48,8 +57,8 @@ if __name__ == "__main__":
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)
             os._exit(0)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        print("process", child, flush=True)
+        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -61,16 +70,23 @@ class Launcher:
         script.write_text(LAUNCHER)
         root = str(Path(capfilt.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        self.environment: dict[str, str] = {}  # of the runs to come, beside that
         self.process = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def start(self, command: str, options: dict, kill_at: int = 0) -> int:
-        print(json.dumps([command, {"device": "cpu", **options}, kill_at]), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        message = [command, {"device": "cpu", **options}, kill_at, self.environment]
+        print(json.dumps(message), file=self.process.stdin, flush=True)
+        return self._hear("process")
 
     def end(self) -> int:
-        return int(self.process.stdout.readline())
+        return self._hear("exit")
+
+    def _hear(self, kind: str) -> int:
+        heard, number = self.process.stdout.readline().split()
+        assert heard == kind, "a test before this one has not heard the end of its run"
+        return int(number)
 
     def run(self, command: str, options: dict, kill_at: int = 0) -> int:
         self.start(command, options, kill_at)
@@ -154,3 +170,124 @@ def test_killed_from_outside_with_two_workers(
     assert launcher.end() == -signal.SIGKILL
     assert launcher.run(command, settings(disturbed, tiny_blip)) == 0
     assert files(disturbed) == (only(undisturbed, "captions") if command == "caption" else undisturbed)
+
+
+def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, kills: int, seed: int, **more) -> None:
+    """Run both commands in turn, kill each at random moments, and start over when they have ended all the same."""
+    rng, killed, longest = random.Random(seed), 0, 3.0
+    while killed < kills:
+        for folder in ("captions", "scores", "filtered"):
+            shutil.rmtree(data / folder, ignore_errors=True)
+        for command in ("caption", "filter"):
+            code = -signal.SIGKILL
+            while code:
+                child, start = launcher.start(command, settings(data, model, **more)), time.monotonic()
+                if killed < kills:
+                    time.sleep(rng.uniform(0, longest))
+                    os.kill(child, signal.SIGKILL)  # one that has ended waits to be reaped: this does it no harm
+                code = launcher.end()
+                assert code in (0, -signal.SIGKILL)
+                killed += code != 0
+                if code == 0:
+                    longest = 0.8 * longest + 0.2 * 1.2 * (time.monotonic() - start)
+        assert files(data) == undisturbed
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(disturbed, tiny_blip, undisturbed, launcher: Launcher, kills: int) -> None:
+    rerun_until_done(disturbed, tiny_blip, undisturbed, launcher, kills, seed=kills, workers=1 if kills < 10 else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments_on_ray(disturbed, tiny_blip, undisturbed, launcher: Launcher, monkeypatch) -> None:
+    ray = pytest.importorskip("ray", reason="--engine ray needs the extra ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    try:
+        launcher.environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        rerun_until_done(disturbed, tiny_blip, undisturbed, launcher, 100, seed=5, engine="ray", workers=2)
+    finally:
+        ray.shutdown()
+        launcher.environment.clear()
+
+
+# ---------------------------------------------------------------------------------------------------- other ends
+
+
+def run_here(command: str, data: Path, model: Path, **more) -> dict:
+    config, function = {"caption": (CaptionConfig, caption_shards), "filter": (FilterConfig, filter_shards)}[command]
+    return function(resolve(config, overrides={"device": "cpu", **settings(data, model, **more)}), progress=False)
+
+
+def test_ranks_write_the_same_bytes(disturbed, tiny_blip, undisturbed) -> None:
+    done = []
+    for command in ("caption", "filter"):
+        for rank in (2, 0, 1):
+            done.append(run_here(command, disturbed, tiny_blip, rank=rank, world_size=3)["shards"]["done"])
+    assert done == [1, 2, 1] * 2
+    assert files(disturbed) == undisturbed
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_is_full_or_closed_ends_the_run_and_leaves_no_half(
+    disturbed, tiny_blip, undisturbed, monkeypatch, error: int
+) -> None:
+    replace, calls = os.replace, []
+
+    def fail(source, target) -> None:
+        calls.append(target)
+        if len(calls) > 2:  # the manifest and a table
+            raise OSError(error, os.strerror(error), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match=os.strerror(error)) as caught:
+        run_here("caption", disturbed, tiny_blip)
+    assert caught.value.filename.endswith("captions/b/00001.parquet") and len(calls) == 3
+    assert sorted(path.name for path in (disturbed / "captions/b").iterdir()) == ["00000.parquet", "manifest.json"]
+    monkeypatch.undo()
+    run_here("caption", disturbed, tiny_blip)
+    assert files(disturbed) == only(undisturbed, "captions")
+
+
+def test_a_folder_that_is_removed_under_a_run_ends_it(disturbed, tiny_blip, undisturbed, monkeypatch) -> None:
+    run_shard = CaptionStage.run
+
+    def run_and_remove(stage: CaptionStage, shard: str) -> dict[str, int]:
+        if shard == "00002":
+            shutil.rmtree(disturbed / "captions")
+        return run_shard(stage, shard)
+
+    monkeypatch.setattr(CaptionStage, "run", run_and_remove)
+    with pytest.raises(EngineError, match="captions/b was removed while caption was writing it; run the command again"):
+        run_here("caption", disturbed, tiny_blip)
+    assert not (disturbed / "captions").exists()
+    monkeypatch.undo()
+    run_here("caption", disturbed, tiny_blip)
+    assert files(disturbed) == only(undisturbed, "captions")
+
+
+def test_one_unreadable_shard_is_no_end_of_the_run(disturbed, tiny_blip) -> None:
+    tar = disturbed / "00001.tar"
+    tar.rename(disturbed / "away")
+    tar.mkdir()  # whoever runs the tests, this cannot be read
+    summary = run_here("caption", disturbed, tiny_blip)
+    assert summary["shards"]["done"] == SHARDS - 1 and "Is a directory" in summary["shards"]["failed"]["00001"]
+    manifest = json.loads((disturbed / "captions/b/manifest.json").read_text())
+    assert manifest["failed"] == summary["shards"]["failed"] and "counts" not in manifest
+    tar.rmdir()
+    (disturbed / "away").rename(tar)
+    assert run_here("caption", disturbed, tiny_blip)["shards"] == {"done": 1, "skipped": SHARDS - 1, "failed": {}}
+    assert "failed" not in json.loads((disturbed / "captions/b/manifest.json").read_text())
+
+
+def test_a_second_run_leaves_the_first_alone(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
+    launcher.start("caption", settings(disturbed, tiny_blip))
+    deadline = time.monotonic() + 60
+    while not tables(disturbed):
+        assert time.monotonic() < deadline, "no table in a minute"
+        time.sleep(0.001)
+    with pytest.raises(Occupied, match="captions/b is being written by process"):
+        run_here("caption", disturbed, tiny_blip)
+    assert launcher.end() == 0
+    assert files(disturbed) == only(undisturbed, "captions")

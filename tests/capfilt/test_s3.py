@@ -1,0 +1,118 @@
+"""Shards in S3 give the tables of local ones, byte for byte, also from a server that has bad moments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capfilt import storage
+from capfilt.caption import CaptionConfig, caption_shards
+from capfilt.filter import FilterConfig, filter_shards
+from capfilt.lock import Occupied, claimed
+from capfilt.shards import read_pictures
+from capfilt.storage import place
+
+sys.path.insert(0, str(Path(__file__).parent))
+from s3 import VARIABLES, Store, files, upload
+
+pytest.importorskip("s3fs", reason="S3 needs the extra s3")
+pytest.importorskip("moto", reason="the S3 server is moto's")
+
+SHARDS, PICTURES = 3, 8
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    store = Store()
+    before = {name: os.environ.get(name) for name in store.variables}
+    os.environ.update(store.variables)  # what users set too, and workers inherit
+    yield store
+    store.close()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def here(write_shards, tiny_blip: Path, tmp_path_factory) -> Path:
+    """A shard set with captions and verdicts, made locally."""
+    data = write_shards(tmp_path_factory.mktemp("s3") / "data", SHARDS, PICTURES)
+    run(str(data), tiny_blip)
+    return data
+
+
+def run(data: str, model: Path, **options) -> dict:
+    settings = {"data": data, "model": str(model), "name": "b", "batch_size": 8, "device": "cpu", **options}
+    told = caption_shards(CaptionConfig(**settings), progress=False)
+    assert told["shards"]["failed"] == {}
+    return filter_shards(FilterConfig(**settings), progress=False)
+
+
+def local_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def fill(data: Path, url: str, into: Path) -> str:
+    """Put the tars alone into the store."""
+    into.mkdir()
+    for tar in data.glob("*.tar"):
+        (into / tar.name).hardlink_to(tar)
+    upload(into, url)
+    return url
+
+
+def test_s3_equals_local_byte_for_byte_in_spite_of_trouble(
+    store: Store, here: Path, tiny_blip: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(storage, "BLOCK", 4096)  # several ranges a tar
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.05)
+    url = fill(here, "s3://bucket/data", tmp_path / "tars")
+    store.trouble, store.troubled = 0.15, 0
+    try:
+        summary = run(url, tiny_blip)
+    finally:
+        store.trouble = 0.0
+    assert store.troubled > 10
+    assert summary["texts"] == 2 * SHARDS * PICTURES and summary["shards"]["done"] == SHARDS
+    assert files(url) == local_files(here)
+    assert any("bytes=4096-" in request for request in store.requests), "no range was asked for"
+
+    # with everything done: listings, manifests, and of the shards one table of captions, to tell that it is one
+    store.requests.clear()
+    assert run(url, tiny_blip)["shards"] == {"done": 0, "skipped": SHARDS, "failed": {}}
+    opened = [r for r in store.requests if r.startswith("GET") and (".parquet" in r or ".tar" in r)]
+    assert opened == ["GET /bucket/data/captions/b/00000.parquet"]
+
+
+def test_pictures_there_and_tables_here_and_the_other_way_round(
+    store: Store, here: Path, tiny_blip: Path, tmp_path: Path
+) -> None:
+    url = fill(here, "s3://bucket/pictures", tmp_path / "tars")
+    run(url, tiny_blip, out=str(tmp_path / "work"))
+    run(str(here), tiny_blip, out="s3://bucket/work")
+    tables = {name: data for name, data in local_files(here).items() if name[0] in "csf" and name.endswith(".parquet")}
+    for found in (local_files(tmp_path / "work"), files("s3://bucket/work")):
+        assert {name: data for name, data in found.items() if name.endswith(".parquet")} == tables
+    assert {name.split("/")[0] for name in files("s3://bucket/pictures")} == {f"{n:05d}.tar" for n in range(SHARDS)}
+
+
+def test_a_second_run_in_the_store_is_told_apart(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
+    url = fill(here, "s3://bucket/twice", tmp_path / "tars")
+    with claimed(place(url) / "captions" / "b"), pytest.raises(Occupied, match="s3://bucket/twice/captions/b is being"):
+        run(url, tiny_blip)
+    assert run(url, tiny_blip)["shards"]["done"] == SHARDS
+    assert not [name for name in files(url) if "lease" in name]
+
+
+def test_mistakes_in_the_store_are_sentences(store: Store, monkeypatch) -> None:
+    with pytest.raises(FileNotFoundError, match="No folder at s3://bucket/none"):
+        run("s3://bucket/none", Path("model"))
+    with pytest.raises(FileNotFoundError, match="No folder at s3://no-such-bucket/data"):
+        run("s3://no-such-bucket/data", Path("model"))
+    with pytest.raises(FileNotFoundError) as caught:
+        list(read_pictures("s3://bucket/none/00000.tar"))
+    assert caught.value.filename == "s3://bucket/none/00000.tar"
+    assert set(VARIABLES) <= set(os.environ)
