@@ -77,7 +77,7 @@ PRESETS = {
     "tiny": BlipConfig(
         VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4),
         TextConfig(
-            vocab_size=512, width=128, depth=2, heads=4, hidden=512, max_positions=64, encoder_width=128, dropout=0.0
+            vocab_size=512, width=128, depth=3, heads=4, hidden=512, max_positions=64, encoder_width=128, dropout=0.0
         ),
         embed_dim=64,
     ),

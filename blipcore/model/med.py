@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blipcore.model.vit import attend, recomputed
+from blipcore.model.vit import attend, init_std, recomputed
 
 Share = Literal["all", "all-but-sa", "all-but-ca", "none"]
 Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.append`
@@ -299,11 +299,10 @@ class TextTransformer(nn.Module):
         self.lm_head = LMHead(config) if "decode" in config.roles else None
         self.apply(self._init)
 
-    @staticmethod
-    def _init(module: nn.Module) -> None:
+    def _init(self, module: nn.Module) -> None:
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             return  # drawing normal numbers on the meta device would import torch's compiler: over a second
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=init_std(self.config.width))
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 

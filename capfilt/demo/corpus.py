@@ -34,7 +34,7 @@ from capfilt.config import diff
 from capfilt.demo import art
 from capfilt.demo.language import phrase, references
 from capfilt.demo.noise import NOISE_MIX, web_text
-from capfilt.demo.scenes import Scene, description, draw, sample
+from capfilt.demo.scenes import INVERSE, Scene, description, draw, sample
 from capfilt.shards import write_json
 
 JPEG = {
@@ -43,6 +43,7 @@ JPEG = {
     "subsampling": 0,
 }  # at this size, halved colour planes would blur small objects
 FATES = ("dead", "corrupt", "slow", "opted_out")
+PLACES = (None, *INVERSE)  # of things in a picture: all over it, or on one side
 ERROR_PAGE = b"<!doctype html><title>Sign in</title><p>Please sign in to see this picture.</p>\n"
 
 
@@ -103,16 +104,27 @@ def url_table(out: Path, base_url: str) -> pa.Table:
     return table.set_column(0, "url", pa.array(urls))
 
 
-def single_objects(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, int]]:
-    """Pictures of one object and the place of its noun in `art.nouns(nouns)`, to pretrain an image encoder on."""
+def labelled_pictures(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, list]]:
+    """Pictures of one or two kinds of things, with labels [row][column] = (noun, number - 1, place) of each quarter.
+
+    Made to pretrain an image encoder on. `noun` indexes `art.nouns(nouns)`, `place` indexes `PLACES`: the side of the
+    picture that the things are on. Where a relation says that two kinds share the picture, each has its half.
+    """
     names = art.nouns(nouns)
     index = made = 0
     while made < n:
         scene = sample(seed, "classes", index, names)
         index += 1
-        if len(scene.things) == 1 and scene.things[0].count == 1:
-            made += 1
-            yield draw(scene, px), names.index(scene.things[0].noun)
+        if len(scene.things) > 1 and not scene.relation:
+            continue  # three kinds have no halves
+        made += 1
+        places = [scene.relation, INVERSE[scene.relation]] if scene.relation else [None]
+        labels = {
+            place: (names.index(thing.noun), thing.count - 1, PLACES.index(place))
+            for thing, place in zip(scene.things, places, strict=True)
+        }
+        rows, columns = ("above", "below"), ("left of", "right of")
+        yield draw(scene, px), [[next(labels[p] for p in (None, r, c) if p in labels) for c in columns] for r in rows]
 
 
 def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:

@@ -1,14 +1,16 @@
-"""The image encoder that every model of the demo starts from: a small ViT that tells single objects apart.
+"""The image encoder that every model of the demo starts from: a small ViT that knows what is where.
 
-The paper starts from a ViT trained with labels on ImageNet; this is the same thing at the corpus's size. One classifier
-reads the class token, which ITC will use, another the mean of the patch tokens, which cross-attention will read: with
-the first alone, patches need not say what they show. The weights for the default nouns are shipped as
-`image_encoder.safetensors`, made by
+The paper starts from a ViT trained with labels on ImageNet; this is the same thing at the corpus's size. The class
+token, which ITC will read, is trained to name what is in the picture. Every patch token, which cross-attention will
+read, is trained to name what its quarter shows, how many of them there are and on which side of the picture: with
+labels for the whole picture alone, as ImageNet has them, a model this small keeps no trace of place or number in its
+tokens, and no caption model on top of it learns "left of" or "two" within minutes. The weights for the default nouns
+are shipped as `image_encoder.safetensors`, made by
 
     python -m capfilt.demo.image_encoder capfilt/demo/image_encoder.safetensors
 
-In: pictures of one object and the index of its noun, from a stream of scenes that no other part of the demo draws
-from. Out: a state dict with timm's names, in float16, without the classifier.
+In: pictures of one or two kinds of things with their labels, from a stream of scenes that no other part of the demo
+draws from; never a sentence. Out: a state dict with timm's names, in float16, without the classifiers.
 """
 
 import argparse
@@ -24,20 +26,19 @@ from torch import nn
 from blipcore.data.transforms import train_transform
 from blipcore.model.vit import VisionConfig, VisionTransformer
 from blipcore.precision import autocast
-from capfilt.demo.corpus import single_objects
+from capfilt.demo.corpus import PLACES, labelled_pictures
 
 SHIPPED = Path(__file__).parent / "image_encoder.safetensors"
 SHIPPED_NOUNS = 48
 VISION = VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4)
+SMOOTHING = 0.1  # of labels
 CORPUS_SEED = 2**31  # away from the seeds that a user gives to a corpus
 
 
 def sincos_positions(config: VisionConfig) -> torch.Tensor:
     """A (1, 1+P, W) position table of sines and cosines of row and column, as MAE and MoCo v3 use it.
 
-    Single objects are told apart wherever they lie, so training leaves a small random table as it is, and with it no
-    trace of place in the tokens; captions that say "left of" need one. From this start, as large as the patch
-    embeddings themselves, it is plain to see.
+    Twice as large as usual: as large as the patch embeddings themselves, so that place is plain to see from the start.
     """
     side = config.image_size // config.patch_size
     rates = 1.0 / 100 ** torch.linspace(0, 1, config.width // 4)
@@ -48,30 +49,39 @@ def sincos_positions(config: VisionConfig) -> torch.Tensor:
 
 
 def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1.5e-3, seed: int = 0) -> float:
-    """Train on `steps` batches of fresh pictures, write `out`, and return the accuracy on 1,000 further pictures."""
+    """Train on `steps` batches of fresh pictures, write `out`; returns the share of quarters named in 1,000 others."""
     torch.manual_seed(seed)
     encoder = VisionTransformer(VISION)
     encoder.pos_embed.data.copy_(sincos_positions(VISION))
-    heads = nn.ModuleList(nn.Linear(VISION.width, nouns) for _ in range(2))
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=lr, weight_decay=0.05)
+    whole = nn.Linear(VISION.width, nouns)
+    patches = nn.ModuleList(nn.Linear(VISION.width, classes) for classes in (nouns, 3, len(PLACES)))
+    parameters = [*encoder.parameters(), *whole.parameters(), *patches.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps // 2))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - min(100, steps // 2))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [min(100, steps // 2)])
     transform = train_transform(VISION.image_size, min_scale=0.8, randaugment=False, hflip=0.0)
-    stream = single_objects(CORPUS_SEED, steps * batch_size + 1000, 96, nouns)
+    stream = labelled_pictures(CORPUS_SEED, steps * batch_size + 1000, 96, nouns)
+    half = VISION.image_size // VISION.patch_size // 2  # patches along a quarter
 
     def batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pictures, classes = zip(*(next(stream) for _ in range(size)), strict=True)
-        return torch.stack([transform(picture, None) for picture in pictures]), torch.tensor(classes)
+        pictures, labels = zip(*(next(stream) for _ in range(size)), strict=True)
+        return torch.stack([transform(picture, None) for picture in pictures]), torch.tensor(labels)
 
-    def logits(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(pixels: torch.Tensor) -> torch.Tensor:
         with autocast(pixels.device):
-            tokens = encoder(pixels)
-            return heads[0](tokens[:, 0]).float(), heads[1](tokens[:, 1:].mean(1)).float()
+            return encoder(pixels).float()
 
     for step in range(steps):
-        pixels, classes = batch(batch_size)
-        loss = sum(F.cross_entropy(guess, classes, label_smoothing=0.1) for guess in logits(pixels))
+        pixels, labels = batch(batch_size)  # (B, 3, S, S), (B, 2, 2, 3)
+        states = tokens(pixels)
+        loss = sum(  # one class token for up to two nouns: a quarter of its loss for each quarter's
+            F.cross_entropy(whole(states[:, 0]), noun, label_smoothing=SMOOTHING) / 4
+            for noun in labels[..., 0].flatten(1).unbind(1)
+        )
+        of_patch = labels.repeat_interleave(half, 1).repeat_interleave(half, 2).flatten(0, 2)  # (B * P, 3)
+        for head, target in zip(patches, of_patch.unbind(1), strict=True):
+            loss = loss + F.cross_entropy(head(states[:, 1:]).flatten(0, 1), target, label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,9 +90,11 @@ def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1
             print(json.dumps({"step": step + 1, "of": steps, "loss": round(loss.item(), 3)}), flush=True)
 
     encoder.eval()
+    hits = []
     with torch.inference_mode():
-        batches = [batch(100) for _ in range(10)]
-        hits = [(sum(logits(pixels)).argmax(1) == classes) for pixels, classes in batches]
+        for pixels, labels in (batch(100) for _ in range(10)):
+            quarters = tokens(pixels)[:, 1:].unflatten(1, (2, half, 2, half))
+            hits.append(patches[0](quarters).mean((2, 4)).argmax(-1) == labels[..., 0])
     accuracy = torch.cat(hits).float().mean().item()
     partial = out.with_name(out.name + ".partial")
     save_file({name: value.half().contiguous() for name, value in encoder.state_dict().items()}, partial)
@@ -91,10 +103,10 @@ def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the demo's image encoder on pictures of single objects.")
+    parser = argparse.ArgumentParser(description="Pretrain the demo's image encoder on labelled pictures.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--nouns", type=int, default=SHIPPED_NOUNS)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
     accuracy = train(arguments.out, arguments.nouns, arguments.steps)
     print(json.dumps({"accuracy": round(accuracy, 4), "out": str(arguments.out)}))

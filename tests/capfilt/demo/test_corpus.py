@@ -12,7 +12,15 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from capfilt.demo import art
-from capfilt.demo.corpus import FATES, CorpusConfig, read_truth, single_objects, url_table, write_corpus
+from capfilt.demo.corpus import (
+    FATES,
+    PLACES,
+    CorpusConfig,
+    labelled_pictures,
+    read_truth,
+    url_table,
+    write_corpus,
+)
 from capfilt.demo.language import exact_match
 from capfilt.demo.noise import MATCHES
 from capfilt.demo.scenes import Scene
@@ -113,10 +121,21 @@ def test_chinese_corpus(tmp_path: Path) -> None:
         )
 
 
-def test_single_objects_are_labelled_by_noun() -> None:
-    pictures = list(single_objects(0, 200, 32, nouns=8))
-    assert {label for _, label in pictures} == set(range(8)) and pictures[0][0].size == (32, 32)
-    again = list(single_objects(0, 3, 32, nouns=8))
+def test_labelled_pictures_say_what_each_quarter_shows() -> None:
+    pictures = list(labelled_pictures(0, 300, 32, nouns=8))
+    assert pictures[0][0].size == (32, 32)
+    seen = [quarter for _, rows in pictures for row in rows for quarter in row]
+    assert {noun for noun, _, _ in seen} == set(range(8)) and {number for _, number, _ in seen} == {0, 1, 2}
+    for _, ((a, b), (c, d)) in pictures:
+        sides = [PLACES[place] for _, _, place in (a, b, c, d)]
+        assert sides in (
+            [None] * 4,
+            ["left of", "right of", "left of", "right of"],
+            ["above", "above", "below", "below"],
+        )
+        assert (a == b and c == d) or (a == c and b == d)
+        assert (a[0] == d[0]) == (sides[0] is None)
+    again = list(labelled_pictures(0, 3, 32, nouns=8))
     assert [(p.tobytes(), label) for p, label in again] == [(p.tobytes(), label) for p, label in pictures[:3]]
 
 
