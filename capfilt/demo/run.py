@@ -65,7 +65,7 @@ class Recipe:
     human: int = 1_000
     validation: int = 500
     test: int = 1_000
-    pretrain_steps: int = 1_000
+    pretrain_steps: int = 800
     captioner_steps: int = 500
     filter_steps: int = 400
     shard_size: int = 2_000
