@@ -203,7 +203,8 @@ def pretrain(
     out: Run,
     preset: Annotated[str | None, typer.Option(help="tiny, base or large. (base)")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to continue from.")] = None,
-    vision: Annotated[str | None, typer.Option(help="Image encoder weights to start from.")] = None,
+    vision: Annotated[str | None, typer.Option(help="Image encoder: file, open_clip:…, timm:… or hub id.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text transformer: BERT folder or hub id.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, or train:N for N word pieces of the data.")] = None,
     image_root: ImageRoot = None,
     steps: Steps = None,
@@ -224,7 +225,7 @@ def pretrain(
     from blipcore.train.launch import launch
 
     settings = resolve(runs.PretrainRun, config, sets or (), {
-        "data": data, "preset": preset, "init": init, "vision": vision, "tokenizer": tokenizer,
+        "data": data, "preset": preset, "init": init, "vision": vision, "text": text, "tokenizer": tokenizer,
         "image_root": image_root, "train.steps": steps, "train.epochs": epochs, "train.lr": lr,
         "train.batch_size": batch_size, "train.device": device, "train.dtype": dtype, "train.workers": workers,
         "train.seed": seed,

@@ -23,7 +23,7 @@ from torch import Tensor
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import fingerprint, load_model
 from blipcore.model.tokenizer import clean_caption
-from blipcore.model.torchvision_shim import heal_torchvision
+from blipcore.model.torchvision_shim import import_open_clip
 from blipcore.precision import Dtype, autocast, resolve_dtype, to_device
 
 __all__ = [
@@ -130,7 +130,7 @@ class OpenClipScorer:
         self.name = "clip"
         self.fingerprint = open_clip_fingerprint(spec)
         self.device, self.dtype = device, dtype
-        open_clip = _import_open_clip()
+        open_clip = import_open_clip()
         if arch not in open_clip.list_models():
             raise ValueError(f"open_clip knows no architecture '{arch}'; open_clip.list_models() names them.")
         if not Path(tag).is_file() and tag not in open_clip.list_pretrained_tags_by_model(arch):
@@ -177,12 +177,3 @@ def _parse_open_clip(spec: str) -> tuple[str, str]:
     if kind != "open_clip" or not (arch and tag):
         raise ValueError(f"'{spec}' is not a CLIP model; write open_clip:ARCH/TAG, such as open_clip:ViT-B-32/openai.")
     return arch, tag
-
-
-def _import_open_clip() -> Any:
-    heal_torchvision()
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError(f"--clip needs open_clip ({error}); pip install open_clip_torch") from None
-    return open_clip

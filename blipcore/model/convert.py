@@ -22,7 +22,6 @@ from blipcore.model.files import (
     locate,
     read_json,
     read_pickle,
-    read_safetensors,
     read_weights,
     weight_files,
     write_json,
@@ -30,7 +29,7 @@ from blipcore.model.files import (
 from blipcore.model.foreign import (
     MAY_LACK,
     official_config,
-    require_fit,
+    require_same,
     shapes,
     split_training_state,
     to_official,
@@ -195,6 +194,7 @@ def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
 
 def save_official(file: str | Path, model: Blip) -> None:
     """Write the state dict that the official code loads, {"model": …}; it has no place for a tokenizer."""
+    _require_plain(model.config, file)
     state = {name: tensor.detach().cpu().clone() for name, tensor in to_official(model.state_dict()).items()}
     if "decode" not in model.config.text.roles:  # as ITM inference files, which know no temperature
         for name in [name for name, initial in MAY_LACK.items() if name in state and state[name] == initial]:
@@ -205,6 +205,7 @@ def save_official(file: str | Path, model: Blip) -> None:
 
 def save_huggingface(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
     """Write a folder that transformers opens: weights, config, tokenizer, image processor, generation settings."""
+    _require_plain(model.config, folder)
     files = folder_files(model, tokenizer, folder)
     state = {
         name: tensor.detach().cpu().clone()
@@ -217,6 +218,19 @@ def save_huggingface(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> N
         tokenizer.save(staging)
         for name, content in files.items():
             write_json(staging / name, content)
+
+
+def _require_plain(config: BlipConfig, target: str | Path) -> None:
+    """ValueError for what neither the official code nor transformers can build."""
+    if config.text.share != "all-but-sa":
+        raise ValueError(
+            f"{target} was not written: its text roles share {config.text.share!r}, and BLIP's 'all-but-sa'"
+        )
+    if config.vision.pre_norm or config.vision.activation != "gelu":
+        raise ValueError(
+            f"{target} was not written: the image encoder started from CLIP's, whose first LayerNorm or quick GELU "
+            "neither the official code nor transformers' BLIP has"
+        )
 
 
 def read_official(
@@ -292,16 +306,6 @@ def _read_ours(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
         config = BlipConfig.from_dict(raw["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
-    (file,) = weight_files(folder)
-    state, expected = read_safetensors(file), shapes(config)
-    require_fit(
-        folder,
-        missing=[name for name in expected if name not in state],
-        unexpected=[name for name in state if name not in expected],
-        misshapen=[
-            f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in state and state[name].shape != shape
-        ],
-    )
+    state = read_weights(folder)
+    require_same(folder, state, shapes(config))
     return config, state

@@ -70,6 +70,7 @@ _STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}  # the text 
 # All that a file may lack, and what stands in: ITM inference and Hugging Face files have no temperature, which scales
 # nothing but training logits.
 MAY_LACK = {"temp": 0.07}
+CLAIMED = "BLIP model it claims to be"
 _ANSWER = "answer_decoder."
 _OWN = re.compile(r"\.decode_(cross|ffn|embeddings)\.")  # of the decoder, in models that share less than BLIP
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -188,16 +189,34 @@ def shapes(config: BlipConfig) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in Blip(config).state_dict().items()}
 
 
-def require_fit(path: object, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]) -> None:
+def require_same(path: object, state: Mapping[str, Tensor], own: Mapping[str, Any], what: str = CLAIMED) -> None:
+    """Raise one ValueError unless `state` has the names and shapes of `own` (tensors or shapes)."""
+    shape_of = {name: getattr(tensor, "shape", tensor) for name, tensor in own.items()}
+    require_fit(
+        path,
+        missing=[name for name in own if name not in state],
+        unexpected=[name for name in state if name not in own],
+        misshapen=[
+            f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
+            for name, shape in shape_of.items()
+            if name in state and state[name].shape != shape
+        ],
+        what=what,
+    )
+
+
+def require_fit(
+    path: object, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str], what: str = CLAIMED
+) -> None:
     """Raise one ValueError that names what is wrong with a file's tensors, if anything is."""
     wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
     text = "; ".join(
-        f"{what}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in wrong
+        f"{kind}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for kind, names in wrong
         if names
     )
     if text:
-        raise ValueError(f"the tensors in {path} do not make the BLIP model it claims to be: {text}")
+        raise ValueError(f"the tensors in {path} do not make the {what}: {text}")
 
 
 def parts_of(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -9,6 +9,7 @@ W vision width, L text tokens, D text width, H heads, V vocabulary, E joint embe
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,12 @@ class VisionConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
     eps: float = 1e-6
+    pre_norm: bool = False  # a LayerNorm before the first block, as in CLIP's image encoders
+    activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's CLIP has the quick one
 
     def __post_init__(self) -> None:
+        if self.activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f"vision activation is 'gelu' or 'quick_gelu', not {self.activation!r}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
@@ -91,16 +96,18 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around the exact (erf) GELU."""
+    """Two linear layers around the exact (erf) GELU, or CLIP's sigmoid approximation of it."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         hidden = int(config.width * config.mlp_ratio)
         self.fc1 = nn.Linear(config.width, hidden)
         self.fc2 = nn.Linear(hidden, config.width)
+        self.quick = config.activation == "quick_gelu"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
 
 
 class Block(nn.Module):
@@ -130,6 +137,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.recompute = 0  # of so many blocks, the last ones, activations are not kept but computed again
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
@@ -149,6 +157,7 @@ class VisionTransformer(nn.Module):
         assert pixels.shape[-2:] == (side, side), f"pixels are {tuple(pixels.shape[-2:])}, the model wants {side}"
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
+        x = self.norm_pre(x)
         survive = self.survival(x)
         for i, block in enumerate(self.blocks):
             again = self.training and i >= len(self.blocks) - self.recompute

@@ -23,9 +23,9 @@ from blipcore.data.pictures import Pictures
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import Transform, eval_transform, train_transform
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import load_model
+from blipcore.model.convert import DEFAULT_TOKENIZER, load_model
 from blipcore.model.generate import GenerateConfig
-from blipcore.model.starts import load_image_encoder
+from blipcore.model.starts import Start, image_start, load_image_start, load_text_start, text_start
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.precision import autocast, pick_device
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
@@ -58,11 +58,13 @@ class PretrainRun:
     """`capfilt pretrain`: a new model, or with `init` an old one further trained."""
 
     data: list[str]  # DATASET or DATASET=WEIGHT: filtered folder, shard set, annotation JSON
-    preset: Literal["tiny", "base", "large"] = "base"
+    preset: Literal["tiny", "base", "large"] | None = None  # base, where no part that it starts from says otherwise
     model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
     init: str | None = None  # checkpoint to continue from
-    vision: str | None = None  # image encoder weights to start from (safetensors or .pth with timm's names)
-    tokenizer: str = "bert-base-uncased"  # path, hub id, or "train:N" to learn N word pieces from the data
+    vision: str | None = None  # image encoder to start from: state-dict file, open_clip:ARCH/TAG, timm:NAME or hub id
+    text: str | None = None  # text transformer to start from: BERT folder or hub id
+    # Path, hub id, or "train:N" to learn N word pieces from the data; that of `text` or `init`, or else BERT's English.
+    tokenizer: str | None = None
     image_root: str | None = None
     augment: Augment = field(default_factory=Augment)
     task: PretrainConfig = field(default_factory=PretrainConfig)
@@ -120,16 +122,24 @@ def _in_session(work: Callable[[Any, Path], dict[str, Any]]) -> Callable[[Any, P
 def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     """Train on `run.data` into the folder `out`; returns the trainer's summary."""
     torch.manual_seed(run.train.seed)
-    image_size = run.model.get("vision", {}).get("image_size", PRESETS[run.preset].vision.image_size)
+    vision = image_start(run.vision) if run.vision else None
+    text = text_start(run.text) if run.text else None
+    image_size = run.model.get("vision", {}).get("image_size")
     if run.init:
-        model, tokenizer = load_model(run.init, needs=ALL_PARTS)
+        own = None if (run.tokenizer or "train:").startswith("train:") else run.tokenizer
+        model, tokenizer = load_model(run.init, needs=ALL_PARTS, tokenizer=own, image_size=image_size)
+        _require_sizes(run, model.config)
         image_size = model.config.vision.image_size
+    preset = run.preset or "base"
+    image_size = image_size or PRESETS[preset].vision.image_size
     stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root)
     if not run.init:
-        tokenizer = open_tokenizer(run.tokenizer, stream)
-        model = Blip(sizes(run.preset, run.model, len(tokenizer)))
-    if run.vision:
-        load_image_encoder(model.visual_encoder, run.vision)
+        tokenizer = open_tokenizer(run.tokenizer or run.text or DEFAULT_TOKENIZER, stream)
+        model = Blip(sizes(preset, _with_starts(run, vision, text), len(tokenizer)))
+    if vision:
+        load_image_start(model.visual_encoder, vision)
+    if text:
+        load_text_start(model.text, text)
     task = PretrainTask(model, tokenizer, run.task)
     return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
 
@@ -186,6 +196,35 @@ def texts(stream: Stream) -> Iterator[str]:
         for shard in range(len(source.counts)):
             for picture in source.load(shard):
                 yield from picture.texts
+
+
+def _with_starts(run: PretrainRun, vision: Start | None, text: Start | None) -> dict[str, Any]:
+    """`run.model` over what the parts it starts from bring: their traits, and where no preset is given their sizes."""
+    overrides = dict(run.model)
+    for part, start in (("vision", vision), ("text", text)):
+        if start:
+            brought = start.traits if run.preset else start.sizes | start.traits
+            if not run.preset:
+                brought.setdefault("heads", max(1, start.sizes["width"] // 64))  # as every ViT of the paper
+            overrides[part] = brought | run.model.get(part, {})
+    return overrides
+
+
+def _require_sizes(run: PretrainRun, config: BlipConfig) -> None:
+    """ValueError where the checkpoint is not of the preset or the sizes that were asked for beside it."""
+    own = config.to_dict()
+    geometry = ("width", "depth", "heads", "patch_size", "mlp_ratio", "hidden")
+    for part in ("vision", "text"):
+        asked = {name: value for name, value in run.model.get(part, {}).items() if name != "image_size"}
+        if run.preset:
+            preset = PRESETS[run.preset].to_dict()[part]
+            asked = {name: preset[name] for name in geometry if name in preset} | asked
+        for name, value in asked.items():
+            if own[part].get(name) != value:
+                raise ValueError(
+                    f"{run.init} has {part} {name} {own[part].get(name)}, not the {value} asked for: sizes come from "
+                    "the checkpoint, leave out preset and model"
+                )
 
 
 def sizes(preset: str, overrides: dict[str, Any], vocab_size: int) -> BlipConfig:

@@ -1,13 +1,18 @@
 """Runs from their settings, on pictures of one colour: what the commands train, save and refuse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torch.testing import assert_close
 
 from blipcore.model.convert import load_model
+from blipcore.model.tokenizer import BERT_SPECIALS
+from blipcore.model.vit import VisionConfig, VisionTransformer
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
 from blipcore.train.runs import Augment, EvaluateRun, FinetuneRun, PretrainRun, evaluate, finetune, pretrain
@@ -106,3 +111,62 @@ def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path):
     run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:many", train=TRAIN)
     with pytest.raises(ValueError, match="number of word pieces"):
         pretrain(run, tmp_path / "run")
+
+
+@pytest.fixture
+def parts(tmp_path) -> tuple[VisionTransformer, Path, Path]:
+    """An image encoder, the file of its weights, and a BERT folder as the hub has it, with its vocabulary."""
+    encoder = VisionTransformer(VisionConfig(16, 8, 64, 1, 1))
+    save_file(encoder.state_dict(), tmp_path / "vit.safetensors")
+    vocab = [*BERT_SPECIALS, "a", "square", "something", *COLOURS, "猫"]
+    layer = {"attention.self.query": (32, 32), "attention.self.key": (32, 32), "attention.self.value": (32, 32)}
+    layer |= {"attention.output.dense": (32, 32), "intermediate.dense": (48, 32), "output.dense": (32, 48)}
+    state = {"bert.embeddings.word_embeddings.weight": torch.randn(len(vocab), 32)}
+    state["bert.embeddings.position_embeddings.weight"] = torch.randn(40, 32)
+    for name, shape in layer.items():
+        state[f"bert.encoder.layer.0.{name}.weight"] = torch.randn(shape) * 0.1
+        state[f"bert.encoder.layer.0.{name}.bias"] = torch.zeros(shape[0])
+    for norm in ("embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"):
+        state |= {f"bert.{norm}.LayerNorm.gamma": torch.ones(32), f"bert.{norm}.LayerNorm.beta": torch.zeros(32)}
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "num_attention_heads": 4}))
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')  # as bert-base-chinese
+    return encoder, tmp_path / "vit.safetensors", folder
+
+
+def test_a_model_starts_from_its_parts(annotations, parts, tmp_path):
+    """Without a preset, sizes, heads and vocabulary are those of the parts."""
+    encoder, vision, text = parts
+    run = PretrainRun([str(annotations)], vision=str(vision), text=str(text), augment=PLAIN)
+    run.model = {"vision": {"image_size": 16}, "embed_dim": 8}
+    run.train, run.task = replace(TRAIN, steps=1, lr=1e-12), PretrainConfig(queue_size=8)
+    pretrain(run, tmp_path / "run")
+    model, tokenizer = load_model(tmp_path / "run" / "model", needs=("encode", "decode", "itc", "itm"))
+    vision_sizes, text_sizes = model.config.vision, model.config.text
+    assert (vision_sizes.width, vision_sizes.depth, vision_sizes.heads, vision_sizes.patch_size) == (64, 1, 1, 8)
+    assert (text_sizes.width, text_sizes.depth, text_sizes.heads, text_sizes.hidden) == (32, 1, 4, 48)
+    assert (text_sizes.max_positions, text_sizes.vocab_size, len(tokenizer)) == (40, 17, 17)
+    assert not tokenizer.settings()["do_lower_case"]
+    assert_close(model.visual_encoder.pos_embed, encoder.pos_embed)
+    assert_close(model.text.layers[0].decode.qkv.weight, model.text.layers[0].encode.qkv.weight)
+
+
+def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts, pretrained, tmp_path):
+    _, vision, text = parts
+
+    def told(**options) -> str:
+        run = PretrainRun([str(annotations)], augment=PLAIN, train=TRAIN, **options)
+        with pytest.raises(ValueError) as caught:
+            pretrain(run, tmp_path / "run")
+        return str(caught.value)
+
+    tiny = {"preset": "tiny", "model": {"vision": {"image_size": 16}}, "tokenizer": str(text)}
+    assert "vit.safetensors has width 64, depth 1, and the model is to have width 128, depth 3" in told(
+        vision=str(vision), **tiny
+    )
+    assert "bert has width 32, depth 1, hidden 48" in told(text=str(text), **tiny)
+    assert "has vision width 32, not the 768 asked for" in told(init=pretrained, preset="base")
+    assert "has text depth 1, not the 6 asked for" in told(init=pretrained, model={"text": {"depth": 6}})
