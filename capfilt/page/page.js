@@ -196,10 +196,13 @@ function section(id, name, intro, ...content) {
 }
 
 // One column a data set, each under its name where there are several.
-function columns(draw) {
+function columns(draw, heading = "h3") {
   const several = DATASETS.length > 1;
-  return h("div", { class: several ? "columns several" : "columns" },
-    DATASETS.map((data) => h("div", {}, several ? h("h3", { class: "of" }, data.name) : null, draw(data))));
+  return h("div", { class: several ? "columns several" : "columns" }, DATASETS.map((data) => {
+    const column = h("div", {}, several ? h(heading, { class: "of" }, data.name) : null, draw(data));
+    if (several) column.querySelectorAll("[role=region]").forEach((region) => { region.ariaLabel = `${data.name}: ${region.ariaLabel}`; });
+    return column;
+  }));
 }
 
 function totals(data) {
@@ -235,7 +238,7 @@ function overview() {
     tile("Noise ratio", percent(noise(data.sources)), "share of judged texts that the filter rejects")),
     h("div", { class: "bars" }, data.sources.map(bar)),
     reasonTable(data),
-  ]));
+  ], "h2"));
 }
 
 const tile = (name, figure, detail) =>
@@ -279,7 +282,7 @@ function comparison() {
   const whole = (number) => (number === null ? "–" : count(Math.round(number)));
   const share = (value) => percent(value), two = (value) => decimals(value, 2);
   return section("compare", "Compared", `The difference from ${MAIN.name} stands behind each number; pt are percentage points.`, table({
-    caption: "Data sets side by side", hideCaption: true, head: ["", ...DATASETS.map((data) => data.name)], rows: [
+    caption: "Data sets side by side", hideCaption: true, head: ["Measure", ...DATASETS.map((data) => data.name)], rows: [
       ["Filtered with", ...DATASETS.map(cutNames)],
       metric("Texts", (data) => totals(data).texts, whole), metric("Texts kept", (data) => totals(data).kept, whole),
       metric("Web texts kept", kept(0), share), metric("Synthetic texts kept", kept(1), share),
@@ -519,7 +522,7 @@ function textSection() {
   return section("texts", "Texts", "What the texts are like, web against synthetic, before the filter and after it.", columns((data) => {
     const all = data.texts.filter((row) => !row.kept);
     const cells = (show) => data.texts.map(show);
-    const head = ["", ...data.texts.map((row) => `${title(row.source)}, ${row.kept ? "kept" : "all"}`)];
+    const head = ["Measure", ...data.texts.map((row) => `${title(row.source)}, ${row.kept ? "kept" : "all"}`)];
     const distinct = (n) => cells((row) => decimals(row.distinct[n], 3));
     const rows = [
       ["Texts", ...cells((row) => count(row.texts))],

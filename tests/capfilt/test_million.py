@@ -1,0 +1,80 @@
+"""A million pairs in synthetic tables: the report and another threshold, in seconds and megabytes of a process each.
+
+`pytest -m slow -s tests/capfilt/test_million.py` prints what it took.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from capfilt.manifest import Manifest
+from capfilt.shards import CAPTIONS, IMAGES, scores_schema, write_table
+
+pytestmark = pytest.mark.slow
+SHARDS, PICTURES = 100, 5_000  # a web text and a caption of each picture
+
+
+def write_million(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{number}" for number in range(30_000)])
+    pool = [" ".join(words[np.minimum(rng.zipf(1.4, size), 29_999)]) for size in rng.integers(3, 18, 100_000)]
+    texts, hexes = pa.array(pool), pa.array([rng.bytes(32).hex() for _ in range(50_000)])
+    hosts = [f"https://img{n}.example{n % 53}.com/photos/" for n in range(977)]
+    nothing = pa.nulls(2 * PICTURES, pa.string())
+    for shard in range(SHARDS):
+        name, keys = f"{shard:05d}", [f"{shard:05d}{number:04d}" for number in range(PICTURES)]
+        web, captions = (texts.take(pa.array(rng.integers(0, len(texts), PICTURES))) for _ in range(2))
+        about = {field.name: pa.nulls(PICTURES, field.type) for field in IMAGES} | {
+            "key": keys,
+            "url": [f"{hosts[n]}{key}.jpg" for n, key in zip(rng.integers(0, 977, PICTURES), keys, strict=True)],
+            "status": ["ok"] * PICTURES,
+            "sha256": hexes.take(pa.array(rng.integers(0, len(hexes), PICTURES))),
+        }
+        write_table(folder / f"{name}.parquet", pa.table(about, schema=IMAGES))
+        (folder / f"{name}.tar").write_bytes(bytes(1024))
+        of_captioner = [keys, np.zeros(PICTURES, np.int32), captions, np.zeros(PICTURES, np.float32)]
+        write_table(folder / "captions" / "c" / f"{name}.parquet", pa.table(of_captioner, schema=CAPTIONS))
+        scores = [
+            rng.beta(0.5, 0.5, 2 * PICTURES),
+            rng.normal(0.3, 0.1, 2 * PICTURES),
+            rng.normal(0.25, 0.05, 2 * PICTURES),
+        ]
+        columns = [[*keys, *keys], ["web"] * PICTURES + ["c"] * PICTURES, np.zeros(2 * PICTURES, np.int32)]
+        columns += [pa.concat_arrays([web, captions]), *(values.astype(np.float32) for values in scores), nothing]
+        schema = pa.schema([*scores_schema(["itm", "itc", "clip"]), ("error", pa.string())])
+        write_table(
+            folder / "scores" / "s" / f"{name}.parquet", pa.table(columns, schema=schema), {"texts": 2 * PICTURES}
+        )
+    made = {"sources": {"web": "in the shards", "c": "not recorded"}, "fingerprint": "0", "first_token": "enc"}
+    made |= {"dtype": "fp32", "clip": {"fingerprint": "1"}}
+    Manifest.begin(folder / "scores" / "s", "score", made, images=folder).finish({"texts": 2 * PICTURES * SHARDS})
+    return folder
+
+
+def run(*arguments: str) -> tuple[dict, float]:
+    """The summary of a command, and the seconds of processor time that its process took, start and imports included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "capfilt", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return json.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_a_million_pairs(tmp_path: Path) -> None:
+    data = write_million(tmp_path / "data")
+    decided, cpu = run("filter", str(data), "--scores", "s", "--name", "r1", "--threshold", "0.4")
+    print(f"\nanother threshold: {decided['seconds']:.2f} s, {cpu:.1f} s of processor with start and imports")
+    assert decided["texts"] == 2 * PICTURES * SHARDS
+    told, cpu = run("report", decided["out"], "--out", str(tmp_path / "report.html"))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"report: {told['seconds']:.2f} s, {cpu:.1f} s of processor, {peak:.0f} MiB at most, {told['bytes']:,} bytes")
+    assert told["datasets"][0]["texts"] == 2 * PICTURES * SHARDS
+    assert cpu < 60 and peak < 1024 and told["bytes"] < 5_000_000
