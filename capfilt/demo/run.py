@@ -7,7 +7,7 @@
     -> capfilt caption, capfilt filter         synthetic captions; what the filter keeps of both, as Parquet shards
     -> capfilt pretrain                        a new model on them, from scratch                  row "bootstrapped"
     -> capfilt evaluate                        on held-out clean scenes
-    -> tables, sample pictures, summary.json
+    -> tables, sample pictures, summary.json, report.html
 
 Every row trains for the same number of steps from the same image encoder, and the same share of every batch is human
 pairs: else a row would win by its human share, not by its texts. "human_only" is the control without any web text.
@@ -33,6 +33,7 @@ from capfilt.config import diff
 from capfilt.demo import image_encoder, judge, show
 from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
+from capfilt.report import ReportConfig, report
 from capfilt.shards import write_json, write_table
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -122,6 +123,7 @@ class Demo:
         write_json(self.out / "summary.json", summary)
         show.tables(self.console, summary, self.out)
         show.picture(summary, self.out)
+        self.report()
         return summary
 
     def claim(self) -> None:
@@ -204,6 +206,15 @@ class Demo:
             ],
             ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model, "--set", f"k={SHORTLIST}"],
         ]  # fmt: skip
+
+    def report(self) -> None:
+        """The page about what the filter did, the other filtered rows beside it."""
+        first, *others = (str(self.data / "filtered" / name) for name in self.rows[2:])
+        page = self.out / "report.html"
+        report(ReportConfig(first, compare=others, out=str(page)))
+        self.console.print(
+            f"[bold]Report[/] {page}  counts, scores, a threshold to move, pictures: open it in a browser"
+        )
 
     # --- running them ---------------------------------------------------------------------------------------------
 

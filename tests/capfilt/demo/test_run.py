@@ -36,6 +36,7 @@ def test_it_ends_with_a_summary_of_every_row(finished):
     assert len(summary["samples"]) == 6
     assert all((out / "samples" / sample["picture"]).stat().st_size for sample in summary["samples"])
     assert "<svg" in (out / "result.svg").read_text()
+    assert "<title>bootstrapped" in (out / "report.html").read_text()
 
 
 def test_it_prints_the_commands_it_runs(finished):
