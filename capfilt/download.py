@@ -27,10 +27,11 @@ from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.fetch import PRIVATE, FetchConfig, Limits
 from capfilt.listing import fingerprint
+from capfilt.lock import claimed
 from capfilt.publish import OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
 from capfilt.shards import IMAGES, read_counts, read_table, walk_tar, write_table
 from capfilt.staging import RETRYABLE, Answer, Asking, Staging
-from capfilt.storage import sweep
+from capfilt.storage import local, present, sweep
 from capfilt.urls import is_private_host, read_urls, wire_url
 
 ROUND = 200_000  # rows fetched before any is published: bounds what lies in the staging folder
@@ -86,7 +87,13 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     """Fetch what is not there yet; returns counts by outcome over the whole set."""
     if find_spec("img2dataset") is None:
         raise ImportError("capfilt download needs img2dataset; run: pip install img2dataset")
-    start, out = time.monotonic(), Path(config.out)
+    out = local(config.out)
+    with claimed(out):
+        return _download(out, config, progress)
+
+
+def _download(out: Path, config: DownloadConfig, progress: bool) -> dict[str, Any]:
+    start = time.monotonic()
     _finish_swaps(out)
     rows = read_urls(config.urls, config.url_col, config.caption_col)
     settings = {"input_sha256": fingerprint(config.urls)} | to_dict(config, without=WITHOUT_EFFECT)
@@ -97,16 +104,19 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         pairs = ({"url": url, "caption": caption} for url, caption in rows)
         total, _ = split(out, pairs, INPUT, config.shard_size)
     shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
-    pending = [shard for shard in shards if not (out / f"{shard}.parquet").exists()]
-    finished = [shard for shard in shards if shard not in set(pending)]
+    tables = {shard: out / f"{shard}.parquet" for shard in shards}
+    there = present(tables.values())
+    pending = [shard for shard in shards if tables[shard] not in there]
+    finished = [shard for shard in shards if tables[shard] in there]
     if progress and not pending and not config.retry_failed:
         print(f"download: all {len(shards)} shards are done already.", file=sys.stderr)
     failed, stopped = _fetch_all(out, pending, config, progress)
     if config.retry_failed and not stopped:
         failed |= _retry(out, finished, config, progress)
     sweep(out)
-    ready = [shard for shard in shards if (out / f"{shard}.parquet").exists()]
-    counts = read_counts(out / f"{shard}.parquet" for shard in ready)
+    there = present(tables.values())
+    ready = [shard for shard in shards if tables[shard] in there]
+    counts = read_counts(tables[shard] for shard in ready)
     if len(ready) == len(shards) and not failed:
         manifest.finish(counts)
         shutil.rmtree(out / STAGING, ignore_errors=True)

@@ -54,6 +54,8 @@ def _make(folder: Place) -> list[Path]:
     if isinstance(folder, Remote):
         folder.mkdir()
         return []
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; give a folder for the shards.")
     made = []
     for path in (folder, *folder.parents):
         if path.exists():

@@ -32,10 +32,11 @@ from capfilt import engine
 from capfilt.columns import image_column, is_saved_dataset, load_dataset, open_columns
 from capfilt.config import to_dict
 from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
+from capfilt.lock import claimed
 from capfilt.manifest import Manifest
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
 from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_counts, read_words
-from capfilt.storage import sweep
+from capfilt.storage import local, sweep
 from capfilt.urls import CAPTION_NAMES, URL_NAMES
 
 # What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
@@ -76,8 +77,13 @@ WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success")  # t
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Make shards of pictures that are there already; returns counts by outcome over the whole set."""
-    out = Path(config.out)
+    out = local(config.out)
     source = open_source(config)
+    with claimed(out):
+        return _pack(out, source, config, progress)
+
+
+def _pack(out: Path, source: Source, config: PackConfig, progress: bool) -> dict[str, Any]:
     settings = {"kind": source.kind, "input_sha256": source.fingerprint} | to_dict(config, without=WITHOUT_EFFECT)
     manifest = claim(out, "pack", settings, ["pillow", "pyarrow", "webdataset"])
     if "counts" in manifest.content:

@@ -219,19 +219,19 @@ def picture_rate(pictures: int = 200, size: int = 512) -> dict[str, Any]:
         for _ in ReadAhead(tar, eval_transform(384), threads=1):
             pass
         seconds = between(begun, now())
-        return {
-            "pictures/s": [round(pictures / max(one, 1e-9)) for one in seconds],
-            "bytes/picture": round(tar.stat().st_size / pictures),
-        }
+        return {"pictures/s": [round(pictures / max(one, 1e-9)) for one in seconds]}
 
 
 # ---------------------------------------------------------------------------------------------------- what it comes to
 
 
-def costs(pairs: int, rate: float, price: float, tables: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
+def costs(
+    pairs: int, rate: float, price: float, picture_bytes: int, tables: dict[str, Any], read: dict[str, Any]
+) -> dict[str, Any]:
     """Files, space, hours and money of captioning and filtering so many pairs, from rates measured and given.
 
-    `rate` is pictures a second that one GPU captions, and as many that it scores, and `price` that of its hour.
+    `rate` is pictures a second that one GPU captions, and as many that it scores, `price` that of its hour, and
+    `picture_bytes` what a stored picture takes.
     """
     shards = -(-pairs // ROWS)
     gpu_hours = 2 * pairs / rate / 3600
@@ -241,7 +241,7 @@ def costs(pairs: int, rate: float, price: float, tables: dict[str, Any], read: d
         "pairs": pairs,
         "shards": shards,
         "files": 5 * shards + 3,  # tar, its table, captions, scores, verdicts; a manifest for each of the last three
-        "pictures TB": round(pairs * read["bytes/picture"] / 1e12, 2),
+        "pictures TB": round(pairs * picture_bytes / 1e12, 2),
         "tables GB": round(
             table_bytes / 1e9, 1
         ),  # a web text and a caption a picture: two rows of scores, two verdicts
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true", help="what 10 million and a billion pairs come to")
     parser.add_argument("--rate", type=float, default=300.0, help="pictures a second of one GPU")
     parser.add_argument("--price", type=float, default=2.0, help="of an hour of that GPU")
+    parser.add_argument("--picture-bytes", type=int, default=50_000, help="of a stored picture; look at your shards")
     asked = parser.parse_args()
     if asked.one:
         with tempfile.TemporaryDirectory() as folder:
@@ -280,7 +281,7 @@ def main() -> None:
     print(json.dumps({"tables": tables, "pictures": read}), flush=True)
     if asked.cost:
         for pairs in (10_000_000, 1_000_000_000):
-            print(json.dumps(costs(pairs, asked.rate, asked.price, tables, read)), flush=True)
+            print(json.dumps(costs(pairs, asked.rate, asked.price, asked.picture_bytes, tables, read)), flush=True)
         return
     for shards in asked.shards:
         print(json.dumps(measure(shards, asked.pictures)), flush=True)

@@ -77,8 +77,8 @@ def test_the_benchmark_runs_and_its_sums_are_right(tmp_path: Path) -> None:
     assert told["shards"] == 3 and told["peak MB"] > 0
     assert all(len(told[name]) == 2 for name in ("start", "end", "caption", "score", "rewrite", "resume"))
     tables = {name: {"rows/s": [1, 1_000_000], "bytes/row": 50.0} for name in ("captions", "filtered")}
-    read = {"pictures/s": [1, 100], "bytes/picture": 50_000}
-    told = scale.costs(10_000_000, rate=200.0, price=3.0, tables=tables, read=read)
+    read = {"pictures/s": [1, 100]}
+    told = scale.costs(10_000_000, rate=200.0, price=3.0, picture_bytes=50_000, tables=tables, read=read)
     assert (told["shards"], told["files"], told["pictures TB"]) == (1000, 5003, 0.5)
     assert (told["tables GB"], told["GPU hours"], told["money"]) == (2.5, 28, 83)
     assert (told["core hours of decoding"], told["cores beside a GPU"]) == (56, 2.0)

@@ -1,0 +1,137 @@
+"""Ray actors in place of processes: the same bytes, the same retries, and a worker that dies costs only its shard."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import capfilt
+from capfilt import engine
+from capfilt.caption import CaptionConfig, caption_shards
+from capfilt.engine import Crew, run
+
+ray = pytest.importorskip("ray", reason="--engine ray needs the extra ray")
+
+SHARDS = [f"{number:05d}" for number in range(5)]
+HERE = str(Path(__file__).parent)
+
+
+def start_ray(**options) -> None:
+    """Start two CPUs' worth of Ray; it gives up by itself on a machine that is too busy for half a minute."""
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=2,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=100 << 20,
+                **options,
+            )
+            return
+        except Exception:
+            ray.shutdown()
+            if last:
+                raise
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A small cluster of this machine, which the engine finds and leaves running."""
+    paths = os.pathsep.join([str(Path(capfilt.__file__).parents[1]), HERE])
+    sys.path.insert(0, HERE)
+    start_ray(runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
+    yield
+    ray.shutdown()
+    sys.path.remove(HERE)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, cluster):
+    from toy_stages import Toy
+
+    return lambda **options: Toy(tmp_path, **options)
+
+
+def test_failures_and_deaths_cost_their_shard_alone(toy, tmp_path: Path) -> None:
+    stage = toy(fails=("00001",), fails_once=("00002",), dies_once=("00003",))
+    summary = run(stage, SHARDS, workers=2, device="cpu", engine="ray", progress=False)
+    assert summary.failed == {"00001": "ValueError: shard 00001 is bad"}
+    assert (summary.done, summary.counts) == (4, {"pictures": 40, "odd": 1})
+    tries = [len((tmp_path / f"{shard}.tries").read_text().split()) for shard in SHARDS]
+    assert tries == [1, 2, 2, 2, 1]
+    (tmp_path / "00001.txt").write_text("by hand")
+    assert run(stage, SHARDS, workers=2, device="cpu", engine="ray", progress=False).skipped == 5
+    assert ray.is_initialized()
+
+
+def test_what_no_retry_can_mend_is_raised(toy, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give a filter"):
+        run(toy(setup_error="ValueError"), SHARDS, device="cpu", engine="ray", progress=False)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(toy(disk_full=("00000",)), SHARDS, device="cpu", engine="ray", progress=False)
+    assert caught.value.filename == str(tmp_path / "00000.txt")
+
+
+def test_without_ray_there_is_a_sentence(toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"--engine ray needs Ray .*pip install 'capfilt\[ray\]'"):
+        run(toy(), SHARDS, engine="ray", progress=False)
+
+
+def actors() -> list[int]:
+    """Process numbers of our actors that are at work."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if words.startswith(b"ray::_Work.attempt"):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_captioner: Path, cluster) -> None:
+    data = shards(4, 60)
+
+    def caption(name: str, **options) -> dict:
+        config = CaptionConfig(str(data), str(tiny_captioner), name=name, device="cpu", batch_size=8, **options)
+        return caption_shards(config, progress=False)
+
+    caption("here")
+    killed: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            for pid in actors()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = caption("ray", engine="ray", workers=2)
+    killer.join()
+    assert killed and summary["shards"] == {"done": 4, "skipped": 0, "failed": {}}
+    assert contents(data / "captions" / "ray") == contents(data / "captions" / "here")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_choice_of_engine_is_checked() -> None:
+    with pytest.raises(ValueError, match="Unknown engine 'slurm'; choose 'local' or 'ray'"):
+        run(None, SHARDS, engine="slurm")
+    with pytest.raises(ValueError, match="rank must be 0 to world_size - 1, not 2 of 2"):
+        Crew(rank=2, world_size=2)
+    assert engine.Crew(rank=1, world_size=2).share(SHARDS) == ["00001", "00003"]
