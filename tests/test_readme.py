@@ -50,17 +50,28 @@ def test_the_settings_of_the_story_exist():
             resolve(FinetuneRun, None, sets, {"task": words[2], "annotations": ["a.json"], "init": "m"})
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+EXAMPLES = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with what the examples open: models of random weights, and a picture."""
     from blipcore.model.blip import Blip
-    from blipcore.model.convert import save_model
+    from blipcore.model.convert import PARTS, save_model
     from blipcore.model.tokenizer import Tokenizer
     from blipcore.train.runs import sizes
 
+    folder = tmp_path_factory.mktemp("readme")
     tokenizer = Tokenizer.train(["a picture of a dog"] * 3, vocab_size=100)
     model = Blip(sizes("tiny", {}, len(tokenizer)))
-    save_model(tmp_path / "runs" / "captioner" / "model", model.only("decode"), tokenizer)
-    Image.new("RGB", (60, 40), "red").save(tmp_path / "picture.jpg")
-    monkeypatch.chdir(tmp_path)
-    code = README.split("```python\n")[1].split("```")[0]
+    for name, task in (("captioner", "caption"), ("filter", "retrieval")):
+        save_model(folder / "runs" / name / "model", model.only(*PARTS[task]), tokenizer)
+    Image.new("RGB", (60, 40), "red").save(folder / "picture.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_the_python_examples_run(code, models, monkeypatch, capsys):
+    monkeypatch.chdir(models)
     exec(compile(code, "README.md", "exec"), {})  # our own file
     assert capsys.readouterr().out.strip()

@@ -87,7 +87,7 @@ def convert(run: ConvertRun) -> dict[str, Any]:
     model = _build(config, state, run.image_size)
     left = sorted({name.partition(".")[0] for name in extra})
     if run.task:
-        _require(config, run.source, PARTS[run.task])
+        require_parts(config, run.source, PARTS[run.task])
         left += [part for part in (*config.text.roles, *config.heads) if part not in PARTS[run.task]]
         model = model.only(*PARTS[run.task])
     if run.to == "official":
@@ -124,7 +124,7 @@ def load_model(
     """
     path = locate(path_or_id)
     config, state, _ = _read(path, overrides, numerics)
-    _require(config, path_or_id, needs)
+    require_parts(config, path_or_id, needs)
     model = _build(config, state, image_size)
     return model, _tokenizer_for(config, path_or_id, path, tokenizer)
 
@@ -140,7 +140,8 @@ def _read(
     return (*(_read_ours(path) if _is_ours(path) else read_huggingface(path, numerics)), {})
 
 
-def _require(config: BlipConfig, name: str | Path, needs: Sequence[str]) -> None:
+def require_parts(config: BlipConfig, name: str | Path, needs: Sequence[str]) -> None:
+    """ValueError that says what `name` is and what to use, where it lacks one of the parts in `needs`."""
     for part in needs:
         if not {*config.text.roles, *config.heads}.intersection(part.split("|")):
             raise ValueError(f"{name} is {_kind(config)}; {_WHY[part]}")

@@ -160,6 +160,8 @@ class CrossRead(nn.Module):
     last, and `others` names the image of each: only theirs are copied.
     """
 
+    maps: list[Tensor] | None = None  # where `explain.cross_attention_maps` wants to have what was attended to
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.heads, self.drop = config.heads, config.dropout
@@ -181,10 +183,25 @@ class CrossRead(nn.Module):
 
     def context(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         """What (k*B, L, D) queries find in the (2, B, H, N, d) keys and values of B images, k in a row each."""
+        if self.maps is not None:
+            return self.recorded(queries, kv, mask)
         (q,) = split_heads(queries.reshape(kv.shape[1], -1, queries.shape[-1]), 1, self.heads)
         k, v = kv.unbind()  # indexing would fill two tensors of zeros as large as kv in the backward pass
         allowed = mask.bool()[:, None, None, :] if mask is not None else None
         return merge_heads(attend(q, k, v, allowed, self.drop if self.training else 0.0)).view_as(queries)
+
+    def recorded(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with the attention probabilities (R, H, L, N) written out, kept in `maps` and in the graph."""
+        (q,), (k, v) = split_heads(queries, 1, self.heads), kv.repeat_interleave(len(queries) // kv.shape[1], dim=1)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        if mask is not None:
+            mask = mask.repeat_interleave(len(queries) // len(mask), dim=0)
+            scores = scores.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
+        probabilities = scores.softmax(-1)
+        if torch.is_grad_enabled() and not probabilities.requires_grad:
+            probabilities.requires_grad_()  # of a frozen model
+        self.maps.append(probabilities)
+        return merge_heads(F.dropout(probabilities, self.drop if self.training else 0.0) @ v)
 
 
 class CrossAttention(CrossRead):

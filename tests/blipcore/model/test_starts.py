@@ -165,7 +165,7 @@ def test_minilm():
     for layer in text.layers:  # both self-attentions start from BERT's one
         assert_close(layer.decode.qkv.weight, layer.encode.qkv.weight, atol=0, rtol=0)
     new = text.embeddings.word.weight[30522:]
-    assert 0.015 < new.std() < 0.025  # [DEC] and [ENC], normal with deviation 0.02
+    assert 0.02 < new.std() < 0.04  # [DEC] and [ENC] are new
 
 
 @pytest.fixture

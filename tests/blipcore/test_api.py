@@ -1,0 +1,128 @@
+"""The Python interface: the numbers of the model underneath, whatever the batches; maps that leave nothing behind."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from blipcore.api import Pipeline, load
+from blipcore.model.blip import Blip, BlipConfig
+from blipcore.model.convert import PARTS, save_model
+from blipcore.model.explain import cross_attention_maps, grad_cam
+from blipcore.model.generate import GenerateConfig
+from blipcore.model.med import CrossRead, TextConfig
+from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
+from blipcore.model.vit import VisionConfig
+
+WORDS = ["a", "picture", "of", "dog", "red", "bus", "##s"]
+CONFIG = BlipConfig(
+    VisionConfig(image_size=16, patch_size=8, width=24, depth=1, heads=2),
+    TextConfig(len(BERT_SPECIALS) + len(WORDS) + 2, 32, 3, 2, 48, 24, encoder_width=24, dropout=0.3),
+    embed_dim=8,
+)
+TEXTS = ["A red bus!", "a dog", "a picture of a dog", "dogs", "red"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = Blip(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    save_model(tmp_path / "model", model, Tokenizer.from_vocab([*BERT_SPECIALS, *WORDS]))
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def blip(folder) -> Pipeline:
+    return load(folder, device="cpu")
+
+
+@pytest.fixture
+def images() -> list[Image.Image]:
+    draw = random.Random(0)
+    modes = ("RGB", "L", "RGBA", "P", "RGB")
+    return [Image.effect_noise((20 + draw.randrange(9), 20), 90).convert(mode) for mode in modes]
+
+
+def test_pairs_and_all_pairs(blip, images):
+    blip.batch_size = 2
+    assert len(blip.match(images, TEXTS)) == 5
+    alone = [blip.match([image], [text])[0] for image, text in zip(images, TEXTS, strict=True)]
+    assert_close(blip.match(images, TEXTS), alone, atol=1e-5, rtol=1e-5)
+    assert blip.match(images, TEXTS, first="cls") != alone
+    cosines = blip.similarity(images, TEXTS[:2])
+    assert cosines.shape == (5, 2)
+    feats = blip.encode_images(images), blip.encode_texts(TEXTS)
+    assert_close(cosines, feats[0] @ feats[1][:2].T)
+    assert_close(feats[1].norm(dim=1), torch.ones(5))
+    model = blip.model
+    hidden = model.text.encode(*blip.tokenizer(["a red bus"], 35))
+    assert_close(feats[1][:1], model.text_feat(hidden).detach())
+    assert blip.similarity([], TEXTS).shape == (0, 5)
+
+
+def test_captions_are_strings_one_a_picture(blip, images):
+    blip.batch_size = 3
+    said = blip.caption(images)
+    assert len(said) == 5 and all(isinstance(text, str) for text in said)
+    nucleus = GenerateConfig(num_captions=2, seed=4, prompt="")
+    assert blip.caption(images, nucleus) == blip.caption(images, nucleus)
+
+
+def test_what_a_checkpoint_cannot_do_is_said(folder, images, tmp_path):
+    whole = load(folder, device="cpu")
+    save_model(tmp_path / "captioner", whole.model.only(*PARTS["caption"]), whole.tokenizer)
+    captioner = load(tmp_path / "captioner", device="cpu")
+    with pytest.raises(ValueError, match="captioner is a captioner; filtering needs the ITM head"):
+        captioner.match(images, TEXTS)
+    with pytest.raises(ValueError, match="5 pictures and 4 texts"):
+        whole.match(images, TEXTS[:4])
+
+
+def test_maps_are_probabilities_and_leave_the_model_as_it_was(blip, images):
+    model, before = blip.model, set(vars(blip.model.text.layers[0].cross))
+    ids, mask = blip.tokenizer(TEXTS, 20, "enc")
+    kv = model.text.image_kv(model.encode_image(blip.pixels(images)))
+    plain = model.text.fuse(ids, mask, kv)
+    with cross_attention_maps(model.text) as maps:
+        recorded = model.text.fuse(ids, mask, kv)
+    assert_close(recorded, plain, atol=1e-5, rtol=1e-5)
+    assert [tuple(layer.shape) for layer in maps] == [(5, 2, ids.shape[1], 5)] * 3
+    for layer in maps:
+        assert_close(layer.sum(-1), torch.ones(layer.shape[:3]))
+    model.text.fuse(ids, mask, kv)
+    assert len(maps) == 3  # nothing more is recorded
+    assert set(vars(model.text.layers[0].cross)) == before
+    assert all(reader.maps is None for reader in model.modules() if isinstance(reader, CrossRead))
+
+    # several texts of a picture: rows b*k .. b*k+k-1 belong to picture b
+    with cross_attention_maps(model.text) as repeated:
+        model.text.fuse(ids[:4], mask[:4], kv.first(2))
+    with cross_attention_maps(model.text) as one_by_one:
+        model.text.fuse(ids[:4], mask[:4], kv.select(torch.tensor([0, 0, 1, 1])))
+    assert_close(repeated[0], one_by_one[0])
+
+    with pytest.raises(RuntimeError, match="stop"), cross_attention_maps(model.text):
+        raise RuntimeError("stop")
+    assert model.text.layers[0].cross.maps is None
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_grad_cam_is_map_times_positive_gradient(blip, images, frozen):
+    model = blip.model.requires_grad_(not frozen)
+    heat = blip.heat_maps(images[:2], TEXTS[:2], layer=2)
+    ids, mask = blip.tokenizer(["a red bus", "a dog"], 20, "enc")
+    assert heat.shape == (2, ids.shape[1], 2, 2)
+    assert (heat >= 0).all() and heat.sum() > 0 and not heat.requires_grad
+    assert (heat[1, mask[1].sum() :] == 0).all()  # of padding
+    with cross_attention_maps(model.text) as maps:
+        fused = model.text.fuse(ids, mask, model.text.image_kv(model.encode_image(blip.pixels(images[:2]))))
+    (gradient,) = torch.autograd.grad(model.itm_logits(fused)[1, 1], maps[2])
+    expected = (maps[2] * gradient.clamp(min=0)).mean(1)[1, :4, 1:].view(4, 2, 2)
+    assert_close(heat[1, :4], expected.detach(), atol=1e-6, rtol=1e-5)
+    assert_close(grad_cam(model, blip.tokenizer, blip.pixels(images[:2]), ["a red bus", "a dog"], 2), heat)
+    assert all(parameter.grad is None for parameter in model.parameters())
