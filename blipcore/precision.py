@@ -1,6 +1,8 @@
 """What depends on the device: which one "auto" is, its number format for matrix products, how a batch gets there."""
 
+import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -42,3 +44,14 @@ def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractConte
 def to_device(batch: Tensor, device: str) -> Tensor:
     """Copy a batch to `device`, without making the host wait where the device allows it."""
     return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)
+
+
+def memory_gb(device: str) -> float:
+    """GB that this process takes: the most so far on a GPU, at this moment on a CPU (0 where nobody says)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9

@@ -202,7 +202,7 @@ def pretrain(
     ],
     out: Run,
     preset: Annotated[str | None, typer.Option(help="tiny, base or large. (base)")] = None,
-    init: Annotated[str | None, typer.Option(help="Checkpoint to continue from.")] = None,
+    init: Annotated[str | None, typer.Option(help="Checkpoint to continue from; a new model without.")] = None,
     vision: Annotated[str | None, typer.Option(help="Image encoder: file, open_clip:…, timm:… or hub id.")] = None,
     text: Annotated[str | None, typer.Option(help="Text transformer: BERT folder or hub id.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer, or train:N for N word pieces of the data.")] = None,

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Display:
-    """Shows step, losses, learning rate, pictures per second, share of time waiting for data, and time left."""
+    """Shows step, losses, learning rate, pictures per second, share of time waiting for data, memory, time left."""
 
     def __init__(self, steps: int, start: int, quiet: bool = False) -> None:
         self.steps, self.quiet = steps, quiet
@@ -55,12 +55,13 @@ class Display:
 
 
 def describe(record: dict[str, float]) -> str:
-    """ "loss 2.31  itc 1.2  lr 3.0e-04  512 img/s  wait 3%" from a record."""
-    shown = ("step", "lr", "images_per_second", "data_wait_share", "seconds")
+    """ "loss 2.31  itc 1.2  lr 3.0e-04  512 img/s  wait 3%  mem 1.2 GB" from a record."""
+    shown = ("step", "lr", "images_per_second", "data_wait_share", "seconds", "memory_gb")
     losses = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name not in shown]
     rate = f"{record['images_per_second']:.0f} img/s" if "images_per_second" in record else ""
     wait = f"wait {record['data_wait_share']:.0%}" if "data_wait_share" in record else ""
-    return "  ".join(part for part in (*losses, f"lr {record['lr']:.1e}", rate, wait) if part)
+    memory = f"mem {record['memory_gb']:.1f} GB" if "memory_gb" in record else ""
+    return "  ".join(part for part in (*losses, f"lr {record['lr']:.1e}", rate, wait, memory) if part)
 
 
 def _clock(seconds: float) -> str:

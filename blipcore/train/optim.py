@@ -4,7 +4,8 @@ AdamW as the official code has it: one group, weight decay on every parameter, b
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -47,6 +48,8 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2  # checkpoints kept
     nonfinite: Literal["stop", "skip"] = "stop"  # what to do when a loss is not finite; skip waits for every step
+    freeze: list[str] = field(default_factory=list)  # parameters that stay: patterns as visual_encoder.blocks.[0-5].*
+    wandb: str = ""  # project of Weights & Biases that the run is also logged to
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "save_every", "keep"):
@@ -76,6 +79,17 @@ class TrainConfig:
     def steps_per_epoch(self, pictures: int, ranks: int = 1) -> float:
         """Optimiser steps in which `pictures` are seen once."""
         return pictures / (self.batch_size * self.accumulate * ranks)
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Keep the parameters whose names match any of the `patterns` (`*`, `?`, `[0-9]`) as they are."""
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ValueError(f"nothing to freeze is called {pattern!r}; the model has, for example, {min(names)}")
+        for name in matching:
+            names[name].requires_grad_(False)
 
 
 def adamw(task: nn.Module, config: TrainConfig) -> AdamW:

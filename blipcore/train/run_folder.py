@@ -1,9 +1,12 @@
 """The folder of a run: who owns it, what was logged, whether it is done.
 
 config.yaml      the resolved configuration; a relaunch must agree with it
+launches.jsonl   one line a launch: the step it began at, versions, processes
 metrics.jsonl    one record every `log_every` steps; after a resume each step stands there once
+losses.svg       the same as a plot
 tensorboard/     the same for TensorBoard
 checkpoints/     see `checkpoint.py`
+best/            the model that was best on the validation set, where there is one; its scores are in best.json
 summary.json     what `fit` returned
 model/           the trained model; present means the run is done
 """
@@ -14,24 +17,29 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from blipcore.train.plot import draw_losses, read_records
+
 # Settings that change the speed or the trail of a run, never its result: a relaunch may differ in them.
-INCIDENTAL = {"workers", "log_every", "save_every", "keep", "recompute"}
+INCIDENTAL = {"workers", "log_every", "save_every", "keep", "parallel", "recompute", "wandb"}
+# The batch of a process may change with the number of processes, as long as that of a step does not.
+PER_PROCESS = {"batch_size", "accumulate"}
 
 
 class RunFolder:
     """The run at `path` with the resolved configuration `config`."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: dict[str, Any], launch: dict[str, Any]) -> None:
+        self.path, self.launch = path, launch | versions()
         self.config = json.loads(json.dumps(config, default=str))  # as YAML gives it back: no tuples, no paths
-        self.model, self.checkpoints = path / "model", path / "checkpoints"
+        self.model, self.best, self.checkpoints = path / "model", path / "best", path / "checkpoints"
 
     def claim(self) -> dict[str, Any] | None:
         """Make the folder this run's own; returns the summary when the run is done already.
@@ -40,7 +48,8 @@ class RunFolder:
         """
         stored = self.path / "config.yaml"
         if stored.is_file():
-            changes = diff(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config)
+            ignored = INCIDENTAL | (PER_PROCESS if self._same_batch() else set())
+            changes = diff(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config, ignored)
             if changes:
                 raise ValueError(
                     f"{self.path} holds a run with another configuration; choose another folder or remove it. "
@@ -49,16 +58,24 @@ class RunFolder:
         if self.model.exists():
             return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         self.path.mkdir(parents=True, exist_ok=True)
-        header = f"# torch {torch.__version__}, Python {platform.python_version()}\n"
-        write_text(stored, header + yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return None
 
+    def _same_batch(self) -> bool:
+        """Whether the last launch trained on as many pictures a step, on however many processes."""
+        launches = self.path / "launches.jsonl"
+        lines = launches.read_text(encoding="utf-8").splitlines() if launches.is_file() else []
+        return bool(lines) and json.loads(lines[-1])["pictures_per_step"] == self.launch["pictures_per_step"]
+
     @contextlib.contextmanager
-    def logs(self, step: int) -> Iterator[Callable[[dict[str, float]], None]]:
-        """Gives a function that appends a record (with its "step") to metrics.jsonl and TensorBoard.
+    def logs(self, step: int, project: str = "") -> Iterator[Callable[[dict[str, float]], None]]:
+        """Gives a function that appends a record (with its "step") to metrics.jsonl and TensorBoard, and to W&B.
 
         It goes on after `step`: records of later steps come from an attempt that was not saved, and are dropped.
         """
+        launches = self.path / "launches.jsonl"
+        earlier = launches.read_text(encoding="utf-8") if launches.exists() else ""
+        write_text(launches, earlier + json.dumps({"step": step} | self.launch) + "\n")
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -70,23 +87,63 @@ class RunFolder:
             for name, value in record.items():
                 if name != "step":
                     board.add_scalar(name, value, record["step"])
+            if project:
+                online.log(record, step=record["step"])
 
         folder = str(self.path / "tensorboard")
-        with metrics.open("a", encoding="utf-8") as file, SummaryWriter(folder, purge_step=step + 1) as board:
+        with (
+            metrics.open("a", encoding="utf-8") as file,
+            SummaryWriter(folder, purge_step=step + 1) as board,
+            self._online(project) as online,
+        ):
             yield log
+
+    @contextlib.contextmanager
+    def _online(self, project: str) -> Iterator[Any]:
+        """The run in a project of Weights & Biases, the same one after a resume; nothing without a project."""
+        if not project:
+            yield None
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError("logging to Weights & Biases needs a package: pip install 'capfilt[wandb]'") from None
+        name = blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+        run = wandb.init(
+            project=project, name=self.path.name, id=name, resume="allow", config=self.config, dir=self.path
+        )
+        try:
+            yield run
+        finally:
+            run.finish()
+
+    def plot(self) -> None:
+        """Draw the losses logged so far."""
+        title = f"{self.path.name}: losses by step, each over the interval before"
+        write_text(self.path / "losses.svg", draw_losses(read_records(self.path / "metrics.jsonl"), title))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary; the model is written after it, since its presence says that all is done."""
         write_text(self.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two nested configurations, as "a.b: 1 -> 2", apart from incidental settings."""
+def versions() -> dict[str, str]:
+    """Of what a result may depend on."""
+    packages = ("capfilt", "torch", "numpy", "pillow", "tokenizers", "safetensors")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def diff(old: dict[str, Any], new: dict[str, Any], ignored: set[str] = INCIDENTAL) -> list[str]:
+    """What differs between two nested configurations, as "a.b: 1 -> 2", apart from ignored settings."""
     before, after = _flat(old), _flat(new)
     return [
         f"{name}: {before.get(name, 'absent')!r} -> {after.get(name, 'absent')!r}"
         for name in dict.fromkeys([*before, *after])
-        if before.get(name, "absent") != after.get(name, "absent") and name.rpartition(".")[2] not in INCIDENTAL
+        if before.get(name, "absent") != after.get(name, "absent") and name.rpartition(".")[2] not in ignored
     ]
 
 

@@ -31,7 +31,7 @@ from blipcore.precision import autocast, pick_device
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval
-from blipcore.train.trainer import TrainConfig, Trainer
+from blipcore.train.trainer import Judge, TrainConfig, Trainer
 
 ALL_PARTS = ("encode", "decode", "itc", "itm")
 # What a finetuning task trains: (parts of the model, task).
@@ -39,6 +39,8 @@ TASKS = {
     "caption": (("decode",), CaptioningTask),
     "retrieval": (("encode", "itc", "itm"), RetrievalTask),
 }
+# The scores whose sum says which model of a run is the best on its validation set; as official.
+BEST_BY = {"caption": ("CIDEr", "BLEU-4"), "retrieval": ("mean_recall",)}
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Augment:
 
 @dataclass
 class PretrainRun:
-    """`capfilt pretrain`: a new model, or with `init` an old one further trained."""
+    """`capfilt pretrain`: a new model, or with `init` an old one further trained (the two rows of Table 13)."""
 
     data: list[str]  # DATASET or DATASET=WEIGHT: filtered folder, shard set, annotation JSON
     preset: Literal["tiny", "base", "large"] | None = None  # base, where no part that it starts from says otherwise
@@ -72,6 +74,18 @@ class PretrainRun:
 
 
 @dataclass
+class Validation:
+    """What a finetuning run is judged by while it trains: the best model so far is kept in RUN/best."""
+
+    annotations: str | None = None  # with several texts a picture; none: no validation
+    every: int = 0  # steps; 0 = an epoch, as official
+    k: int = 128  # as in EvaluateRun, and what follows too
+    words: Words = "auto"
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
+    batch_size: int = 64
+
+
+@dataclass
 class FinetuneRun:
     """`capfilt finetune TASK`: from a checkpoint, on clean annotations."""
 
@@ -85,6 +99,7 @@ class FinetuneRun:
     augment: Augment = field(default_factory=lambda: Augment(min_scale=0.5))
     caption: CaptioningConfig = field(default_factory=CaptioningConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    validation: Validation = field(default_factory=Validation)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-5))
 
 
@@ -156,7 +171,23 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     transform = run.augment.transform(model.config.vision.image_size)
     stream = Stream(run.annotations, transform, run.train.seed, run.image_root)
     task = task_class(model, tokenizer, getattr(run, run.task))
-    return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
+    return Trainer(task, stream, run.train, out, resolved=asdict(run), judge=_judge(run, tokenizer, stream)).fit()
+
+
+def _judge(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Judge | None:
+    """Evaluation on the validation set, if there is one."""
+    how = run.validation
+    if not how.annotations:
+        return None
+    records = read_captions(how.annotations, run.image_root)
+
+    def scores(model: Blip) -> dict[str, float]:
+        pictures = Pictures(records, eval_transform(model.config.vision.image_size), how.batch_size)
+        with autocast(pick_device(run.train.device), run.train.dtype):
+            return score(run.task, model, tokenizer, pictures, how)[0]
+
+    epoch = run.train.steps_per_epoch(len(stream), distributed.world_size())
+    return Judge(scores, BEST_BY[run.task], how.every or max(1, round(epoch)))
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
@@ -170,14 +201,20 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     model.to(device).eval()
     pictures = Pictures(records, eval_transform(model.config.vision.image_size), run.batch_size)
     with autocast(device, run.dtype):
-        if run.task == "retrieval":
-            scores = evaluate_retrieval(model, tokenizer, pictures, run.k)
-        else:
-            scores, captions = evaluate_captioning(model, tokenizer, pictures, run.generate, run.words)
-            if run.results:
-                Path(run.results).parent.mkdir(parents=True, exist_ok=True)
-                Path(run.results).write_text(json.dumps(captions, ensure_ascii=False, indent=1) + "\n")
+        scores, captions = score(run.task, model, tokenizer, pictures, run)
+    if run.results and captions:
+        Path(run.results).parent.mkdir(parents=True, exist_ok=True)
+        Path(run.results).write_text(json.dumps(captions, ensure_ascii=False, indent=1) + "\n")
     return {"task": run.task, "model": run.model, "pictures": len(records), **scores}
+
+
+def score(
+    task: str, model: Blip, tokenizer: Tokenizer, pictures: Pictures, how: EvaluateRun | Validation
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Scores of `model` on `pictures`, and where the task writes texts, these."""
+    if task == "retrieval":
+        return evaluate_retrieval(model, tokenizer, pictures, how.k), []
+    return evaluate_captioning(model, tokenizer, pictures, how.generate, how.words)
 
 
 def open_tokenizer(spec: str, stream: Stream) -> Tokenizer:

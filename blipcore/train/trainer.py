@@ -7,8 +7,10 @@ happened: the same samples, the same dropout, on a CPU the same bits. Launched o
 """
 
 import contextlib
+import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,16 @@ from torch.optim import AdamW
 from blipcore import distributed
 from blipcore.data.stream import Stream
 from blipcore.model.blip import Blip
-from blipcore.precision import autocast, pick_device, to_device
+from blipcore.precision import autocast, memory_gb, pick_device, to_device
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
 from blipcore.train.display import Display
 from blipcore.train.layers import prepare_layers
-from blipcore.train.optim import TrainConfig, adamw, optimizer_tensors, schedule
+from blipcore.train.optim import TrainConfig, adamw, freeze, optimizer_tensors, schedule
 from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
-from blipcore.train.run_folder import RunFolder, stop_signals
+from blipcore.train.run_folder import RunFolder, stop_signals, write_text
 
-__all__ = ["NonFiniteLossError", "TrainConfig", "Trainer"]
+__all__ = ["Judge", "NonFiniteLossError", "TrainConfig", "Trainer"]
 
 
 SHOWN_PROBLEMS = 20  # unreadable pictures that the summary names
@@ -52,14 +54,30 @@ class TrainState:
     logged_seconds: float = 0.0
     logged_waited: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)  # means over the last complete log interval
+    best: dict[str, float] = field(default_factory=dict)  # on the validation set: step, value and scores
     problems: dict[str, str] = field(default_factory=dict)  # unreadable pictures and shards: name -> reason
+
+
+@dataclass
+class Judge:
+    """How the model is judged while it trains; the best one so far is kept beside the run."""
+
+    scores: Callable[[Blip], dict[str, float]]  # on rank 0
+    by: tuple[str, ...]  # the best model has the largest sum of these scores
+    every: int  # steps; the last step is judged too
 
 
 class Trainer:
     """Trains `task` on `stream` into the folder `out`; `resolved` is the configuration that names the run."""
 
     def __init__(
-        self, task: Task, stream: Stream, config: TrainConfig, out: Path | str, resolved: dict[str, Any]
+        self,
+        task: Task,
+        stream: Stream,
+        config: TrainConfig,
+        out: Path | str,
+        resolved: dict[str, Any],
+        judge: Judge | None = None,
     ) -> None:
         ranks = distributed.world_size()
         steps = config.total_steps(len(stream), ranks)
@@ -68,10 +86,12 @@ class Trainer:
         self.epochs = config.epochs
         self.task, self.stream = task, stream
         self.module: nn.Module = task  # what to call in its place when there are several processes
-        self.folder = RunFolder(Path(out), resolved)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep)
+        self.judge = judge
         self.device = pick_device(config.device)
         self.images_per_step = config.batch_size * config.accumulate * ranks
+        launch = {"processes": ranks, "device": self.device, "pictures_per_step": self.images_per_step}
+        self.folder = RunFolder(Path(out), resolved, launch)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, config.keep)
         self.state = TrainState()
         self.sums: dict[str, Tensor] = {}  # of the losses since the last log, kept on the device
         self.summed = 0  # steps in `sums`
@@ -89,6 +109,7 @@ class Trainer:
         finished = distributed.on_main(self.folder.claim)
         if finished is not None:
             return finished
+        freeze(self.task.model, self.config.freeze)
         self.task.to(self.device).train()
         prepare_layers(self.task, self.config, self.device)
         self.module = parallelize(self.task, self.config.parallel)
@@ -97,7 +118,7 @@ class Trainer:
         messages = self._resume(optimizer)
         config, state = self.config, self.state
         main = distributed.is_main()
-        logs = self.folder.logs(state.step) if main else contextlib.nullcontext(lambda record: None)
+        logs = self.folder.logs(state.step, config.wandb) if main else contextlib.nullcontext(lambda record: None)
         with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display, logs as log:
             for message in messages:
                 display.say(message)
@@ -113,10 +134,16 @@ class Trainer:
                     record, seconds_left = self._record()
                     log(record)
                     display.log(record, seconds_left)
+                if self.judge and (last or state.step % self.judge.every == 0):
+                    scores = self._validate(self.judge)
+                    log({"step": state.step} | {f"val_{name}": score for name, score in scores.items()})
+                    display.say(self._verdict(scores))
                 # Asked once, of all processes: a signal after this line waits for the next step.
                 leaving = distributed.largest(stopped[0] if stopped else 0)
                 if last or leaving or state.step % config.save_every == 0:
                     self._save(optimizer)
+                    if main:
+                        self.folder.plot()
                 if leaving and not last:
                     display.say(f"stopped and saved at step {state.step}; run the same command again to go on")
                     raise SystemExit(128 + leaving)
@@ -211,9 +238,36 @@ class Trainer:
             "lr": schedule(state.step - 1, self.config),
             "images_per_second": round(steps * self.images_per_step / seconds, 1),
             "data_wait_share": round(waited / seconds, 4),
+            "memory_gb": round(memory_gb(self.device), 3),
             "seconds": round(state.seconds, 3),
         }
         return record, seconds / steps * (self.config.steps - state.step)
+
+    def _validate(self, judge: Judge) -> dict[str, float]:
+        """Scores of the model as it is now; it becomes the one in best/ when it beats those before it."""
+        from blipcore.model.convert import save_model
+
+        state, before = self.state, random_state()
+        model = whole_model(self.task)
+
+        def look() -> dict[str, float]:
+            scores = judge.scores(model.to(self.device).eval())
+            value = sum(scores[name] for name in judge.by)
+            if value > state.best.get("value", -math.inf):
+                save_model(self.folder.best, model, self.task.tokenizer)
+                state.best = {"step": state.step, "value": value, **scores}
+                write_text(self.folder.path / "best.json", json.dumps(state.best, indent=1) + "\n")
+            return scores
+
+        scores = distributed.on_main(look)
+        self.task.train()
+        set_random_state(before)
+        return scores
+
+    def _verdict(self, scores: dict[str, float]) -> str:
+        said = "  ".join(f"{name} {score:.4g}" for name, score in scores.items())
+        best = "the best so far" if self.state.best.get("step") == self.state.step else "no better than before"
+        return f"step {self.state.step} on the validation set: {said}: {best}"
 
     def _save(self, optimizer: AdamW) -> None:
         self._all_finite()  # weights that a NaN has touched must not replace good ones
@@ -279,6 +333,7 @@ class Trainer:
             "images_per_second": round(pictures / state.seconds, 1),
             "data_wait_share": round(state.waited / state.seconds, 4),
             "losses": state.losses,
+            "best": state.best,
             "skipped_steps": state.skipped,
             "unreadable": len(state.problems),
             "problems": dict(list(state.problems.items())[:SHOWN_PROBLEMS]),

@@ -15,7 +15,7 @@ from blipcore.model.tokenizer import BERT_SPECIALS
 from blipcore.model.vit import VisionConfig, VisionTransformer
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
-from blipcore.train.runs import Augment, EvaluateRun, FinetuneRun, PretrainRun, evaluate, finetune, pretrain
+from blipcore.train.runs import Augment, EvaluateRun, FinetuneRun, PretrainRun, Validation, evaluate, finetune, pretrain
 from blipcore.train.trainer import TrainConfig
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -90,8 +90,11 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
     run = FinetuneRun("retrieval", [str(annotations)], pretrained, augment=PLAIN)
     run.train = TrainConfig(steps=80, batch_size=6, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
     run.retrieval = RetrievalConfig(queue_size=0, alpha=0.0, random_negatives=1.0)
+    run.validation = Validation(str(annotations), every=40)
     before = evaluate(EvaluateRun("retrieval", str(annotations), pretrained))["mean_recall"]
-    finetune(run, tmp_path / "filter")
+    summary = finetune(run, tmp_path / "filter")
+    best = evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "filter" / "best")))["mean_recall"]
+    assert summary["best"]["step"] in (40, 80) and summary["best"]["value"] == pytest.approx(best)
     after = evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "filter" / "model")))["mean_recall"]
     assert after > max(90, before)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tarfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import blipcore.model.convert
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
 from blipcore.train.run_folder import diff
-from blipcore.train.trainer import NonFiniteLossError, TrainConfig, Trainer
+from blipcore.train.trainer import Judge, NonFiniteLossError, TrainConfig, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def saved_models(monkeypatch) -> None:
     """The task below is no BLIP: its model is saved as a plain state dict."""
 
     def save_model(folder: Path, model: nn.Module, tokenizer: object) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         torch.save(model.state_dict(), folder / "model.pt")
 
     monkeypatch.setattr(blipcore.model.convert, "save_model", save_model)
@@ -108,7 +109,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def records(out: Path) -> list[dict]:
     """The part of metrics.jsonl that does not tell the time."""
-    timed = ("seconds", "images_per_second", "data_wait_share")
+    timed = ("seconds", "images_per_second", "data_wait_share", "memory_gb")
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
@@ -354,3 +355,55 @@ def test_plain_lines_elsewhere(shards, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""  # stdout belongs to the command's own answer
     assert [line.split()[1] for line in err.splitlines()] == ["5/12", "10/12", "12/12"]
+
+
+def test_the_best_model_on_the_validation_set_is_kept(shards, tmp_path):
+    """Here the second of four; a run that was killed judges the same models and keeps the same one."""
+
+    def judged(scores: list[float], on_batch=None) -> Trainer:
+        values = iter(scores)
+        torch.manual_seed(0)
+        run = trainer(shards, tmp_path / "run", on_batch)
+        run.judge = Judge(lambda model: {"a": next(values), "b": torch.rand(()).item() * 0}, ("a", "b"), every=4)
+        return run
+
+    with pytest.raises(Killed):
+        judged([1.0, 3.0], kill_at(9)).fit()
+    kept = (tmp_path / "run/best/model.pt").read_bytes()
+    summary = judged([2.0]).fit()  # goes on from step 8, whose best is the state's
+    assert summary["best"] == {"step": 8, "value": 3.0, "a": 3.0, "b": 0.0}
+    assert json.loads((tmp_path / "run/best.json").read_text()) == summary["best"]
+    assert (tmp_path / "run/best/model.pt").read_bytes() == kept != (tmp_path / "run/model/model.pt").read_bytes()
+    judgements = [record for record in records(tmp_path / "run") if "val_a" in record]
+    assert [(record["step"], record["val_a"]) for record in judgements] == [(4, 1.0), (8, 3.0), (12, 2.0)]
+    trainer(shards, tmp_path / "unjudged").fit()
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "unjudged"))  # judging draws from no generator
+
+
+def test_frozen_parameters_stay(shards, tmp_path):
+    run = trainer(shards, tmp_path, freeze=["1.*", "3.bia?"])
+    before = {name: value.clone() for name, value in run.task.model.state_dict().items()}
+    run.fit()
+    assert [name for name in before if not torch.equal(before[name], weights(tmp_path)[name])] == ["3.weight"]
+    with pytest.raises(ValueError, match=r"nothing to freeze is called 'text\.\*'; the model has, for ex.* 1\.bias"):
+        trainer(shards, tmp_path / "other", freeze=["text.*"]).fit()
+
+
+def test_a_launch_leaves_its_versions_and_the_losses_as_a_picture(shards, tmp_path):
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(6)).fit()
+    trainer(shards, tmp_path).fit()
+    launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
+    assert [launch["step"] for launch in launches] == [0, 4]
+    assert launches[0]["torch"] == torch.__version__.split("+")[0] or launches[0]["torch"] == torch.__version__
+    assert launches[0]["processes"] == 1 and launches[0]["pictures_per_step"] == 4
+    drawing = ElementTree.fromstring((tmp_path / "losses.svg").read_text())
+    assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 2  # loss and loss_square
+
+
+def test_the_batch_of_a_process_may_change_if_that_of_a_step_does_not(shards, tmp_path):
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(6)).fit()
+    with pytest.raises(ValueError, match=r"train.batch_size: 4 -> 2"):
+        trainer(shards, tmp_path, batch_size=2).fit()
+    assert trainer(shards, tmp_path, batch_size=2, accumulate=2).fit()["pictures"] == 48
