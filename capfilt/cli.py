@@ -54,6 +54,8 @@ class Task(StrEnum):
 
     caption = "caption"
     retrieval = "retrieval"
+    vqa = "vqa"
+    nlvr = "nlvr"
 
 
 class Format(StrEnum):
@@ -236,8 +238,11 @@ def pretrain(
 @app.command(epilog="Example: capfilt finetune caption coco_train.json --init runs/r1/model --out runs/captioner")
 @sentences
 def finetune(
-    task: Annotated[Task, typer.Argument(help="caption gives a captioner, retrieval a filter.")],
-    annotations: Annotated[list[str], typer.Argument(metavar="ANNOTATIONS...", help="JSON of pictures and captions.")],
+    task: Annotated[Task, typer.Argument(help="caption gives a captioner, retrieval a filter; vqa, nlvr.")],
+    annotations: Annotated[
+        list[str],
+        typer.Argument(metavar="ANNOTATIONS...", help="JSON of pictures and captions, questions or sentences."),
+    ],
     out: Run,
     init: Annotated[str | None, typer.Option(help="Checkpoint to start from.")] = None,
     tokenizer: Tokenizer = None,
@@ -256,7 +261,7 @@ def finetune(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Finetune a checkpoint on clean pairs into a captioner or a filter; run it again to resume."""
+    """Finetune a checkpoint on clean data: a captioner, a filter, VQA or NLVR2; run it again to resume."""
     from blipcore.train import runs
     from blipcore.train.launch import launch
 
@@ -272,10 +277,13 @@ def finetune(
 @app.command(epilog="Example: capfilt evaluate retrieval coco_test.json --model runs/r1/model")
 @sentences
 def evaluate(
-    task: Annotated[Task, typer.Argument(help="caption: BLEU-4, ROUGE-L, CIDEr; retrieval: recall at 1, 5, 10.")],
-    annotations: Annotated[str, typer.Argument(metavar="ANNOTATIONS", help="JSON of pictures, several captions each.")],
+    task: Annotated[Task, typer.Argument(help="caption: CIDEr and others; retrieval: recall; vqa, nlvr: accuracy.")],
+    annotations: Annotated[
+        str, typer.Argument(metavar="ANNOTATIONS", help="JSON of pictures and what is said of them.")
+    ],
     model: Annotated[str | None, typer.Option(help="Checkpoint to evaluate.")] = None,
-    results: Annotated[str | None, typer.Option(help="Write the captions to this JSON file.")] = None,
+    results: Annotated[str | None, typer.Option(help="Write captions or answers to this JSON file.")] = None,
+    answers: Annotated[str | None, typer.Option(help="vqa: rank these candidates, a JSON list or lines.")] = None,
     tokenizer: Tokenizer = None,
     image_size: ImageSize = None,
     image_root: ImageRoot = None,
@@ -290,9 +298,9 @@ def evaluate(
     from blipcore.train import runs
 
     settings = resolve(runs.EvaluateRun, config, sets or (), {
-        "task": task.value, "annotations": annotations, "model": model, "results": results, "tokenizer": tokenizer,
-        "image_size": image_size, "image_root": image_root, "batch_size": batch_size, "device": device,
-        "dtype": dtype,
+        "task": task.value, "annotations": annotations, "model": model, "results": results, "answers": answers,
+        "tokenizer": tokenizer, "image_size": image_size, "image_root": image_root, "batch_size": batch_size,
+        "device": device, "dtype": dtype,
     })  # fmt: skip
     finish(runs.evaluate(settings), as_json)
 

@@ -8,15 +8,18 @@ are used. A shard set is a folder of webdataset tars with `key.jpg` and `key.txt
 """
 
 import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from blipcore.data.annotations import read_captions, split_captions
+from blipcore.data.answers import read_pairs, read_questions, split_rows
 from blipcore.data.json_rows import LINES
 from blipcore.data.tars import TarReader
 
@@ -29,6 +32,8 @@ class Picture(NamedTuple):
     key: str
     texts: tuple[str, ...]
     image_id: int
+    second: "Picture | None" = None  # of a pair
+    more: Mapping[str, Any] = MappingProxyType({})  # what else a task wants in the sample
 
 
 class Source(Protocol):
@@ -197,8 +202,10 @@ class AnnotationSource:
         self.name, self.path = str(path), path
         self.root = Path(image_root) if image_root is not None else path.parent
         self.problems: dict[str, str] = {}
-        self.parts = split_captions(path)
+        self.parts = self.split(path)
         self.counts = [part.pictures for part in self.parts]
+
+    split = staticmethod(split_captions)
 
     def load(self, shard: int) -> list[Picture]:
         """The pictures of a part, in the order of the file."""
@@ -215,3 +222,36 @@ class AnnotationSource:
             return (self.root / picture.key).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError("no such file") from None
+
+
+class QuestionSource(AnnotationSource):
+    """A VQA file: a "picture" is a row, its text the question; a picture of several questions counts several times."""
+
+    split = staticmethod(split_rows)
+
+    def load(self, shard: int) -> list[Picture]:
+        """The questions of a part, with their answers and the answers' weights."""
+        rows = read_questions(self.path, self.root, part=self.parts[shard])
+        return [
+            Picture(
+                row["key"],
+                (row["question"],),
+                _image_id(row["key"]),
+                more={"answers": list(row["weights"]), "weights": list(row["weights"].values())},
+            )
+            for row in rows
+        ]
+
+
+class PairSource(AnnotationSource):
+    """An NLVR2 file: a "picture" is a row of two, its text the sentence."""
+
+    split = staticmethod(split_rows)
+
+    def load(self, shard: int) -> list[Picture]:
+        """The pairs of a part, each with its label."""
+        pairs = []
+        for row in read_pairs(self.path, self.root, part=self.parts[shard]):
+            left, right = (Picture(key, (row["sentence"],), _image_id(key)) for key in row["keys"])
+            pairs.append(left._replace(second=right, more={"label": row["label"]}))
+        return pairs

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blipcore import distributed
@@ -46,10 +47,11 @@ class UnreadablePictureError(Exception):
 
 
 class Stream:
-    """Samples {"image", "text", "key", "image_id", "source"} by position, from one or several data sets.
+    """Samples {"image", "text", "key", "image_id", "source", "epoch"} by position, from one or several data sets.
 
     `image_id` is a stable number from the picture's key, or what its annotation file calls it; equal pictures of one
-    data set have equal ids, those of different data sets never do.
+    data set have equal ids, those of different data sets never do. A source (see `opener`) may give pairs, which become
+    one stacked "image", and add to a picture what a task wants in the sample.
     """
 
     def __init__(
@@ -59,11 +61,12 @@ class Stream:
         seed: int = 42,
         image_root: str | Path | None = None,
         window: int = WINDOW,
+        opener: Callable[[Path, str | Path | None], Source] = open_source,
     ) -> None:
         if not specs:
             raise ValueError("no data set was given to train on")
         paths, weights = zip(*map(parse_spec, specs), strict=True)
-        self.sources: list[Source] = [open_source(path, image_root) for path in paths]
+        self.sources: list[Source] = [opener(Path(path), image_root) for path in paths]
         sizes = [sum(source.counts) for source in self.sources]
         self.seed, self.transform = seed, transform
         self.problems: dict[str, str] = {}
@@ -129,17 +132,26 @@ class Stream:
     def _read(self, number: int, place: int, position: int) -> Sample:
         source, at = self.sources[number], self._shuffles[number].locate(place)
         picture = self._load(number, at.shard)[at.row]
-        try:
-            image = load_image(source.read(at.shard, picture))
-        except OSError as error:
-            raise UnreadablePictureError(source.where(at.shard, picture), str(error)) from error
+        rng = random.Random(f"{self.seed}/{position}")
+        image = self._pixels(source, at.shard, picture, rng)
+        if picture.second is not None:
+            image = torch.stack([image, self._pixels(source, at.shard, picture.second, rng)])
         return {
-            "image": self.transform(image, random.Random(f"{self.seed}/{position}")),
+            "image": image,
             "text": picture.texts[draw(len(picture.texts), self.seed, at.epoch, picture.key)],
             "key": picture.key,
             "image_id": number << 48 | picture.image_id,
             "source": source.name,
+            "epoch": at.epoch,
+            **picture.more,
         }
+
+    def _pixels(self, source: Source, shard: int, picture: Picture, rng: random.Random) -> Tensor:
+        try:
+            image = load_image(source.read(shard, picture))
+        except OSError as error:
+            raise UnreadablePictureError(source.where(shard, picture), str(error)) from error
+        return self.transform(image, rng)
 
     def _cached_load(self) -> Callable[[int, int], list[Picture]]:
         @lru_cache(maxsize=self._window * len(self.sources))

@@ -152,4 +152,4 @@ class Blip(nn.Module):
 # In the names of parameters: what a part that is not there starts from, and what may be new.
 _ORIGINS = {"answer_decoder.": "text.", ".cross.first.": ".cross.", ".cross.second.": ".cross."}
 _ORIGIN = re.compile("|".join(map(re.escape, _ORIGINS)))
-_NEW = re.compile(r"^cls_head\.|\.cross\.merge\.|^answer_decoder\..*\.cross\.kv\.weight$")
+_NEW = re.compile(r"^cls_head\.|\.cross\.merge\.|^answer_decoder\..*\.(decode_)?cross\.kv\.weight$")

@@ -68,24 +68,31 @@ def generate(
     model: Blip, image_embeds: Tensor, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
 ) -> Generated:
     """Captions of the pictures whose tokens are `image_embeds` (B, N, W) and whose sample keys are `keys` (B)."""
+    return generate_from(model.text, model.text.image_kv(image_embeds), tokenizer, config, keys)
+
+
+@torch.inference_mode()
+def generate_from(
+    text: TextTransformer, kv: ImageKV, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
+) -> Generated:
+    """Texts that the decoder `text` writes for each of the B rows of `kv`, whose sample keys are `keys`."""
     prompt = tokenizer.prompt(config.prompt)
-    longest = model.config.text.max_positions
+    longest = text.config.max_positions
     if not len(prompt) < config.max_length <= longest:
         raise ValueError(
             f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}"
         )
-    assert len(keys) == len(image_embeds), f"{len(keys)} keys for {len(image_embeds)} pictures"
+    assert len(keys) == len(kv), f"{len(keys)} keys for {len(kv)} pictures"
     if not keys:
         return Generated([], [])
-    kv = model.text.image_kv(image_embeds)
     if config.mode == "beam":
-        return _beam_search(model.text, kv, prompt, tokenizer.sep, config)
+        return _beam_search(text, kv, prompt, tokenizer.sep, config)
     noise = None
     if config.mode == "nucleus":
         steps = config.max_length - len(prompt)
         rows = [sample_noise(config.seed, key, j, steps) for key in keys for j in range(config.num_captions)]
         noise = torch.from_numpy(np.stack(rows))
-    return _sample(model.text, kv, prompt, tokenizer.sep, config, noise)
+    return _sample(text, kv, prompt, tokenizer.sep, config, noise)
 
 
 def sample_noise(seed: int, key: str, index: int, steps: int) -> np.ndarray:

@@ -41,6 +41,12 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
+def clean_question(text: str, max_words: int = 50) -> str:
+    """Lower-cased question of at most `max_words` words; the characters that captions lose are deleted, not spaced."""
+    text = _PUNCTUATION.sub("", text.lower()).rstrip(" ")
+    return " ".join(text.split(" ")[:max_words])
+
+
 def download(hub_id: str, files: Sequence[str]) -> Path:
     """Local folder with the files of a Hugging Face hub repository that match the patterns `files`."""
     import huggingface_hub

@@ -55,6 +55,18 @@ def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
     return F.cross_entropy(logits, matched)
 
 
+def text_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Next-token cross-entropy as in `lm_loss`, summed over each text: (B,)."""
+    losses = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORE,
+        label_smoothing=smoothing,
+        reduction="none",
+    )
+    return losses.view(len(labels), -1).sum(1)
+
+
 def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     """Next-token cross-entropy with label smoothing over the whole vocabulary, mean over positions with a label.
 

@@ -1,5 +1,6 @@
 """What the trainer asks of an objective. A Task owns the model and the losses; the trainer owns loop and optimiser."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class Task(Protocol):
 
     model: Blip
     tokenizer: Tokenizer
-    collate: "Collate"
+    collate: Callable[[list[dict[str, Any]]], Batch]  # picklable
 
     def before_step(self, progress: Progress) -> None:
         """Momentum update and the like, before the forward passes of a step."""

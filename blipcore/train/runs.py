@@ -1,7 +1,7 @@
 """What a user asks for, made into objects: a run's settings in, a finished run's summary out.
 
     pretrain   data sets -> tokenizer, model (preset, checkpoint or partial start) -> PretrainTask  -> Trainer
-    finetune   annotations, checkpoint                                            -> its task      -> Trainer
+    finetune   annotations, checkpoint (or a new model)                           -> its task      -> Trainer
     evaluate   annotations, checkpoint                                            -> scores
 
 Each `*Run` dataclass is the whole configuration of its command; its nested parts live beside what they configure.
@@ -12,14 +12,16 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from blipcore import distributed
 from blipcore.caption_scores import Words
 from blipcore.data.annotations import read_captions
-from blipcore.data.pictures import Pictures
+from blipcore.data.answers import read_answers, read_pairs, read_questions
+from blipcore.data.pictures import Pictures, Record
+from blipcore.data.sources import PairSource, QuestionSource, Source, open_source
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import Transform, eval_transform, train_transform
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
@@ -29,18 +31,32 @@ from blipcore.model.starts import Start, image_start, load_image_start, load_tex
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.precision import autocast, pick_device
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
+from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, evaluate_nlvr
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval
+from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, VQATask, by_picture, evaluate_vqa
 from blipcore.train.trainer import Judge, TrainConfig, Trainer
 
 ALL_PARTS = ("encode", "decode", "itc", "itm")
-# What a finetuning task trains: (parts of the model, task).
+
+
+class Kind(NamedTuple):
+    """What a finetuning task trains, from what, on what."""
+
+    parts: tuple[str, ...]  # of its model
+    starts: tuple[str, ...]  # parts that the checkpoint it starts from must have (see `load_model`)
+    task: type
+    best_by: tuple[str, ...]  # scores whose sum says which model of a run is the best on its validation set
+    opener: Callable[[Path, str | Path | None], Source] = open_source
+
+
+RETRIEVAL = ("encode", "itc", "itm")
 TASKS = {
-    "caption": (("decode",), CaptioningTask),
-    "retrieval": (("encode", "itc", "itm"), RetrievalTask),
+    "caption": Kind(("decode",), ("decode",), CaptioningTask, ("CIDEr", "BLEU-4")),
+    "retrieval": Kind(RETRIEVAL, RETRIEVAL, RetrievalTask, ("mean_recall",)),
+    "vqa": Kind(("encode", "vqa"), ("encode", "decode|vqa"), VQATask, ("accuracy",), QuestionSource),
+    "nlvr": Kind(("encode", "nlvr"), ("encode",), NLVRTask, ("accuracy",), PairSource),
 }
-# The scores whose sum says which model of a run is the best on its validation set; as official.
-BEST_BY = {"caption": ("CIDEr", "BLEU-4"), "retrieval": ("mean_recall",)}
 
 
 @dataclass
@@ -77,46 +93,62 @@ class PretrainRun:
 class Validation:
     """What a finetuning run is judged by while it trains: the best model so far is kept in RUN/best."""
 
-    annotations: str | None = None  # with several texts a picture; none: no validation
+    annotations: str | None = None  # none: no validation
     every: int = 0  # steps; 0 = an epoch, as official
-    k: int = 128  # as in EvaluateRun, and what follows too
+    answers: str | None = None  # as in EvaluateRun, and what follows too
+    k: int = 128
     words: Words = "auto"
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
+    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     batch_size: int = 64
 
 
 @dataclass
 class FinetuneRun:
-    """`capfilt finetune TASK`: from a checkpoint, on clean annotations."""
+    """`capfilt finetune TASK`: from a checkpoint, or from nothing, on clean annotations."""
 
-    task: Literal["caption", "retrieval"]
+    task: Literal["caption", "retrieval", "vqa", "nlvr"]
     annotations: list[str]
-    init: str
-    tokenizer: str | None = None
+    init: str | None = None  # checkpoint to start from; without one, a new model of the size `preset`
+    preset: Literal["tiny", "base", "large"] | None = None
+    model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
+    tokenizer: str | None = None  # where it is not the checkpoint's; "train:N" for a new model, as in PretrainRun
     image_size: int | None = None
     dropout: float | None = None  # of the text transformer, where it is not to be the checkpoint's
+    drop_path: float | None = None  # of the image encoder, likewise (official: 0.1 for VQA and NLVR2)
     image_root: str | None = None
     augment: Augment = field(default_factory=lambda: Augment(min_scale=0.5))
     caption: CaptioningConfig = field(default_factory=CaptioningConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    vqa: VQAConfig = field(default_factory=VQAConfig)
+    nlvr: NLVRConfig = field(default_factory=NLVRConfig)
     validation: Validation = field(default_factory=Validation)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-5))
+
+    def __post_init__(self) -> None:
+        if (self.init is None) == (self.preset is None):
+            raise ValueError(
+                "finetuning starts from a checkpoint, or from nothing: give --init CHECKPOINT, or --set preset=tiny "
+                "(base, large) for a new model"
+            )
 
 
 @dataclass
 class EvaluateRun:
-    """`capfilt evaluate TASK`: scores of a checkpoint on an annotation file with several texts a picture."""
+    """`capfilt evaluate TASK`: scores of a checkpoint on an annotation file of the task."""
 
-    task: Literal["caption", "retrieval"]
+    task: Literal["caption", "retrieval", "vqa", "nlvr"]
     annotations: str
     model: str
     tokenizer: str | None = None
     image_size: int | None = None
     image_root: str | None = None
-    results: str | None = None  # where to write the captions, as the servers of COCO and NoCaps take them
-    k: int = 128  # ITC shortlist that ITM re-ranks (official: 256 on COCO, 128 on Flickr30k)
+    results: str | None = None  # where to write captions or answers, as the servers of COCO, NoCaps and VQA take them
+    answers: str | None = None  # VQA: list of candidates to rank (official for VQA v2); without it, answers are written
+    k: int = 128  # shortlist: by ITC for ITM to re-rank (official: COCO 256, Flickr30k 128), of VQA's candidates (128)
     words: Words = "auto"  # how captions are split for scoring: by COCO's tokenizer where there is Java; plain for ours
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
+    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)  # how VQA's answers are written
     batch_size: int = 64
     device: str = "auto"
     dtype: str = "auto"
@@ -163,14 +195,25 @@ def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
 def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     """Finetune `run.init` on `run.annotations` into the folder `out`; returns the trainer's summary."""
     torch.manual_seed(run.train.seed)
-    parts, task_class = TASKS[run.task]
-    model, tokenizer = load_model(run.init, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
+    kind = TASKS[run.task]
+    if run.init:
+        model, tokenizer = load_model(run.init, needs=kind.starts, tokenizer=run.tokenizer, image_size=run.image_size)
+        image_size = model.config.vision.image_size
+    else:
+        vision = PRESETS[run.preset].to_dict()["vision"] | run.model.get("vision", {})
+        image_size = run.image_size or vision["image_size"]
+    transform = run.augment.transform(image_size)
+    stream = Stream(run.annotations, transform, run.train.seed, run.image_root, opener=kind.opener)
+    if not run.init:
+        tokenizer = open_tokenizer(run.tokenizer or DEFAULT_TOKENIZER, stream)
+        overrides = run.model | {"vision": vision | {"image_size": image_size}}
+        model = Blip(sizes(run.preset, overrides, len(tokenizer)))
     if run.dropout is not None:
         model.config.text.dropout = run.dropout
-    model = model.only(*parts)
-    transform = run.augment.transform(model.config.vision.image_size)
-    stream = Stream(run.annotations, transform, run.train.seed, run.image_root)
-    task = task_class(model, tokenizer, getattr(run, run.task))
+    if run.drop_path is not None:
+        model.config.vision.drop_path = run.drop_path
+    model = model.only(*kind.parts)
+    task = kind.task(model, tokenizer, getattr(run, run.task))
     return Trainer(task, stream, run.train, out, resolved=asdict(run), judge=_judge(run, tokenizer, stream)).fit()
 
 
@@ -179,7 +222,7 @@ def _judge(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Judge | No
     how = run.validation
     if not how.annotations:
         return None
-    records = read_captions(how.annotations, run.image_root)
+    records = read_records(run.task, how.annotations, run.image_root)
 
     def scores(model: Blip) -> dict[str, float]:
         pictures = Pictures(records, eval_transform(model.config.vision.image_size), how.batch_size)
@@ -187,25 +230,39 @@ def _judge(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Judge | No
             return score(run.task, model, tokenizer, pictures, how)[0]
 
     epoch = run.train.steps_per_epoch(len(stream), distributed.world_size())
-    return Judge(scores, BEST_BY[run.task], how.every or max(1, round(epoch)))
+    return Judge(scores, TASKS[run.task].best_by, how.every or max(1, round(epoch)))
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
-    """Scores of `run.model` on `run.annotations`; captions are written to `run.results` where given."""
-    records = read_captions(run.annotations, run.image_root, need_texts=run.task != "caption")
-    if not (run.results or any(record["texts"] for record in records)):
-        raise ValueError(f"{run.annotations} has no captions to score against: say with --results where to write ours")
-    parts, _ = TASKS[run.task]
+    """Scores of `run.model` on `run.annotations`; captions or answers are written to `run.results` where given."""
+    records = read_records(run.task, run.annotations, run.image_root, to_score=not run.results)
+    parts = TASKS[run.task].parts
     model, tokenizer = load_model(run.model, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
     device = pick_device(run.device)
     model.to(device).eval()
     pictures = Pictures(records, eval_transform(model.config.vision.image_size), run.batch_size)
     with autocast(device, run.dtype):
-        scores, captions = score(run.task, model, tokenizer, pictures, run)
-    if run.results and captions:
+        scores, written = score(run.task, model, tokenizer, pictures, run)
+    if run.results and written:
         Path(run.results).parent.mkdir(parents=True, exist_ok=True)
-        Path(run.results).write_text(json.dumps(captions, ensure_ascii=False, indent=1) + "\n")
+        Path(run.results).write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n")
     return {"task": run.task, "model": run.model, "pictures": len(records), **scores}
+
+
+def read_records(task: str, path: str, image_root: str | None, to_score: bool = True) -> list[Record]:
+    """What is to be evaluated on; ValueError where it is `to_score` against texts that it does not have."""
+    if task == "nlvr":
+        return read_pairs(path, image_root)
+    if task == "vqa":
+        questions = read_questions(path, image_root, need_answers=False)
+        texts, records = any(question["answers"] for question in questions), by_picture(questions)
+    else:
+        records = read_captions(path, image_root, need_texts=task != "caption")
+        texts = any(record["texts"] for record in records)
+    if to_score and not texts:
+        what = "answers" if task == "vqa" else "captions"
+        raise ValueError(f"{path} has no {what} to score against: say with --results where to write ours")
+    return records
 
 
 def score(
@@ -214,6 +271,11 @@ def score(
     """Scores of `model` on `pictures`, and where the task writes texts, these."""
     if task == "retrieval":
         return evaluate_retrieval(model, tokenizer, pictures, how.k), []
+    if task == "nlvr":
+        return evaluate_nlvr(model, tokenizer, pictures), []
+    if task == "vqa":
+        candidates = read_answers(how.answers) if how.answers else []
+        return evaluate_vqa(model, tokenizer, pictures, how.write, candidates, how.k)
     return evaluate_captioning(model, tokenizer, pictures, how.generate, how.words)
 
 
@@ -232,7 +294,7 @@ def texts(stream: Stream) -> Iterator[str]:
     for source in stream.sources:
         for shard in range(len(source.counts)):
             for picture in source.load(shard):
-                yield from picture.texts
+                yield from (*picture.texts, *picture.more.get("answers", ()))
 
 
 def _with_starts(run: PretrainRun, vision: Start | None, text: Start | None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_bad_usage_is_exit_code_2() -> None:
         ["download"],
         ["nonsense"],
         ["caption", "data", "--batch-size", "many"],
-        ["finetune", "vqa", "x"],
+        ["finetune", "poetry", "x"],
     ):
         result = run(*arguments)
         assert result.exit_code == 2, arguments

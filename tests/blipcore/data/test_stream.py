@@ -157,7 +157,7 @@ def test_samples_are_complete_and_ids_tell_pictures_apart(tmp_path):
     json_path = annotated(tmp_path, {"a.png": ["a0", "a1"], "b.png": ["b0"]})
     stream = plain(json_path, shards, shards)
     samples = [stream.sample(position) for position in range(40)]
-    assert set(samples[0]) == {"image", "text", "key", "image_id", "source"}
+    assert set(samples[0]) == {"image", "text", "key", "image_id", "source", "epoch"}
     assert samples[0]["image"].shape == (3, 4, 4) and samples[0]["image"].dtype == torch.float32
     names = {}
     for sample in samples:

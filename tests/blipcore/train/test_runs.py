@@ -173,3 +173,73 @@ def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts
     assert "bert has width 32, depth 1, hidden 48" in told(text=str(text), **tiny)
     assert "has vision width 32, not the 768 asked for" in told(init=pretrained, preset="base")
     assert "has text depth 1, not the 6 asked for" in told(init=pretrained, model={"text": {"depth": 6}})
+
+
+@pytest.fixture(scope="module")
+def questions(annotations) -> Path:
+    rows = [["what colour is it?", colour, n] for n, colour in enumerate(COLOURS)]
+    rows += [[f"is it {colour}?", "yes", n] for n, colour in enumerate(COLOURS)]
+    rows += [[f"is it {COLOURS[n - 1]}?", "no", n] for n in range(len(COLOURS))]
+    (annotations.parent / "images").mkdir()
+    for n, colour in enumerate(COLOURS):
+        Image.new("RGB", (20, 20), colour).save(annotations.parent / "images" / f"{n}.png")
+    (annotations.parent / "questions.json").write_text(json.dumps(rows))
+    return annotations.parent / "questions.json"
+
+
+def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
+    run = FinetuneRun("vqa", [str(questions)], preset="tiny", model=SMALL, tokenizer="train:80", augment=PLAIN)
+    run.train = TrainConfig(steps=120, batch_size=18, lr=5e-3, device="cpu", dtype="fp32", save_every=1000)
+    finetune(run, tmp_path / "vqa")
+    model = str(tmp_path / "vqa" / "model")
+    (tmp_path / "answers.txt").write_text("\n".join([*COLOURS, "yes", "no"]))
+    written = evaluate(EvaluateRun("vqa", str(questions), model, results=str(tmp_path / "r.json")))
+    ranked = evaluate(EvaluateRun("vqa", str(questions), model, answers=str(tmp_path / "answers.txt")))
+    assert (written["pictures"], written["questions"]) == (6, 18)
+    assert written["accuracy"] > 90 and ranked["accuracy"] > 90
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert sorted(row["question_id"] for row in results) == list(range(18))
+    assert results[0].keys() == {"question_id", "answer"}
+
+
+def test_vqa_starts_from_a_pretrained_or_a_vqa_model(pretrained, questions, annotations, tmp_path):
+    run = FinetuneRun("vqa", [str(questions)], pretrained, augment=PLAIN, train=TRAIN, drop_path=0.1)
+    finetune(run, tmp_path / "vqa")
+    model, _ = load_model(tmp_path / "vqa" / "model", needs=("encode", "vqa"))
+    assert model.config.heads == ("vqa",) and model.config.vision.drop_path == 0.1
+    again = FinetuneRun("vqa", [str(questions)], str(tmp_path / "vqa" / "model"), augment=PLAIN, train=TRAIN)
+    assert finetune(again, tmp_path / "again")["steps"] == 2
+    with pytest.raises(ValueError, match="is a VQA model; captioning needs"):
+        finetune(replace(again, task="caption", annotations=[str(annotations)]), tmp_path / "captioner")
+    with pytest.raises(ValueError, match="is a pre-training model; answering needs"):
+        evaluate(EvaluateRun("vqa", str(questions), pretrained))
+
+
+def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path):
+    rows = [
+        {"images": [f"{left}.png", f"{right}.png"], "sentence": "both are red", "label": str(left == right == "red")}
+        for left in COLOURS[:2]
+        for right in COLOURS[:2]
+    ]
+    (annotations.parent / "nlvr.json").write_text(json.dumps(rows))
+    pairs = str(annotations.parent / "nlvr.json")
+    run = FinetuneRun("nlvr", [pairs], pretrained, augment=PLAIN)
+    run.train = TrainConfig(steps=60, batch_size=4, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
+    finetune(run, tmp_path / "nlvr")
+    scores = evaluate(EvaluateRun("nlvr", pairs, str(tmp_path / "nlvr" / "model")))
+    assert scores["pictures"] == 4 and scores["accuracy"] == 100
+    with pytest.raises(ValueError, match="is an NLVR model"):
+        evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "nlvr" / "model")))
+
+
+def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, tmp_path):
+    rows = [{"question_id": 1, "question": "what?", "image": "images/0.png"}]
+    (questions.parent / "test.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="no answers to score against: say with --results"):
+        evaluate(EvaluateRun("vqa", str(questions.parent / "test.json"), pretrained))
+
+
+def test_finetuning_starts_from_one_thing():
+    for start in ({}, {"init": "a", "preset": "tiny"}):
+        with pytest.raises(ValueError, match="from a checkpoint, or from nothing"):
+            FinetuneRun("vqa", ["x.json"], **start)
