@@ -80,4 +80,5 @@ def test_it_says_what_to_expect_on_what(path):
 def test_there_is_one_for_every_task_and_size():
     names = {path.stem for path in CONFIGS}
     sizes = [f"{task}_vit_{size}" for task in ("pretrain", "caption_coco", "retrieval_coco") for size in "bl"]
-    assert {*sizes, "evaluate_nocaps", "evaluate_caption_coco", "evaluate_retrieval_flickr30k"} <= names
+    others = {"vqa_vit_b", "nlvr_vit_b", "evaluate_nocaps", "evaluate_caption_coco", "evaluate_retrieval_flickr30k"}
+    assert {*sizes, *others} <= names
