@@ -27,11 +27,10 @@ from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.fetch import PRIVATE, FetchConfig, Limits
 from capfilt.listing import fingerprint
-from capfilt.lock import claimed
-from capfilt.publish import OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
-from capfilt.shards import IMAGES, read_counts, read_table, walk_tar, write_table
+from capfilt.publish import OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
+from capfilt.shards import IMAGES, read_table, walk_tar, write_table
 from capfilt.staging import RETRYABLE, Answer, Asking, Staging
-from capfilt.storage import local, present, sweep
+from capfilt.storage import Place, committed, names, open_read, present
 from capfilt.urls import is_private_host, read_urls, wire_url
 
 ROUND = 200_000  # rows fetched before any is published: bounds what lies in the staging folder
@@ -45,7 +44,7 @@ class DownloadConfig:
     """`capfilt download`."""
 
     urls: str  # txt, csv, tsv, json, jsonl (each also .gz) or parquet; a path or an fsspec URL
-    out: str
+    out: str  # folder, or an fsspec URL
     url_col: str | None = None  # found by its usual names
     caption_col: str | None = None
     shard_size: int = 10_000  # rows to a shard
@@ -87,39 +86,31 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     """Fetch what is not there yet; returns counts by outcome over the whole set."""
     if find_spec("img2dataset") is None:
         raise ImportError("capfilt download needs img2dataset; run: pip install img2dataset")
-    out = local(config.out)
-    with claimed(out):
-        return _download(out, config, progress)
-
-
-def _download(out: Path, config: DownloadConfig, progress: bool) -> dict[str, Any]:
     start = time.monotonic()
-    _finish_swaps(out)
     rows = read_urls(config.urls, config.url_col, config.caption_col)
     settings = {"input_sha256": fingerprint(config.urls)} | to_dict(config, without=WITHOUT_EFFECT)
-    manifest = claim(out, "download", settings, ["img2dataset", "pillow", "pyarrow", "webdataset"])
-    if "counts" in manifest.content:
-        total = manifest.content["counts"]["rows"]
-    else:
-        pairs = ({"url": url, "caption": caption} for url, caption in rows)
-        total, _ = split(out, pairs, INPUT, config.shard_size)
-    shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
-    tables = {shard: out / f"{shard}.parquet" for shard in shards}
-    there = present(tables.values())
-    pending = [shard for shard in shards if tables[shard] not in there]
-    finished = [shard for shard in shards if tables[shard] in there]
-    if progress and not pending and not config.retry_failed:
-        print(f"download: all {len(shards)} shards are done already.", file=sys.stderr)
-    failed, stopped = _fetch_all(out, pending, config, progress)
-    if config.retry_failed and not stopped:
-        failed |= _retry(out, finished, config, progress)
-    sweep(out)
-    there = present(tables.values())
-    ready = [shard for shard in shards if tables[shard] in there]
-    counts = read_counts(tables[shard] for shard in ready)
-    if len(ready) == len(shards) and not failed:
-        manifest.finish(counts)
-        shutil.rmtree(out / STAGING, ignore_errors=True)
+    with folders(config.out) as (out, staging):
+        _finish_swaps(out, staging)
+        manifest = begin(out, staging, "download", settings, ["img2dataset", "pillow", "pyarrow", "webdataset"])
+        if "counts" in manifest.content:
+            total = manifest.content["counts"]["rows"]
+        else:
+            pairs = ({"url": url, "caption": caption} for url, caption in rows)
+            total, _ = split(staging, pairs, INPUT, config.shard_size)
+        shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
+        tables = {shard: out / f"{shard}.parquet" for shard in shards}
+        before = present(tables.values())
+        pending = [shard for shard in shards if tables[shard] not in before]
+        finished = [shard for shard in shards if tables[shard] in before]
+        if progress and not pending and not config.retry_failed:
+            print(f"download: all {len(shards)} shards are done already.", file=sys.stderr)
+        failed, stopped = _fetch_all(out, staging, pending, config, progress)
+        if config.retry_failed and not stopped:
+            failed |= _retry(out, staging, finished, config, progress)
+        counts = manifest.settle(tables, tables, failed, changed=bool(pending) or config.retry_failed)
+        done = len(present(tables.values())) - len(finished)
+        if done == len(pending) and not failed:
+            shutil.rmtree(staging, ignore_errors=True)
     ok = counts.get("ok", 0)
     return {
         "stage": "download",
@@ -128,11 +119,7 @@ def _download(out: Path, config: DownloadConfig, progress: bool) -> dict[str, An
         "ok": ok,
         "success": round(ok / total, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
-        "shards": {
-            "done": len(set(pending) & set(ready)),
-            "skipped": len(finished),
-            "failed": failed,
-        },
+        "shards": {"done": done, "skipped": len(finished), "failed": failed},
         "stopped": stopped,
         "seconds": round(time.monotonic() - start, 1),
     }
@@ -142,26 +129,26 @@ def _download(out: Path, config: DownloadConfig, progress: bool) -> dict[str, An
 
 
 def _fetch_all(
-    out: Path, pending: list[str], config: DownloadConfig, progress: bool
+    out: Place, staging: Path, pending: list[str], config: DownloadConfig, progress: bool
 ) -> tuple[dict[str, str], str | None]:
     """Fetch and publish these shards; returns those that failed with the reason, and why the run stopped early."""
     failed: dict[str, str] = {}
     per_round = max(1, ROUND // config.shard_size)
     parts = [pending[:FIRST], *(pending[n : n + per_round] for n in range(FIRST, len(pending), per_round))]
     for number, part in enumerate(part for part in parts if part):
-        rows = {shard: read_table(out / STAGING / ROWS / f"{shard}.parquet") for shard in part}
+        rows = {shard: read_table(staging / ROWS / f"{shard}.parquet") for shard in part}
         urls = {
             int(shard) * config.shard_size + place: url
             for shard, table in rows.items()
             for place, url in enumerate(table["url"].to_pylist())
         }
-        staging = Staging(out / STAGING / "fetched")
-        answers = _ask(staging, urls, len(part), config, progress)
+        fetched = Staging(staging / "fetched")
+        answers = _ask(fetched, urls, len(part), config, progress)
         for shard, table in rows.items():
-            write_table(out / STAGING / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
-        failed |= _publish(out, out / STAGING / "plan", part, len(answers), config, progress)
+            write_table(staging / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
+        failed |= _publish(out, staging / "plan", part, len(answers), config, progress)
         if not failed:
-            shutil.rmtree(staging.folder)
+            shutil.rmtree(fetched.folder)
         ok = sum(answer.status == "ok" for answer in answers.values())
         if number == 0 and len(part) < len(pending) and ok < config.stop_below * len(answers):
             few = f"only {ok} of the first {len(answers)} rows could be fetched: {_why(answers)}."
@@ -170,7 +157,7 @@ def _fetch_all(
 
 
 def _publish(
-    out: Path, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
+    out: Place, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
     stage = Publish(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
     crew = max(1, min(config.workers or engine.cores(), rows // 500))  # a process costs a second to start
@@ -244,16 +231,16 @@ def _place(answer: Answer) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- another day
 
 
-def _retry(out: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
+def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
     """Ask again for the rows of finished shards that may mend; a shard that gains pictures is written anew."""
-    for stage in ("captions", "scores", "filtered"):
-        for table in sorted(out.glob(f"{stage}/*/*.parquet"))[:1]:
+    for folder in (out / stage / name for stage in ("captions", "scores", "filtered") for name in names(out / stage)):
+        if any(name.endswith(".parquet") for name in names(folder)):
             raise ValueError(
-                f"{table.parent} was made from these shards, which --retry-failed would change; delete it first, or "
+                f"{folder} was made from these shards, which --retry-failed would change; delete it first, or "
                 "download the failed rows as a list of their own."
             )
     failed: dict[str, str] = {}
-    again = out / STAGING / AGAIN
+    again = staging / AGAIN
     per_round = max(1, ROUND // config.shard_size)
     for first in range(0, len(shards), per_round):
         part = shards[first : first + per_round]
@@ -272,7 +259,7 @@ def _retry(out: Path, shards: list[str], config: DownloadConfig, progress: bool)
             write_table(again / "plan" / f"{shard}.parquet", _plan_again(out, tables[shard], shard, answers, config))
         failed |= _publish(again, again / "plan", changed, len(answers), config, progress)
         if not failed:
-            _finish_swaps(out)
+            _finish_swaps(out, staging)
             shutil.rmtree(again)
     return failed
 
@@ -280,24 +267,32 @@ def _retry(out: Path, shards: list[str], config: DownloadConfig, progress: bool)
 def _plan_again(out: Path, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig) -> pa.Table:
     """The plan of a shard as it is, with new answers for some of its rows; its pictures stay as they are."""
     tar = out / f"{shard}.tar"
-    with open(tar, "rb") as file:
-        members = {member.name: member for member in walk_tar(file, os.fstat(file.fileno()).st_size, [])}
+    with open_read(tar) as file:
+        members = {member.name: member for member in walk_tar(file, file.seek(0, os.SEEK_END), [])}
     plan = []
     for number, row in enumerate(table.to_pylist(), int(shard) * config.shard_size):
         if number in answers:
             row |= _place(answers[number])
         elif row["status"] == "ok":
             member = members[f"{row['key']}.jpg"]
-            row |= {"body": os.fsencode(tar), "offset": member.offset, "size": member.size}
+            row |= {"body": os.fsencode(str(tar)), "offset": member.offset, "size": member.size}
         plan.append(row)
     return pa.Table.from_pylist(plan, schema=PLAN)
 
 
-def _finish_swaps(out: Path) -> None:
+def _finish_swaps(out: Place, staging: Path) -> None:
     """Put shards that were written anew in the place of the old ones; a kill in between leaves the shard unfinished."""
-    again = out / STAGING / AGAIN
-    for table in sorted(again.glob("*.parquet")):
+    for table in sorted((staging / AGAIN).glob("*.parquet")):
         (out / table.name).unlink(missing_ok=True)
         if table.with_suffix(".tar").exists():  # else it is in place already
-            os.replace(table.with_suffix(".tar"), out / f"{table.stem}.tar")
-        os.replace(table, out / table.name)
+            _move(table.with_suffix(".tar"), out / f"{table.stem}.tar")
+        _move(table, out / table.name)
+
+
+def _move(source: Path, target: Place) -> None:
+    if isinstance(target, Path):
+        os.replace(source, target)
+        return
+    with open(source, "rb") as file, committed(target) as there:
+        shutil.copyfileobj(file, there)
+    source.unlink()

@@ -34,9 +34,9 @@ from capfilt.config import to_dict
 from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest
-from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, STAGING, Publish, claim, key_of, split
-from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_counts, read_words
-from capfilt.storage import local, sweep
+from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
+from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_words
+from capfilt.storage import Place
 from capfilt.urls import CAPTION_NAMES, URL_NAMES
 
 # What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
@@ -53,7 +53,7 @@ class PackConfig:
     """`capfilt pack`."""
 
     source: str  # folder, annotation file, Parquet, saved dataset, tar or folder of tars
-    out: str
+    out: str  # folder, or an fsspec URL
     annotations: str | None = None  # file that names the pictures under `source` and their texts
     image_col: str | None = None  # of paths or of bytes; found by its usual names
     caption_col: str | None = None
@@ -77,7 +77,6 @@ WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success")  # t
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Make shards of pictures that are there already; returns counts by outcome over the whole set."""
-    out = local(config.out)
     source = open_source(config)
     with claimed(out):
         return _pack(out, source, config, progress)
@@ -85,35 +84,34 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
 
 def _pack(out: Path, source: Source, config: PackConfig, progress: bool) -> dict[str, Any]:
     settings = {"kind": source.kind, "input_sha256": source.fingerprint} | to_dict(config, without=WITHOUT_EFFECT)
-    manifest = claim(out, "pack", settings, ["pillow", "pyarrow", "webdataset"])
-    if "counts" in manifest.content:
-        total, more = manifest.content["counts"]["rows"], 0
-    else:
-        rows = (_complete(row, number, config) for number, row in enumerate(source))
-        total, more = split(out, rows, PLAN, config.shard_size)
-    if total == 0:
-        raise ValueError(f"{config.source} holds no pictures.")
-    shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
-    captions = _more_captions(out, source) if more else None
-    stage = Publish(
-        str(out / STAGING / ROWS),
-        str(out),
-        config.image_size,
-        config.min_size,
-        config.max_bytes,
-        config.quality,
-        captions=str(captions.folder) if captions else None,
-        name="pack",
-    )
-    workers = max(1, min(config.workers or engine.cores(), total // 200))  # a process costs a second to start
-    ran = engine.run(stage, shards, workers=workers, device="cpu", progress=progress)
-    sweep(out)
-    counts = read_counts(stage.output(shard) for shard in shards if shard not in ran.failed)
-    if not ran.failed:
-        if captions:
-            captions.finish({"captions": more})
-        manifest.finish(counts)
-        shutil.rmtree(out / STAGING, ignore_errors=True)
+    with folders(config.out) as (out, staging):
+        manifest = begin(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"])
+        if "counts" in manifest.content:
+            total, more = manifest.content["counts"]["rows"], 0
+        else:
+            rows = (_complete(row, number, config) for number, row in enumerate(source))
+            total, more = split(staging, rows, PLAN, config.shard_size)
+        if total == 0:
+            raise ValueError(f"{config.source} holds no pictures.")
+        captions = _more_captions(out, source) if more else None
+        stage = Publish(
+            str(staging / ROWS),
+            str(out),
+            config.image_size,
+            config.min_size,
+            config.max_bytes,
+            config.quality,
+            captions=str(captions.folder) if captions else None,
+            name="pack",
+        )
+        tables = {f"{number:05d}": stage.output(f"{number:05d}") for number in range(-(-total // config.shard_size))}
+        workers = max(1, min(config.workers or engine.cores(), total // 200))  # a process costs a second to start
+        ran = engine.run(stage, tables, workers=workers, device="cpu", progress=progress)
+        counts = manifest.settle(tables, tables, ran.failed, changed=ran.done > 0)
+        if not ran.failed:
+            if captions:
+                captions.finish({"captions": more})
+            shutil.rmtree(staging, ignore_errors=True)
     ok = counts.get("ok", 0)
     return {
         "stage": "pack",
@@ -140,7 +138,7 @@ def _complete(row: Row, number: int, config: PackConfig) -> Row:
     }
 
 
-def _more_captions(out: Path, source: Source) -> Manifest:
+def _more_captions(out: Place, source: Source) -> Manifest:
     folder = out / "captions" / MORE
     return Manifest.begin(folder, "caption", {"input_sha256": source.fingerprint}, images=out)
 
@@ -208,8 +206,8 @@ class Folder(Source):
         super().__init__("folder", [])
         self.root = root
         others: Counter[str] = Counter()
-        for place, folders, names in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for place, inside, names in os.walk(root):
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
             for name in sorted(name for name in names if not name.startswith(".")):
                 suffix = name.rpartition(".")[2].lower() if "." in name else ""
                 if suffix in PICTURES or suffix == "txt":

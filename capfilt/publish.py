@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from capfilt import engine
 from capfilt.columns import TableColumns, open_columns
+from capfilt.lock import claimed
 from capfilt.manifest import Manifest
 from capfilt.pictures import DecodeError, fit
 from capfilt.shards import (
@@ -35,10 +37,11 @@ from capfilt.shards import (
     write_shard,
     write_table,
 )
+from capfilt.storage import Place, Remote, open_read, place
 
 OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
 OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
-STAGING = ".staging"  # in the folder of the shards until all of them are there
+STAGING = ".staging"  # in a local folder of shards until all of them are there
 ROWS = "rows"  # in it: the input, split into tables of a shard each
 COUNT = "count.json"  # there once all of the input has been read
 MORE = "more"  # `source` of a picture's texts after the first, which is its web text
@@ -56,22 +59,36 @@ PLAN = pa.schema(
 )
 
 
-def claim(out: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
-    """Begin or go on with a folder of shards; ValueError when it is a file, of others, or made with other settings."""
+@contextmanager
+def folders(path: str) -> Iterator[tuple[Place, Path]]:
+    """The folder of the shards, held for this run alone, and the local one in which they are made."""
+    out = place(path)
     if out.is_file():
         raise ValueError(f"{out} is a file; give a folder for the shards.")
+    with claimed(out):
+        yield out, out / STAGING if isinstance(out, Path) else _cache(out)
+
+
+def _cache(out: Remote) -> Path:
+    """What is on its way to a remote place waits on this machine, where a later run finds it."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "capfilt" / hashlib.sha256(str(out).encode()).hexdigest()[:16]
+
+
+def begin(out: Place, staging: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
+    """Begin or go on with a folder of shards; ValueError when it is of others, or made with other settings."""
     if read_manifest(out) is None:
         if any(out.glob("*.tar")):
             raise ValueError(f"{out} holds shards that `capfilt {stage}` has not made; choose another folder.")
-        shutil.rmtree(out / STAGING, ignore_errors=True)  # of another input
-    elif not (out / STAGING / ROWS / COUNT).exists() and not any(out.glob("*.parquet")):
+        shutil.rmtree(staging, ignore_errors=True)  # of another input
+    elif not (staging / ROWS / COUNT).exists() and not any(out.glob("*.parquet")):
         (out / MANIFEST).unlink()  # a run that ended before its input was read has settled nothing
     return Manifest.begin(out, stage, settings, packages=packages)
 
 
-def split(out: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
+def split(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
     """Write the rows of the input as tables, one a shard, once; returns their number and that of texts in `more`."""
-    folder = out / STAGING / ROWS
+    folder = staging / ROWS
     if not (folder / COUNT).exists():
         shutil.rmtree(folder, ignore_errors=True)
         number, total, more, rows = 0, 0, 0, iter(rows)
@@ -104,17 +121,17 @@ class Publish:
     captions: str | None = None  # folder for a picture's texts after the first
     name: str = "publish"
 
-    def output(self, shard: str) -> Path:
-        return Path(self.out) / f"{shard}.parquet"
+    def output(self, shard: str) -> Place:
+        return place(self.out) / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
         """Nothing to load."""
 
     def run(self, shard: str) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
-        write_shard(Path(self.out) / f"{shard}.tar", self._pictures(rows))
+        write_shard(place(self.out) / f"{shard}.tar", self._pictures(rows))
         if self.captions is not None:
-            write_table(Path(self.captions) / f"{shard}.parquet", _more(rows))
+            write_table(place(self.captions) / f"{shard}.parquet", _more(rows))
         counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
         # the table last: with it the shard is there
         write_table(self.output(shard), pa.Table.from_pylist(rows, schema=IMAGES), counts=dict(counts))
@@ -201,7 +218,7 @@ class _Bodies:
             return self._whole(path)
         self._require_small(size or 0)
         if self.path != path:
-            self._keep(path, open(path, "rb"))  # noqa: SIM115
+            self._keep(path, open_read(place(path) if "://" in path else Path(path)))
         self.open.seek(offset)
         return self.open.read(size)
 

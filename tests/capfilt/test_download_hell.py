@@ -169,12 +169,12 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     finish = stage._finish_swaps
     calls: list[Path] = []
 
-    def killed(out: Path) -> None:
+    def killed(out: Path, staging: Path) -> None:
         calls.append(out)
         if len(calls) == 2:  # the shards are made anew, and lie beside the old ones
-            os.replace(out / ".staging" / "again" / "00000.tar", out / "00000.tar")
+            os.replace(staging / "again" / "00000.tar", out / "00000.tar")
             raise KeyboardInterrupt
-        finish(out)
+        finish(out, staging)
 
     monkeypatch.setattr(stage, "_finish_swaps", killed)
     with pytest.raises(KeyboardInterrupt):

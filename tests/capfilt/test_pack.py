@@ -15,6 +15,7 @@ import pytest
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.pack import PackConfig, pack
 from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
+from capfilt.storage import place
 
 sys.path.insert(0, str(Path(__file__).parent))
 from web import picture
@@ -96,6 +97,17 @@ def test_run_again_changed_and_in_shards(tmp_path: Path) -> None:
     folder(photos, ["new.jpg"])
     with pytest.raises(ValueError, match=r"other settings.*\n  input_sha256: "):
         run(photos, tmp_path / "data", shard_size=10)
+
+
+def test_shards_may_go_to_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    photos = folder(tmp_path / "photos", ["a.jpg", "b.jpg"])
+    pack(PackConfig(str(photos), "memory://bucket/data", shard_size=1, workers=1), progress=False)
+    run(photos, tmp_path / "data", shard_size=1)
+    there = {path.name: path.read_bytes() for path in place("memory://bucket/data").iterdir()}
+    assert there == {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    assert not any((tmp_path / "cache").rglob("*.parquet"))
+    assert ShardSet.open("memory://bucket/data").shards == ["00000", "00001"]
 
 
 ANNOTATIONS = [("a.jpg", ["one", "uno"]), ("deep/b c.jpg", ["two"]), ("missing.jpg", ["x"]), ("../outside.jpg", ["y"])]
