@@ -80,6 +80,7 @@ def download(
     retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what may mend.")] = None,
     threads: Annotated[int | None, typer.Option(help="Connections to a process. (64)")] = None,
     allow_private: Annotated[bool | None, typer.Option("--allow-private", help="Fetch from private hosts too.")] = None,
+    duplicates: Annotated[str | None, typer.Option(help="Mark them: exact, or near too.")] = None,
     min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
     workers: Workers = None,
     config: Config = None,
@@ -92,7 +93,8 @@ def download(
     settings = resolve(stage.DownloadConfig, config, sets or (), {
         "urls": urls, "out": data, "url_col": url_col, "caption_col": caption_col, "shard_size": shard_size,
         "image_size": image_size, "timeout": timeout, "retries": retries, "retry_failed": retry_failed,
-        "threads": threads, "allow_private": allow_private, "min_success": min_success, "workers": workers,
+        "threads": threads, "allow_private": allow_private, "duplicates": duplicates, "min_success": min_success,
+        "workers": workers,
     })  # fmt: skip
     summary = stage.download(settings)
     finish(summary, as_json, failed_shards(summary) or summary["stopped"] or too_few(summary, settings.min_success))
@@ -108,6 +110,7 @@ def pack(
     caption_col: Annotated[str | None, typer.Option(help="Column of the texts; found by its usual names.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows to a shard. (10000)")] = None,
     image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
+    duplicates: Annotated[str | None, typer.Option(help="Mark them: exact, or near too.")] = None,
     min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
     workers: Workers = None,
     config: Config = None,
@@ -119,7 +122,8 @@ def pack(
 
     settings = resolve(stage.PackConfig, config, sets or (), {
         "source": source, "out": data, "annotations": annotations, "image_col": image_col, "caption_col": caption_col,
-        "shard_size": shard_size, "image_size": image_size, "min_success": min_success, "workers": workers,
+        "shard_size": shard_size, "image_size": image_size, "duplicates": duplicates, "min_success": min_success,
+        "workers": workers,
     })  # fmt: skip
     summary = stage.pack(settings)
     finish(summary, as_json, failed_shards(summary) or too_few(summary, settings.min_success))

@@ -18,13 +18,14 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from capfilt import engine
 from capfilt.config import to_dict
+from capfilt.duplicates import mark_duplicates
 from capfilt.fetch import PRIVATE, FetchConfig, Limits
 from capfilt.listing import fingerprint
 from capfilt.publish import OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
@@ -60,6 +61,7 @@ class DownloadConfig:
     retry_wait: float = 5.0  # seconds before such a pass, doubled each time
     retry_after: float = 120.0  # seconds that a server's Retry-After may ask for; beyond, the row is left
     retry_failed: bool = False  # ask again for the rows of finished shards that failed in a way that may mend
+    duplicates: Literal["", "exact", "near"] = ""  # mark pictures that are there twice, in DATA/duplicates
     workers: int = 0  # processes; 0 is one a core
     threads: int = 64  # connections to a process
     user_agent: str = "capfilt"  # how sites know us, and by which they can opt out
@@ -79,7 +81,7 @@ class DownloadConfig:
 # What the stored bytes do not depend on, given the same answers from the servers.
 WITHOUT_EFFECT = ("urls", "out", "timeout", "picture_seconds", "shard_seconds", "stall_seconds", "retries")
 WITHOUT_EFFECT += ("retry_wait", "retry_after", "retry_failed", "workers", "threads", "user_agent", "stop_below")
-WITHOUT_EFFECT += ("min_success",)
+WITHOUT_EFFECT += ("min_success", "duplicates")
 
 
 def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         done = len(present(tables.values())) - len(finished)
         if done == len(pending) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
+        marked = mark_duplicates(out, finished + pending[:done], config.duplicates) if config.duplicates else {}
     ok = counts.get("ok", 0)
     return {
         "stage": "download",
@@ -121,6 +124,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
         "shards": {"done": done, "skipped": len(finished), "failed": failed},
         "stopped": stopped,
+        "duplicates": marked,
         "seconds": round(time.monotonic() - start, 1),
     }
 

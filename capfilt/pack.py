@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from capfilt import engine
 from capfilt.columns import image_column, is_saved_dataset, load_dataset, open_columns
 from capfilt.config import to_dict
+from capfilt.duplicates import mark_duplicates
 from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest
@@ -62,6 +63,7 @@ class PackConfig:
     min_size: int = 0  # shorter side at least
     max_bytes: int = 200_000_000  # of a picture's file at most
     quality: int = 95  # of the JPEGs that have to be written anew
+    duplicates: Literal["", "exact", "near"] = ""  # mark pictures that are there twice, in DATA/duplicates
     workers: int = 0  # processes; 0 is one a core
     min_success: float = 0.2  # share of rows that must be ok for exit code 0
 
@@ -72,7 +74,8 @@ class PackConfig:
             raise ValueError(f"min_success is a share between 0 and 1, not {self.min_success}.")
 
 
-WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success")  # the files' own fingerprint says it
+# The source's own fingerprint says what is in it.
+WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success", "duplicates")
 
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
@@ -112,6 +115,8 @@ def _pack(out: Path, source: Source, config: PackConfig, progress: bool) -> dict
             if captions:
                 captions.finish({"captions": more})
             shutil.rmtree(staging, ignore_errors=True)
+        done = [shard for shard in tables if shard not in ran.failed]
+        marked = mark_duplicates(out, done, config.duplicates) if config.duplicates else {}
     ok = counts.get("ok", 0)
     return {
         "stage": "pack",
@@ -123,6 +128,7 @@ def _pack(out: Path, source: Source, config: PackConfig, progress: bool) -> dict
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
         "ignored": dict(source.ignored),
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
+        "duplicates": marked,
         "seconds": round(ran.seconds, 1),
     }
 

@@ -25,7 +25,7 @@ from capfilt import engine
 from capfilt.columns import TableColumns, open_columns
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest
-from capfilt.pictures import DecodeError, fit
+from capfilt.pictures import DecodeError, difference_hash, fit
 from capfilt.shards import (
     CAPTIONS,
     IMAGES,
@@ -177,6 +177,7 @@ class Publish:
             return None
         row["width"], row["height"], row["bytes"] = fitted.width, fitted.height, len(fitted.data)
         row["sha256"] = hashlib.sha256(fitted.data).hexdigest()
+        row["dhash"] = difference_hash(fitted.data)
         return fitted.data
 
 

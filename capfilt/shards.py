@@ -35,6 +35,7 @@ IMAGES = pa.schema(
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
         ("sha256", pa.string()),  # of the stored bytes
+        ("dhash", pa.string()),  # difference hash, 16 hex digits: pictures that look alike differ in few bits
         ("bytes", pa.int64()),
     ]
 )
