@@ -106,14 +106,17 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         finished = [shard for shard in shards if tables[shard] in before]
         if progress and not pending and not config.retry_failed:
             print(f"download: all {len(shards)} shards are done already.", file=sys.stderr)
+        if config.retry_failed:
+            _require_no_stage(out)
         failed, stopped = _fetch_all(out, staging, pending, config, progress)
         if config.retry_failed and not stopped:
             failed |= _retry(out, staging, finished, config, progress)
         counts = manifest.settle(tables, tables, failed, changed=bool(pending) or config.retry_failed)
-        done = len(present(tables.values())) - len(finished)
-        if done == len(pending) and not failed:
+        there = present(tables.values())
+        if len(there) == len(shards) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
-        marked = mark_duplicates(out, finished + pending[:done], config.duplicates) if config.duplicates else {}
+        ready = [shard for shard in shards if tables[shard] in there]
+        marked = mark_duplicates(out, ready, config.duplicates) if config.duplicates else {}
     ok = counts.get("ok", 0)
     return {
         "stage": "download",
@@ -122,7 +125,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         "ok": ok,
         "success": round(ok / total, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
-        "shards": {"done": done, "skipped": len(finished), "failed": failed},
+        "shards": {"done": len(ready) - len(finished), "skipped": len(finished), "failed": failed},
         "stopped": stopped,
         "duplicates": marked,
         "seconds": round(time.monotonic() - start, 1),
@@ -235,14 +238,17 @@ def _place(answer: Answer) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- another day
 
 
-def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
-    """Ask again for the rows of finished shards that may mend; a shard that gains pictures is written anew."""
+def _require_no_stage(out: Place) -> None:
     for folder in (out / stage / name for stage in ("captions", "scores", "filtered") for name in names(out / stage)):
         if any(name.endswith(".parquet") for name in names(folder)):
             raise ValueError(
                 f"{folder} was made from these shards, which --retry-failed would change; delete it first, or "
                 "download the failed rows as a list of their own."
             )
+
+
+def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
+    """Ask again for the rows of finished shards that may mend; a shard with such rows is written anew."""
     failed: dict[str, str] = {}
     again = staging / AGAIN
     per_round = max(1, ROUND // config.shard_size)
@@ -258,7 +264,7 @@ def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig,
         if not urls:
             continue
         answers = _ask(Staging(again / "fetched"), urls, len(part), config, progress)
-        changed = [shard for shard in part if any(number // config.shard_size == int(shard) for number in urls)]
+        changed = [f"{number:05d}" for number in sorted({row // config.shard_size for row in urls})]
         for shard in changed:
             write_table(again / "plan" / f"{shard}.parquet", _plan_again(out, tables[shard], shard, answers, config))
         failed |= _publish(again, again / "plan", changed, len(answers), config, progress)
@@ -268,7 +274,9 @@ def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig,
     return failed
 
 
-def _plan_again(out: Path, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig) -> pa.Table:
+def _plan_again(
+    out: Place, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig
+) -> pa.Table:
     """The plan of a shard as it is, with new answers for some of its rows; its pictures stay as they are."""
     tar = out / f"{shard}.tar"
     with open_read(tar) as file:
