@@ -75,7 +75,6 @@ def download(
     caption_col: Annotated[str | None, typer.Option(help="Column of the texts; found by its usual names.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows to a shard. (10000)")] = None,
     image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds of a single wait. (10)")] = None,
     retries: Annotated[int | None, typer.Option(help="Later passes over what may mend. (1)")] = None,
     retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what may mend.")] = None,
     threads: Annotated[int | None, typer.Option(help="Connections to a process. (64)")] = None,
@@ -92,7 +91,7 @@ def download(
 
     settings = resolve(stage.DownloadConfig, config, sets or (), {
         "urls": urls, "out": data, "url_col": url_col, "caption_col": caption_col, "shard_size": shard_size,
-        "image_size": image_size, "timeout": timeout, "retries": retries, "retry_failed": retry_failed,
+        "image_size": image_size, "retries": retries, "retry_failed": retry_failed,
         "threads": threads, "allow_private": allow_private, "duplicates": duplicates, "min_success": min_success,
         "workers": workers,
     })  # fmt: skip

@@ -26,7 +26,8 @@ import pyarrow as pa
 from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.duplicates import mark_duplicates
-from capfilt.fetch import PRIVATE, FetchConfig, Limits
+from capfilt.fetch import FetchConfig
+from capfilt.guard import PRIVATE, Limits
 from capfilt.listing import fingerprint
 from capfilt.publish import OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
 from capfilt.shards import IMAGES, read_table, walk_tar, write_table

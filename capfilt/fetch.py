@@ -4,51 +4,28 @@
 
 In: a Parquet of `uid` and `url`. Out: img2dataset's tars of undecoded bodies, with sidecar tables of the failures.
 It runs apart because img2dataset takes over signals and standard output and spawns workers that import the main
-program again. Those imports are where the guard goes in: an opener for urllib, which img2dataset fetches with, that
-refuses private addresses at every hop, bounds the size of a body, and bounds the time of a picture as a whole.
+program again. Those imports are where the guard goes in.
 """
 
 from __future__ import annotations
 
-import functools
-import http.client
 import json
 import os
-import random
 import signal
-import socket
-import ssl
 import sys
 import threading
-import time
 import types
 import urllib.error
 import urllib.request
-import weakref
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from capfilt.urls import is_public
+from capfilt.guard import Limits, opener
 
 ENVIRONMENT = "CAPFILT_FETCH"  # carries the limits to img2dataset's workers
-CHUNK = 1 << 16
-# What the guard says; `staging.classify` recognises these words in the outcomes.
-PRIVATE, TOO_LARGE, TOO_SLOW = "private address", "larger than", "not complete after"
-RESERVED, RETRY_AFTER = "tdm-reservation", "Retry-After:"
 # X-Robots-Tag directives by which a site opts out; img2dataset's own and `noml`
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a single picture may take."""
-
-    max_bytes: int
-    seconds: float  # wall clock from the request to the last byte, redirects included
-    allow_private: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,206 +48,6 @@ class FetchConfig:
     def read(path: Path) -> FetchConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         return FetchConfig(**values | {"limits": Limits(**values["limits"])})
-
-
-class Refused(ValueError):
-    """The guard's no. Not an OSError, which urllib would wrap."""
-
-
-# ---------------------------------------------------------------------------------------------------- the guard
-
-
-class _Response(http.client.HTTPResponse):
-    """A response that is read whole or not at all, within its limits."""
-
-    def __init__(self, *args: Any, limits: Limits, deadline: float, **options: Any):
-        super().__init__(*args, **options)
-        self.limits, self.deadline = limits, deadline
-
-    def read(self, amt: int | None = None) -> bytes:
-        if amt is not None:
-            return super().read(amt)
-        most, whole = self.limits.max_bytes, self.length  # None where the server does not say
-        if whole is not None and whole > most:
-            raise Refused(f"{TOO_LARGE} {most} bytes: {whole}")
-        chunks, size = [], 0
-        while size != whole and (chunk := self.read1(CHUNK)):  # at most one wait on the network each
-            size += len(chunk)
-            chunks.append(chunk)
-            if size > most:
-                raise Refused(f"{TOO_LARGE} {most} bytes")
-            if time.monotonic() > self.deadline:
-                raise Refused(f"{TOO_SLOW} {self.limits.seconds:g} s: {size} bytes")
-        if whole is not None and size < whole:  # read1 does not tell a broken connection from the end of the body
-            raise http.client.IncompleteRead(b"".join(chunks), whole - size)
-        return b"".join(chunks)
-
-
-def _connect(
-    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, limits: Limits, deadline: float
-) -> socket.socket:
-    """socket.create_connection that looks the host up once, checks what it gets, and connects to that."""
-    host, port = address
-    found = dict.fromkeys(entry[4][0] for entry in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
-    if not limits.allow_private:
-        for ip in found:
-            if not is_public(ip):
-                raise Refused(f"{PRIVATE}: {host} is {ip}")
-    problem: OSError = OSError(f"no address for {host}")
-    for ip in found:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise Refused(f"{TOO_SLOW} {limits.seconds:g} s: no connection")
-        try:
-            return socket.create_connection((ip, port), min(left, timeout or left), source)
-        except OSError as error:
-            problem = error
-    raise problem
-
-
-_HEADS: weakref.WeakKeyDictionary[http.client.HTTPConnection, float] = weakref.WeakKeyDictionary()
-
-
-@functools.cache  # once a process
-def _watch_heads() -> None:
-    threading.Thread(target=_cut_slow_heads, daemon=True).start()
-
-
-def _cut_slow_heads() -> None:
-    """Ends connections whose head is not complete in time: a server that drips it never trips a socket's timeout."""
-    while True:
-        time.sleep(1.0)
-        for connection, deadline in list(_HEADS.items()):
-            if (
-                time.monotonic() > deadline and connection.sock is not None
-            ):  # urllib takes the socket off after the head
-                with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-
-
-def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: float) -> Any:
-    """A connection class for urllib that keeps the limits until `deadline`."""
-
-    def make(host: str, **options: Any) -> http.client.HTTPConnection:
-        connection = kind(host, **options)
-        _HEADS[connection] = deadline
-        connection.response_class = functools.partial(_Response, limits=limits, deadline=deadline)
-        connection._create_connection = functools.partial(_connect, limits=limits, deadline=deadline)
-        return connection
-
-    return make
-
-
-class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Opens http and https under the limits; a redirect inherits the deadline of the request that it answers."""
-
-    def __init__(self, limits: Limits, rests: Rests):
-        self.context = ssl.create_default_context()  # one for all: making one costs more than a request
-        super().__init__(context=self.context)
-        self.limits, self.rests = limits, rests
-
-    def begin(self, request: urllib.request.Request) -> urllib.request.Request:
-        if not hasattr(request, "deadline"):
-            request.deadline = time.monotonic() + self.limits.seconds
-        return self.do_request_(request)
-
-    http_request = https_request = begin
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.send(http.client.HTTPConnection, request)
-
-    def https_open(self, request: urllib.request.Request) -> Any:
-        return self.send(http.client.HTTPSConnection, request, context=self.context)
-
-    def send(self, kind: type[http.client.HTTPConnection], request: urllib.request.Request, **options: Any) -> Any:
-        proxied = request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
-        # behind a proxy it is the proxy that is connected to, and that is the user's own choice
-        limits = Limits(self.limits.max_bytes, self.limits.seconds, self.limits.allow_private or proxied)
-        self.rests.wait(request.host, request.deadline)
-        response, problem = None, None
-        try:
-            response = self.do_open(_guarded(kind, limits, request.deadline), request, **options)
-        except (OSError, http.client.HTTPException) as error:
-            problem = error
-        if time.monotonic() > request.deadline:  # a head that was cut may look like a short one
-            if response is not None:
-                response.close()
-            raise Refused(f"{TOO_SLOW} {limits.seconds:g} s: no answer")
-        if problem is not None:
-            raise problem
-        if response.headers.get(RESERVED, "").strip() == "1":  # W3C's TDM Reservation Protocol
-            response.close()
-            raise Refused(f"{RESERVED}: 1")
-        return response
-
-
-class Rests:
-    """Hosts that have said Retry-After, and until when: they are left alone for so long by all threads."""
-
-    def __init__(self) -> None:
-        self.until: dict[str, float] = {}
-
-    def note(self, host: str, seconds: float) -> None:
-        """Leave a host alone for so long."""
-        self.until[host] = max(self.until.get(host, 0.0), time.monotonic() + seconds)
-
-    def wait(self, host: str, deadline: float) -> None:
-        """Sit out a host's rest; Refused when the picture's time ends before it."""
-        until = self.until.get(host, 0.0)
-        if until > deadline:
-            raise Refused(f"HTTP Error 429: not asked, the host rests ({RETRY_AFTER} {until - time.monotonic():.0f})")
-        left = until - time.monotonic()
-        if left > 0:  # not all of them at once
-            time.sleep(min(left * random.uniform(1.0, 1.5), max(0.0, deadline - time.monotonic())))
-
-
-class _Errors(urllib.request.HTTPDefaultErrorHandler):
-    """Says in an error's message what the server said of Retry-After."""
-
-    def __init__(self, rests: Rests):
-        self.rests = rests
-
-    def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
-        seconds = _seconds(hdrs.get("Retry-After")) if code in (429, 503) else None
-        if seconds is not None:
-            self.rests.note(req.host, seconds)
-            msg = f"{msg} ({RETRY_AFTER} {seconds:.0f})"
-        raise urllib.error.HTTPError(req.full_url, code, msg, hdrs, fp)
-
-
-def _seconds(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date."""
-    if value is None:
-        return None
-    with suppress(ValueError):
-        return max(0.0, float(int(value)))
-    with suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, *args: Any) -> Any:
-        following = super().redirect_request(req, *args)
-        if following is not None:
-            following.deadline = req.deadline
-        return following
-
-
-def opener(limits: Limits) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone (urllib's own would read `file:` and `ftp:` too), under the limits."""
-    _watch_heads()
-    director, rests = urllib.request.OpenerDirector(), Rests()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        _Errors(rests),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
-        _Handler(limits, rests),
-    ):
-        director.add_handler(handler)
-    return director
 
 
 # ---------------------------------------------------------------------------------------------------- the program

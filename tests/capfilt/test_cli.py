@@ -164,7 +164,7 @@ def test_download_from_yaml_options_and_set(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "all 2 shards are done already" in result.stderr
     assert result.stderr.endswith("Error: only 3 of 5 rows are ok, less than the share of 0.9.\n")
-    assert "outcomes  ok 3, not_found 2" in result.stdout
+    assert "ok 3, not_found 2" in result.stdout
     other = shell(*command, "--image-size", "32", cwd=tmp_path)
     assert other.returncode == 2
     assert other.stderr.endswith("What differs (there -> now):\n  image_size: 24 -> 32\n")

@@ -1,0 +1,318 @@
+"""Pictures that are there already, whatever they lie in: where the bytes of each are, and its texts.
+
+In: what the user named. Out: a `Source`, which gives a row for each picture in its order; nothing is decoded here, and
+of the pictures no byte is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from capfilt.columns import image_column, is_saved_dataset, load_dataset, open_columns
+from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
+from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_words
+from capfilt.urls import CAPTION_NAMES, URL_NAMES
+
+# What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
+PICTURES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
+PATH_NAMES = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
+TEXTS_NAMES = (*CAPTION_NAMES, "captions", "texts", "sentences")
+LONGEST_TEXT = 1 << 20  # bytes of a name.txt
+
+Row = dict[str, Any]
+
+
+class Columns(NamedTuple):
+    """Columns that the user names; those of None are found by their usual names."""
+
+    image: str | None  # of paths or of bytes
+    caption: str | None
+
+
+@dataclass
+class Source:
+    """Pictures and their texts: iterating gives a plan's rows, with `texts` in place of its caption.
+
+    `files` is what it is made of, as (name, size): with the settings, what tells one source from another.
+    """
+
+    kind: str
+    files: list[tuple[str, int]]
+    extra: str = ""  # fingerprint of an annotation file
+    ignored: Counter[str] = field(default_factory=Counter)  # what is none of a picture, by kind
+
+    def __iter__(self) -> Iterator[Row]:
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names and sizes, and of the annotation's content."""
+        digest = hashlib.sha256(self.extra.encode())
+        for name, size in self.files:
+            digest.update(f"{name}\0{size}\n".encode("utf-8", errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def open_source(source: str, annotations: str | None, columns: Columns) -> Source:
+    """Tell what `source` is; ValueError or FileNotFoundError, one sentence, when it is nothing that can be packed."""
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"Nothing at {path}.")
+    if annotations is not None:
+        return _annotated(Path(annotations), path if path.is_dir() else path.parent, columns)
+    if is_saved_dataset(path):
+        return SavedDataset(path, columns)
+    if path.is_file():
+        if path.name.endswith(".tar"):
+            return Webdataset(path.parent, [path.name])
+        if path.suffix == ".parquet" and _image_column(path, columns) is not None:
+            return Tables(path.parent, [path.name], columns)
+        if kind_of(path.name) is None:
+            raise ValueError(f"{path} is neither a table, nor JSON, nor a tar; to pack a picture, give its folder.")
+        return _annotated(path, path.parent, columns)
+    folder = Folder(path)
+    if folder.files:
+        return folder
+    files = (entry.relative_to(path) for entry in path.rglob("*") if entry.is_file())
+    names = sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
+    if tars := [name for name in names if name.endswith(".tar")]:
+        return Webdataset(path, tars)
+    if tables := [name for name in names if name.endswith(".parquet")]:
+        return Tables(path, tables, columns)
+    raise ValueError(f"{path} holds no pictures, tars or Parquet files; give the annotation file itself if it has one.")
+
+
+class Folder(Source):
+    """Pictures in a folder and the folders in it, in the order of their names; `name.txt` is the text of `name.jpg`."""
+
+    def __init__(self, root: Path):
+        super().__init__("folder", [])
+        self.root = root
+        others: Counter[str] = Counter()
+        for place, inside, names in os.walk(root):
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                suffix = name.rpartition(".")[2].lower() if "." in name else ""
+                if suffix in PICTURES or suffix == "txt":
+                    file = Path(place, name)
+                    self.files.append((file.relative_to(root).as_posix(), _size(file)))
+                else:
+                    others[suffix or "no suffix"] += 1
+        self.texts = {name for name, _ in self.files if name.lower().endswith(".txt")}
+        if len(self.texts) == len(self.files):
+            self.files = []
+        else:
+            self.ignored = others
+
+    def __iter__(self) -> Iterator[Row]:
+        for name, _ in self.files:
+            if name in self.texts:
+                continue
+            beside = next((text for text in (_beside(name), f"{name}.txt") if text in self.texts), None)
+            texts = [] if beside is None else [_read_text(self.root / beside)]
+            yield _of_file(self.root, name, texts)
+
+
+def _beside(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".txt"))
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(LONGEST_TEXT).decode("utf-8-sig", errors="replace").strip()
+    except OSError:  # the picture is there all the same
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nowhere: it has its row, and its outcome
+        return -1
+
+
+def _of_file(root: Path, name: str, texts: list[str | None]) -> Row:
+    url = name.encode("utf-8", errors="replace").decode()
+    return {"url": url, "texts": texts, "body": os.fsencode(root / name)}
+
+
+class Annotated(Source):
+    """The pictures that a file names, under a folder, and their texts."""
+
+    def __init__(self, path: Path, root: Path, rows: Iterator[tuple[Any, list[Any]]]):
+        super().__init__("annotations", [], fingerprint(str(path)))
+        self.root, self.rows = root, rows
+
+    def __iter__(self) -> Iterator[Row]:
+        inside = os.path.realpath(self.root)
+        for name, values in self.rows:
+            texts = [text for value in values for text in _texts(value)]
+            if not isinstance(name, str) or not name.strip():
+                yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
+                continue
+            # links inside of the folder are the user's own; a path that climbs out of it is the annotation's doing
+            whole = os.path.normpath(os.path.join(inside, name.strip()))
+            if os.path.commonpath([inside, whole]) != inside or "\0" in name:
+                problem = f"outside of {self.root.name or self.root}"
+                yield {"url": as_text(name), "texts": texts, "status": "forbidden", "error": problem}
+            else:
+                yield _of_file(Path(inside), os.path.relpath(whole, inside), texts)
+
+
+def _annotated(path: Path, root: Path, columns: Columns) -> Annotated:
+    if path.name.endswith(".json") and (coco := _coco(path)) is not None:
+        return Annotated(path, root, coco)
+    wanted = (
+        Column("the path of a picture", PATH_NAMES, columns.image, "--image-col"),
+        Column("a caption", TEXTS_NAMES, columns.caption, "--caption-col", needed=False),
+    )
+    rows = read_rows(str(path), wanted)
+    # rows of one picture stand together where there are several: its texts
+    grouped = ((name, [text for _, text in group]) for name, group in groupby(rows, key=lambda row: row[0]))
+    return Annotated(path, root, grouped)
+
+
+def _coco(path: Path) -> Iterator[tuple[Any, list[Any]]] | None:
+    """(file name, texts) of COCO's `{"images": [...], "annotations": [...]}`, None for JSON of another kind."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}.")
+    with open(path, "rb") as file:
+        if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        texts: dict[Any, list[Any]] = {}
+        for annotation in content.get("annotations", ()):
+            texts.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
+        return iter([(image["file_name"], texts.get(image["id"], [])) for image in content["images"]])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is neither a list of objects nor COCO's images and annotations ({type(error).__name__}: {error})."
+        ) from None
+
+
+class Tables(Source):
+    """Parquet files with the bytes of pictures. A file that cannot be read is one row that says so."""
+
+    def __init__(self, root: Path, names: list[str], columns: Columns):
+        super().__init__("parquet", [(name, _size(root / name)) for name in names])
+        self.root, self.columns = root, columns
+        self.broken = {name: why for name in names if (why := self._why_broken(root / name))}
+        if len(self.broken) == len(names):
+            raise ValueError(f"{root / names[0]}: {self.broken[names[0]]}.")
+
+    def _why_broken(self, path: Path) -> str | None:
+        try:
+            return None if _image_column(path, self.columns) else "no column holds the bytes of pictures"
+        except ValueError as error:
+            return str(error).removesuffix(".")
+
+    def __iter__(self) -> Iterator[Row]:
+        for name, _ in self.files:
+            if name in self.broken:
+                yield {"url": name, "texts": [], "status": "other", "error": self.broken[name]}
+            else:
+                path = self.root / name
+                yield from _of_table(str(path), name, pq.read_schema(path), self.columns)
+
+
+class SavedDataset(Source):
+    """A dataset that Hugging Face `datasets` has saved."""
+
+    def __init__(self, path: Path, columns: Columns):
+        data = load_dataset(str(path))
+        self.schema = data.data.schema
+        if image_column(self.schema, columns.image, str(path)) is None:
+            raise ValueError(f"{path} has no column with the bytes of pictures: {', '.join(self.schema.names)}.")
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        super().__init__("dataset", [(name, _size(path / name)) for name in names])
+        self.path, self.columns = path, columns
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from _of_table(str(self.path), self.path.name, self.schema, self.columns)
+
+
+def _image_column(path: Path, columns: Columns) -> str | None:
+    try:
+        return image_column(pq.read_schema(path), columns.image, str(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file ({' '.join(str(error).split())[:200]}).") from None
+
+
+def _of_table(path: str, name: str, schema: pa.Schema, columns: Columns) -> Iterator[Row]:
+    """A row of the plan for each row of a table with pictures."""
+    column = image_column(schema, columns.image, path)
+    wanted = (
+        Column("a URL", URL_NAMES, None, "", needed=False),
+        Column("a caption", TEXTS_NAMES, columns.caption, "--caption-col", needed=False),
+    )
+    url_name, text_name = choose([field.name for field in schema if field.name != column], wanted, path)
+    there = list(dict.fromkeys(filter(None, (url_name, text_name))))
+    if there:
+        cells = (dict(zip(there, values, strict=True)) for values in open_columns(path, there))
+    else:
+        cells = ({} for _ in range(_length(path)))
+    for number, row in enumerate(cells):
+        url = row.get(url_name)
+        yield {
+            "url": url if isinstance(url, str) else f"{name}#{number}",
+            "texts": _texts(row.get(text_name)),
+            "body": os.fsencode(path),
+            "column": column,
+            "offset": number,
+        }
+
+
+def _length(path: str) -> int:
+    return len(load_dataset(path)) if Path(path).is_dir() else pq.read_metadata(path).num_rows
+
+
+def _texts(value: Any) -> list[str | None]:
+    """The texts of a cell: one, a list of them, or a list of objects with one each."""
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    if isinstance(value, dict):
+        return _texts(next((value[name] for name in ("raw", "caption", "text") if name in value), None))
+    return [None] if isinstance(value, bytes) else [as_text(value)]
+
+
+class Webdataset(Source):
+    """Tars of other makers: samples of a picture, with a text or not. Tars are read where they end or are damaged."""
+
+    def __init__(self, root: Path, names: list[str]):
+        super().__init__("webdataset", [(name, _size(root / name)) for name in names])
+        self.root = root
+
+    def __iter__(self) -> Iterator[Row]:
+        for name, _ in self.files:
+            problems: list[Problem] = []
+            path = self.root / name
+            with open(path, "rb") as file:
+                end = os.fstat(file.fileno()).st_size
+                for key, parts in index_pictures(file, end, problems).items():
+                    text, meta = read_words(file, end, parts)
+                    url = meta.get("url")
+                    row = {"url": url if isinstance(url, str) else f"{name}/{key}", "texts": [text]}
+                    image = parts.get("image")
+                    if image is None:
+                        yield row | {"status": "not_found", "error": "no picture in the sample"}
+                    elif image.offset + image.size > end:
+                        yield row | {"status": "decode_error", "error": "truncated_tar"}
+                    else:
+                        yield row | {"body": os.fsencode(path), "offset": image.offset, "size": image.size}
+            for problem in problems:
+                self.ignored[problem.reason] += 1
+                print(f"{name}: {problem.reason} {problem.member}", file=sys.stderr)
