@@ -63,8 +63,6 @@ PLAN = pa.schema(
 def folders(path: str) -> Iterator[tuple[Place, Path]]:
     """The folder of the shards, held for this run alone, and the local one in which they are made."""
     out = place(path)
-    if out.is_file():
-        raise ValueError(f"{out} is a file; give a folder for the shards.")
     with claimed(out):
         yield out, out / STAGING if isinstance(out, Path) else _cache(out)
 

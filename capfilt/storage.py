@@ -134,16 +134,6 @@ def place(path: str | Path | Remote) -> Place:
     return Remote(f"{scheme}://{rest.rstrip('/')}")
 
 
-def local(path: str | Path) -> Path:
-    """A path on this machine; ValueError, one sentence, for a URL."""
-    found = place(path)
-    if isinstance(found, Remote):
-        raise ValueError(
-            f"Shards are made in a local folder, not in {found}; give one and copy it there when it is done."
-        )
-    return found
-
-
 def join(folder: Place, reference: str) -> Place:
     """The place that `reference`, relative to `folder` or whole, means."""
     if "://" in reference or os.path.isabs(reference):
