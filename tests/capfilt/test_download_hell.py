@@ -85,7 +85,8 @@ def web() -> Iterator[Web]:
 def internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(INTERNET)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    root = Path(capfilt.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(root)]))
     monkeypatch.setattr(urls, "is_public", lambda ip: ip == "127.0.0.1")
 
 
@@ -148,6 +149,7 @@ def test_the_server_from_hell(tmp_path: Path, web: Web, internet: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_server_from_hell_at_length(tmp_path: Path, web: Web, internet: None) -> None:
     through_hell(web, tmp_path, times=40, shard_size=500)
 
@@ -215,6 +217,7 @@ def test_a_run_whose_first_shards_fail_stops_and_says_why(tmp_path: Path, web: W
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_shard_has_its_time_and_no_more(tmp_path: Path, web: Web) -> None:
     rows = [f"{web.url}/{'hang' if number % 2 else 'good'}/{number}.jpg" for number in range(40)]
     start = time.monotonic()
