@@ -75,6 +75,9 @@ HELL = {
 }
 
 
+KILLS = 40
+
+
 @pytest.fixture
 def web() -> Iterator[Web]:
     with Web() as server:
@@ -253,8 +256,8 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, web: Web) -> Non
         "if __name__ == '__main__':\n    download(DownloadConfig(**json.loads(sys.argv[1])), progress=False)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
-    rng, kills, runs = random.Random(0), 0, 0
-    while kills < 40:
+    rng, kills, runs = random.Random(0), 0, 0  # up to five kills before a run is left to finish
+    while kills < KILLS:
         out, runs = tmp_path / f"killed{runs}", runs + 1
         command = [sys.executable, str(script), json.dumps({**settings, "out": str(out)})]
         for _ in range(5):
