@@ -65,7 +65,7 @@ class CaptionStage:
     def run(self, shard: str) -> dict[str, int]:
         size = self.config.batch_size
         pictures = ReadAhead(
-            self.images.tar(shard), self._captioner.prepare, ahead=2 * size, threads=decode_threads(self.config.workers)
+            self.images.tar(shard), self._captioner.prepare, ahead=2 * size, threads=decode_threads(engine.own_cores())
         )
         rows: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
         for batch in pictures.batches(size):

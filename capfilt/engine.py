@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from capfilt.processes import Processes
 from capfilt.progress import Display
 from capfilt.storage import present, sweep
-from capfilt.worker import Stage, Told, advance, attempt, cores, describe, limit_threads, pick_device, set_up
+from capfilt.worker import Stage, Told, advance, attempt, cores, describe, limit_threads, own_cores, pick_device, set_up
 
 __all__ = [
     "Crew",
@@ -28,6 +28,7 @@ __all__ = [
     "cores",
     "describe",
     "limit_threads",
+    "own_cores",
     "pick_device",
     "run",
 ]

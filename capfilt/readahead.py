@@ -6,7 +6,6 @@ so a device does not wait for JPEGs. What comes out does not depend on the numbe
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -94,9 +93,9 @@ class ReadAhead(Generic[T]):
             return Ready(picture.key, picture.text, None, error.reason)
 
 
-def decode_threads(workers: int) -> int:
-    """Threads for each of `workers` processes: the cores shared out, at most 8 (a device keeps up with no more)."""
-    return max(1, min(8, (os.cpu_count() or 1) // max(1, workers)))
+def decode_threads(cores: int) -> int:
+    """Threads for a worker that has `cores` to itself: at most 8 (a device keeps up with no more)."""
+    return max(1, min(8, cores))
 
 
 def speed(counts: Mapping[str, int], seconds: float, unit: str) -> dict[str, float]:

@@ -116,7 +116,7 @@ class ScoreStage:
             self.images.tar(shard),
             lambda image: [scorer.prepare(image) for scorer in self._scorers],
             ahead=2 * self.config.batch_size,
-            threads=decode_threads(self.config.workers),
+            threads=decode_threads(engine.own_cores()),
         )
         rows: list[dict[str, Any]] = []
         for batch in pictures.batches(self.config.batch_size):

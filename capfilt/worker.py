@@ -44,8 +44,10 @@ class Told(NamedTuple):
 
 def set_up(stage: Stage, device: str, index: int, threads: int | None = None) -> Told:
     """Load the models of the worker `index`, which has `threads` compute threads for itself (None: as they are)."""
+    global _share
     try:
         if threads is not None:
+            _share = threads
             limit_threads(threads)
         stage.setup(pick_device(device, index))
         if threads is not None:
@@ -118,6 +120,14 @@ def _trace() -> None:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """Those of them that this worker has to itself: a stage that starts threads of its own asks for it."""
+    return _share or cores()
+
+
+_share: int | None = None
 
 
 def pick_device(device: str, index: int) -> str:
