@@ -142,3 +142,29 @@ def write_shards() -> Callable[[Path, int, int], Path]:
 def shards(tmp_path: Path) -> Callable[[int, int], Path]:
     """The same into this test's own folder."""
     return lambda count, pictures: _write_shards(tmp_path / "data", count, pictures)
+
+
+def _start_ray(**options) -> None:
+    import ray
+
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=2,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=100 << 20,
+                **options,
+            )
+            return
+        except Exception:  # Ray gives up where a machine is too busy for half a minute
+            ray.shutdown()
+            if last:
+                raise
+
+
+@pytest.fixture(scope="session")
+def start_ray() -> Callable[..., None]:
+    """Start Ray on two CPUs; whoever calls it shuts it down."""
+    return _start_ray

@@ -23,27 +23,8 @@ SHARDS = [f"{number:05d}" for number in range(5)]
 HERE = str(Path(__file__).parent)
 
 
-def start_ray(**options) -> None:
-    """Start two CPUs' worth of Ray; it gives up by itself on a machine that is too busy for half a minute."""
-    for last in (False, False, True):
-        try:
-            ray.init(
-                num_cpus=2,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=100 << 20,
-                **options,
-            )
-            return
-        except Exception:
-            ray.shutdown()
-            if last:
-                raise
-
-
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster(start_ray) -> Iterator[None]:
     """A small cluster of this machine, which the engine finds and leaves running."""
     paths = os.pathsep.join([str(Path(capfilt.__file__).parents[1]), HERE])
     sys.path.insert(0, HERE)

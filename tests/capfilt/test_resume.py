@@ -200,9 +200,9 @@ def test_killed_at_random_moments(disturbed, tiny_blip, undisturbed, launcher: L
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_random_moments_on_ray(disturbed, tiny_blip, undisturbed, launcher: Launcher, monkeypatch) -> None:
+def test_killed_at_random_moments_on_ray(disturbed, tiny_blip, undisturbed, launcher: Launcher, start_ray) -> None:
     ray = pytest.importorskip("ray", reason="--engine ray needs the extra ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    start_ray()
     try:
         launcher.environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         rerun_until_done(disturbed, tiny_blip, undisturbed, launcher, 100, seed=5, engine="ray", workers=2)

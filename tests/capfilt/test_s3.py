@@ -99,6 +99,13 @@ def test_pictures_there_and_tables_here_and_the_other_way_round(
     assert {name.split("/")[0] for name in files("s3://bucket/pictures")} == {f"{n:05d}.tar" for n in range(SHARDS)}
 
 
+@pytest.mark.slow
+def test_processes_read_the_store_each_for_itself(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
+    url = fill(here, "s3://bucket/processes", tmp_path / "tars")
+    run(url, tiny_blip, workers=2)
+    assert files(url) == local_files(here)
+
+
 def test_a_second_run_in_the_store_is_told_apart(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
     url = fill(here, "s3://bucket/twice", tmp_path / "tars")
     with claimed(place(url) / "captions" / "b"), pytest.raises(Occupied, match="s3://bucket/twice/captions/b is being"):
