@@ -147,7 +147,7 @@ def shards(tmp_path: Path) -> Callable[[int, int], Path]:
 def _start_ray(**options) -> None:
     import ray
 
-    for last in (False, False, True):
+    for last in (False, True):
         try:
             ray.init(
                 num_cpus=2,
@@ -158,10 +158,12 @@ def _start_ray(**options) -> None:
                 **options,
             )
             return
-        except Exception:  # Ray gives up where a machine is too busy for half a minute
+        except Exception as error:
             ray.shutdown()
-            if last:
+            if "timed out during startup" not in str(error):
                 raise
+            if last:
+                pytest.skip("this machine is too busy for Ray, which gives up after half a minute")
 
 
 @pytest.fixture(scope="session")
