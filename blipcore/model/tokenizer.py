@@ -29,6 +29,9 @@ TOKENIZER_FILES = (*VOCABULARIES, SETTINGS)
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)(?<!\.json)")
 _SPACES = re.compile(r"\s{2,}")
+# BERT's vocabularies hold Chinese and Japanese as single characters, which WordPiece joins by spaces.
+_CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
+_BETWEEN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
 # transformers' names in tokenizer_config.json, and those of the normalizer.
 _NORMALIZER = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
 _NORMALIZER |= {"tokenize_chinese_chars": "handle_chinese_chars"}
@@ -213,8 +216,9 @@ class Tokenizer:
         return [self.bos, *self.backend.encode(text, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text of `ids`, special tokens left out."""
-        return self.backend.decode([int(index) for index in ids], skip_special_tokens=True).strip()
+        """The text of `ids`, special tokens left out; characters that are written without spaces are joined again."""
+        text = self.backend.decode([int(index) for index in ids], skip_special_tokens=True).strip()
+        return _BETWEEN_CJK.sub("", text)
 
     def __getstate__(self) -> str:
         return self.backend.to_str()

@@ -14,9 +14,10 @@ from blipcore.model import starts
 from blipcore.model.med import TextConfig, TextTransformer
 from blipcore.model.starts import image_start, load_image_start, load_text_start, text_start
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from blipcore.model.torchvision_shim import import_open_clip, import_timm
+from blipcore.model.torchvision_shim import heal_torchvision, import_open_clip, import_timm
 from blipcore.model.vit import VisionConfig, VisionTransformer
 
+heal_torchvision()
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 

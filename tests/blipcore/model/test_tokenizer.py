@@ -135,6 +135,50 @@ def test_hub_name(tokenizer, tmp_path, monkeypatch):
         Tokenizer.load("someone/bert")
 
 
+CHINESE = [*BERT_SPECIALS, *"图中有两一只猫和狗在的左边，。", "##s", "Bus", "bus", "é", "e"]
+
+
+def test_chinese_is_read_and_written_as_it_stands():
+    tokenizer = Tokenizer.from_vocab(CHINESE)
+    for text in ("图中有两只猫，和一只狗。", "两只猫 bus 在狗的左边"):
+        ids, _ = tokenizer([clean_caption(text)], max_length=40)
+        assert tokenizer.unk not in ids
+        assert tokenizer.decode(ids[0]) == text
+
+
+@pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
+def test_a_cased_vocabulary_says_so_beside_it(tmp_path, kept):
+    """bert-base-chinese and the multilingual cased BERT: a vocabulary, and do_lower_case false in another file."""
+    Tokenizer.from_vocab(CHINESE).save(tmp_path)
+    ({"tokenizer.json": tmp_path / "vocab.txt", "vocab.txt": tmp_path / "tokenizer.json"})[kept].unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 512}')
+    cased = Tokenizer.load(tmp_path)
+    ids, _ = cased(["Bus é 猫", "BUS"], max_length=10)
+    assert words(cased, ids[0].tolist()) == ["[CLS]", "Bus", "é", "猫", "[SEP]"]
+    assert words(cased, ids[1].tolist())[1] == "[UNK]"
+    (tmp_path / "saved").mkdir()
+    cased.save(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer.json").unlink()
+    assert Tokenizer.load(tmp_path / "saved")(["Bus é 猫", "BUS"], 10)[0].tolist() == ids.tolist()
+    assert pickle.loads(pickle.dumps(cased))(["Bus é 猫", "BUS"], 10)[0].tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "两只猫在一只狗的左边，背景是红色的",
+        "ネコが二匹、窓の外に",
+        "кошка на крыше",
+        "قطة على السطح",
+        "बिल्ली छत पर है",
+        "고양이 두 마리",
+        "Ναύτης 🐈‍⬛",
+    ],
+)
+def test_cleaning_keeps_other_scripts_intact(text):
+    assert clean_caption(text) == text.lower()
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [

@@ -258,7 +258,8 @@ def test_tokens(save):
     for text in ["A picture of W1s, isn't it", "Café 猫猫", "w1\tw2\n w3\u200b", "", "w10w11", "a" * 300]:
         ids, _ = ours([text], max_length=40)
         assert ids[0].tolist() == theirs(text)["input_ids"]
-        assert ours.decode(ids[0]) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+        said = theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+        assert ours.decode(ids[0]) == said.replace("猫 猫", "猫猫")  # they leave spaces between Chinese characters
     theirs.save_pretrained(folder)  # the tokenizer files that come with hub checkpoints: no [DEC], no [ENC]
     again = Tokenizer.load(folder)
     assert (again.bos, again.enc, len(again)) == (DEC, ENC, len(VOCAB) + 2)
