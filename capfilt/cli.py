@@ -357,12 +357,15 @@ def demo(
     seed: Seed = None,
     rows: Annotated[str | None, typer.Option(help="main, or all: filter-only and captioner-only too.")] = None,
     quick: Annotated[bool | None, typer.Option("--quick", help="A smoke run of two minutes; no claim.")] = None,
+    lang: Annotated[str | None, typer.Option(help="Language of the texts, en or zh. (en)")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on an embedded corpus, printing the commands: 15 minutes on two cores."""
     from capfilt.demo.run import DemoConfig, run_demo
 
-    settings = resolve(DemoConfig, None, (), {"out": out, "scale": scale, "seed": seed, "rows": rows, "quick": quick})
+    settings = resolve(DemoConfig, None, (), {
+        "out": out, "scale": scale, "seed": seed, "rows": rows, "quick": quick, "lang": lang,
+    })  # fmt: skip
     summary = run_demo(settings)
     if as_json:
         finish(summary, as_json)

@@ -41,6 +41,7 @@ HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 HUMAN_CAPTIONS = 5  # of each human picture, as in COCO
 SHORTLIST = 16  # candidates that ITM re-ranks: recall goes to 10, and the gallery is some 600 pictures
 CAPTIONER = "captioner"
+SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}  # of a recipe's task in its settings
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class DemoConfig:
     seed: int = 0  # of the corpus and the training runs
     rows: Literal["main", "all"] = "main"
     quick: bool = False  # a smoke run of two minutes that says nothing about quality
+    lang: Literal["en", "zh"] = "en"  # of web and human texts
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1000:
@@ -146,7 +148,7 @@ class Demo:
     def download(self) -> None:
         recipe = self.recipe
         sizes = {name: getattr(recipe, name) for name in ("web", "human", "validation", "test")}
-        corpus = CorpusConfig(seed=self.config.seed, human_captions=HUMAN_CAPTIONS, **sizes)
+        corpus = CorpusConfig(seed=self.config.seed, human_captions=HUMAN_CAPTIONS, lang=self.config.lang, **sizes)
         counts = write_corpus(corpus, self.corpus)
         self.console.print("drew " + ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " pictures")
         with CorpusServer(self.corpus / "www", self.free_port()) as server:
@@ -177,15 +179,20 @@ class Demo:
             "--steps",
             str(steps),
             *seed,
+            *self.longer(f"{SECTIONS[recipe]}.max_tokens=30"),
             "--out",
             str(self.runs / name),
         ]
+
+    def longer(self, setting: str) -> list[str]:
+        """A length for texts in Chinese, of which every character is a token; the recipes are made for English."""
+        return ["--set", setting] if self.config.lang == "zh" else []
 
     def caption(self) -> list[str]:
         return [
             "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
             "--seed", str(self.config.seed), "--workers", str(cores()),
-            "--config", typed(RECIPES / "caption.yaml"),
+            "--config", typed(RECIPES / "caption.yaml"), *self.longer("generate.max_length=40"),
         ]  # fmt: skip
 
     def filter(self, name: str) -> list[str]:
@@ -202,7 +209,7 @@ class Demo:
         return [
             [
                 "evaluate", "caption", str(human / "test.json"), "--model", model, "--results", results,
-                "--config", typed(RECIPES / "evaluate.yaml"),
+                "--config", typed(RECIPES / "evaluate.yaml"), *self.longer("generate.max_length=40"),
             ],
             ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model, "--set", f"k={SHORTLIST}"],
         ]  # fmt: skip
