@@ -1,0 +1,183 @@
+"""What only a GPU can show: `pytest -m gpu`. Numbers are those of the CPU, and a training step never waits."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import eval_transform, train_transform
+from blipcore.model.blip import PRESETS, Blip
+from blipcore.model.convert import load_model, save_model
+from blipcore.model.generate import GenerateConfig, generate
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.precision import autocast, supports_bf16
+from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
+from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
+from blipcore.tasks.task import Progress, with_first
+from blipcore.train.layers import prepare_layers
+from blipcore.train.optim import TrainConfig
+from blipcore.train.trainer import Trainer
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+COLOURS = ["red", "green", "blue", "black", "white", "yellow", "orange", "pink"]
+TEXTS = [f"a {colour} picture{' of nothing else' * (i % 3)}" for i, colour in enumerate(COLOURS)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(TEXTS * 3, vocab_size=100)
+
+
+@pytest.fixture
+def model(tokenizer) -> Blip:
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    vision, text = replace(preset.vision, drop_path=0.1), replace(preset.text, vocab_size=len(tokenizer), dropout=0.1)
+    return Blip(replace(preset, vision=vision, text=text))
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for i, (colour, text) in enumerate(zip(COLOURS, TEXTS, strict=True)):
+        Image.new("RGB", (64, 48), colour).save(folder / f"{i}.png")
+        rows.append({"image": f"{i}.png", "caption": text, "image_id": i})
+    (folder / "train.json").write_text(json.dumps(rows))
+    return folder / "train.json"
+
+
+@pytest.fixture
+def fp32_as_it_is() -> Iterator[None]:
+    """Matrix products in full float32, for comparison with the CPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def batch(task: PretrainTask, texts: list[str], device: str) -> dict:
+    images = torch.randn(len(texts), 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    samples = [{"key": text, "image": images[i], "text": text, "image_id": i} for i, text in enumerate(texts)]
+    return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in task.collate(samples).items()}
+
+
+def gradients(task: PretrainTask, dtype: str, texts: list[str]) -> dict[str, torch.Tensor]:
+    device = next(task.parameters()).device.type
+    task.zero_grad()
+    with autocast(device, dtype):
+        out = task(batch(task, texts, device), Progress(0, 1))
+    out["loss"].backward()
+    found = {name: p.grad.float().cpu() for name, p in task.model.named_parameters()}
+    return found | {name: value.detach().float().cpu() for name, value in out.items() if name.startswith("loss")}
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Relative error of all numbers taken together."""
+    off = torch.stack([(found[name] - expected[name]).norm() for name in expected]).norm()
+    return (off / torch.stack([value.norm() for value in expected.values()]).norm()).item()
+
+
+@pytest.fixture
+def task(model, tokenizer, monkeypatch) -> PretrainTask:
+    """Without dropout and with negatives that no rounding can change: the next sample's."""
+    task = PretrainTask(model, tokenizer, PretrainConfig(queue_size=16)).eval()
+    monkeypatch.setattr(task, "negatives", lambda i2t, *_: [torch.arange(len(i2t), device=i2t.device).roll(1)] * 2)
+    return task
+
+
+def test_a_step_in_fp32_is_that_of_the_cpu(task, fp32_as_it_is):
+    expected = gradients(task, "fp32", TEXTS)
+    assert difference(gradients(task.cuda(), "fp32", TEXTS), expected) < 1e-4
+
+
+def test_bf16_and_compiled_layers_are_close_to_fp32_for_texts_of_any_length(task):
+    if not supports_bf16("cuda"):
+        pytest.skip("no bf16 in hardware")
+    task.cuda()
+    batches = (TEXTS[:4], TEXTS[4:], ["a red picture", "a blue one", "a", "pink"])
+    for texts in batches:
+        assert difference(gradients(task, "bf16", texts), gradients(task, "fp32", texts)) < 3e-2
+    expected = [gradients(task, "bf16", texts) for texts in batches]
+    prepare_layers(task, TrainConfig(steps=1), "cuda")
+    for texts, eager in zip(batches, expected, strict=True):
+        assert difference(gradients(task, "bf16", texts), eager) < 2e-2
+
+
+TASKS = {
+    "pretrain": lambda model, tokenizer: PretrainTask(model, tokenizer, PretrainConfig(queue_size=16)),
+    "retrieval": lambda model, tokenizer: RetrievalTask(
+        model.only("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=16)
+    ),
+    "caption": lambda model, tokenizer: CaptioningTask(model.only("decode"), tokenizer, CaptioningConfig()),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", TASKS)
+def test_no_step_waits_for_the_device(name, compiled, model, tokenizer, annotations, tmp_path, monkeypatch):
+    """CUDA is told to raise where the host would wait; the first steps, which compile, are let off."""
+    unguarded = Trainer._step
+
+    def step(self: Trainer, *arguments: object) -> None:
+        torch.cuda.set_sync_debug_mode("error" if self.state.step >= 3 else "default")
+        try:
+            unguarded(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    config = TrainConfig(
+        steps=8, batch_size=4, accumulate=2, clip=1.0, recompute=1, compile=compiled, device="cuda", log_every=4
+    )
+    stream = Stream([str(annotations)], train_transform(48, 0.5, False, 0.5), seed=0)
+    summary = Trainer(TASKS[name](model, tokenizer), stream, config, tmp_path, {}).fit()
+    assert summary["steps"] == 8 and summary["losses"]["loss"] > 0
+
+
+def test_recomputed_activations_save_memory(model, tokenizer):
+    sizes = replace(PRESETS["base"].vision, image_size=48, patch_size=4)
+    text = replace(PRESETS["base"].text, vocab_size=len(tokenizer))
+    task = PretrainTask(Blip(replace(PRESETS["base"], vision=sizes, text=text)), tokenizer, PretrainConfig()).cuda()
+    peaks = []
+    for layers in (0, 12):
+        prepare_layers(task, TrainConfig(steps=1, recompute=layers, compile=False), "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with autocast("cuda", "bf16"):
+            loss = task.train()(batch(task, TEXTS * 2, "cuda"), Progress(0, 1))["loss"]
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        del loss
+    assert peaks[1] < peaks[0] / 2
+
+
+@torch.no_grad()
+def test_captions_and_scores_are_those_of_the_cpu(model, tokenizer, annotations, tmp_path, fp32_as_it_is):
+    save_model(tmp_path / "model", model, tokenizer)
+    transform = eval_transform(48)
+    pixels = torch.stack([transform(Image.open(annotations.parent / f"{i}.png")) for i in range(len(TEXTS))])
+    ids, mask = tokenizer(TEXTS, max_length=30)
+    found = []
+    for device in ("cpu", "cuda"):
+        loaded, _ = load_model(tmp_path / "model")
+        loaded.to(device)
+        embeds = loaded.encode_image(pixels.to(device))
+        captions = [
+            generate(loaded, embeds, tokenizer, replace(options, prompt="a "), TEXTS)
+            for options in (GenerateConfig(), GenerateConfig(mode="beam"), GenerateConfig(mode="greedy"))
+        ]
+        kv = loaded.text.image_kv(embeds)
+        itm = loaded.itm_logits(loaded.text.fuse(with_first(ids, tokenizer.enc).to(device), mask.to(device), kv))
+        itc = loaded.image_feat(embeds) @ loaded.text_feat(loaded.text.encode(ids.to(device), mask.to(device))).T
+        logprobs = [torch.tensor(said.logprob) for said in captions]
+        found.append(([said.ids for said in captions], {"itm": itm.cpu(), "itc": itc.cpu(), "logprob": logprobs}))
+    (cpu_ids, cpu), (gpu_ids, gpu) = found
+    assert gpu_ids == cpu_ids
+    torch.testing.assert_close(gpu, cpu, atol=1e-4, rtol=1e-3)
