@@ -50,6 +50,7 @@ class Official(nn.Module):
             attention_probs_dropout_prob=text.dropout,
             layer_norm_eps=text.eps,
             label_smoothing=0.1,
+            bos_token_id=text.vocab_size - 2,
         )
         self.config = config
         self.bos, self.enc = text.vocab_size - 2, text.vocab_size - 1
@@ -120,7 +121,7 @@ class Official(nn.Module):
         positive = self.text_encoder(
             enc, attention_mask=mask, encoder_hidden_states=image, encoder_attention_mask=image_mask
         ).last_hidden_state
-        images, texts = self.draw(t2i[:, :B]), self.draw(i2t[:, :B])
+        images, texts = self.negatives(i2t[:, :B], t2i[:, :B])
         negative = self.text_encoder(
             torch.cat([enc, torch.stack([enc[i] for i in texts])]),
             attention_mask=torch.cat([mask, torch.stack([mask[i] for i in texts])]),
@@ -144,12 +145,10 @@ class Official(nn.Module):
         return out | {"loss": sum(out.values())}
 
     @torch.no_grad()
-    def draw(self, logits: Tensor) -> list[int]:
-        """The negative of each row of in-batch similarities (B, B), one after the other."""
-        weights = (logits.softmax(1) + FLOOR).fill_diagonal_(0)
-        if self.config.negatives == "argmax":
-            return weights.argmax(1).tolist()
-        return [int(torch.multinomial(row, 1).item()) for row in weights]
+    def negatives(self, i2t: Tensor, t2i: Tensor) -> list[list[int]]:
+        """For each text an image, for each image a text, one after the other."""
+        weights = [(logits.softmax(1) + FLOOR).fill_diagonal_(0) for logits in (t2i, i2t)]
+        return [[int(torch.multinomial(row, 1).item()) for row in rows] for rows in weights]
 
     def after_step(self, outputs: list[Outputs]) -> None:
         """Nothing to do: the official forward pass fills the queues itself."""

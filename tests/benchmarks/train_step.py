@@ -34,6 +34,7 @@ from blipcore.precision import autocast, pick_device, supports_bf16
 from blipcore.tasks.losses import IGNORE, lm_loss
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.task import Batch, Outputs, Progress, with_first
+from blipcore.train.layers import prepare_layers
 from blipcore.train.optim import TrainConfig, adamw
 
 PAD = 0
@@ -88,9 +89,11 @@ class Path:
     batch: Batch
     dtype: str
     device: str
+    eager: bool  # although the layers, which ours shares with unfused, are compiled
 
     def losses(self) -> Outputs:
-        with autocast(self.device, self.dtype):
+        stance = "force_eager" if self.eager else "default"
+        with torch.compiler.set_stance(stance), autocast(self.device, self.dtype):
             return self.task(self.batch, HALF_WAY)
 
     def step(self) -> None:
@@ -182,10 +185,10 @@ def build(args: argparse.Namespace, device: str) -> list[Path]:
     config = PRESETS[args.model] if args.model != "small" else small()
     config = replace(config, vision=replace(config.vision, drop_path=0.0))  # transformers' blocks have none
     model = Blip(config)
-    settings = PretrainConfig(queue_size=args.queue_size, negatives="argmax")
+    objective = PretrainConfig(queue_size=args.queue_size)
     tokenizer = SimpleNamespace(bos=config.text.vocab_size - 2, enc=config.text.vocab_size - 1)  # 30522, 30523
-    task = PretrainTask(model, tokenizer, settings)
-    official = Official(model, settings)
+    task = PretrainTask(model, tokenizer, objective)
+    official = Official(model, objective)
     official.image_queue.copy_(task.image_queue)
     official.text_queue.copy_(task.text_queue)
     task.to(device), official.to(device)
@@ -204,9 +207,9 @@ def build(args: argparse.Namespace, device: str) -> list[Path]:
     paths = []
     for dtype in args.dtype:
         paths += [
-            Path("official", official, plain, padded, dtype, device),
-            Path("unfused", Unfused(task), own, padded, dtype, device),
-            Path("ours", task, own, cut, dtype, device),
+            Path("official", official, plain, padded, dtype, device, eager=True),
+            Path("unfused", Unfused(task), own, padded, dtype, device, eager=True),
+            Path("ours", task, own, cut, dtype, device, eager=False),
         ]
     return paths
 
@@ -217,10 +220,15 @@ def small() -> BlipConfig:
 
 
 def agree(paths: list[Path]) -> dict[str, float]:
-    """The losses of one batch, the same for all paths; raises AssertionError where losses or gradients differ."""
+    """The losses of one batch, the same for all paths; raises AssertionError where losses or gradients differ.
+
+    Without dropout, and with the next sample for a negative: what is drawn differs, and ties hang on the rounding.
+    """
     found: dict[str, float] = {}
     for path in paths:
-        path.task.eval()  # dropout is drawn differently by each
+        owner = getattr(path.task, "task", path.task)
+        owner.negatives = lambda i2t, *_: [torch.arange(len(i2t), device=i2t.device).roll(1)] * 2
+        path.task.eval()
         queues = {name: value.clone() for name, value in path.task.named_buffers() if "queue" in name}
         out = path.losses()
         out["loss"].backward()
@@ -230,6 +238,7 @@ def agree(paths: list[Path]) -> dict[str, float]:
         path.task.load_state_dict(queues, strict=False)  # the official forward pass has written to them
         path.task.pointer = 0
         path.task.train()
+        del owner.negatives
         values = {name: out[name].item() for name in ("loss_itc", "loss_itm", "loss_lm")} | {"gradient": norm.item()}
         found = found or values
         tolerance = 1e-4 if path.dtype == "fp32" else 3e-2
@@ -243,7 +252,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     device = pick_device(args.device)
     paths = build(args, device)
     losses = agree(sorted(paths, key=lambda path: path.dtype != "fp32"))
-    paths[0].task.config.negatives = "multinomial"  # of all paths: they have one config
+    operations = [path.operations() for path in paths]  # of plain layers: compiled ones cannot be looked into
+    prepare_layers(paths[-1].task, TrainConfig(steps=1, compile=args.compile, recompute=args.recompute), device)
     rates = {dtype: matmul_rate(device, dtype) for dtype in args.dtype}
     for path in paths:
         path.seconds(1)
@@ -254,15 +264,14 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     rows = []
     for i, path in enumerate(paths):
         seconds = statistics.median(times[i])
-        operations = path.operations()
         rows.append(
             {
                 "path": path.name,
                 "dtype": path.dtype,
                 "images_per_second": args.batch_size / seconds,
                 "spread": (max(times[i]) - min(times[i])) / seconds,
-                "gflop_per_image": operations / args.batch_size / 1e9,
-                "utilisation": operations / seconds / rates[path.dtype],
+                "gflop_per_image": operations[i] / args.batch_size / 1e9,
+                "utilisation": operations[i] / seconds / rates[path.dtype],
                 "step_gib": path.peak_bytes() / 2**30,
             }
         )
@@ -322,6 +331,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--caption-tokens", type=float, default=13, help="mean length of a text; COCO's captions have about 10.5 words"
     )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=None, help="our layers; default: on a GPU"
+    )
+    parser.add_argument("--recompute", type=int, default=0, help="last of our layers that keep no activations")
     parser.add_argument("--queue-size", type=int, default=57600)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=None, help="a round; default: 1 on a CPU, 10 on a GPU")
