@@ -4,6 +4,9 @@ Neither renames a parameter nor changes a result beyond rounding. Every layer is
 share one program, so that it takes a minute and not ten, and each can still be sharded by itself.
 """
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 from torch import nn
 
@@ -27,3 +30,9 @@ def prepare_layers(task: nn.Module, config: TrainConfig, device: str) -> None:
             module.compile()
         elif isinstance(module, TEXT_LAYERS):
             module.compile(dynamic=True)  # texts of another length must not make another program
+
+
+def uncompiled(task: nn.Module) -> AbstractContextManager:
+    """Around an evaluation: layers run as they are written, for each of its many shapes would be compiled anew."""
+    compiled = any(module._compiled_call_impl is not None for module in task.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

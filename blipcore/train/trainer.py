@@ -26,7 +26,7 @@ from blipcore.precision import autocast, memory_gb, pick_device, to_device
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
 from blipcore.train.display import Display
-from blipcore.train.layers import prepare_layers
+from blipcore.train.layers import prepare_layers, uncompiled
 from blipcore.train.optim import TrainConfig, adamw, freeze, optimizer_tensors, schedule
 from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
 from blipcore.train.run_folder import RunFolder, stop_signals, write_text
@@ -259,7 +259,8 @@ class Trainer:
                 write_text(self.folder.path / "best.json", json.dumps(state.best, indent=1) + "\n")
             return scores
 
-        scores = distributed.on_main(look)
+        with uncompiled(self.task):
+            scores = distributed.on_main(look)
         self.task.train()
         set_random_state(before)
         return scores

@@ -11,7 +11,7 @@ from blipcore.model.blip import PRESETS, Blip
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.task import Batch, Progress
-from blipcore.train.layers import prepare_layers
+from blipcore.train.layers import prepare_layers, uncompiled
 from blipcore.train.optim import TrainConfig
 
 START = Progress(0, 1)
@@ -76,6 +76,9 @@ def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, mon
         programs.append(counter.frame_count)
     assert programs[0] <= 12, "of 12 layers, each in up to 4 roles"
     assert programs[1:] == programs[:1] * 2, "another text length compiled again"
+    with uncompiled(task), torch.no_grad():
+        task(batch(task, 3), START)
+    assert counter.frame_count == programs[0]
     torch._dynamo.reset()
 
 
