@@ -61,6 +61,7 @@ def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, monkeypatch):
     task.eval()  # dropout is drawn in another order once compiled
     names = list(task.state_dict())
