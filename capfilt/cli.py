@@ -168,7 +168,11 @@ def caption(
 def filter_(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Shard set with the pictures.")],
     model: Annotated[str | None, typer.Option(help="Filter: a checkpoint with ITM and ITC heads.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Least ITM probability. (0.5)")] = None,
+    threshold: Annotated[str | None, typer.Option(help="Least ITM probability; auto reaches --target. (0.5)")] = None,
+    labels: Annotated[str | None, typer.Option(help="Labelled texts: key, source, index, match.")] = None,
+    target: Annotated[str | None, typer.Option(help="Of auto: precision=S or recall=S. (precision=0.9)")] = None,
+    top_fraction: Annotated[float | None, typer.Option(help="Keep this share of the texts, the best.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print what each threshold keeps; write none.")] = False,
     sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
     clip: Annotated[str | None, typer.Option(help="Also score with open_clip:ARCH/TAG.")] = None,
     scores: Annotated[str | None, typer.Option(help="Folder under scores/ to use or to make.")] = None,
@@ -187,14 +191,22 @@ def filter_(
     as_json: Json = False,
 ) -> None:
     """Score texts against their pictures, keep what matches, rewrite: DATA/filtered/NAME, one table a shard."""
-    from capfilt.filter import FilterConfig, filter_shards
+    from capfilt.filter import FilterConfig, explain_thresholds, filter_shards
+    from capfilt.threshold import as_lines
 
     settings = resolve(FilterConfig, config, sets or (), {
-        "data": data, "model": model, "threshold": threshold, "sources": sources or None, "clip": clip,
+        "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
+        "top_fraction": top_fraction, "sources": sources or None, "clip": clip,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
         "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
         "world_size": world_size,
     })  # fmt: skip
+    if explain:
+        told = explain_thresholds(settings)
+        finish(told if as_json else told | {"thresholds": None}, as_json)
+        if not as_json:
+            print("\n".join(as_lines(told["thresholds"], told["threshold"])))
+        return
     summary = filter_shards(settings)
     finish(summary, as_json, failed_shards(summary))
 

@@ -4,7 +4,8 @@
     decide    a table of scores, least values         -> a reason for every row          verdict.py
     rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet  one row a pair, dropped ones too
 
-Another threshold uses the scores again. Every text is a row from beginning to end: texts = kept + dropped, by reason.
+Another threshold uses the scores again, and may be chosen from them (threshold.py). Every text is a row from beginning
+to end: texts = kept + dropped, by reason.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt import engine
+from capfilt import threshold as thresholds
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.readahead import speed
-from capfilt.score import CAPTION_COLUMNS, ScoreConfig, rescore, score_shards
+from capfilt.score import CAPTION_COLUMNS, ScoreConfig, Scored, rescore, score_shards
 from capfilt.shards import ShardSet, filtered_schema, read_table, write_table
-from capfilt.storage import Place
+from capfilt.storage import Place, place, present
 from capfilt.verdict import KEPT, decide
 
 
@@ -32,7 +34,11 @@ class FilterConfig(ScoreConfig):
     """Which texts to judge, with which model, and what to keep."""
 
     name: str = "capfilt"  # of the folder under filtered/
-    threshold: float = 0.5  # least ITM probability, 0.5 in the paper; 0 keeps every text there is
+    # least ITM probability, 0.5 in the paper; 0 keeps every text there is, auto reaches the target on the labels
+    threshold: float | Literal["auto"] = 0.5
+    labels: str | None = None  # CSV, JSON lines or Parquet with key, source, index, match
+    target: str = "precision=0.9"  # or recall=SHARE, of auto
+    top_fraction: float | None = None  # instead of a threshold: this share of the texts, those with the highest ITM
     itc_threshold: float | None = None  # least ITC cosine
     clip_threshold: float | None = None  # least CLIP cosine
     best: int = 0  # at most so many texts of a source for a picture, those with the highest ITM; 0 is all
@@ -41,12 +47,21 @@ class FilterConfig(ScoreConfig):
         super().__post_init__()
         if not re.fullmatch(r"\w[\w.+-]*", self.name):
             raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -.")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a probability, 0 to 1, not {self.threshold}.")
+        if self.threshold != "auto" and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability, 0 to 1, or auto, not {self.threshold}.")
+        if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
+            raise ValueError(f"top_fraction is a share above 0 and up to 1, not {self.top_fraction}.")
+        if self.top_fraction is not None and self.threshold != 0.5:
+            raise ValueError("Give a threshold or a top fraction, not both.")
+        if self.threshold == "auto" and self.labels is None:
+            raise ValueError(
+                "threshold auto needs labels: a file with key, source, index and match (1 or 0) of some texts."
+            )
+        thresholds.parse_target(self.target)
 
-    def limits(self) -> dict[str, float]:
+    def limits(self, threshold: float) -> dict[str, float]:
         """Score column -> the least value that keeps a text."""
-        given = {"itm": self.threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
+        given = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
         return {column: least for column, least in given.items() if least is not None}
 
 
@@ -122,9 +137,12 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
 
 def _filter(config: FilterConfig, images: ShardSet, folder: Place, progress: bool) -> dict[str, Any]:
     scored = score_shards(config, progress=progress)
-    limits = config.limits()
-    if "clip" in limits and "clip" not in scored.columns:
+    if config.clip_threshold is not None and "clip" not in scored.columns:
         raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
+    threshold, why = config.threshold, None
+    if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
+        threshold, why = _choose(config, _judge(config, images, scored))
+    limits = config.limits(threshold)
     if config.world_size == 1:
         forget_if_empty(folder)
     manifest = Manifest.begin(
@@ -148,11 +166,60 @@ def _filter(config: FilterConfig, images: ShardSet, folder: Place, progress: boo
         "name": config.name,
         "out": str(folder),
         "scores": str(scored.folder),
+        "threshold": threshold,
+        "why": why,
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": failed},
         "counts": scored.counts,
         **_verdict(counts),
         "seconds": round(scored.ran.seconds + ran.seconds, 2),
         **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),
+    }
+
+
+def _choose(config: FilterConfig, judged: thresholds.Judged) -> tuple[float, str]:
+    """The threshold that the settings ask for, and what speaks for it."""
+    if config.top_fraction is not None:
+        return thresholds.choose_by_share(judged, config.top_fraction)
+    if config.threshold == "auto":
+        return thresholds.choose_by_target(judged, config.target)
+    return config.threshold, thresholds.in_words(judged, config.threshold)
+
+
+def _judge(config: FilterConfig, images: ShardSet, scored: Scored) -> thresholds.Judged:
+    paths = [scored.folder / f"{shard}.parquet" for shard in images.shards]
+    there = present(paths)
+    if len(there) < len(paths):
+        raise ValueError(
+            f"{len(paths) - len(there)} of {len(paths)} shards have no scores yet, and a threshold is chosen over "
+            "all of them; run the same command with a number as --threshold first."
+        )
+    limits = config.limits(0.0)
+    columns = ["key", "source", "index", "text", *limits, "error"]
+    labels = thresholds.read_labels(place(config.labels)) if config.labels else None
+    return thresholds.judge(
+        (read_table(path, columns) for path in paths), list(scored.captions), limits, config.best, labels
+    )
+
+
+def explain_thresholds(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
+    images = ShardSet.open(config.data)
+    scored = score_shards(config, progress=progress)
+    judged = _judge(config, images, scored)
+    try:
+        threshold, why = _choose(config, judged)
+    except ValueError as error:  # no threshold does; the table shows how far they get
+        threshold, why = FilterConfig.threshold, str(error)
+    rows = thresholds.explain(judged, threshold)
+    return {
+        "stage": "explain",
+        "scores": str(scored.folder),
+        "texts": judged.texts,
+        "decided_by_itm": len(judged.itm),
+        "labelled": int((judged.label >= 0).sum()),
+        "threshold": threshold,
+        "why": why,
+        "thresholds": rows,
     }
 
 

@@ -1,0 +1,245 @@
+"""Scores and, where there are some, labels in; an ITM threshold out, and in plain words what it keeps.
+
+    judge    tables of scores, the other limits -> the ITM of every text that the threshold decides about, its label
+    choose   labels and a target, or a share of the texts to keep -> the threshold
+    explain  what each of many thresholds would keep
+
+A labelled file is small and made by hand: CSV, JSON lines or Parquet with `key`, `match` (1 or 0, true or false), and
+`source` (web unless given) and `index` (0 unless given), as the tables of scores have them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+
+from capfilt.shards import WEB, read_table
+from capfilt.storage import Place, open_read
+from capfilt.verdict import KEPT, decide
+
+SHOWN = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
+CONFIDENCE = 1.959964  # standard deviations on either side of a 95% interval
+YES, NO = ("1", "true", "yes"), ("0", "false", "no")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Texts that the ITM threshold alone decides about."""
+
+    texts: int  # in all, those that are dropped at any threshold too
+    itm: np.ndarray
+    source: np.ndarray  # place in `sources`
+    label: np.ndarray  # 1 matches, 0 does not, -1 nobody has said
+    sources: list[str]
+
+    def kept(self, threshold: float) -> np.ndarray:
+        """Mask of the texts that this threshold keeps."""
+        return self.itm >= threshold
+
+
+def judge(
+    tables: Iterable[pa.Table], sources: list[str], limits: dict[str, float], best: int, labels: pa.Table | None = None
+) -> Judged:
+    """Texts of tables of scores; a label speaks of the row with its key, source and index."""
+    texts, parts, found = 0, [], 0
+    said = None if labels is None else _names(labels)
+    for table in tables:
+        table = table.filter(pc.is_in(table["source"], pa.array(sources))).combine_chunks()
+        texts += table.num_rows
+        label = np.full(table.num_rows, -1, np.int8)
+        if said is not None:
+            row = pc.index_in(_names(table), value_set=said)
+            there = pc.is_valid(row).to_numpy(zero_copy_only=False)
+            label[there] = labels["match"].take(row.drop_null()).to_numpy()
+            found += int(there.sum())
+        hangs = pc.equal(decide(table, limits | {"itm": 0.0}, best), KEPT).to_numpy(zero_copy_only=False)
+        source = pc.index_in(table["source"], value_set=pa.array(sources)).to_numpy()
+        parts.append((table["itm"].cast(pa.float64()).to_numpy()[hangs], source[hangs], label[hangs]))
+    if said is not None and not found:
+        raise ValueError(
+            f"None of the {len(said)} labelled texts is among the scores; "
+            "key, source and index must be those of the tables."
+        )
+    itm, source, label = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Judged(texts, itm, source, label, sources)
+
+
+def read_labels(path: Place) -> pa.Table:
+    """key, source, index, match of a labelled file; ValueError, one sentence, for what cannot be understood."""
+    suffix = path.name.rpartition(".")[2].lower()
+    try:
+        if suffix == "parquet":
+            table = read_table(path)
+        elif suffix in ("csv", "tsv"):
+            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(("key", "source", "match"), pa.string()))
+            table = pa.csv.read_csv(
+                open_read(path), None, pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ","), as_text
+            )
+        elif suffix in ("jsonl", "ndjson", "json"):
+            table = pa.json.read_json(open_read(path))
+        else:
+            raise ValueError(f"{path} is not a .csv, .tsv, .jsonl or .parquet file of labels.")
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read as .{suffix} ({' '.join(str(error).split())[:200]}).") from None
+    for name in ("key", "match"):
+        if name not in table.column_names:
+            raise ValueError(f"{path} has no column '{name}'; it has {', '.join(table.column_names)}.")
+    said = [str(value).strip().lower().removesuffix(".0") for value in table["match"].to_pylist()]
+    unclear = next((value for value in said if value not in YES + NO), None)
+    if unclear is not None:
+        raise ValueError(f"{path} has the label '{unclear}'; a label is 1 or 0, true or false, yes or no.")
+    there, number = table.column_names, table.num_rows
+    return pa.table(
+        {
+            "key": table["key"].cast(pa.string()),
+            "source": table["source"].cast(pa.string()) if "source" in there else pa.array([WEB] * number),
+            "index": table["index"].cast(pa.int32()) if "index" in there else pa.array([0] * number, pa.int32()),
+            "match": pa.array([value in YES for value in said]).cast(pa.int8()),
+        }
+    )
+
+
+def parse_target(target: str) -> tuple[str, float]:
+    """("precision" | "recall", share) of `precision=0.9`."""
+    name, _, value = target.partition("=")
+    try:
+        share = float(value)
+    except ValueError:
+        share = math.nan
+    if name not in ("precision", "recall") or not 0 < share <= 1:
+        raise ValueError(f"target is precision=SHARE or recall=SHARE, such as precision=0.9, not '{target}'.")
+    return name, share
+
+
+# ---------------------------------------------------------------------------------------------------- choosing
+
+
+def choose_by_target(judged: Judged, target: str) -> tuple[float, str]:
+    """The threshold that reaches the target on the labels: for precision the lowest, for recall the highest of them."""
+    measure, share = parse_target(target)
+    labelled = judged.label >= 0
+    itm, match = judged.itm[labelled], judged.label[labelled] == 1
+    if not match.any():
+        raise ValueError("None of the labelled texts that the threshold decides about matches; label some that do.")
+    places = np.unique(itm)
+    right = np.array([match[itm >= place].sum() for place in places])
+    whole = np.array([(itm >= place).sum() for place in places]) if measure == "precision" else match.sum()
+    reached = right / whole
+    enough = np.flatnonzero(reached >= share)
+    if not len(enough):
+        best = int(np.argmax(reached))
+        raise ValueError(
+            f"No threshold reaches {measure} {share:g} on the {len(itm)} labelled texts: the most is "
+            f"{reached[best]:.3f}, at {places[best]:.4g}."
+        )
+    chosen = int(enough[0] if measure == "precision" else enough[-1])
+    threshold = _shortest(places[chosen - 1] if chosen else -1.0, places[chosen])
+    return threshold, f"reaches {measure} {share:g} on the labelled texts; {in_words(judged, threshold)}"
+
+
+def choose_by_share(judged: Judged, fraction: float) -> tuple[float, str]:
+    """The threshold that keeps this share of all texts, those of the highest ITM; equal ones stay together."""
+    number = min(round(fraction * judged.texts), len(judged.itm))
+    if number == 0:
+        raise ValueError(f"A top fraction of {fraction:g} keeps no text of {judged.texts}.")
+    falling = np.sort(judged.itm)[::-1]
+    following = falling[number:][falling[number:] < falling[number - 1]]
+    threshold = _shortest(following[0] if len(following) else -1.0, falling[number - 1])
+    return threshold, in_words(judged, threshold)
+
+
+def _shortest(below: float, at: float) -> float:
+    """The number of fewest decimals above `below` and not above `at`: it parts the texts just as `at` does."""
+    for digits in range(17):
+        rounded = math.floor(at * 10**digits) / 10**digits
+        if below < rounded <= at:
+            return rounded
+    return float(at)
+
+
+# ---------------------------------------------------------------------------------------------------- telling
+
+
+def measures(judged: Judged, threshold: float) -> dict[str, Any]:
+    """What a threshold keeps, and precision and recall on the labelled texts with their 95% intervals."""
+    kept = judged.kept(threshold)
+    found: dict[str, Any] = {
+        "threshold": threshold,
+        "kept": int(kept.sum()),
+        "share": kept.sum() / max(1, judged.texts),
+    }
+    found["by_source"] = {name: int((kept & (judged.source == n)).sum()) for n, name in enumerate(judged.sources)}
+    match = judged.label == 1
+    for name, among in (("precision", kept & (judged.label >= 0)), ("recall", match)):
+        if among.any():
+            right, whole = int((kept & match).sum()), int(among.sum())
+            found[name] = {"right": right, "of": whole, "share": right / whole, "interval": wilson(right, whole)}
+    return found
+
+
+def explain(judged: Judged, used: float) -> list[dict[str, Any]]:
+    """`measures` of a row of thresholds, the one in use among them."""
+    return [measures(judged, threshold) for threshold in sorted({*SHOWN, used})]
+
+
+def as_lines(rows: list[dict[str, Any]], used: float) -> list[str]:
+    """What `explain` found as a table of letters; the threshold in use is marked."""
+    sources = list(rows[0]["by_source"])
+    head = [
+        "ITM >=",
+        "kept",
+        "share",
+        *sources,
+        *(name for name in ("precision", "recall") if any(name in row for row in rows)),
+    ]
+    table = [head]
+    for row in rows:
+        mark = "*" if row["threshold"] == used else ""
+        cells = [f"{mark}{row['threshold']:g}", f"{row['kept']:,}", f"{row['share']:.1%}"]
+        cells += [f"{row['by_source'][source]:,}" for source in sources]
+        for name in head[len(cells) :]:
+            low, high = row.get(name, {}).get("interval", (None, None))
+            cells.append("-" if low is None else f"{row[name]['share']:.3f} ({low:.3f} to {high:.3f})")
+        table.append(cells)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
+
+
+def in_words(judged: Judged, threshold: float) -> str:
+    """A sentence or two about a threshold, for people."""
+    told = measures(judged, threshold)
+    words = [f"keeps {told['kept']:,} of {judged.texts:,} texts ({told['share']:.1%})"]
+    phrases = {
+        "precision": "of the {of} labelled texts that it keeps {right} match",
+        "recall": "of the {of} that match it keeps {right}",
+    }
+    for name, phrase in phrases.items():
+        if name in told:
+            low, high = told[name]["interval"]
+            words.append(
+                f"{phrase.format(**told[name])}: {name} {told[name]['share']:.3f}, "
+                f"with 95% confidence between {low:.3f} and {high:.3f}"
+            )
+    return "; ".join(words)
+
+
+def wilson(right: int, whole: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927); unlike the plain one it stays within 0 and 1 and holds for few labels."""
+    share, z = right / whole, CONFIDENCE**2 / whole
+    middle, half = share + z / 2, CONFIDENCE * math.sqrt(share * (1 - share) / whole + z / (4 * whole))
+    return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
+
+
+def _names(table: pa.Table) -> pa.Array:
+    """One text a row that says which text it is."""
+    index = table["index"].cast(pa.string())
+    joined = pc.binary_join_element_wise(table["key"], table["source"], index, "\t")
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined

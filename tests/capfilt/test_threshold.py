@@ -1,0 +1,172 @@
+"""Choosing a threshold: by a target on labels, by a share of the texts, and what each would keep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from capfilt.cli import app
+from capfilt.filter import FilterConfig, explain_thresholds, filter_shards
+from capfilt.shards import read_manifest
+from capfilt.threshold import Judged, _shortest, choose_by_share, choose_by_target, measures, read_labels, wilson
+
+sys.path.insert(0, str(Path(__file__).parent))
+from filtered_set import rows_of, write_set
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, drawn) -> Path:
+    return write_set(tmp_path_factory.mktemp("set") / "data", drawn)
+
+
+def run(data: Path, name: str, **options) -> tuple[dict, list[dict]]:
+    summary = filter_shards(FilterConfig(data=str(data), scores="s", name=name, **options), progress=False)
+    return summary, rows_of(data / "filtered" / name)
+
+
+@pytest.fixture(scope="module")
+def labels(data: Path) -> Path:
+    """Every second judged text, right the more often the higher its ITM."""
+    _, rows = run(data, "for_labels", threshold=0)
+    rng, path = np.random.default_rng(0), data.parent / "labels.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["key", "source", "index", "match"], extrasaction="ignore")
+        writer.writeheader()
+        for row in [row for row in rows if row["keep"]][::2]:
+            writer.writerow(row | {"match": int(rng.random() < 0.15 + 0.85 * row["itm"])})
+    return path
+
+
+def labelled(data: Path, labels: Path, rows: list[dict]) -> tuple[float, float]:
+    """Precision and recall of the rows that are kept, on the labels."""
+    keep = {(row["key"], row["source"]): row["keep"] for row in rows}
+    with labels.open(newline="") as file:
+        said = [(keep[row["key"], row["source"]], row["match"] == "1") for row in csv.DictReader(file)]
+    right = sum(kept and match for kept, match in said)
+    return right / sum(kept for kept, _ in said), right / sum(match for _, match in said)
+
+
+@pytest.mark.parametrize(("target", "measure", "share"), [("precision=0.8", 0, 0.8), ("recall=0.9", 1, 0.9)])
+def test_auto_reaches_its_target_on_the_labels(
+    data: Path, labels: Path, target: str, measure: int, share: float
+) -> None:
+    summary, rows = run(data, target.replace("=", ""), threshold="auto", labels=str(labels), target=target)
+    assert labelled(data, labels, rows)[measure] >= share
+    assert read_manifest(Path(summary["out"]))["config"]["limits"] == {"itm": summary["threshold"]}
+    assert f"reaches {target.replace('=', ' ')} on the labelled texts" in summary["why"]
+    assert "with 95% confidence between" in summary["why"]
+
+
+def test_precision_keeps_most_and_recall_least() -> None:
+    judged = Judged(8, np.arange(1, 9) / 10, np.zeros(8, int), np.array([0, 0, 1, 0, 1, 1, -1, 1], np.int8), ["web"])
+    assert choose_by_target(judged, "precision=0.8")[0] == 0.3  # 4 of the 5 labelled ones at or above it
+    assert choose_by_target(judged, "precision=1")[0] == 0.5
+    assert choose_by_target(judged, "recall=0.75")[0] == 0.5
+    assert choose_by_target(judged, "recall=1")[0] == 0.3
+    assert measures(judged, 0.5)["precision"]["of"] == 3
+    none = Judged(2, np.array([0.1, 0.9]), np.zeros(2, int), np.array([1, 0], np.int8), ["web"])
+    with pytest.raises(ValueError, match=r"No threshold reaches precision 0.9 .*: the most is 0.500, at 0.1"):
+        choose_by_target(none, "precision=0.9")
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.5])
+def test_a_share_of_the_texts_is_those_of_the_highest_itm(data: Path, fraction: float) -> None:
+    summary, rows = run(data, f"top{fraction}", top_fraction=fraction)
+    number = round(fraction * len(rows))
+    itm = sorted((row["itm"] for row in rows if row["itm"] is not None and row["reason"] != "duplicate"), reverse=True)
+    assert summary["kept"] == sum(value >= itm[number - 1] for value in itm) >= number  # equal ones stay together
+    assert {row["itm"] for row in rows if row["keep"]} <= set(itm[: summary["kept"]])
+
+
+def test_a_share_larger_than_what_can_be_kept_keeps_all_of_it() -> None:
+    judged = Judged(10, np.array([0.2, 0.2, 0.9]), np.zeros(3, int), np.full(3, -1, np.int8), ["web"])
+    assert choose_by_share(judged, 0.9)[0] <= 0.2
+    assert 0.2 < choose_by_share(judged, 0.1)[0] <= 0.9
+    with pytest.raises(ValueError, match="keeps no text"):
+        choose_by_share(judged, 0.01)
+
+
+def test_explain_says_what_filter_does_and_writes_nothing(data: Path, labels: Path) -> None:
+    before = {path.name for path in (data / "filtered").iterdir()}
+    config = FilterConfig(data=str(data), scores="s", threshold=0.37, clip_threshold=0.2, best=1, labels=str(labels))
+    told = explain_thresholds(config, progress=False)
+    assert {path.name for path in (data / "filtered").iterdir()} == before
+    for number, row in enumerate(told["thresholds"]):
+        if row["threshold"] in (0.0, 0.37, 0.9):
+            options = {"clip_threshold": 0.2, "best": 1, "labels": str(labels), "threshold": row["threshold"]}
+            summary, rows = run(data, f"explained{number}", **options)
+            assert row["kept"] == summary["kept"]
+            assert row["by_source"] == {source: about["kept"] for source, about in summary["by_source"].items()}
+            if row["kept"]:
+                assert row["precision"]["share"] == pytest.approx(labelled(data, labels, rows)[0])
+    result = CliRunner().invoke(app, ["filter", str(data), "--scores", "s", "--explain", "--threshold", "0.37"])
+    assert result.exit_code == 0, result.output
+    assert "*0.37" in result.stdout and "precision" not in result.stdout
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    for right, whole, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert wilson(right, whole) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_shortest_number_parts_texts_the_same() -> None:
+    assert _shortest(0.4121, 0.4987) == 0.49
+    assert _shortest(-1.0, 0.3) == 0
+    assert _shortest(0.3, 0.3000001) == 0.3000001
+    rng = np.random.default_rng(1)
+    for below, at in np.sort(rng.random((200, 2)).astype(np.float32)).astype(np.float64):
+        assert below < _shortest(below, at) <= at
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_labels_come_in_several_kinds(tmp_path: Path, suffix: str) -> None:
+    path, rows = tmp_path / f"labels.{suffix}", [("00012", "c", 1, True), ("00013", "web", 0, False)]
+    names = ["key", "source", "index", "match"]
+    if suffix == "parquet":
+        pq.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], names), path)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    else:
+        separator = "," if suffix == "csv" else "\t"
+        path.write_text("\n".join(separator.join(map(str, row)) for row in [names, *rows]) + "\n")
+    assert read_labels(path).to_pylist() == [
+        {"key": "00012", "source": "c", "index": 1, "match": 1},
+        {"key": "00013", "source": "web", "index": 0, "match": 0},
+    ]
+
+
+def test_mistakes_are_one_sentence(data: Path, tmp_path: Path) -> None:
+    def mistake(text: str | None = None, name: str = "labels.csv", **options) -> str:
+        if text is not None:
+            (tmp_path / name).write_text(text)
+            options["labels"] = str(tmp_path / name)
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            run(data, "never", **({"threshold": "auto"} | options))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "threshold auto needs labels" in mistake()
+    assert "not both" in mistake(top_fraction=0.5, threshold=0.7)
+    assert "top_fraction is a share" in mistake(top_fraction=1.5, threshold=0.5)
+    assert "target is precision=SHARE or recall=SHARE" in mistake("key,match\n", target="f1=0.9")
+    assert "has no column 'match'; it has key, right" in mistake("key,right\n1,1\n")
+    assert "has the label 'maybe'" in mistake("key,match\n1,maybe\n")
+    assert "None of the 1 labelled texts is among the scores" in mistake("key,match\nnobody,1\n")
+    assert "is not a .csv" in mistake("x", "labels.xlsx")
+    assert "cannot be read as .jsonl" in mistake("{", "labels.jsonl")
+    assert "threshold is a probability, 0 to 1, or auto, not 2" in mistake(threshold=2.0)
+    assert not (data / "filtered" / "never").exists()
