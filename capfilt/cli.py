@@ -361,6 +361,24 @@ def report(
     finish(page.report(settings), as_json)
 
 
+@app.command(epilog="Example: capfilt doctor /data")
+@sentences
+def doctor(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Where the data will lie.")] = ".",
+    as_json: Json = False,
+) -> None:
+    """Say whether this machine is ready, and what to do if it is not."""
+    from capfilt import doctor as checks
+
+    findings = checks.examine(data)
+    if as_json:
+        finish(checks.report(findings), as_json)
+    else:
+        print("\n".join(checks.as_lines(findings)))
+    if not checks.report(findings)["ready"]:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: capfilt demo --out demo --rows all")
 @sentences
 def demo(

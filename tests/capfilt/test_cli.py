@@ -21,7 +21,7 @@ from capfilt.cli import app
 sys.path.insert(0, str(Path(__file__).parent))
 from web import Web
 
-COMMANDS = ("download", "caption", "filter", "pretrain", "finetune", "evaluate", "convert", "report", "demo")
+COMMANDS = ("download", "caption", "filter", "pretrain", "finetune", "evaluate", "convert", "report", "doctor", "demo")
 HEAVY = (
     "torch",
     "transformers",
