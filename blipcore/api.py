@@ -22,11 +22,14 @@ from blipcore.data.transforms import eval_transform
 from blipcore.model.blip import Blip
 from blipcore.model.convert import load_model, require_parts
 from blipcore.model.explain import grad_cam
-from blipcore.model.generate import GenerateConfig, generate
+from blipcore.model.generate import GenerateConfig, generate, generate_from
+from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from blipcore.precision import Dtype, autocast, pick_device
+from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, question_kv, rank_answers, tokenize_questions
 
 BEST_CAPTION = GenerateConfig(mode="beam", repetition_penalty=1.0)  # as BLIP is evaluated on COCO
+SHORTLIST = 128  # candidate answers that are scored in full, those with the likeliest first tokens
 TEXT_TOKENS = 35  # official length of a text in retrieval and ITM, first token and [SEP] included
 
 
@@ -106,6 +109,21 @@ class Pipeline:
                 feats.append(self.model.text_feat(hidden).cpu())
         return torch.cat(feats)
 
+    @torch.inference_mode()
+    def answer(
+        self, images: Sequence[Image.Image], questions: Sequence[str], candidates: Sequence[str] = ()
+    ) -> list[str]:
+        """The answer to question r about picture r: written freely, or the best of `candidates` as on VQA v2."""
+        self._require("vqa")
+        self._same_number(images, questions)
+        answers: list[str] = []
+        with autocast(self.device, self.dtype):
+            for start, some in self._image_embeds(images):
+                asked = tokenize_questions(self.tokenizer, questions[start : start + len(some)], VQAConfig())
+                kv = question_kv(self.model, some, *(x.to(self.device) for x in asked))
+                answers += self._rank(kv, candidates) if candidates else self._write(kv)
+        return answers
+
     def heat_maps(self, images: Sequence[Image.Image], texts: Sequence[str], layer: int | None = None) -> Tensor:
         """Where each token of text r looks for what makes it match picture r: (R, L, side, side) (see `grad_cam`)."""
         self._require("itm")
@@ -126,6 +144,17 @@ class Pipeline:
         longest = min(TEXT_TOKENS, self.model.config.text.max_positions)
         ids, mask = self.tokenizer([clean_caption(text) for text in texts], longest, first)
         return ids.to(self.device), mask.to(self.device)
+
+    def _write(self, kv: ImageKV) -> list[str]:
+        keys = [""] * len(kv)  # a beam search draws nothing
+        said = generate_from(self.model.answer_decoder, kv, self.tokenizer, WRITE_ANSWERS, keys)
+        return [self.tokenizer.decode(ids) for ids in said.ids]
+
+    def _rank(self, kv: ImageKV, candidates: Sequence[str]) -> list[str]:
+        longest = self.model.config.text.max_positions
+        ids, mask = (x.to(self.device) for x in self.tokenizer(candidates, longest, "dec"))
+        best = rank_answers(self.model.answer_decoder, kv, ids, mask, SHORTLIST)
+        return [candidates[index] for index in best.tolist()]
 
     def _require(self, part: str) -> None:
         require_parts(self.model.config, self.name, (part,))

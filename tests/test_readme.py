@@ -64,7 +64,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     tokenizer = Tokenizer.train(["a picture of a dog"] * 3, vocab_size=100)
     model = Blip(sizes("tiny", {}, len(tokenizer)))
-    for name, task in (("captioner", "caption"), ("filter", "retrieval")):
+    for name, task in (("captioner", "caption"), ("filter", "retrieval"), ("vqa", "vqa")):
         save_model(folder / "runs" / name / "model", model.only(*PARTS[task]), tokenizer)
     Image.new("RGB", (60, 40), "red").save(folder / "picture.jpg")
     return folder

@@ -73,6 +73,18 @@ def test_captions_are_strings_one_a_picture(blip, images):
     assert blip.caption(images, nucleus) == blip.caption(images, nucleus)
 
 
+def test_answers_written_and_chosen(blip, images):
+    vqa = Pipeline("vqa", blip.model.only("encode", "vqa").eval(), blip.tokenizer, batch_size=2)
+    questions = ["a red bus?", "what dog", "of a bus", "a?", "red"]
+    written = vqa.answer(images, questions)
+    assert len(written) == 5 and all(isinstance(text, str) for text in written)
+    chosen = vqa.answer(images, questions, ["red", "dogs", "a bus"])
+    assert set(chosen) <= {"red", "dogs", "a bus"}
+    assert chosen[3] == vqa.answer(images[3:4], questions[3:4], ["red", "dogs", "a bus"])[0]
+    with pytest.raises(ValueError, match="capfilt finetune vqa"):
+        blip.answer(images, questions)
+
+
 def test_what_a_checkpoint_cannot_do_is_said(folder, images, tmp_path):
     whole = load(folder, device="cpu")
     save_model(tmp_path / "captioner", whole.model.only(*PARTS["caption"]), whole.tokenizer)
