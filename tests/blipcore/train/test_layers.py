@@ -75,7 +75,7 @@ def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, mon
     for words, result in expected.items():
         torch.testing.assert_close(gradients(task, words)[:2], result, atol=1e-5, rtol=1e-4)
         programs.append(counter.frame_count)
-    assert programs[0] <= 12, "of 12 layers, each in up to 4 roles"
+    assert 0 < programs[0] <= 12, "of 12 layers, each in up to 4 roles"
     assert programs[1:] == programs[:1] * 2, "another text length compiled again"
     with uncompiled(task), torch.no_grad():
         task(batch(task, 3), START)
