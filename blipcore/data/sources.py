@@ -4,15 +4,20 @@ In: one DATASET path as the user typed it. Out: a `Source`, which knows how many
 the keys and texts of a shard, and reads the bytes of a picture. Nothing here shuffles or decodes: see `stream.py`.
 
 A filtered folder names its images in `manifest.json`; its tables (key, text, keep) say which texts of which pictures
-are used. A shard set is a folder of webdataset tars with `key.jpg` and `key.txt` or the "caption" of `key.json`.
+are used. A shard set is a folder of webdataset tars with `key.jpg` and, where no table (key, caption, status) lies
+beside a tar, `key.txt` or the "caption" of `key.json`. Folders may lie behind fsspec URLs.
+
+Opening counts the pictures of every shard, and holds nothing else of them: tables cost a look at two or three columns,
+tars without a table are read by their headers.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +26,13 @@ import pyarrow.parquet as pq
 from blipcore.data.annotations import read_captions, split_captions
 from blipcore.data.answers import read_pairs, read_questions, split_rows
 from blipcore.data.json_rows import LINES
+from blipcore.data.places import Folder, is_remote
 from blipcore.data.tars import TarReader
 
 TABLE_COLUMNS = ("key", "text", "keep")
+IMAGE_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as img2dataset and `capfilt` write it
+HAVE_PICTURE = ("ok", "success")  # what the two of them call a row whose picture is in the tar
+THREADS = 8  # that count shards
 
 
 class Picture(NamedTuple):
@@ -55,30 +64,37 @@ class Source(Protocol):
         """What to call a picture in a report."""
         ...
 
+    def ahead(self, shards: Iterable[int]) -> None:
+        """Prepare for reading these shards next."""
+        ...
+
 
 def open_source(path: str | Path, image_root: str | Path | None = None) -> Source:
     """Tell what `path` is and open it; ValueError or FileNotFoundError when it is no data set or holds nothing."""
-    path = Path(path)
-    if not path.exists():
+    if not is_remote(path) and not Path(path).exists():
         raise FileNotFoundError(f"data set {path} does not exist")
-    if path.is_file() and path.suffix.lower() in (".json", *LINES):
-        source: Source = AnnotationSource(path, image_root)
-    elif path.is_dir() and _visible(path, "*.tar"):
-        source = ShardSource(path)
-    elif path.is_dir() and _visible(path, "*.parquet"):
-        source = FilteredSource(path)
+    if not is_remote(path) and Path(path).is_file() and Path(path).suffix.lower() in (".json", *LINES):
+        source: Source = AnnotationSource(Path(path), image_root)
     else:
-        raise ValueError(
-            f"{path} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
-            ".tar files) or an annotation .json or .jsonl"
-        )
+        source = _open_folder(Folder(path)) if is_remote(path) or Path(path).is_dir() else _no_data_set(path)
     if not sum(source.counts):
         raise ValueError(f"{path} holds no picture with a text to train on{_first_problem(source.problems)}")
     return source
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))  # dot: being written
+def _open_folder(folder: Folder) -> Source:
+    if not folder.exists():
+        raise FileNotFoundError(f"data set {folder} does not exist")
+    if folder.names(".tar"):
+        return ShardSource(folder)
+    return FilteredSource(folder) if folder.names(".parquet") else _no_data_set(folder)
+
+
+def _no_data_set(place: object) -> NoReturn:
+    raise ValueError(
+        f"{place} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
+        ".tar files) or an annotation .json or .jsonl"
+    )
 
 
 def _first_problem(problems: dict[str, str]) -> str:
@@ -92,73 +108,89 @@ def _image_id(key: str) -> int:
 class _TarPictures:
     """What filtered folders and shard sets share: pictures are members of tars."""
 
-    tars: list[Path]
-
-    def __init__(self) -> None:
-        self._reader = TarReader()
+    def __init__(self, images: Folder, tars: list[str]) -> None:
+        self.images, self.tars = images, tars
+        self._reader = TarReader(locate=images.local)
         self.problems = self._reader.problems
 
     def where(self, shard: int, picture: Picture) -> str:
         """What to call a picture in a report."""
-        return f"{self.tars[shard].name}/{picture.key}"
+        return f"{self.tars[shard]}/{picture.key}"
 
     def read(self, shard: int, picture: Picture) -> bytes:
         """The encoded picture; raises OSError."""
-        path = self.tars[shard]
-        place = self._reader.index(path).image(picture.key.removeprefix("./"))
+        tar = self.tars[shard]
+        place = self._reader.index(tar).image(picture.key.removeprefix("./"))
         if place is None:
             raise FileNotFoundError("not in the tar")
-        return self._reader.read(path, place)
+        return self._reader.read(tar, place)
+
+    def ahead(self, shards: Iterable[int]) -> None:
+        """Fetch the tars of these shards in the background, where they lie elsewhere."""
+        self.images.ahead(self.tars[shard] for shard in shards)
 
 
 class FilteredSource(_TarPictures):
     """A `filtered/<name>` folder: the kept texts of its tables, the pictures of the shard set its manifest names."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.name = str(folder)
+    def __init__(self, folder: Folder) -> None:
+        self.name, self.folder, self.tables = str(folder), folder, folder.names(".parquet")
         images = self._images(folder)
-        self.tables = _visible(folder, "*.parquet")
-        self.tars = [images / f"{table.stem}.tar" for table in self.tables]
+        super().__init__(images, [f"{PurePosixPath(table).stem}.tar" for table in self.tables])
+        there = set(images.names(".tar"))
         for table, tar in zip(self.tables, self.tars, strict=True):
-            if not tar.is_file():
-                raise FileNotFoundError(f"{table} needs the pictures of {tar}, which does not exist")
-        self.counts = [pc.count_distinct(_kept(table)["key"]).as_py() for table in self.tables]
+            if tar not in there:
+                raise FileNotFoundError(
+                    f"{folder.where(table)} needs the pictures of {images.where(tar)}, which does not exist"
+                )
+        self.counts = _counted(lambda table: pc.count_distinct(_kept(folder, table)["key"]).as_py(), self.tables)
 
     @staticmethod
-    def _images(folder: Path) -> Path:
+    def _images(folder: Folder) -> Folder:
         try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            images = folder / manifest["images"]  # an absolute path replaces `folder`
+            with folder.open("manifest.json") as file:
+                manifest = json.load(file)
+            images = folder / manifest["images"]
         except FileNotFoundError:
             raise ValueError(f"{folder} holds tables but no manifest.json that says where its images are") from None
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{folder / "manifest.json"} has no "images": the path of the shard set') from None
+            raise ValueError(f'{folder.where("manifest.json")} has no "images": the path of the shard set') from None
         if "stage" in manifest and "counts" not in manifest:  # a part of the data must not pass for the whole
             raise ValueError(f"{folder} is not finished: run the command that writes it again")
-        if not images.is_dir():
+        if not images.exists():
             raise FileNotFoundError(f"{folder} takes its images from {images}, which does not exist")
         return images
 
     def load(self, shard: int) -> list[Picture]:
         """The pictures of a table with their kept texts, in order of first appearance."""
-        kept = _kept(self.tables[shard])
+        kept = _kept(self.folder, self.tables[shard])
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
             texts.setdefault(key, []).append(text)
         return [Picture(key, tuple(own), _image_id(key)) for key, own in texts.items()]
 
 
-def _kept(path: Path) -> pa.Table:
-    """Keys and texts of the kept rows of a filtered table."""
+def _counted(count: Callable[[str], int], names: list[str]) -> list[int]:
+    """The count of each name, several at a time: most of the work is waiting for files, or done outside of Python."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(count, names))
+
+
+def _columns(folder: Folder, name: str, columns: tuple[str, ...]) -> pa.Table:
+    """These columns of a table, as far as it has them; ValueError when it cannot be read."""
     try:
-        schema = pq.read_schema(path)
-        missing = [column for column in TABLE_COLUMNS if column not in schema.names]
-        if missing:
-            raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}")
-        table = pq.read_table(path, columns=list(TABLE_COLUMNS))
+        with folder.open(name) as opened, pq.ParquetFile(opened) as file:
+            return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        raise ValueError(f"{folder.where(name)} is not a readable Parquet file: {error}") from error
+
+
+def _kept(folder: Folder, name: str) -> pa.Table:
+    """Keys and texts of the kept rows of a filtered table."""
+    table = _columns(folder, name, TABLE_COLUMNS)
+    missing = [column for column in TABLE_COLUMNS if column not in table.column_names]
+    if missing:
+        raise ValueError(f"{folder.where(name)} is no filtered table: it lacks the column {', '.join(missing)}")
     has_text = pc.greater(pc.utf8_length(table["text"]), 0)
     return table.filter(pc.and_(table["keep"], has_text)).select(["key", "text"])
 
@@ -166,29 +198,47 @@ def _kept(path: Path) -> pa.Table:
 class ShardSource(_TarPictures):
     """A shard set: every picture of its tars that has a web text."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder, folder.names(".tar"))
         self.name = str(folder)
-        self.tars = _visible(folder, "*.tar")
-        self.counts = [len(self.load(shard)) for shard in range(len(self.tars))]
+        self._tables = set(folder.names(".parquet"))
+        counted = _counted(lambda tar: -1 if (rows := self._captions(tar)) is None else len(rows), self.tars)
+        self.counts = [count if count >= 0 else len(self.load(shard)) for shard, count in enumerate(counted)]
 
     def load(self, shard: int) -> list[Picture]:
-        """The pictures of a tar with their web text, in the order of the tar."""
-        path = self.tars[shard]
-        index = self._reader.index(path)
+        """The pictures of a tar with their web text, in the order of the table beside it or else of the tar."""
+        tar = self.tars[shard]
+        rows = self._captions(tar)
+        if rows is not None:
+            pairs = zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True)
+            return [Picture(key, (text,), _image_id(key)) for key, text in pairs]
+        index = self._reader.index(tar)
         pictures = []
         for key, members in index.members.items():
-            text = self._text(path, members)
+            text = self._text(tar, members)
             if text and index.image(key):
                 pictures.append(Picture(key, (text,), _image_id(key)))
         return pictures
 
-    def _text(self, path: Path, members: dict[str, tuple[int, int]]) -> str:
+    def _captions(self, tar: str) -> pa.Table | None:
+        """Keys and texts of the pictures of a tar by the table beside it, None where there is no such table."""
+        name = f"{PurePosixPath(tar).stem}.parquet"
+        if name not in self._tables:
+            return None
+        table = _columns(self.images, name, IMAGE_COLUMNS)
+        if len(table.column_names) < len(IMAGE_COLUMNS) or not pa.types.is_string(table["key"].type):
+            return None
+        text = pc.utf8_trim_whitespace(pc.fill_null(table["caption"].cast(pa.string()), ""))
+        there = pc.is_in(table["status"], value_set=pa.array(HAVE_PICTURE))
+        table = table.set_column(table.column_names.index("caption"), "caption", text)
+        return table.filter(pc.and_(there, pc.greater(pc.utf8_length(text), 0)))
+
+    def _text(self, tar: str, members: dict[str, tuple[int, int]]) -> str:
         if "txt" in members:
-            return self._reader.read(path, members["txt"]).decode(errors="replace").strip()
+            return self._reader.read(tar, members["txt"]).decode(errors="replace").strip()
         if "json" in members:
             try:
-                caption = json.loads(self._reader.read(path, members["json"])).get("caption")
+                caption = json.loads(self._reader.read(tar, members["json"])).get("caption")
             except (ValueError, AttributeError):
                 return ""
             return caption.strip() if isinstance(caption, str) else ""
@@ -211,6 +261,9 @@ class AnnotationSource:
         """The pictures of a part, in the order of the file."""
         rows = read_captions(self.path, self.root, part=self.parts[shard])
         return [Picture(row["key"], tuple(row["texts"]), _image_id(str(row["image_id"]))) for row in rows]
+
+    def ahead(self, shards: Iterable[int]) -> None:
+        """Nothing to prepare."""
 
     def where(self, shard: int, picture: Picture) -> str:
         """What to call a picture in a report."""

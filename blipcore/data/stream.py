@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blipcore import distributed
+from blipcore.data.places import is_remote
 from blipcore.data.sources import Picture, Source, open_source
 from blipcore.data.transforms import Transform, load_image
 
@@ -75,6 +76,7 @@ class Stream:
         self._mixture = Mixture([weight or Fraction(size) for weight, size in zip(weights, sizes, strict=True)])
         self._shuffles = [Shuffle(source.counts, (seed, number), window) for number, source in enumerate(self.sources)]
         self._window = window
+        self._windows: dict[int, tuple[int, int]] = {}  # of each source, the one last read from
         self._load = self._cached_load()
 
     def __len__(self) -> int:
@@ -130,7 +132,11 @@ class Stream:
         )
 
     def _read(self, number: int, place: int, position: int) -> Sample:
-        source, at = self.sources[number], self._shuffles[number].locate(place)
+        source, shuffle = self.sources[number], self._shuffles[number]
+        at, window = shuffle.locate(place), shuffle.window_of(place)
+        if self._windows.get(number) != window:
+            self._windows[number] = window
+            source.ahead(shuffle.coming(place))
         picture = self._load(number, at.shard)[at.row]
         rng = random.Random(f"{self.seed}/{position}")
         image = self._pixels(source, at.shard, picture, rng)
@@ -171,7 +177,7 @@ class Stream:
 def parse_spec(spec: str) -> tuple[str, Fraction | None]:
     """Split "path=weight" at the last "=" that a number follows; a path that exists as it is has no weight."""
     path, equals, number = spec.rpartition("=")
-    if not equals or Path(spec).exists():
+    if not equals or (not is_remote(spec) and Path(spec).exists()):
         return spec, None
     try:
         weight = Fraction(number)
@@ -254,6 +260,19 @@ class Shuffle:
         which = int(np.searchsorted(ends, row, side="right"))
         before = int(ends[which - 1]) if which else 0
         return Place(epoch, int(shards[number * self.window + which]), row - before)
+
+    def window_of(self, position: int) -> tuple[int, int]:
+        """The epoch and the window that a position lies in."""
+        epoch, offset = divmod(position, self.total)
+        return epoch, bisect_right(self._order(epoch)[1], offset) - 1
+
+    def coming(self, position: int) -> list[int]:
+        """The shards of the window of a position, then those of the next one."""
+        epoch, number = self.window_of(position)
+        shards = self._order(epoch)[0][number * self.window : (number + 2) * self.window].tolist()
+        if (number + 1) * self.window >= len(self.counts):
+            shards += self._order(epoch + 1)[0][: self.window].tolist()
+        return shards
 
     def _order(self, epoch: int) -> tuple[np.ndarray, list[int]]:
         """The shards in this epoch's order and the position at which each window starts."""

@@ -7,7 +7,7 @@ bounded number of open files. Python's own tarfile takes about seven times as lo
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,33 +105,37 @@ def _split(name: str) -> tuple[str, str]:
 
 
 class TarReader:
-    """Reads members by offset from a bounded number of open, indexed tars (the least recently used is closed)."""
+    """Reads members by offset from a bounded number of open, indexed tars (the least recently used is closed).
 
-    def __init__(self, capacity: int = OPEN_TARS) -> None:
-        self.capacity = capacity
+    `locate` gives the local file of a tar when it is opened.
+    """
+
+    def __init__(self, capacity: int = OPEN_TARS, locate: Callable[[str], Path] = Path) -> None:
+        self.capacity, self.locate = capacity, locate
         self.problems: dict[str, str] = {}
-        self._open: OrderedDict[Path, tuple[int, TarIndex]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[int, TarIndex]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"capacity": self.capacity, "problems": self.problems, "_open": OrderedDict()}  # descriptors stay here
+        return self.__dict__ | {"_open": OrderedDict()}  # descriptors stay here
 
-    def index(self, path: Path) -> TarIndex:
+    def index(self, name: str) -> TarIndex:
         """The index of a tar, from memory or from its headers."""
-        return self._entry(path)[1]
+        return self._entry(name)[1]
 
-    def read(self, path: Path, place: tuple[int, int]) -> bytes:
+    def read(self, name: str, place: tuple[int, int]) -> bytes:
         """The bytes of a member at (offset, size)."""
-        return os.pread(self._entry(path)[0], place[1], place[0])
+        return os.pread(self._entry(name)[0], place[1], place[0])
 
-    def _entry(self, path: Path) -> tuple[int, TarIndex]:
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
+    def _entry(self, name: str) -> tuple[int, TarIndex]:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = self.locate(name)
         descriptor = os.open(path, os.O_RDONLY)
         index = index_tar(descriptor)
         if index.problem:
             self.problems[path.name] = index.problem
-        self._open[path] = descriptor, index
+        self._open[name] = descriptor, index
         if len(self._open) > self.capacity:
             os.close(self._open.popitem(last=False)[1][0])
         return descriptor, index

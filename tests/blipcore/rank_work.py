@@ -16,6 +16,7 @@ from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
 from blipcore.model.blip import PRESETS, Blip
 from blipcore.model.tokenizer import Tokenizer
+from blipcore.precision import memory_gb
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
@@ -157,3 +158,13 @@ def arm(task: Task, fatal: Fatal) -> None:
     plain_before_step, task.before_step = task.before_step, before_step
     if fatal.place != "before":
         setattr(owner, name, deadly)
+
+
+def stream_memory(folder: Path, steps: int) -> tuple[float, float]:
+    """MB that this process takes after a fifth of `steps` batches of 4, and after all of them."""
+    stream = Stream([str(folder)], train_transform(4, 0.5, False, 0.5), 0)
+    taken = []
+    for step, _ in enumerate(stream.loader(list, 4, 0, steps), 1):
+        if step in (steps // 5, steps):
+            taken.append(memory_gb("cpu") * 1000)
+    return taken[0], taken[1]

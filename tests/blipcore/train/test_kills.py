@@ -11,6 +11,8 @@ from on_ranks import on_ranks, receive, start
 from PIL import Image
 from rank_work import TEXTS, Fatal, train_run
 
+pytestmark = pytest.mark.timeout(900)  # several processes: on busy cores each waits for the others
+
 PLACES = ("before", "after", "write", "publish")
 
 
@@ -82,7 +84,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(data, whole, tmp_path, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("ranks", [1, 2])

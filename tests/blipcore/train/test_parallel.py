@@ -5,6 +5,8 @@ import torch
 from on_ranks import on_ranks
 from rank_work import train_in_turn, train_two_steps
 
+pytestmark = pytest.mark.timeout(900)  # several processes: on busy cores each waits for the others
+
 WHOLE = {"itc_across_ranks": True, "itm_across_ranks": True, "negatives": "argmax"}
 LOCAL = {"negatives": "argmax"}
 
