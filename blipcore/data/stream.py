@@ -62,12 +62,12 @@ class Stream:
         seed: int = 42,
         image_root: str | Path | None = None,
         window: int = WINDOW,
-        opener: Callable[[Path, str | Path | None], Source] = open_source,
+        opener: Callable[[Any, str | Path | None], Source] = open_source,
     ) -> None:
         if not specs:
             raise ValueError("no data set was given to train on")
         paths, weights = zip(*map(parse_spec, specs), strict=True)
-        self.sources: list[Source] = [opener(Path(path), image_root) for path in paths]
+        self.sources: list[Source] = [opener(path if is_remote(path) else Path(path), image_root) for path in paths]
         sizes = [sum(source.counts) for source in self.sources]
         self.seed, self.transform = seed, transform
         self.problems: dict[str, str] = {}
