@@ -50,12 +50,22 @@ app = typer.Typer(
 
 
 class Task(StrEnum):
-    """What a checkpoint is finetuned for or evaluated on."""
+    """What a checkpoint is finetuned for."""
 
     caption = "caption"
     retrieval = "retrieval"
     vqa = "vqa"
     nlvr = "nlvr"
+
+
+class Exam(StrEnum):
+    """What a checkpoint is evaluated on."""
+
+    caption = "caption"
+    retrieval = "retrieval"
+    vqa = "vqa"
+    nlvr = "nlvr"
+    classify = "classify"
 
 
 class Format(StrEnum):
@@ -292,12 +302,14 @@ def finetune(
 @app.command(epilog="Example: capfilt evaluate retrieval coco_test.json --model runs/r1/model")
 @sentences
 def evaluate(
-    task: Annotated[Task, typer.Argument(help="caption: CIDEr and others; retrieval: recall; vqa, nlvr: accuracy.")],
+    task: Annotated[
+        Exam, typer.Argument(help="caption: CIDEr and others; retrieval: recall; vqa, nlvr, classify: accuracy.")
+    ],
     annotations: Annotated[
-        str, typer.Argument(metavar="ANNOTATIONS", help="JSON of pictures and what is said of them.")
+        str, typer.Argument(metavar="ANNOTATIONS", help="JSON of pictures and what is said of them, or class folders.")
     ],
     model: Annotated[str | None, typer.Option(help="Checkpoint to evaluate.")] = None,
-    results: Annotated[str | None, typer.Option(help="Write captions or answers to this JSON file.")] = None,
+    results: Annotated[str | None, typer.Option(help="Write captions, answers or classes to this JSON file.")] = None,
     answers: Annotated[str | None, typer.Option(help="vqa: rank these candidates, a JSON list or lines.")] = None,
     tokenizer: Tokenizer = None,
     image_size: ImageSize = None,
@@ -310,14 +322,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a checkpoint on an annotation file."""
-    from blipcore.train import runs
+    from blipcore import evaluation
 
-    settings = resolve(runs.EvaluateRun, config, sets or (), {
+    settings = resolve(evaluation.EvaluateRun, config, sets or (), {
         "task": task.value, "annotations": annotations, "model": model, "results": results, "answers": answers,
         "tokenizer": tokenizer, "image_size": image_size, "image_root": image_root, "batch_size": batch_size,
         "device": device, "dtype": dtype,
     })  # fmt: skip
-    finish(runs.evaluate(settings), as_json)
+    finish(evaluation.evaluate(settings), as_json)
 
 
 @app.command(epilog="Example: capfilt convert model_base_retrieval_coco.pth filter --to hf")

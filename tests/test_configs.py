@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 import capfilt
+from blipcore import evaluation
 from blipcore.train import runs
 from capfilt.cli import app
 
@@ -37,8 +38,8 @@ def commands(path: Path) -> list[list[str]]:
 def settings(monkeypatch) -> list[Any]:
     """What the commands would run with."""
     seen: list[Any] = []
-    for name in ("pretrain", "finetune", "evaluate"):
-        monkeypatch.setattr(runs, name, lambda run, *out: seen.append(run) or {})
+    for module, name in ((runs, "pretrain"), (runs, "finetune"), (evaluation, "evaluate")):
+        monkeypatch.setattr(module, name, lambda run, *out: seen.append(run) or {})
     monkeypatch.setattr("blipcore.train.launch.launch", lambda nproc, work, *args: work(*args))
     return seen
 

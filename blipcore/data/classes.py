@@ -6,14 +6,13 @@ called n01440764 and so on. Templates turn a name into texts: "a photo of a {}".
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from blipcore.data.json_rows import read_rows
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-TEMPLATES = ("a photo of a {}",)
 
 
 class LabelledImage(TypedDict):
@@ -47,14 +46,15 @@ def read_classes(
     return [{"key": key, "image": image, "label": number[label]} for key, image, label in rows], known
 
 
-def read_templates(path: str | Path | None) -> list[str]:
-    """Templates of a file, one a line or as a JSON list, with {} (or {c}) for the class; the default without one."""
-    if path is None:
-        return list(TEMPLATES)
-    templates = [template.replace("{c}", "{}") for template in _lines(Path(path), "templates")]
+def read_templates(given: str | Path | Sequence[str]) -> list[str]:
+    """Templates of a file, one a line or as a JSON list, or given as they are; {} (or {c}) stands for the class."""
+    templates = _lines(Path(given), "templates") if isinstance(given, str | Path) else list(given)
+    templates = [template.replace("{c}", "{}") for template in templates]
     for template in templates:
         if template.count("{}") != 1:
-            raise ValueError(f"{path}: the template {template!r} must hold {{}} once, for the name of the class")
+            raise ValueError(f"the template {template!r} must hold {{}} once, for the name of the class")
+    if not templates:
+        raise ValueError("there must be a template to make texts of class names, such as 'a photo of a {}'")
     return templates
 
 

@@ -2,13 +2,11 @@
 
     pretrain   data sets -> tokenizer, model (preset, checkpoint or partial start) -> PretrainTask  -> Trainer
     finetune   annotations, checkpoint (or a new model)                           -> its task      -> Trainer
-    evaluate   annotations, checkpoint                                            -> scores
 
 Each `*Run` dataclass is the whole configuration of its command; its nested parts live beside what they configure.
 """
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,24 +15,21 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from blipcore import distributed
-from blipcore.caption_scores import Words
-from blipcore.data.annotations import read_captions
-from blipcore.data.answers import read_answers, read_pairs, read_questions
-from blipcore.data.pictures import Pictures, Record
+from blipcore.data.pictures import Pictures
 from blipcore.data.sources import PairSource, QuestionSource, Source, open_source
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import Transform, eval_transform, train_transform
+from blipcore.evaluation import Validation, open_exam
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
 from blipcore.model.convert import DEFAULT_TOKENIZER, load_model
-from blipcore.model.generate import GenerateConfig
 from blipcore.model.starts import Start, image_start, load_image_start, load_text_start, text_start
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.precision import autocast, pick_device
-from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
-from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, evaluate_nlvr
+from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
+from blipcore.tasks.nlvr import NLVRConfig, NLVRTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
-from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval
-from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, VQATask, by_picture, evaluate_vqa
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
+from blipcore.tasks.vqa import VQAConfig, VQATask
 from blipcore.train.trainer import Judge, TrainConfig, Trainer
 
 ALL_PARTS = ("encode", "decode", "itc", "itm")
@@ -90,20 +85,6 @@ class PretrainRun:
 
 
 @dataclass
-class Validation:
-    """What a finetuning run is judged by while it trains: the best model so far is kept in RUN/best."""
-
-    annotations: str | None = None  # none: no validation
-    every: int = 0  # steps; 0 = an epoch, as official
-    answers: str | None = None  # as in EvaluateRun, and what follows too
-    k: int = 128
-    words: Words = "auto"
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
-    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
-    batch_size: int = 64
-
-
-@dataclass
 class FinetuneRun:
     """`capfilt finetune TASK`: from a checkpoint, or from nothing, on clean annotations."""
 
@@ -131,27 +112,6 @@ class FinetuneRun:
                 "finetuning starts from a checkpoint, or from nothing: give --init CHECKPOINT, or --set preset=tiny "
                 "(base, large) for a new model"
             )
-
-
-@dataclass
-class EvaluateRun:
-    """`capfilt evaluate TASK`: scores of a checkpoint on an annotation file of the task."""
-
-    task: Literal["caption", "retrieval", "vqa", "nlvr"]
-    annotations: str
-    model: str
-    tokenizer: str | None = None
-    image_size: int | None = None
-    image_root: str | None = None
-    results: str | None = None  # where to write captions or answers, as the servers of COCO, NoCaps and VQA take them
-    answers: str | None = None  # VQA: list of candidates to rank (official for VQA v2); without it, answers are written
-    k: int = 128  # shortlist: by ITC for ITM to re-rank (official: COCO 256, Flickr30k 128), of VQA's candidates (128)
-    words: Words = "auto"  # how captions are split for scoring: by COCO's tokenizer where there is Java; plain for ours
-    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
-    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)  # how VQA's answers are written
-    batch_size: int = 64
-    device: str = "auto"
-    dtype: str = "auto"
 
 
 def _in_session(work: Callable[[Any, Path], dict[str, Any]]) -> Callable[[Any, Path], dict[str, Any]]:
@@ -222,61 +182,16 @@ def _judge(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Judge | No
     how = run.validation
     if not how.annotations:
         return None
-    records = read_records(run.task, how.annotations, run.image_root)
+    exam = open_exam(run.task, how.annotations, run.image_root, how)
 
     def scores(model: Blip) -> dict[str, float]:
-        pictures = Pictures(records, eval_transform(model.config.vision.image_size), how.batch_size)
+        pictures = Pictures(exam.records, eval_transform(model.config.vision.image_size), how.batch_size)
         with autocast(pick_device(run.train.device), run.train.dtype):
-            return score(run.task, model, tokenizer, pictures, how)[0]
+            found, _ = exam.mark(model, tokenizer, pictures)
+        return {name: value for name, value in found.items() if isinstance(value, float)}
 
     epoch = run.train.steps_per_epoch(len(stream), distributed.world_size())
     return Judge(scores, TASKS[run.task].best_by, how.every or max(1, round(epoch)))
-
-
-def evaluate(run: EvaluateRun) -> dict[str, Any]:
-    """Scores of `run.model` on `run.annotations`; captions or answers are written to `run.results` where given."""
-    records = read_records(run.task, run.annotations, run.image_root, to_score=not run.results)
-    parts = TASKS[run.task].parts
-    model, tokenizer = load_model(run.model, needs=parts, tokenizer=run.tokenizer, image_size=run.image_size)
-    device = pick_device(run.device)
-    model.to(device).eval()
-    pictures = Pictures(records, eval_transform(model.config.vision.image_size), run.batch_size)
-    with autocast(device, run.dtype):
-        scores, written = score(run.task, model, tokenizer, pictures, run)
-    if run.results and written:
-        Path(run.results).parent.mkdir(parents=True, exist_ok=True)
-        Path(run.results).write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n")
-    return {"task": run.task, "model": run.model, "pictures": len(records), **scores}
-
-
-def read_records(task: str, path: str, image_root: str | None, to_score: bool = True) -> list[Record]:
-    """What is to be evaluated on; ValueError where it is `to_score` against texts that it does not have."""
-    if task == "nlvr":
-        return read_pairs(path, image_root)
-    if task == "vqa":
-        questions = read_questions(path, image_root, need_answers=False)
-        texts, records = any(question["answers"] for question in questions), by_picture(questions)
-    else:
-        records = read_captions(path, image_root, need_texts=task != "caption")
-        texts = any(record["texts"] for record in records)
-    if to_score and not texts:
-        what = "answers" if task == "vqa" else "captions"
-        raise ValueError(f"{path} has no {what} to score against: say with --results where to write ours")
-    return records
-
-
-def score(
-    task: str, model: Blip, tokenizer: Tokenizer, pictures: Pictures, how: EvaluateRun | Validation
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Scores of `model` on `pictures`, and where the task writes texts, these."""
-    if task == "retrieval":
-        return evaluate_retrieval(model, tokenizer, pictures, how.k), []
-    if task == "nlvr":
-        return evaluate_nlvr(model, tokenizer, pictures), []
-    if task == "vqa":
-        candidates = read_answers(how.answers) if how.answers else []
-        return evaluate_vqa(model, tokenizer, pictures, how.write, candidates, how.k)
-    return evaluate_captioning(model, tokenizer, pictures, how.generate, how.words)
 
 
 def open_tokenizer(spec: str, stream: Stream) -> Tokenizer:

@@ -102,7 +102,9 @@ def test_names_that_do_not_fit(folder, tmp_path, content, error, words):
 
 
 def test_templates(tmp_path):
-    assert read_templates(None) == ["a photo of a {}"]
+    assert read_templates(["a photo of a {}"]) == ["a photo of a {}"]
+    with pytest.raises(ValueError, match="must be a template"):
+        read_templates([])
     assert read_templates(write(tmp_path, "t.txt", "a {}\na bad photo of the {c}.\n")) == [
         "a {}",
         "a bad photo of the {}.",

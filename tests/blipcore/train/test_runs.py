@@ -10,12 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
 from blipcore.model.convert import load_model
 from blipcore.model.tokenizer import BERT_SPECIALS
 from blipcore.model.vit import VisionConfig, VisionTransformer
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
-from blipcore.train.runs import Augment, EvaluateRun, FinetuneRun, PretrainRun, Validation, evaluate, finetune, pretrain
+from blipcore.train.runs import Augment, FinetuneRun, PretrainRun, finetune, pretrain
 from blipcore.train.trainer import TrainConfig
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -38,6 +39,14 @@ def annotations(tmp_path_factory) -> Path:
     return folder / "all.json"
 
 
+def colour_folders(tmp_path: Path) -> str:
+    """A folder of one picture for each colour."""
+    for colour in COLOURS:
+        (tmp_path / "classes" / colour).mkdir(parents=True)
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "classes" / colour / "a.png")
+    return str(tmp_path / "classes")
+
+
 @pytest.fixture(scope="module")
 def pretrained(annotations, tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("runs") / "pretrained"
@@ -55,7 +64,8 @@ def test_a_pretrained_model_has_every_part(pretrained):
 
 def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN, dropout=0.25)
-    finetune(run, tmp_path / "captioner")
+    run.validation = Validation(str(annotations), words="plain")
+    assert finetune(run, tmp_path / "captioner")["best"].keys() >= {"step", "value", "CIDEr", "BLEU-4"}
     model, _ = load_model(tmp_path / "captioner" / "model", needs=("decode",))
     assert model.config.text.roles == ("decode",) and model.config.heads == ()
     assert model.config.text.dropout == 0.25
@@ -97,6 +107,11 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
     assert summary["best"]["step"] in (40, 80) and summary["best"]["value"] == pytest.approx(best)
     after = evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "filter" / "model")))["mean_recall"]
     assert after > max(90, before)
+    classes = EvaluateRun("classify", colour_folders(tmp_path), str(tmp_path / "filter" / "model"))
+    classes.classify.templates = ["a {} square", "something {}"]
+    assert evaluate(classes)["accuracy"] > 80
+    with pytest.raises(ValueError, match="evaluating retrieval writes no results"):
+        evaluate(EvaluateRun("retrieval", str(annotations), pretrained, results="r.json"))
 
 
 def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_path):
@@ -197,6 +212,11 @@ def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
     ranked = evaluate(EvaluateRun("vqa", str(questions), model, answers=str(tmp_path / "answers.txt")))
     assert (written["pictures"], written["questions"]) == (6, 18)
     assert written["accuracy"] > 90 and ranked["accuracy"] > 90
+    classes = EvaluateRun("classify", colour_folders(tmp_path), model, results=str(tmp_path / "c.json"))
+    classes.classify = ClassifyConfig(by="vqa", question="what colour is it?")
+    scores, rows = evaluate(classes), json.loads((tmp_path / "c.json").read_text())
+    assert scores["pictures"] == len(rows) == 6 and scores["accuracy"] == scores["mean_class_accuracy"] > 80
+    assert scores["accuracy"] == pytest.approx(100 / 6 * sum(row["label"] == row["prediction"] for row in rows))
     results = json.loads((tmp_path / "r.json").read_text())
     assert sorted(row["question_id"] for row in results) == list(range(18))
     assert results[0].keys() == {"question_id", "answer"}
