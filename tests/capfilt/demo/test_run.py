@@ -120,5 +120,4 @@ def test_the_whole_loop_in_chinese(tmp_path):
     assert len(web) > len(pairs) / 4
     captions = json.loads((out / "runs" / "bootstrapped" / "captions.json").read_text())
     assert any(is_chinese(row["caption"]) for row in captions)
-    assert not any(" " in row["caption"] for row in captions if row["caption"].isalpha())
     assert json.loads((out / "summary.json").read_text())["config"]["lang"] == "zh"
