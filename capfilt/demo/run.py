@@ -15,10 +15,7 @@ pairs: else a row would win by its human share, not by its texts. "human_only" i
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,12 +26,12 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from capfilt.config import diff
 from capfilt.demo import image_encoder, judge, show
 from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
 from capfilt.report import ReportConfig, report
 from capfilt.shards import write_json, write_table
+from capfilt.steps import Step, Steps, claim
 
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
@@ -69,7 +66,7 @@ class Recipe:
     validation: int = 500
     test: int = 1_000
     pretrain_steps: int = 800
-    captioner_steps: int = 500
+    captioner_steps: int = 800
     filter_steps: int = 400
     shard_size: int = 2_000
 
@@ -89,10 +86,6 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, An
     return Demo(config, console).run()
 
 
-class CommandFailedError(RuntimeError):
-    """A command of the demo failed; the message names it, its exit code and its last words."""
-
-
 class Demo:
     """One demo run: where its files lie, and its steps in order."""
 
@@ -100,13 +93,15 @@ class Demo:
         self.config, self.console, self.recipe = config, console, Recipe.of(config)
         self.out = config.out
         self.corpus, self.data, self.runs = self.out / "corpus", self.out / "data", self.out / "runs"
+        self.steps = Steps(self.out / "logs")
         self.rows = ["noisy", "human_only", "bootstrapped"]
         if config.rows == "all":
             self.rows += ["filter_only", "captioner_only"]
 
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
-        self.claim()
+        settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
+        claim(self.out, "demo.json", settings, "demo")
         self.heading("1  A noisy web: draw the corpus, serve it, download it")
         self.download()
         self.heading("2  Pre-train on the noise (and, as a control, on the human pairs alone)")
@@ -128,21 +123,6 @@ class Demo:
         self.report()
         return summary
 
-    def claim(self) -> None:
-        """Refuse a folder that holds a demo with other settings."""
-        marker = self.out / "demo.json"
-        settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
-        if marker.is_file():
-            changes = diff(json.loads(marker.read_text(encoding="utf-8")), settings)
-            if changes:
-                raise ValueError(
-                    f"{self.out} holds a demo with other settings ({'; '.join(changes)}): "
-                    "give another --out, or remove the folder"
-                )
-        elif self.out.is_dir() and any(self.out.iterdir()):
-            raise ValueError(f"{self.out} is not empty and holds no demo: give another --out")
-        write_json(marker, settings)
-
     # --- the steps, each as the command a user would type ---------------------------------------------------------
 
     def download(self) -> None:
@@ -155,64 +135,63 @@ class Demo:
             urls = self.out / "urls.parquet"
             if not urls.is_file():  # a resumed demo keeps the addresses that its tables name
                 write_table(urls, url_table(self.corpus, server.url))
-            self.together([
-                "download", str(urls), str(self.data), "--allow-private",
-                "--shard-size", str(recipe.shard_size), "--workers", str(cores()), "--set", "min_size=16",
-            ])  # fmt: skip
+            self.together(self.fetch())
 
-    def pretrain(self, name: str, dataset: str | None) -> list[str]:
+    def fetch(self) -> Step:
+        return Step("download", (
+            "download", str(self.out / "urls.parquet"), str(self.data), "--allow-private",
+            "--shard-size", str(self.recipe.shard_size), "--workers", str(cores()), "--set", "min_size=16",
+        ))  # fmt: skip
+
+    def pretrain(self, name: str, dataset: str | None) -> Step:
         human = str(self.corpus / "human" / "train.json")
         datasets = [f"{dataset}={1 - HUMAN_SHARE:g}", f"{human}={HUMAN_SHARE:g}"] if dataset else [human]
-        return ["pretrain", *datasets, "--vision", typed(image_encoder.SHIPPED), *self.training("pretrain", name)]
+        vision = ("--vision", typed(image_encoder.SHIPPED))
+        return Step(f"pretrain-{name}", ("pretrain", *datasets, *vision, *self.training("pretrain", name)))
 
-    def finetune(self, task: str, name: str) -> list[str]:
+    def finetune(self, task: str, name: str) -> Step:
         human, noisy = self.corpus / "human" / "train.json", self.runs / "noisy" / "model"
-        return ["finetune", task, str(human), "--init", str(noisy), *self.training(name, name)]
+        words = ("finetune", task, str(human), "--init", str(noisy), *self.training(name, name))
+        return Step(f"finetune-{name}", words)
 
     def training(self, recipe: str, name: str) -> list[str]:
         """Options that all training commands share."""
         steps = getattr(self.recipe, f"{recipe}_steps")
         seed = ["--seed", str(self.config.seed)] if self.config.seed else []
-        return [
-            "--config",
-            typed(RECIPES / f"{recipe}.yaml"),
-            "--steps",
-            str(steps),
-            *seed,
-            *self.longer(f"{SECTIONS[recipe]}.max_tokens=30"),
-            "--out",
-            str(self.runs / name),
-        ]
+        config = typed(RECIPES / f"{recipe}.yaml")
+        longer = self.longer(f"{SECTIONS[recipe]}.max_tokens=30")
+        return ["--config", config, "--steps", str(steps), *seed, *longer, "--out", str(self.runs / name)]
 
     def longer(self, setting: str) -> list[str]:
         """A length for texts in Chinese, of which every character is a token; the recipes are made for English."""
         return ["--set", setting] if self.config.lang == "zh" else []
 
-    def caption(self) -> list[str]:
-        return [
+    def caption(self) -> Step:
+        return Step("caption", (
             "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
             "--seed", str(self.config.seed), "--workers", str(cores()),
             "--config", typed(RECIPES / "caption.yaml"), *self.longer("generate.max_length=40"),
-        ]  # fmt: skip
+        ))  # fmt: skip
 
-    def filter(self, name: str) -> list[str]:
+    def filter(self, name: str) -> Step:
         # The filter of a quick run has learned little more than its prior of one third.
         how = ["--threshold", "0.1"] if self.config.quick else []
         how = ["--threshold", "0"] if name == "captioner_only" else how
         how += ["--sources", "web"] if name == "filter_only" else []
         model = str(self.runs / "filter" / "model")
-        return ["filter", str(self.data), "--model", model, "--name", name, *how, "--workers", str(cores())]
+        words = ("filter", str(self.data), "--model", model, "--name", name, *how, "--workers", str(cores()))
+        return Step(f"filter-{name}", words)
 
-    def evaluate(self, name: str) -> list[list[str]]:
-        human, model = self.corpus / "human", str(self.runs / name / "model")
-        results = str(self.runs / name / "captions.json")
-        return [
-            [
-                "evaluate", "caption", str(human / "test.json"), "--model", model, "--results", results,
-                "--config", typed(RECIPES / "evaluate.yaml"), *self.longer("generate.max_length=40"),
-            ],
-            ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", model, "--set", f"k={SHORTLIST}"],
-        ]  # fmt: skip
+    def evaluate(self, name: str) -> tuple[Step, Step]:
+        """Its captions and its retrieval."""
+        human, run = self.corpus / "human", self.runs / name
+        caption = ("evaluate", "caption", str(human / "test.json"), "--model", str(run / "model"))
+        said = ("--results", str(run / "captions.json"), "--config", typed(RECIPES / "evaluate.yaml"))
+        retrieval = ("evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", str(run / "model"))
+        return (
+            Step(f"evaluate-caption-{name}", (*caption, *said, *self.longer("generate.max_length=40"))),
+            Step(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={SHORTLIST}")),
+        )
 
     def report(self) -> None:
         """The page about what the filter did, the other filtered rows beside it."""
@@ -225,56 +204,21 @@ class Demo:
 
     # --- running them ---------------------------------------------------------------------------------------------
 
-    def in_pairs(self, commands: Sequence[list[str]]) -> None:
+    def in_pairs(self, steps: Sequence[Step]) -> None:
         """As many at a time as there are cores: small models gain little from a second thread."""
         width = max(1, min(2, cores()))
-        for start in range(0, len(commands), width):
-            self.together(*commands[start : start + width])
+        for start in range(0, len(steps), width):
+            self.together(*steps[start : start + width])
 
-    def together(self, *commands: list[str]) -> None:
-        """Run commands side by side, the cores shared among them; raises CommandFailedError."""
-        threads = str(max(1, cores() // len(commands)))
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-        started, running = time.monotonic(), []
-        for command in commands:
-            if self.result(command) is not None:
-                self.console.print(f"[dim]done before:[/] capfilt {shlex.join(command)}")
-                continue
-            self.console.print(f"[bold]$[/] capfilt {shlex.join(command)}", soft_wrap=True)
-            log = self.log(command)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            arguments = [sys.executable, "-m", "capfilt", *command, "--json"]
-            with log.with_suffix(".json.partial").open("w") as out, log.open("w") as err:
-                running.append((command, subprocess.Popen(arguments, stdout=out, stderr=err, env=environment)))
-        try:
-            codes = [process.wait() for _, process in running]
-        except BaseException:
-            for _, process in running:
-                process.terminate()
-            raise
-        for (command, _), code in zip(running, codes, strict=True):
-            log = self.log(command)
-            if code:
-                last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no output"]
-                raise CommandFailedError(f"capfilt {shlex.join(command)} exited with {code}: {last[0]} (see {log})")
-            os.replace(log.with_suffix(".json.partial"), log.with_suffix(".json"))
-        if running:
+    def together(self, *steps: Step) -> None:
+        """Run commands side by side, the cores shared among them; raises StepFailedError."""
+        started, again = time.monotonic(), [step for step in steps if self.steps.summary(step) is not None]
+        for step in steps:
+            self.console.print(f"{'[dim]done before:[/]' if step in again else '[bold]$[/]'} {step}", soft_wrap=True)
+        threads = str(max(1, cores() // len(steps)))
+        self.steps.run(*steps, environment={"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"})
+        if len(again) < len(steps):
             self.console.print(f"[dim]{time.monotonic() - started:.0f} s[/]")
-
-    def log(self, command: list[str]) -> Path:
-        """Where a command's messages go; its JSON summary lies beside, with another ending."""
-        stem = "-".join(Path(word).name if "/" in word else word for word in command[:2])
-        for option in ("--out", "--name", "--model"):
-            if option in command:
-                path = Path(command[command.index(option) + 1])
-                stem += "-" + (path.parent.name if path.name == "model" else path.name)
-                break
-        return self.out / "logs" / f"{stem}.log"
-
-    def result(self, command: list[str]) -> dict[str, Any] | None:
-        """The JSON summary of a command that has finished."""
-        path = self.log(command).with_suffix(".json")
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def free_port(self) -> int:
         """The port of the first launch, so that a resumed download finds its URLs answered."""
@@ -294,13 +238,13 @@ class Demo:
         summary: dict[str, Any] = {
             "config": {name: str(value) if name == "out" else value for name, value in asdict(self.config).items()},
             "recipe": asdict(self.recipe) | {"human_share": HUMAN_SHARE},
-            "download": self.result(["download", str(self.out / "urls.parquet")]),
+            "download": self.steps.summary(self.fetch()),
             "filter": judge.judge_filter(pairs["bootstrapped"]),
             "web_texts": judge.kept_by_kind(pairs["bootstrapped"]),
             "samples": judge.sample_pictures(pairs["bootstrapped"], self.data, self.out / "samples"),
         }
         for name in self.rows:
-            caption, retrieval = (self.result(command) for command in self.evaluate(name))
+            caption, retrieval = (self.steps.summary(step) for step in self.evaluate(name))
             summary[name] = judge.judge_captions(self.runs / name / "captions.json", self.corpus, "test") | {
                 "cider": caption["CIDEr"],
                 "bleu4": caption["BLEU-4"],

@@ -1,0 +1,109 @@
+"""Commands of capfilt run as child processes, each with a log and a summary: how a longer job does its parts.
+
+In: steps, which are names and the words a user would type. Out, in one folder: NAME.log, what the command said, and
+NAME.json, its summary, written when it has succeeded: present means done, so a job launched again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capfilt.config import diff
+from capfilt.shards import write_json
+
+
+class StepFailedError(RuntimeError):
+    """A command failed; the message names it, its exit code, its last words and its log."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: a name of its own within the job, and its words after `capfilt`."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"capfilt {shlex.join(self.words)}"
+
+
+class Steps:
+    """Runs steps, and knows which are done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def log(self, step: Step) -> Path:
+        """Where the command's messages go."""
+        return self.folder / f"{step.name}.log"
+
+    def summary(self, step: Step) -> dict[str, Any] | None:
+        """What the command printed with --json, once it has succeeded."""
+        path = self.folder / f"{step.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def last_words(self, step: Step) -> str:
+        """The last line of its log."""
+        try:
+            with self.log(step).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        return lines[-1] if lines else ""
+
+    def run(
+        self, *steps: Step, environment: Mapping[str, str] | None = None, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """Run steps side by side, those done before left out; `tick` is called some times a second meanwhile.
+
+        Raises StepFailedError when all have ended and one did not succeed. Interrupted, it ends them.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        running = [(step, self._start(step, environment)) for step in steps if self.summary(step) is None]
+        try:
+            while any(process.poll() is None for _, process in running):
+                tick()
+                time.sleep(0.2)
+        except BaseException:
+            for _, process in running:
+                process.terminate()
+            for _, process in running:
+                process.wait()
+            raise
+        for step, process in running:
+            if process.returncode:
+                said = self.last_words(step) or "no output"
+                raise StepFailedError(f"{step} exited with {process.returncode}: {said} (see {self.log(step)})")
+            os.replace(self._partial(step), self.folder / f"{step.name}.json")
+
+    def _partial(self, step: Step) -> Path:
+        return self.folder / f"{step.name}.json.partial"
+
+    def _start(self, step: Step, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "capfilt", *step.words, "--json"]
+        with self._partial(step).open("wb") as out, self.log(step).open("wb") as err:
+            return subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | dict(environment or {}))
+
+
+def claim(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> None:
+    """Take a new or empty folder for a job, or one that holds the same job; ValueError names what differs."""
+    path = folder / marker
+    if path.is_file():
+        if changes := diff(json.loads(path.read_text(encoding="utf-8")), settings):
+            raise ValueError(
+                f"{folder} holds a {job} with other settings ({'; '.join(changes)}): "
+                "give another --out, or remove the folder"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no {job}: give another --out")
+    write_json(path, dict(settings))

@@ -1,0 +1,60 @@
+"""Child processes of a longer job: done once, named where they fail, ended where it is."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from capfilt.steps import Step, StepFailedError, Steps, claim
+
+
+def test_a_failed_step_says_which_and_why_and_is_not_done(tmp_path: Path) -> None:
+    steps, step = Steps(tmp_path / "logs"), Step("first", ("pack", str(tmp_path / "nowhere"), str(tmp_path / "data")))
+    with pytest.raises(StepFailedError, match=r"capfilt pack .*nowhere.* exited with 2: Error: .*first\.log"):
+        steps.run(step)
+    assert steps.summary(step) is None
+
+
+def test_a_step_is_done_once_and_leaves_its_summary(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "a.jpg")
+    steps, step = Steps(tmp_path / "logs"), Step("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data")))
+    ticks = []
+    steps.run(step, tick=lambda: ticks.append(steps.last_words(step)))
+    summary = steps.summary(step)
+    assert ticks and summary["rows"] == summary["ok"] == 1
+    assert json.loads((tmp_path / "logs" / "pack.json").read_text()) == summary
+    written = steps.log(step).stat().st_mtime_ns
+    steps.run(step)
+    assert steps.log(step).stat().st_mtime_ns == written
+
+
+def test_interrupted_it_ends_what_it_started(tmp_path: Path) -> None:
+    steps = Steps(tmp_path / "logs")
+    step = Step("served", ("demo", "--quick", "--out", str(tmp_path / "demo")))  # more than a minute's work
+
+    def tick() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steps.run(step, tick=tick)
+    assert steps.summary(step) is None
+    assert not [
+        line
+        for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
+        if str(tmp_path / "demo") in line
+    ]
+
+
+def test_a_job_claims_its_folder(tmp_path: Path) -> None:
+    claim(tmp_path / "job", "job.json", {"seed": 0}, "job")
+    claim(tmp_path / "job", "job.json", {"seed": 0}, "job")
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1\)"):
+        claim(tmp_path / "job", "job.json", {"seed": 1}, "job")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no job"):
+        claim(tmp_path / "other", "job.json", {"seed": 0}, "job")
