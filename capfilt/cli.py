@@ -391,6 +391,51 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: capfilt export data/filtered/r2 out --format parquet --decontaminate coco/val2017")
+@sentences
+def export(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A filtered folder, or a set filtered once.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the files.")],
+    format: Annotated[str | None, typer.Option(help="webdataset, parquet or json. (webdataset)")] = None,
+    decontaminate: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Leave out what looks like a picture there; repeatable.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the pairs, for the data set card.")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Hand the kept pairs on to other trainers: open_clip, datasets, BLIP's lists."""
+    from capfilt import export as stage
+
+    settings = resolve(stage.ExportConfig, None, (), {
+        "dataset": dataset, "out": out, "format": format, "decontaminate": decontaminate or None,
+        "licence": licence, "workers": workers,
+    })  # fmt: skip
+    summary = stage.export(settings)
+    finish(summary, as_json, failed_shards(summary))
+
+
+@app.command(epilog="Example: capfilt bootstrap bootstrap.yaml --dry-run")
+@sentences
+def bootstrap(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML: data, human, out, and each step's settings.")],
+    rounds: Annotated[int | None, typer.Option(help="Rounds of caption, filter, retrain. (1)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing.")] = False,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Run the loop from one YAML, round after round; run it again to go on where it was."""
+    from rich.console import Console
+
+    from capfilt import bootstrap as loop
+
+    settings = resolve(loop.BootstrapConfig, config, sets or (), {"rounds": rounds})
+    if dry_run:
+        finish(loop.dry_run(settings, Console(highlight=False, stderr=as_json)), as_json)
+    else:
+        finish(loop.bootstrap(settings), as_json)
+
+
 @app.command(epilog="Example: capfilt demo --out demo --rows all")
 @sentences
 def demo(

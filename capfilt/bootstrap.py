@@ -1,0 +1,276 @@
+"""The loop as one command: rounds of caption -> filter -> rewrite -> retrain, from one YAML.
+
+    [download]                       URLs -> the shard set `data`
+    round 0   pretrain               a model on the noisy pairs and the human ones (or `init`, and no training)
+    round r   finetune captioner, finetune filter       both from the model of round r - 1, on the human pairs
+              caption, filter        every picture of `data` -> filtered/round-r
+              report                 round r beside the rounds before it
+              pretrain               a new model, from scratch, on filtered/round-r and the human pairs
+    after each round's model         evaluate, where there are test sets
+
+Every step is the command that a user would type, in a process of its own, its settings in a file under `out/configs`,
+its words and its summary under `out/logs`. A step that has a summary is done: launched again, the loop goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from capfilt.caption import CaptionConfig
+from capfilt.config import resolve, to_dict
+from capfilt.download import DownloadConfig
+from capfilt.filter import FilterConfig
+from capfilt.shards import read_manifest, write_text
+from capfilt.steps import Step, Steps, claim
+from capfilt.storage import place
+
+TESTS = ("caption", "retrieval")
+SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "caption", "filter", "evaluate")
+
+
+@dataclass
+class BootstrapConfig:
+    """`capfilt bootstrap`; a section holds settings of its command, by the names that the command's --config takes."""
+
+    data: str  # shard set of the noisy pairs; with `urls`, where to put it
+    human: list[str]  # JSON files of pictures and captions written by people
+    out: str  # models, logs, settings, reports
+    rounds: int = 1
+    urls: str | None = None  # a list to download first
+    init: str | None = None  # the model of round 0, in place of one pre-trained on the noise
+    human_share: float | None = None  # of every pre-training batch; None: as many as there are pictures
+    nproc: int = 1  # processes a training is spread over: one for each GPU
+    tests: dict[str, str] = field(default_factory=dict)  # "caption" and "retrieval": JSON files, held out
+    download: dict[str, Any] = field(default_factory=dict)
+    pretrain: dict[str, Any] = field(default_factory=dict)
+    finetune_captioner: dict[str, Any] = field(default_factory=dict)
+    finetune_filter: dict[str, Any] = field(default_factory=dict)
+    caption: dict[str, Any] = field(default_factory=dict)
+    filter: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {self.rounds}.")
+        if self.human_share is not None and not 0 < self.human_share < 1:
+            raise ValueError(f"human_share is a share of a batch, between 0 and 1, not {self.human_share}.")
+        if unknown := [name for name in self.tests if name not in TESTS]:
+            raise ValueError(f"tests knows {' and '.join(TESTS)}, not '{unknown[0]}'.")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step of the loop, and what it works through: `unit` is what its summary's `<unit>_per_second` counts."""
+
+    step: Step
+    kind: str  # steps of one kind run at one rate
+    unit: str = "images"
+    amount: int | None = None
+
+
+def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[str, Any]:
+    """Run what is left of the loop; returns the scores of every round's model and where things lie."""
+    out, console = Path(config.out), console or Console(stderr=True, highlight=False)
+    steps, parts = Steps(out / "logs"), plan(config)
+    claim(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
+    for section in SECTIONS:
+        settings = getattr(config, section)
+        write_text(_settings_file(config, section), yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    started = time.monotonic()
+    with Overview(console, steps, parts) as overview:
+        for part in parts:
+            overview.start(part)
+            steps.run(part.step)
+            overview.finish(part)
+    summaries = {part.step.name: steps.summary(part.step) or {} for part in parts}
+    rounds = {}
+    for number in range(config.rounds + 1):
+        kept = summaries.get(f"{number}-filter", {}).get("kept")
+        scores = {test: summaries[f"{number}-evaluate-{test}"] for test in TESTS if test in config.tests}
+        rounds[f"round-{number}"] = {"model": model_of(config, number), "texts_kept": kept, **scores}
+    report = str(out / f"round-{config.rounds}" / "report.html")
+    return {**rounds, "report": report, "seconds": round(time.monotonic() - started)}
+
+
+def plan(config: BootstrapConfig) -> list[Part]:
+    """All steps in order, their settings checked; ValueError names the section of a wrong one."""
+    return list(_parts(config))
+
+
+def _parts(config: BootstrapConfig) -> Iterator[Part]:
+    if config.urls:
+        words, _ = _configured(config, "download", {"urls": config.urls, "out": config.data})
+        yield Part(Step("download", ("download", config.urls, config.data, *words)), "download", "rows")
+    pictures = _pictures(config.data)
+    if not config.init:
+        yield _pretrain(config, 0, config.data)
+    yield from _evaluate(config, 0)
+    for number in range(1, config.rounds + 1):
+        name, folder = f"round-{number}", Path(config.out) / f"round-{number}"
+        init = model_of(config, number - 1)
+        for task, model in (("caption", "captioner"), ("retrieval", "filter")):
+            given = {"task": task, "annotations": config.human, "init": init}
+            words, run = _configured(config, f"finetune_{model}", given)
+            words = ["finetune", task, *config.human, "--init", init, "--out", str(folder / model), *words]
+            step = Step(f"{number}-finetune-{model}", (*words, "--nproc", str(config.nproc)))
+            yield Part(step, f"finetune-{model}", amount=_images(run, config.nproc))
+        models = {model: str(folder / model / "model") for model in ("captioner", "filter")}
+        given = {"data": config.data, "model": models["captioner"], "name": name}
+        words, _ = _configured(config, "caption", given)
+        words = ("caption", config.data, "--model", models["captioner"], "--name", name, *words)
+        yield Part(Step(f"{number}-caption", words), "caption", "pictures", pictures)
+        given = {"data": config.data, "model": models["filter"], "name": name, "sources": ["web", name]}
+        words, run = _configured(config, "filter", given)
+        sources = ("--sources", "web", "--sources", name)
+        words = ("filter", config.data, "--model", models["filter"], "--name", name, *sources, *words)
+        yield Part(Step(f"{number}-filter", words), "filter", "texts_scored", pictures and 2 * pictures)
+        filtered = [str(Path(run.out or config.data) / "filtered" / f"round-{n}") for n in range(number, 0, -1)]
+        compare = [word for other in filtered[1:] for word in ("--compare", other)]
+        words = ("report", filtered[0], *compare, "--out", str(folder / "report.html"))
+        yield Part(Step(f"{number}-report", words), "report")
+        yield _pretrain(config, number, filtered[0])
+        yield from _evaluate(config, number)
+
+
+def model_of(config: BootstrapConfig, number: int) -> str:
+    """The model that round `number` ends with."""
+    if number == 0 and config.init:
+        return config.init
+    return str(Path(config.out) / f"round-{number}" / "pretrain" / "model")
+
+
+def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Part:
+    share = config.human_share
+    data = [dataset, *config.human]
+    if share is not None:
+        data = [f"{dataset}={1 - share:g}", *(f"{path}={share / len(config.human):g}" for path in config.human)]
+    words, run = _configured(config, "pretrain", {"data": data})
+    folder = str(Path(config.out) / f"round-{number}" / "pretrain")
+    step = Step(f"{number}-pretrain", ("pretrain", *data, "--out", folder, *words, "--nproc", str(config.nproc)))
+    return Part(step, "pretrain", amount=_images(run, config.nproc))
+
+
+def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Part]:
+    for test in TESTS:
+        if test in config.tests:
+            given = {"task": test, "annotations": config.tests[test], "model": model_of(config, number)}
+            words, _ = _configured(config, "evaluate", given)
+            words = ("evaluate", test, config.tests[test], "--model", given["model"], *words)
+            yield Part(Step(f"{number}-evaluate-{test}", words), f"evaluate-{test}")
+
+
+def _configured(config: BootstrapConfig, section: str, given: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """The words that pass a section's settings on, and all that the command will go by."""
+    settings = getattr(config, section)
+    if doubled := [name for name in settings if name in given]:
+        raise ValueError(f"{section}: leave out '{doubled[0]}'; the loop sets it.")
+    try:
+        run = resolve(_config_of(section), None, (), {**settings, **given})
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from None
+    return ["--config", str(_settings_file(config, section))] if settings else [], run
+
+
+def _settings_file(config: BootstrapConfig, section: str) -> Path:
+    return Path(config.out) / "configs" / f"{section}.yaml"
+
+
+def _config_of(section: str) -> type:
+    from blipcore.train.runs import EvaluateRun, FinetuneRun, PretrainRun
+
+    finetuned = {"finetune_captioner": FinetuneRun, "finetune_filter": FinetuneRun}
+    trained = {"pretrain": PretrainRun, **finetuned, "evaluate": EvaluateRun}
+    return {"download": DownloadConfig, "caption": CaptionConfig, "filter": FilterConfig, **trained}[section]
+
+
+def _images(run: Any, nproc: int) -> int | None:
+    """Pictures that a training reads, where its length is given in steps."""
+    train = run.train
+    return train.steps * train.batch_size * train.accumulate * nproc or None
+
+
+def _pictures(data: str) -> int | None:
+    """Pictures of a shard set whose manifest counts them."""
+    counts = (read_manifest(place(data)) or {}).get("counts", {})
+    return counts.get("ok")
+
+
+# --- what a person sees ---------------------------------------------------------------------------------------------
+
+
+def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
+    """Print what `bootstrap` would run, with hours from the rates that steps done before in `out` have shown."""
+    steps, parts = Steps(Path(config.out) / "logs"), plan(config)
+    rates = {}
+    for part in parts:
+        if rate := (steps.summary(part.step) or {}).get(f"{part.unit}_per_second"):
+            rates[part.kind] = rate
+    table, left = Table("step", "pictures or texts", "hours", "command", title="bootstrap, planned"), 0.0
+    unknown = set()
+    for part in parts:
+        done, rate = steps.summary(part.step) is not None, rates.get(part.kind)
+        hours = part.amount / rate / 3600 if part.amount and rate else None
+        if done:
+            told = "done"
+        elif hours is None:
+            told = "?"
+            unknown.add(part.kind)
+        else:
+            told, left = f"{hours:.2g}", left + hours
+        table.add_row(part.step.name, f"{part.amount:,}" if part.amount else "", told, escape(str(part.step)))
+    console.print(table)
+    if unknown:
+        console.print(f"No rate yet for {', '.join(sorted(unknown))}: it is measured when the first such step has run.")
+    return {"steps": len(parts), "hours_left": round(left, 3), "unknown": sorted(unknown)}
+
+
+class Overview:
+    """Which step is running, what it last said, what is done and left: live on a terminal, else a line a step."""
+
+    def __init__(self, console: Console, steps: Steps, parts: Sequence[Part]) -> None:
+        self.console, self.steps, self.parts = console, steps, parts
+        self.took = {part.step.name: 0.0 for part in parts}
+        self.now: Part | None = None
+        self.began = 0.0
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2)
+
+    def __enter__(self) -> Overview:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def start(self, part: Part) -> None:
+        self.now, self.began = part, time.monotonic()
+        if not self.console.is_terminal:
+            before = self.steps.summary(part.step) is not None
+            self.console.print(f"{'done before:' if before else '$'} {escape(str(part.step))}", soft_wrap=True)
+
+    def finish(self, part: Part) -> None:
+        self.took[part.step.name], self.now = time.monotonic() - self.began, None
+
+    def table(self) -> Table:
+        """A row a step; the running one shows the last line of its log, which holds its rate and what is left."""
+        table = Table("step", "", "seconds", "says", expand=True)
+        for part in self.parts:
+            name = part.step.name
+            if part is self.now:
+                took, said = time.monotonic() - self.began, self.steps.last_words(part.step)
+                table.add_row(f"[bold]{name}", "running", f"{took:.0f}", escape(said))
+            elif self.steps.summary(part.step) is not None:
+                table.add_row(name, "[green]done", f"{self.took[name]:.0f}" if self.took[name] else "before", "")
+            else:
+                table.add_row(f"[dim]{name}", "[dim]waits", "", "")
+        return table

@@ -1,0 +1,112 @@
+"""The loop from one YAML: the plan, and a round of it at toy size."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from capfilt.bootstrap import BootstrapConfig, plan
+from capfilt.config import resolve
+
+TRAIN = {"batch_size": 4, "steps": 2, "log_every": 1}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, write_shards, draw) -> Path:
+    """A YAML beside a shard set and a few human pairs."""
+    write_shards(tmp_path / "data", 1, 6)
+    rows = []
+    for number in range(6):
+        draw(number).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": "a red dog" if number % 2 else "two green trees"})
+    (tmp_path / "human.json").write_text(json.dumps(rows))
+    tests = [row | {"caption": [row["caption"], "a picture"]} for row in rows]
+    (tmp_path / "test.json").write_text(json.dumps(tests))
+    train = {"train": TRAIN}
+    settings = {
+        "data": str(tmp_path / "data"),
+        "human": [str(tmp_path / "human.json")],
+        "out": str(tmp_path / "loop"),
+        "human_share": 0.5,
+        "tests": {"retrieval": str(tmp_path / "test.json")},
+        "pretrain": {"preset": "tiny", "tokenizer": "train:60", "task": {"queue_size": 8}, **train},
+        "finetune_captioner": train,
+        "finetune_filter": {"retrieval": {"queue_size": 8}, **train},
+        "caption": {"generate": {"prompt": "", "max_length": 8}},
+        "filter": {"threshold": 0.0},
+    }
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "loop.yaml"
+
+
+def bootstrap(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "capfilt", "bootstrap", str(config), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+def test_each_round_starts_from_the_model_of_the_one_before(toy: Path) -> None:
+    config = resolve(BootstrapConfig, toy, ["rounds=2"])
+    steps = {part.step.name: part.step.words for part in plan(config)}
+    assert list(steps) == [
+        "0-pretrain", "0-evaluate-retrieval",
+        "1-finetune-captioner", "1-finetune-filter", "1-caption", "1-filter", "1-report", "1-pretrain",
+        "1-evaluate-retrieval",
+        "2-finetune-captioner", "2-finetune-filter", "2-caption", "2-filter", "2-report", "2-pretrain",
+        "2-evaluate-retrieval",
+    ]  # fmt: skip
+    first = f"{config.out}/round-1/pretrain"
+    assert first in steps["1-pretrain"] and f"{first}/model" in steps["2-finetune-filter"]
+    assert f"{config.data}/filtered/round-2=0.5" in steps["2-pretrain"]
+    assert steps["2-report"][1:4] == (f"{config.data}/filtered/round-2", "--compare", f"{config.data}/filtered/round-1")
+
+
+def test_a_model_that_one_has_takes_the_place_of_round_0(toy: Path) -> None:
+    config = resolve(BootstrapConfig, toy, ["init=some/model"])
+    steps = {part.step.name: part.step.words for part in plan(config)}
+    assert "0-pretrain" not in steps and "some/model" in steps["1-finetune-captioner"]
+    assert "--init" not in steps["1-pretrain"]  # a new model, from scratch, as in the paper
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("finetune_filter.train.stepz=3", r"finetune_filter: .*train\.steps"),
+        ("caption.model=other", "caption: leave out 'model'"),
+        ("human_share=1.5", "human_share is a share"),
+        ("tests.vqa=a.json", "tests knows caption and retrieval"),
+        ("rounds=0", "rounds must be at least 1"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(toy: Path, setting: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        plan(resolve(BootstrapConfig, toy, [setting]))
+    assert not (toy.parent / "loop").exists()
+
+
+def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
+    planned = bootstrap(toy, "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr[-2000:]
+    assert json.loads(planned.stdout)["unknown"][0] == "caption" and not (toy.parent / "loop").exists()
+
+    process = bootstrap(toy, "--json")
+    assert process.returncode == 0, process.stderr[-2000:]
+    summary = json.loads(process.stdout)
+    assert summary["round-1"]["texts_kept"] == 12 and 0 <= summary["round-1"]["retrieval"]["mean_recall"] <= 100
+    assert Path(summary["round-1"]["model"], "model.safetensors").is_file()
+    assert "<title>round-1" in Path(summary["report"]).read_text()
+    table = pq.read_table(toy.parent / "data" / "filtered" / "round-1")
+    assert set(table["source"].to_pylist()) == {"web", "round-1"}
+
+    again = bootstrap(toy)
+    assert again.returncode == 0
+    said = [line for line in again.stderr.splitlines() if "capfilt" in line]
+    assert len(said) == 9 and all(line.startswith("done before:") for line in said)
+    planned = json.loads(bootstrap(toy, "--dry-run", "--rounds", "2", "--json").stdout)
+    assert planned["steps"] == 16 and not planned["unknown"] and planned["hours_left"] > 0
+
+    other = bootstrap(toy, "--set", "human_share=0.25")
+    assert other.returncode == 2 and "human_share: 0.5 -> 0.25" in other.stderr
