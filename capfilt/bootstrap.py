@@ -74,7 +74,7 @@ class Part:
 
     step: Step
     kind: str  # steps of one kind run at one rate
-    unit: str = "images"
+    unit: str = ""  # none where a step is short beside the others
     amount: int | None = None
 
 
@@ -110,7 +110,7 @@ def plan(config: BootstrapConfig) -> list[Part]:
 def _parts(config: BootstrapConfig) -> Iterator[Part]:
     if config.urls:
         words, _ = _configured(config, "download", {"urls": config.urls, "out": config.data})
-        yield Part(Step("download", ("download", config.urls, config.data, *words)), "download", "rows")
+        yield Part(Step("download", ("download", config.urls, config.data, *words)), "download")
     pictures = _pictures(config.data)
     if not config.init:
         yield _pretrain(config, 0, config.data)
@@ -123,7 +123,7 @@ def _parts(config: BootstrapConfig) -> Iterator[Part]:
             words, run = _configured(config, f"finetune_{model}", given)
             words = ["finetune", task, *config.human, "--init", init, "--out", str(folder / model), *words]
             step = Step(f"{number}-finetune-{model}", (*words, "--nproc", str(config.nproc)))
-            yield Part(step, f"finetune-{model}", amount=_images(run, config.nproc))
+            yield Part(step, f"finetune-{model}", "images", _images(run, config.nproc))
         models = {model: str(folder / model / "model") for model in ("captioner", "filter")}
         given = {"data": config.data, "model": models["captioner"], "name": name}
         words, _ = _configured(config, "caption", given)
@@ -157,7 +157,7 @@ def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Part:
     words, run = _configured(config, "pretrain", {"data": data})
     folder = str(Path(config.out) / f"round-{number}" / "pretrain")
     step = Step(f"{number}-pretrain", ("pretrain", *data, "--out", folder, *words, "--nproc", str(config.nproc)))
-    return Part(step, "pretrain", amount=_images(run, config.nproc))
+    return Part(step, "pretrain", "images", _images(run, config.nproc, _pictures(config.data)))
 
 
 def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Part]:
@@ -193,10 +193,12 @@ def _config_of(section: str) -> type:
     return {"download": DownloadConfig, "caption": CaptionConfig, "filter": FilterConfig, **trained}[section]
 
 
-def _images(run: Any, nproc: int) -> int | None:
-    """Pictures that a training reads, where its length is given in steps."""
+def _images(run: Any, nproc: int, pictures: int | None = None) -> int | None:
+    """Pictures that a training reads, where its length is given in steps, or in epochs of a known number."""
     train = run.train
-    return train.steps * train.batch_size * train.accumulate * nproc or None
+    if train.steps:
+        return train.steps * train.batch_size * train.accumulate * nproc
+    return pictures and round(train.epochs * pictures)
 
 
 def _pictures(data: str) -> int | None:
@@ -215,22 +217,22 @@ def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
     for part in parts:
         if rate := (steps.summary(part.step) or {}).get(f"{part.unit}_per_second"):
             rates[part.kind] = rate
-    table, left = Table("step", "pictures or texts", "hours", "command", title="bootstrap, planned"), 0.0
-    unknown = set()
+    left, unknown = 0.0, set()
     for part in parts:
-        done, rate = steps.summary(part.step) is not None, rates.get(part.kind)
-        hours = part.amount / rate / 3600 if part.amount and rate else None
-        if done:
+        rate, told = rates.get(part.kind), ""
+        if steps.summary(part.step) is not None:
             told = "done"
-        elif hours is None:
-            told = "?"
+        elif part.unit and not (part.amount and rate):
+            told = "? hours"
             unknown.add(part.kind)
-        else:
-            told, left = f"{hours:.2g}", left + hours
-        table.add_row(part.step.name, f"{part.amount:,}" if part.amount else "", told, escape(str(part.step)))
-    console.print(table)
+        elif part.unit:
+            hours = part.amount / rate / 3600
+            told, left = f"{hours:.2g} hours", left + hours
+        amount = f"{part.amount:,} {part.unit}" if part.amount else ""
+        console.print(f"[bold]{part.step.name:24}[/]{amount:26}{told}")
+        console.print(f"  [dim]{escape(str(part.step))}[/]", soft_wrap=True)
     if unknown:
-        console.print(f"No rate yet for {', '.join(sorted(unknown))}: it is measured when the first such step has run.")
+        console.print(f"Hours are known once a step of its kind has run: {', '.join(sorted(unknown))} not yet.")
     return {"steps": len(parts), "hours_left": round(left, 3), "unknown": sorted(unknown)}
 
 
