@@ -45,7 +45,7 @@ def toy(tmp_path: Path, write_shards, draw) -> Path:
 
 def bootstrap(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "capfilt", "bootstrap", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 def test_each_round_starts_from_the_model_of_the_one_before(toy: Path) -> None:
