@@ -186,7 +186,8 @@ def _settings_file(config: BootstrapConfig, section: str) -> Path:
 
 
 def _config_of(section: str) -> type:
-    from blipcore.train.runs import EvaluateRun, FinetuneRun, PretrainRun
+    from blipcore.evaluation import EvaluateRun
+    from blipcore.train.runs import FinetuneRun, PretrainRun
 
     finetuned = {"finetune_captioner": FinetuneRun, "finetune_filter": FinetuneRun}
     trained = {"pretrain": PretrainRun, **finetuned, "evaluate": EvaluateRun}

@@ -65,6 +65,21 @@ def mark_duplicates(folder: Place, shards: Iterable[str], kind: str) -> dict[str
     return counts
 
 
+class LookAlikes:
+    """Pictures, by their difference hashes, that others are compared with: `dhash in alikes`."""
+
+    def __init__(self, hashes: Iterable[str]) -> None:
+        self.hashes = _numbers(list(hashes))
+        self.hashes = self.hashes[_telling(self.hashes)]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def __contains__(self, dhash: str) -> bool:
+        one = _numbers([dhash])
+        return bool(_telling(one)[0] and (_bits(self.hashes ^ one) <= NEAR).any())
+
+
 def _numbers(hexes: list[str]) -> np.ndarray:
     """Unsigned 64-bit numbers of runs of 16 hex digits."""
     return np.frombuffer(bytes.fromhex("".join(hexes)), ">u8").astype(np.uint64)
@@ -83,8 +98,7 @@ def _first_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
     Two hashes that differ in a few bits stand close together in the order of at least one rotation. In a large set
     some pairs may stand further apart than the window; the work stays in proportion to the number of pictures.
     """
-    told = _bits(hashes)
-    rows = np.flatnonzero(usable & (told >= FLAT) & (told <= 64 - FLAT))
+    rows = np.flatnonzero(usable & _telling(hashes))
     pairs: set[tuple[int, int]] = set()
     for turn in range(0, 64, ROTATION):
         turned = (hashes[rows] << np.uint64(turn)) | (hashes[rows] >> np.uint64((64 - turn) % 64))
@@ -99,6 +113,12 @@ def _first_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
         if of[earlier] < 0 and of[later] < 0:
             of[later] = earlier
     return of
+
+
+def _telling(hashes: np.ndarray) -> np.ndarray:
+    """Which hashes say enough of their picture to compare it by."""
+    told = _bits(hashes)
+    return (told >= FLAT) & (told <= 64 - FLAT)
 
 
 def _bits(numbers: np.ndarray) -> np.ndarray:

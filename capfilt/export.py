@@ -22,14 +22,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from capfilt import engine
 from capfilt.card import card
+from capfilt.duplicates import LookAlikes
 from capfilt.lock import claimed
-from capfilt.lookalike import Looks
 from capfilt.manifest import Manifest
-from capfilt.pictures import DecodeError, decode
+from capfilt.pictures import DecodeError, difference_hash, fit
 from capfilt.shards import (
     PICTURE_SUFFIXES,
     Picture,
@@ -74,7 +73,7 @@ class ExportStage:
     scores: list[str]
     folder: Path
     format: Format
-    forbidden: Looks
+    forbidden: LookAlikes
     name: str = "export"
 
     def output(self, shard: str) -> Path:
@@ -113,7 +112,7 @@ class ExportStage:
 
     def _looks_like_a_forbidden_one(self, image: bytes) -> bool:
         try:
-            return decode(image) in self.forbidden
+            return difference_hash(image) in self.forbidden
         except DecodeError:
             return False  # it was scored, so it could be read: whatever it is, no evaluation set shows it
 
@@ -186,7 +185,7 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
     data, folder = Dataset.open(config.dataset), local(config.out)
     images = ShardSet.open(data.images)
     shards = [table.stem for table in data.tables]
-    forbidden = Looks(image for path in config.decontaminate for image in _pictures_below(Path(path)))
+    forbidden = LookAlikes(look for path in config.decontaminate for look in _looks_below(Path(path)))
     if config.decontaminate and not len(forbidden):
         raise ValueError(f"No picture could be read below {', '.join(config.decontaminate)}: nothing to compare with.")
     with claimed(folder, config.rank, config.world_size):
@@ -230,10 +229,11 @@ def _join_lists(folder: Path, shards: list[str]) -> None:
         file.write(b"\n]\n" if before != b"[\n" else b"[]\n")
 
 
-def _pictures_below(folder: Path) -> Iterator[Image.Image]:
+def _looks_below(folder: Path) -> Iterator[str]:
+    """Difference hashes of the pictures in a folder, made upright as those of the shards are."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of pictures at {folder}.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES:
             with suppress(DecodeError):
-                yield decode(path.read_bytes())
+                yield difference_hash(fit(path.read_bytes()).data)

@@ -98,7 +98,7 @@ def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
     assert summary["round-1"]["texts_kept"] == 12 and 0 <= summary["round-1"]["retrieval"]["mean_recall"] <= 100
     assert Path(summary["round-1"]["model"], "model.safetensors").is_file()
     assert "<title>round-1" in Path(summary["report"]).read_text()
-    table = pq.read_table(toy.parent / "data" / "filtered" / "round-1")
+    table = pq.read_table(toy.parent / "data" / "filtered" / "round-1" / "00000.parquet")
     assert set(table["source"].to_pylist()) == {"web", "round-1"}
 
     again = bootstrap(toy)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from capfilt.duplicates import _bits, _first_alike, _first_near
+from capfilt.duplicates import LookAlikes, _bits, _first_alike, _first_near
 from capfilt.pack import PackConfig, pack
 from capfilt.pictures import difference_hash
 from capfilt.shards import ShardSet, read_pictures, read_table
@@ -87,3 +87,12 @@ def test_near_ones_are_found_among_many_and_no_others() -> None:
     of = _first_near(hashes, np.ones(len(hashes), bool))
     assert np.flatnonzero(of >= 0).tolist() == list(range(10_000, 10_500))
     assert (of[10_000:10_500] == np.arange(500)).all()
+
+
+def test_look_alikes_are_the_same_photograph_not_the_same_kind() -> None:
+    alikes = LookAlikes(difference_hash(encode(photo(n), "JPEG", quality=95)) for n in range(40))
+    assert len(alikes) > 30
+    again = [difference_hash(encode(photo(n).resize((150, 110)), "JPEG", quality=40)) in alikes for n in range(40)]
+    assert sum(again) >= len(alikes)
+    assert not [n for n in range(100, 300) if difference_hash(encode(photo(n), "PNG")) in alikes]
+    assert "0000000000000000" not in alikes and "ffffffffffffffff" not in LookAlikes(["ffffffffffffffff"])
