@@ -42,7 +42,7 @@ from capfilt.shards import (
     write_table,
     write_text,
 )
-from capfilt.storage import Place, committed, local, present
+from capfilt.storage import Place, committed, place, present
 from capfilt.survey import Dataset
 
 Format = Literal["webdataset", "parquet", "json"]
@@ -71,12 +71,12 @@ class ExportStage:
     filtered: Place
     sources: list[str]
     scores: list[str]
-    folder: Path
+    folder: Place
     format: Format
     forbidden: LookAlikes
     name: str = "export"
 
-    def output(self, shard: str) -> Path:
+    def output(self, shard: str) -> Place:
         return self.folder / ".index" / f"{shard}.parquet"  # written last; hidden, `datasets` passes it by
 
     def setup(self, device: str) -> None:
@@ -182,7 +182,7 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
     Raises ValueError or FileNotFoundError, one sentence, for a folder that `capfilt filter` has not made or finished,
     pictures that have been moved, or an `out` made with other settings.
     """
-    data, folder = Dataset.open(config.dataset), local(config.out)
+    data, folder = Dataset.open(config.dataset), place(config.out)
     images = ShardSet.open(data.images)
     shards = [table.stem for table in data.tables]
     forbidden = LookAlikes(look for path in config.decontaminate for look in _looks_below(Path(path)))
@@ -218,7 +218,7 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def _join_lists(folder: Path, shards: list[str]) -> None:
+def _join_lists(folder: Place, shards: list[str]) -> None:
     """`pairs.json`, one JSON list of the parts, a line a pair; never more than a part in memory."""
     with committed(folder / "pairs.json") as file:
         before = b"[\n"
