@@ -111,7 +111,7 @@ def _parts(config: BootstrapConfig) -> Iterator[Part]:
     if config.urls:
         words, _ = _configured(config, "download", {"urls": config.urls, "out": config.data})
         yield Part(Step("download", ("download", config.urls, config.data, *words)), "download")
-    pictures = _pictures(config.data)
+    pictures = _pictures(config)
     if not config.init:
         yield _pretrain(config, 0, config.data)
     yield from _evaluate(config, 0)
@@ -157,7 +157,7 @@ def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Part:
     words, run = _configured(config, "pretrain", {"data": data})
     folder = str(Path(config.out) / f"round-{number}" / "pretrain")
     step = Step(f"{number}-pretrain", ("pretrain", *data, "--out", folder, *words, "--nproc", str(config.nproc)))
-    return Part(step, "pretrain", "images", _images(run, config.nproc, _pictures(config.data)))
+    return Part(step, "pretrain", "images", _images(run, config.nproc, _pictures(config)))
 
 
 def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Part]:
@@ -202,10 +202,11 @@ def _images(run: Any, nproc: int, pictures: int | None = None) -> int | None:
     return pictures and round(train.epochs * pictures)
 
 
-def _pictures(data: str) -> int | None:
-    """Pictures of a shard set whose manifest counts them."""
-    counts = (read_manifest(place(data)) or {}).get("counts", {})
-    return counts.get("ok")
+def _pictures(config: BootstrapConfig) -> int | None:
+    """Pictures of the shard set: its manifest counts them, or, in a set of others, the first captioning did."""
+    manifest = read_manifest(place(config.data)) or {}
+    captioned = Steps(Path(config.out) / "logs").summary(Step("1-caption", ())) or {}
+    return manifest.get("counts", {}).get("ok") or captioned.get("counts", {}).get("pictures")
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------
