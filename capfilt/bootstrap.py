@@ -235,7 +235,7 @@ def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
         console.print(f"  [dim]{escape(str(part.step))}[/]", soft_wrap=True)
     if unknown:
         console.print(f"Hours are known once a step of its kind has run: {', '.join(sorted(unknown))} not yet.")
-    return {"steps": len(parts), "hours_left": round(left, 3), "unknown": sorted(unknown)}
+    return {"steps": len(parts), "hours_left": round(left, 6), "unknown": sorted(unknown)}
 
 
 class Overview:

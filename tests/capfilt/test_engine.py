@@ -83,7 +83,8 @@ def test_workers_that_die_while_loading_end_the_run(toy) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_leaves_no_worker_and_is_finished_by_the_next(toy, tmp_path: Path, stop: signal.Signals) -> None:
     script = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "import signal, sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from toy_stages import Toy\nfrom capfilt.engine import run\n"
         "if __name__ == '__main__':\n"
         f"    run(Toy(pathlib.Path(sys.argv[1]), seconds=0.2), {SHARDS}, workers=2, device='cpu')\n"

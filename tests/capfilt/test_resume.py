@@ -48,8 +48,11 @@ def launch(command, options, kill_at, environment):
     function(resolve(config, overrides=options), progress=False)
 
 if __name__ == "__main__":
+    before = None
     for line in sys.stdin:
-        child = os.fork()
+        if before:
+            os.waitpid(before, 0)
+        before = child = os.fork()
         if child == 0:
             try:
                 launch(*json.loads(line))
@@ -58,7 +61,9 @@ if __name__ == "__main__":
                 os._exit(1)
             os._exit(0)
         print("process", child, flush=True)
-        print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        # Reaped when the next one begins: until then its number is nobody else's, and to kill it does no harm.
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        print("exit", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status, flush=True)
 """
 
 
@@ -184,7 +189,7 @@ def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, k
                 child, start = launcher.start(command, settings(data, model, **more)), time.monotonic()
                 if killed < kills:
                     time.sleep(rng.uniform(0, longest))
-                    os.kill(child, signal.SIGKILL)  # one that has ended waits to be reaped: this does it no harm
+                    os.kill(child, signal.SIGKILL)  # one that has ended waits to be reaped
                 code = launcher.end()
                 assert code in (0, -signal.SIGKILL)
                 killed += code != 0
