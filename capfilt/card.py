@@ -12,7 +12,8 @@ from capfilt.survey import Dataset
 
 READ = {
     "webdataset": "Tar shards of `key.jpg`, `key.txt` (the text that the filter likes best) and `key.json`; "
-    "open_clip trains on them with `--dataset-type webdataset --train-data 'DIR/{00000..NNNNN}.tar'`.",
+    "open_clip trains on them with `--dataset-type webdataset --train-data 'DIR/{00000..NNNNN}.tar'` (webdataset up to "
+    "0.2.86, as it asks for).",
     "parquet": "Parquet with the pictures inside: `datasets.load_dataset('DIR')`.",
     "json": "`pairs.json`, one row a text, paths relative to this folder: BLIP's own lists.",
 }
