@@ -11,8 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +60,16 @@ class Steps:
             return ""
         return lines[-1] if lines else ""
 
-    def run(
-        self, *steps: Step, environment: Mapping[str, str] | None = None, tick: Callable[[], None] = lambda: None
-    ) -> None:
-        """Run steps side by side, those done before left out; `tick` is called some times a second meanwhile.
+    def run(self, *steps: Step, environment: Mapping[str, str] | None = None) -> None:
+        """Run steps side by side, those done before left out.
 
         Raises StepFailedError when all have ended and one did not succeed. Interrupted, it ends them.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         running = [(step, self._start(step, environment)) for step in steps if self.summary(step) is None]
         try:
-            while any(process.poll() is None for _, process in running):
-                tick()
-                time.sleep(0.2)
+            for _, process in running:
+                process.wait()
         except BaseException:
             for _, process in running:
                 process.terminate()
