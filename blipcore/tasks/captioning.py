@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from blipcore import distributed
 from blipcore.caption_scores import Words, caption_scores
@@ -13,7 +12,7 @@ from blipcore.model.blip import Blip
 from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.losses import IGNORE, lm_loss, scored
-from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
+from blipcore.tasks.task import Batch, Collate, Outputs, Progress, Task, with_first
 
 
 @dataclass
@@ -25,17 +24,13 @@ class CaptioningConfig:
     label_smoothing: float = 0.1
 
 
-class CaptioningTask(nn.Module):
+class CaptioningTask(Task):
     """`loss` = `loss_lm` over the words after the prompt and the end token."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: CaptioningConfig) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        super().__init__(model, tokenizer, config)
         self.collate = Collate(tokenizer, config.max_tokens, prompt=config.prompt)
         self.prompt_length = len(tokenizer.prompt(config.prompt))
-
-    def before_step(self, progress: Progress) -> None:
-        """Nothing to do: this task has no momentum encoders."""
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         ids, mask, text = batch["input_ids"], batch["attention_mask"], self.model.text
@@ -45,9 +40,6 @@ class CaptioningTask(nn.Module):
         labels[:, : self.prompt_length] = IGNORE
         loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing) * distributed.share(scored(labels))
         return {"loss": loss, "loss_lm": loss.detach()}
-
-    def after_step(self, outputs: list[Outputs]) -> None:
-        """Nothing to do: this task has no queues."""
 
 
 @torch.inference_mode()

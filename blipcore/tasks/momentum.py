@@ -8,6 +8,7 @@ samples, or from all W*B: then P, the candidates, counts W*B and the losses are 
 batch. B is always a process's own.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from blipcore.model.blip import Blip
 from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.losses import Negatives, clamp_temperature, itc_loss, itm_loss, sample_negatives, soft_targets
-from blipcore.tasks.task import Batch, Outputs, Progress, with_first
+from blipcore.tasks.task import Batch, Outputs, Progress, Task, with_first
 
 # Floor under the sampling weights of negatives: the official value of pre-training. Official retrieval has none and
 # stops when all weights underflow; at 1e-4 the distribution is the same to the eye.
@@ -53,12 +54,11 @@ def momentum_copy(model: Blip) -> Blip:
     return copy
 
 
-class ContrastiveTask(nn.Module):
+class ContrastiveTask(Task):
     """ITC against a queue of momentum features, and ITM with negatives mined from the batch."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: ContrastiveConfig) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        super().__init__(model, tokenizer, config)
         self.momentum = momentum_copy(model)
         width, size = model.config.embed_dim, config.queue_size
         self.register_buffer("image_queue", nn.functional.normalize(torch.randn(width, size), dim=0))
@@ -96,9 +96,9 @@ class ContrastiveTask(nn.Module):
         own = torch.eye(B, device=batch["pixels"].device)
         return F.pad(own, (before, candidates - before - B + self.config.queue_size))
 
+    @abstractmethod
     def same(self, batch: Batch, pool: Batch) -> Tensor:
         """(B, P) True where a text of `pool` is no negative for an image of `batch`."""
-        raise NotImplementedError
 
     def _place(self, B: int, across: bool) -> tuple[int, int]:
         """How many of the batch's candidates stand before this process's own, and how many there are."""

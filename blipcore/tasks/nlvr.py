@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from blipcore.data.pictures import Pictures
 from blipcore.data.stream import draw
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
-from blipcore.tasks.task import Batch, Outputs, Progress
+from blipcore.tasks.task import Batch, Outputs, Progress, Task
 
 SIDES = {"left": "right", "right": "left"}
 
@@ -50,24 +49,17 @@ class CollatePairs:
         }
 
 
-class NLVRTask(nn.Module):
+class NLVRTask(Task):
     """`loss` is the cross-entropy of the two classes, false and true."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: NLVRConfig) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        super().__init__(model, tokenizer, config)
         self.collate = CollatePairs(tokenizer, config, model.config.text.max_positions)
-
-    def before_step(self, progress: Progress) -> None:
-        """Nothing to do: this task has no momentum encoders."""
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         logits = pair_logits(self.model, batch["pixels"], batch["input_ids"], batch["attention_mask"])
         loss = F.cross_entropy(logits, batch["labels"])
         return {"loss": loss, "loss_nlvr": loss.detach()}
-
-    def after_step(self, outputs: list[Outputs]) -> None:
-        """Nothing to do: this task has no queues."""
 
 
 def other_side(text: str) -> str:

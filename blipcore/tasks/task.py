@@ -1,11 +1,12 @@
 """What the trainer asks of an objective. A Task owns the model and the losses; the trainer owns loop and optimiser."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
@@ -26,25 +27,28 @@ class Progress:
         return self.step / max(self.steps, 1)
 
 
-class Task(Protocol):
-    """An nn.Module with these members.
+class Task(nn.Module, ABC):
+    """A model and what it is to learn, by a `config` of the task's own.
 
     A step of the trainer is: `before_step` once, `forward` for each micro-batch, optimiser, `after_step` once with
     the outputs of all micro-batches. `forward` has no side effects: EMA and queues move in the other two.
     """
 
-    model: Blip
-    tokenizer: Tokenizer
     collate: Callable[[list[dict[str, Any]]], Batch]  # picklable
 
-    def before_step(self, progress: Progress) -> None:
-        """Momentum update and the like, before the forward passes of a step."""
+    def __init__(self, model: Blip, tokenizer: Tokenizer, config: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.config = model, tokenizer, config
 
+    @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         """`loss` is what to differentiate, `loss_*` its parts; other tensors are for `after_step`."""
 
+    def before_step(self, progress: Progress) -> None:
+        """Momentum update and the like, before the forward passes of a step; here nothing."""
+
     def after_step(self, outputs: list[Outputs]) -> None:
-        """Queue update and the like, after the optimiser."""
+        """Queue update and the like, after the optimiser; here nothing."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blipcore.data.answers import Question
 from blipcore.data.pictures import Pictures
@@ -18,7 +18,7 @@ from blipcore.model.generate import GenerateConfig, generate_from
 from blipcore.model.med import ImageKV, TextTransformer
 from blipcore.model.tokenizer import Tokenizer, clean_question
 from blipcore.tasks.losses import IGNORE, text_losses
-from blipcore.tasks.task import Batch, Outputs, Progress
+from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.vqa_accuracy import vqa_accuracy
 
 ROWS = 512  # candidate answers that go through the decoder at a time: each token of theirs has logits of all words
@@ -59,16 +59,12 @@ class CollateQuestions:
         }
 
 
-class VQATask(nn.Module):
+class VQATask(Task):
     """`loss` = `loss_lm`: of each answer the sum over its tokens, times its weight, summed; over questions the mean."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: VQAConfig) -> None:
-        super().__init__()
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        super().__init__(model, tokenizer, config)
         self.collate = CollateQuestions(tokenizer, config, model.config.text.max_positions)
-
-    def before_step(self, progress: Progress) -> None:
-        """Nothing to do: this task has no momentum encoders."""
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         model, decoder = self.model, self.model.answer_decoder
@@ -79,9 +75,6 @@ class VQATask(nn.Module):
         losses = text_losses(decoder.logits(decoded), labels, self.config.label_smoothing)
         loss = (losses * batch["answer_weights"]).sum() / len(batch["pixels"])
         return {"loss": loss, "loss_lm": loss.detach()}
-
-    def after_step(self, outputs: list[Outputs]) -> None:
-        """Nothing to do: this task has no queues."""
 
 
 def tokenize_questions(tokenizer: Tokenizer, questions: Sequence[str], config: VQAConfig) -> tuple[Tensor, Tensor]:
