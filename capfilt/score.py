@@ -215,7 +215,9 @@ def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
 def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) -> dict[str, Place | None]:
     """Source -> folder of its captions (None for "web"), web first, then by name; all of them finished."""
     places = [config.root / "captions", images.path / "captions"]
-    there = {path.name: path for root in reversed(places) for path in root.glob("[!.]*") if path.is_dir()}
+    # a folder without a table is what `capfilt caption` leaves when its model cannot be loaded
+    begun = [path for root in reversed(places) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
+    there = {path.name: path for path in begun}
     wanted = set(sources or [WEB, *there])
     found: dict[str, Place | None] = {WEB: None} if WEB in wanted else {}
     for name in sorted(wanted - {WEB}):

@@ -7,6 +7,7 @@ no code in a file ever runs.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The state dict of a torch file: its "model" entry, as official files have, or the whole."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle protocol that it may not read: it then fails, below
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its several readers stumble over
         raise ValueError(
             f"{path} is no PyTorch checkpoint of plain tensors ({type(error).__name__}): it is cut short, "

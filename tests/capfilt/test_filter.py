@@ -247,6 +247,13 @@ def test_mistakes_with_captions_are_sentences(shards, tiny_blip: Path, tiny_filt
         run(data, tiny_filter, name="r2")
 
 
+def test_captions_that_failed_to_begin_are_no_source(shards, tiny_filter: Path) -> None:
+    data = shards(1, 3)
+    with pytest.raises(ValueError, match="needs the text decoder"):
+        caption(data, tiny_filter, name="c")
+    assert set(run(data, tiny_filter)["by_source"]) == {"web"}
+
+
 def test_other_mistakes_are_sentences(shards, tiny_captioner: Path, tiny_filter: Path, tmp_path: Path) -> None:
     data = shards(1, 3)
     with pytest.raises(ValueError, match=r"is a captioner.*; filtering needs the ITM head: use a retrieval checkpoint"):
