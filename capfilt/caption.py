@@ -8,6 +8,8 @@ picture that cannot be decoded has no rows; it is counted, by reason, in the foo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,8 +18,9 @@ import pyarrow as pa
 from capfilt import engine
 from capfilt.captioners import Captioner, Dtype, GenerateConfig, captioner_fingerprint, open_captioner, resolve_dtype
 from capfilt.lock import claimed
+from capfilt.look import look
 from capfilt.manifest import Manifest, forget_if_empty
-from capfilt.readahead import ReadAhead, decode_threads, speed
+from capfilt.readahead import Ready, speed
 from capfilt.shards import CAPTIONS, WEB, ShardSet, write_table
 from capfilt.storage import Place, place
 
@@ -63,31 +66,60 @@ class CaptionStage:
         )
 
     def run(self, shard: str) -> dict[str, int]:
-        size = self.config.batch_size
-        pictures = ReadAhead(
-            self.images.tar(shard), self._captioner.prepare, ahead=2 * size, threads=decode_threads(engine.own_cores())
-        )
-        rows: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
-        for batch in pictures.batches(size):
-            usable = [picture for picture in batch if picture.error is None]
-            keys = [picture.key for picture in usable]
-            said = self._captioner.caption([picture.input for picture in usable], keys) if usable else []
-            for key, captions in zip(keys, said, strict=True):
-                for index, (text, logprob) in enumerate(captions):
-                    for column, value in zip(rows.values(), (key, index, text, logprob), strict=True):
-                        column.append(value)
-            engine.advance(len(batch))
-        counts = {"captions": len(rows["key"]), **pictures.counts}
-        write_table(self.output(shard), pa.table(rows, schema=CAPTIONS), counts, make_folder=False)
-        return counts | pictures.times()
+        return look(self.images.tar(shard), [self.begin(shard)], self.config.batch_size)
+
+    def begin(self, shard: str, said: Said | None = None) -> Captions:
+        """The captions of a shard, to be shown its pictures; they are put into `said` too, as they are made."""
+        return Captions(self._captioner, self.output(shard), said)
 
 
-def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Caption every shard that has no table yet; the summary counts all shards, also those of earlier runs.
+Said = dict[str, list[tuple[int, str | None]]]  # key -> its captions with their indices
 
-    Raises ValueError or FileNotFoundError, one sentence, for a folder that is no shard set, a checkpoint without a
-    decoder, or a folder of that name made with other settings.
-    """
+
+class Captions:
+    """The captions of a shard while its pictures go by: a `look.Viewer`."""
+
+    def __init__(self, captioner: Captioner, output: Place, said: Said | None) -> None:
+        self.captioner, self.output, self.said = captioner, output, said
+        self.prepare = captioner.prepare
+        self.rows: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
+
+    def see(self, batch: Sequence[Ready[Any]]) -> None:
+        usable = [picture for picture in batch if picture.error is None]
+        if not usable:
+            return
+        keys = [picture.key for picture in usable]
+        texts = self.captioner.caption([picture.input for picture in usable], keys)
+        for key, captions in zip(keys, texts, strict=True):
+            for index, (text, logprob) in enumerate(captions):
+                for column, value in zip(self.rows.values(), (key, index, text, logprob), strict=True):
+                    column.append(value)
+            if self.said is not None:
+                self.said[key] = [(index, text) for index, (text, _) in enumerate(captions)]
+
+    def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
+        counts = {"captions": len(self.rows["key"]), **pictures}
+        write_table(self.output, pa.table(self.rows, schema=CAPTIONS), counts, make_folder=False)
+        return counts
+
+
+@dataclass
+class Captioning:
+    """A folder of captions that is held for a run over `mine` of the shards."""
+
+    stage: CaptionStage
+    manifest: Manifest
+    mine: list[str]
+
+    def settle(self, failed: Mapping[str, str], changed: bool) -> dict[str, int]:
+        """Record what became of the run; returns the counts of all shards, or of this rank's until all are there."""
+        tables = {shard: self.stage.output(shard) for shard in self.stage.images.shards}
+        return self.manifest.settle(tables, self.mine, failed, changed=changed)
+
+
+@contextmanager
+def captioning(config: CaptionConfig) -> Iterator[Captioning]:
+    """Hold the folder of these captions, its manifest begun, while the block writes them."""
     images = ShardSet.open(config.data)
     folder = place(config.out or config.data) / "captions" / config.name
     dtype = resolve_dtype(engine.pick_device(config.device, 0), config.dtype)
@@ -96,8 +128,6 @@ def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str,
         "generate": asdict(config.generate),
         "dtype": dtype,
     }
-    stage = CaptionStage(config, images, folder, dtype)
-    mine = config.share(images.shards)
     with claimed(folder, config.rank, config.world_size):
         if config.world_size == 1:
             forget_if_empty(folder)
@@ -106,15 +136,24 @@ def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str,
             folder, "caption", settings, images=images.path, packages=packages, shared=config.world_size > 1
         )
         manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
+        yield Captioning(CaptionStage(config, images, folder, dtype), manifest, config.share(images.shards))
+
+
+def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Caption every shard that has no table yet; the summary counts all shards, also those of earlier runs.
+
+    Raises ValueError or FileNotFoundError, one sentence, for a folder that is no shard set, a checkpoint without a
+    decoder, or a folder of that name made with other settings.
+    """
+    with captioning(config) as job:
         ran = engine.run(
-            stage, mine, workers=config.workers, device=config.device, engine=config.engine, progress=progress
+            job.stage, job.mine, workers=config.workers, device=config.device, engine=config.engine, progress=progress
         )
-        tables = {shard: stage.output(shard) for shard in images.shards}
-        counts = manifest.settle(tables, mine, ran.failed, changed=ran.done > 0)
+        counts = job.settle(ran.failed, changed=ran.done > 0)
     return {
         "stage": "caption",
         "name": config.name,
-        "out": str(folder),
+        "out": str(job.stage.folder),
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
         "counts": counts,
         "seconds": round(ran.seconds, 2),

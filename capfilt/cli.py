@@ -184,6 +184,8 @@ def filter_(
     top_fraction: Annotated[float | None, typer.Option(help="Keep this share of the texts, the best.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each threshold keeps; write none.")] = False,
     sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
+    captioner: Annotated[str | None, typer.Option(help="Also caption, in the same pass: folder, .pth or id.")] = None,
+    captioner_name: Annotated[str | None, typer.Option(help="Name of those captions. (blip)")] = None,
     clip: Annotated[str | None, typer.Option(help="Also score with open_clip:ARCH/TAG.")] = None,
     scores: Annotated[str | None, typer.Option(help="Folder under scores/ to use or to make.")] = None,
     tokenizer: Tokenizer = None,
@@ -201,23 +203,25 @@ def filter_(
     as_json: Json = False,
 ) -> None:
     """Score texts against their pictures, keep what matches, rewrite: DATA/filtered/NAME, one table a shard."""
-    from capfilt.filter import FilterConfig, explain_thresholds, filter_shards
+    from capfilt.filter import explain_thresholds
+    from capfilt.one_pass import CaptionFilterConfig, caption_and_filter
     from capfilt.threshold import as_lines
 
-    settings = resolve(FilterConfig, config, sets or (), {
+    settings = resolve(CaptionFilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
         "top_fraction": top_fraction, "sources": sources or None, "clip": clip,
+        "captioner.model": captioner, "captioner.name": captioner_name,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
         "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
         "world_size": world_size,
     })  # fmt: skip
     if explain:
-        told = explain_thresholds(settings)
+        told = caption_and_filter(settings, then=explain_thresholds)
         finish(told if as_json else told | {"thresholds": None}, as_json)
         if not as_json:
             print("\n".join(as_lines(told["thresholds"], told["threshold"])))
         return
-    summary = filter_shards(settings)
+    summary = caption_and_filter(settings)
     finish(summary, as_json, failed_shards(summary))
 
 

@@ -23,7 +23,7 @@ from capfilt import threshold as thresholds
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.readahead import speed
-from capfilt.score import CAPTION_COLUMNS, ScoreConfig, Scored, rescore, score_shards
+from capfilt.score import CAPTION_COLUMNS, Making, ScoreConfig, Scored, rescore, score_shards
 from capfilt.shards import ShardSet, filtered_schema, read_table, write_table
 from capfilt.storage import Place, place, present
 from capfilt.verdict import KEPT, decide
@@ -122,7 +122,7 @@ class RewriteStage:
         return {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}
 
 
-def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+def filter_shards(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
     """Score what has no scores yet, decide, rewrite; the summary counts all shards, also those of earlier runs.
 
     Raises ValueError or FileNotFoundError, one sentence, for a folder that is no shard set, a checkpoint without the
@@ -132,11 +132,13 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
     images = ShardSet.open(config.data)
     folder = config.root / "filtered" / config.name
     with claimed(folder, config.rank, config.world_size):
-        return _filter(config, images, folder, progress)
+        return _filter(config, images, folder, making, progress)
 
 
-def _filter(config: FilterConfig, images: ShardSet, folder: Place, progress: bool) -> dict[str, Any]:
-    scored = score_shards(config, progress=progress)
+def _filter(
+    config: FilterConfig, images: ShardSet, folder: Place, making: Making | None, progress: bool
+) -> dict[str, Any]:
+    scored = score_shards(config, making=making, progress=progress)
     if config.clip_threshold is not None and "clip" not in scored.columns:
         raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
     threshold, why = config.threshold, None
@@ -201,10 +203,10 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored) -> thresholds
     )
 
 
-def explain_thresholds(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
     """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
     images = ShardSet.open(config.data)
-    scored = score_shards(config, progress=progress)
+    scored = score_shards(config, making=making, progress=progress)
     judged = _judge(config, images, scored)
     try:
         threshold, why = _choose(config, judged)

@@ -11,16 +11,20 @@ import hashlib
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
+from PIL import Image
 
 from capfilt import engine
 from capfilt.lock import claimed
+from capfilt.look import look
 from capfilt.manifest import Manifest, forget_if_empty
-from capfilt.readahead import ReadAhead, Ready, decode_threads
+from capfilt.readahead import Ready
 from capfilt.scorers import (
     BlipScorer,
     Dtype,
@@ -108,45 +112,72 @@ class ScoreStage:
             self._scorers.append(OpenClipScorer(config.clip, device=device, dtype=self.dtype))
 
     def run(self, shard: str) -> dict[str, int]:
-        captions = {source: read_captions(path / f"{shard}.parquet") for source, path in self.captions.items() if path}
-        own = self.images.about(shard, ("caption",))
-        web = _captions_by_key(own) if WEB in self.captions else None
-        columns = [column for scorer in self._scorers for column in scorer.columns]
-        pictures = ReadAhead(
-            self.images.tar(shard),
-            lambda image: [scorer.prepare(image) for scorer in self._scorers],
-            ahead=2 * self.config.batch_size,
-            threads=decode_threads(engine.own_cores()),
-        )
-        rows: list[dict[str, Any]] = []
-        for batch in pictures.batches(self.config.batch_size):
-            of_batch: list[list[dict[str, Any]]] = []
-            for picture in batch:
-                # the tar's own text goes before the table's, which only fills in
-                texts = [] if web is None else [(WEB, 0, picture.text or web.get(picture.key))]
-                for source, by_key in captions.items():
-                    texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
-                of_batch.append(
-                    [dict(key=picture.key, source=s, index=i, text=t, error=picture.error) for s, i, t in texts]
-                )
-            self._score(batch, of_batch)
-            rows += [row for of_picture in of_batch for row in of_picture]
-            engine.advance(len(batch))
-        for source, left in captions.items():
+        return look(self.images.tar(shard), [self.begin(shard)], self.config.batch_size)
+
+    def begin(self, shard: str, made: Mapping[str, Texts] = MappingProxyType({})) -> Scores:
+        """The scores of a shard, to be shown its pictures; captions that are only being `made` are not read."""
+        captions = {
+            source: made[source] if source in made else read_captions(path / f"{shard}.parquet")
+            for source, path in self.captions.items()
+            if path
+        }
+        web, counts = None, {}
+        if WEB in self.captions:
+            own = self.images.about(shard, ("caption",))
+            web = _captions_by_key(own)
+            if not own.column_names and self.images.table(shard).exists():
+                counts["table/unreadable"] = 1
+        return Scores(self._scorers, self.output(shard), web, captions, counts)
+
+
+Texts = dict[str, list[tuple[int, str | None]]]  # key -> texts with their indices
+
+
+@dataclass
+class Scores:
+    """The scores of a shard while its pictures go by: a `look.Viewer`."""
+
+    scorers: list[Scorer]
+    output: Place
+    web: dict[str, str | None] | None  # what the shard's own table knows; a tar's own texts go before it
+    captions: dict[str, Texts]  # taken out as their pictures come
+    counts: dict[str, int]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the score columns."""
+        return [column for scorer in self.scorers for column in scorer.columns]
+
+    def prepare(self, image: Image.Image) -> list[Any]:
+        return [scorer.prepare(image) for scorer in self.scorers]
+
+    def see(self, batch: Sequence[Ready[Any]]) -> None:
+        of_batch: list[list[dict[str, Any]]] = []
+        for picture in batch:
+            texts = [] if self.web is None else [(WEB, 0, picture.text or self.web.get(picture.key))]
+            for source, by_key in self.captions.items():
+                texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
+            of_batch.append(
+                [dict(key=picture.key, source=s, index=i, text=t, error=picture.error) for s, i, t in texts]
+            )
+        self._score(batch, of_batch)
+        self.rows += [row for of_picture in of_batch for row in of_picture]
+
+    def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
+        for source, left in self.captions.items():
             if left:
                 raise ValueError(
-                    f"Captions '{source}' of shard {shard} are for {len(left)} pictures that are not in its tar "
-                    f"({next(iter(left))} first); they belong to another shard set."
+                    f"Captions '{source}' of shard {self.output.stem} are for {len(left)} pictures that are not in "
+                    f"its tar ({next(iter(left))} first); they belong to another shard set."
                 )
-        scored = sum(row.get(columns[0]) is not None for row in rows)
-        counts = {"texts": len(rows), "texts_scored": scored, **pictures.counts}
-        if not own.column_names and self.images.table(shard).exists():
-            counts["table/unreadable"] = 1
-        schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
-        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=schema), counts, make_folder=False)
-        return counts | pictures.times()
+        scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
+        counts = {"texts": len(self.rows), "texts_scored": scored, **pictures, **self.counts}
+        schema = pa.schema([*scores_schema(self.columns), ("error", pa.string())])
+        write_table(self.output, pa.Table.from_pylist(self.rows, schema=schema), counts, make_folder=False)
+        return counts
 
-    def _score(self, batch: list[Ready[list[Any]]], of_batch: list[list[dict[str, Any]]]) -> None:
+    def _score(self, batch: Sequence[Ready[Any]], of_batch: list[list[dict[str, Any]]]) -> None:
         """Write scores into those rows of a batch that have words, of pictures that could be decoded."""
         judged = [
             (picture, worded)
@@ -156,7 +187,7 @@ class ScoreStage:
         if not judged:
             return
         texts = [[row["text"] for row in rows] for _, rows in judged]
-        for order, scorer in enumerate(self._scorers):
+        for order, scorer in enumerate(self.scorers):
             columns = scorer.score([picture.input[order] for picture, _ in judged], texts)
             for column, scores in columns.items():
                 for (_, rows), of_picture in zip(judged, scores, strict=True):
@@ -183,21 +214,32 @@ def _captions_by_key(table: pa.Table) -> dict[str, str | None]:
 # ---------------------------------------------------------------------------------------------------- the step
 
 
-def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
+class Making(Protocol):
+    """Captions that are written in the same pass over the pictures."""
+
+    source: str
+    folder: Place  # with their manifest
+
+    def together(self, scores: ScoreStage) -> engine.Stage:
+        """The stage that does both; its outputs are there exactly when both tables are."""
+
+
+def score_shards(config: ScoreConfig, *, making: Making | None = None, progress: bool = True) -> Scored:
     """Score what has no scores yet; ValueError or FileNotFoundError, one sentence, for what the user can mend."""
     images = ShardSet.open(config.data)
-    captions = _find_captions(config, images, config.sources)
+    captions = _find_captions(config, images, config.sources, making)
     folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
-    stage = ScoreStage(config, images, folder, captions, settings["dtype"])
-    tables, mine = {shard: stage.output(shard) for shard in images.shards}, config.share(images.shards)
-    complete = len(present(tables.values())) == len(tables)
+    scores = ScoreStage(config, images, folder, captions, settings["dtype"])
+    stage = making.together(scores) if making else scores
+    tables, mine = {shard: scores.output(shard) for shard in images.shards}, config.share(images.shards)
+    complete = len(present(map(stage.output, images.shards))) == len(tables)
     finished = complete and "counts" in (read_manifest(folder) or {})
     if not complete:
         if config.model is None or (settings["clip"] and config.clip is None):
             raise ValueError(
                 f"{folder} is not finished; give the model, and the --clip it was begun with, to finish it."
             )
-        stage.captions = _find_captions(config, images, list(settings["sources"]))
+        scores.captions = _find_captions(config, images, list(settings["sources"]), making)
     # finished scores are only read, by any number of runs at a time
     with nullcontext() if finished else claimed(folder, config.rank, config.world_size):
         packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
@@ -212,8 +254,10 @@ def score_shards(config: ScoreConfig, *, progress: bool = True) -> Scored:
     return Scored(folder, settings, captions, counts, ran)
 
 
-def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) -> dict[str, Place | None]:
-    """Source -> folder of its captions (None for "web"), web first, then by name; all of them finished."""
+def _find_captions(
+    config: ScoreConfig, images: ShardSet, sources: list[str], making: Making | None
+) -> dict[str, Place | None]:
+    """Source -> folder of its captions (None for "web"), web first, then by name; all finished or being made."""
     places = [config.root / "captions", images.path / "captions"]
     # a folder without a table is what `capfilt caption` leaves when its model cannot be loaded
     begun = [path for root in reversed(places) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
@@ -224,6 +268,9 @@ def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) ->
         if name not in there:
             known = ", ".join([WEB, *sorted(there)])
             raise FileNotFoundError(f"No captions named '{name}' in {places[0]}; the sources there are {known}.")
+        found[name] = there[name]
+        if making is not None and name == making.source:
+            continue
         tables = [there[name] / f"{shard}.parquet" for shard in images.shards]
         lacking = [path.stem for path in sorted(set(tables) - present(tables))]
         if lacking:
@@ -232,7 +279,6 @@ def _find_captions(config: ScoreConfig, images: ShardSet, sources: list[str]) ->
                 "`capfilt caption` again to finish it, or leave it out with --sources."
             )
         read_table(tables[0], CAPTION_COLUMNS)  # a table of another kind is better named before the model is loaded
-        found[name] = there[name]
     return found
 
 
