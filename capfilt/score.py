@@ -261,7 +261,7 @@ def _find_captions(
     places = [config.root / "captions", images.path / "captions"]
     # a folder without a table is what `capfilt caption` leaves when its model cannot be loaded
     begun = [path for root in reversed(places) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
-    there = {path.name: path for path in begun}
+    there = {path.name: path for path in begun} | ({making.source: making.folder} if making else {})
     wanted = set(sources or [WEB, *there])
     found: dict[str, Place | None] = {WEB: None} if WEB in wanted else {}
     for name in sorted(wanted - {WEB}):
