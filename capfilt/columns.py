@@ -5,6 +5,7 @@ The only file that imports `datasets`, which a saved dataset needs (its rows may
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-class TableColumns:
+class TableColumns(ABC):
     """The cells of some columns by row, read a few rows at a time; fast where rows are asked for in order."""
 
     def __init__(self, path: str, names: Sequence[str]):
@@ -63,9 +64,11 @@ class TableColumns:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return self._read_from(0)
 
+    @abstractmethod
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
-        raise NotImplementedError
+        """The cells of this row and of those that follow."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the file."""
 
@@ -107,6 +110,9 @@ class DatasetColumns(TableColumns):
         for start in range(row, len(self._data), ROWS):
             table = self._data[start : start + ROWS]
             yield from zip(*(table[name].to_pylist() for name in self.names), strict=True)
+
+    def close(self) -> None:
+        """Its Arrow files are mapped, and go with the object."""
 
 
 def load_dataset(path: str) -> Any:

@@ -156,12 +156,20 @@ def _fetch_all(
             write_table(staging / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
         failed |= _publish(out, staging / "plan", part, len(answers), config, progress)
         if not failed:
-            shutil.rmtree(fetched.folder)
+            _discard(fetched.folder)
         ok = sum(answer.status == "ok" for answer in answers.values())
         if number == 0 and len(part) < len(pending) and ok < config.stop_below * len(answers):
             few = f"only {ok} of the first {len(answers)} rows could be fetched: {_why(answers)}."
             return failed, f"{few} Run it again to go on, with --retry-failed to ask for these again too."
     return failed, None
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder of answers; a kill leaves all of them under its name or none, never a part."""
+    gone = folder.with_name(f"gone-{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _publish(
@@ -271,7 +279,7 @@ def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig,
         failed |= _publish(again, again / "plan", changed, len(answers), config, progress)
         if not failed:
             _finish_swaps(out, staging)
-            shutil.rmtree(again)
+            _discard(again)
     return failed
 
 

@@ -91,6 +91,7 @@ def _connect(
 
 
 _HEADS: weakref.WeakKeyDictionary[http.client.HTTPConnection, float] = weakref.WeakKeyDictionary()
+_HEADS_LOCK = threading.Lock()  # no connection may come while they are gone through
 
 
 @functools.cache  # once a process
@@ -102,12 +103,13 @@ def _cut_slow_heads() -> None:
     """Ends connections whose head is not complete in time: a server that drips it never trips a socket's timeout."""
     while True:
         time.sleep(1.0)
-        for connection, deadline in list(_HEADS.items()):
-            if (
-                time.monotonic() > deadline and connection.sock is not None
-            ):  # urllib takes the socket off after the head
+        with _HEADS_LOCK:
+            heads = list(_HEADS.items())
+        for connection, deadline in heads:
+            sock = connection.sock  # urllib takes it off after the head
+            if time.monotonic() > deadline and sock is not None:
                 with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: float) -> Any:
@@ -115,7 +117,8 @@ def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: f
 
     def make(host: str, **options: Any) -> http.client.HTTPConnection:
         connection = kind(host, **options)
-        _HEADS[connection] = deadline
+        with _HEADS_LOCK:
+            _HEADS[connection] = deadline
         connection.response_class = functools.partial(_Response, limits=limits, deadline=deadline)
         connection._create_connection = functools.partial(_connect, limits=limits, deadline=deadline)
         return connection

@@ -82,10 +82,10 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         tables = {f"{number:05d}": stage.output(f"{number:05d}") for number in range(-(-total // config.shard_size))}
         workers = max(1, min(config.workers or engine.cores(), total // 200))  # a process costs a second to start
         ran = engine.run(stage, tables, workers=workers, device="cpu", progress=progress)
+        if captions and not ran.failed:  # before the set itself, whose counts say that nothing is left to do
+            captions.finish({"captions": more})
         counts = manifest.settle(tables, tables, ran.failed, changed=ran.done > 0)
         if not ran.failed:
-            if captions:
-                captions.finish({"captions": more})
             shutil.rmtree(staging, ignore_errors=True)
         done = [shard for shard in tables if shard not in ran.failed]
         marked = mark_duplicates(out, done, config.duplicates) if config.duplicates else {}

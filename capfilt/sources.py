@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Columns(NamedTuple):
 
 
 @dataclass
-class Source:
+class Source(ABC):
     """Pictures and their texts: iterating gives a plan's rows, with `texts` in place of its caption.
 
     `files` is what it is made of, as (name, size): with the settings, what tells one source from another.
@@ -53,8 +54,8 @@ class Source:
     extra: str = ""  # fingerprint of an annotation file
     ignored: Counter[str] = field(default_factory=Counter)  # what is none of a picture, by kind
 
-    def __iter__(self) -> Iterator[Row]:
-        raise NotImplementedError
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
 
     @property
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.manifest import Manifest
-from capfilt.shards import CAPTIONS, IMAGES, read_table, scores_schema, write_shard, write_table
+from capfilt.shards import CAPTIONS, IMAGES, scores_schema, write_shard, write_table
 
 NASTY = [
     "</script><script>window.broken = 1</script>",
@@ -92,8 +92,3 @@ def _write_scores(folder: Path, name: str, keys: list[str], texts: dict[str, lis
     write_table(
         folder / "scores" / "s" / f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema), {"texts": len(rows)}
     )
-
-
-def rows_of(folder: Path) -> list[dict]:
-    """All rows of a filtered folder."""
-    return [row for path in sorted(folder.glob("*.parquet")) for row in read_table(path).to_pylist()]

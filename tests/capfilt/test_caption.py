@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ from capfilt.caption import CaptionConfig, CaptionStage, GenerateConfig, caption
 from capfilt.config import resolve
 from capfilt.shards import CAPTIONS, Picture, read_pictures, read_table, write_shard
 
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents
 
 
 def caption(data: Path, model: Path, **options) -> dict:

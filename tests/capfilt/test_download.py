@@ -23,6 +23,7 @@ from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictur
 from capfilt.staging import Answer, Asking, classify
 
 sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents, rows_of
 from web import Web, picture
 
 
@@ -36,10 +37,6 @@ def url_list(path: Path, urls: list[str | None], captions: list[str | None] | No
     captions = captions or [f"caption {number}" for number in range(len(urls))]
     pq.write_table(pa.table({"url": pa.array(urls, pa.string()), "TEXT": pa.array(captions, pa.string())}), path)
     return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # path on the test's web -> the outcome that its row must have, and words of the message
@@ -107,14 +104,9 @@ def everything(web: Web, tmp_path_factory: pytest.TempPathFactory) -> tuple[Down
     return config, download(config, progress=False), urls
 
 
-def rows_of(out: str) -> list[dict]:
-    found = ShardSet.open(out)
-    return [row for shard in found.shards for row in read_table(found.table(shard)).to_pylist()]
-
-
 def test_every_row_has_its_outcome(everything, web: Web) -> None:
     config, summary, urls = everything
-    rows = rows_of(config.out)
+    rows = rows_of(Path(config.out))
     assert [row["url"] for row in rows] == urls
     assert [row["key"] for row in rows[:12]] == [f"{n:06d}" for n in range(12)]
     expected = {web.url + path: ("ok", "") for path in FINE}
@@ -140,13 +132,13 @@ def test_only_what_may_mend_is_asked_again(everything, web: Web) -> None:
 
 def test_pictures_are_right_and_texts_as_they_came(everything, web: Web) -> None:
     config, _, _ = everything
-    rows = {row["url"]: row for row in rows_of(config.out)}
+    rows = {row["url"]: row for row in rows_of(Path(config.out))}
     found = ShardSet.open(config.out)
     problems: list = []
     tars = [sample for shard in found.shards for sample in read_pictures(found.tar(shard), problems)]
     assert problems == []
     pictures = {sample.meta["url"]: sample for sample in tars}
-    assert [sample.key for sample in tars] == [row["key"] for row in rows_of(config.out) if row["status"] == "ok"]
+    assert [sample.key for sample in tars] == [row["key"] for row in rows_of(Path(config.out)) if row["status"] == "ok"]
     assert pictures[f"{web.url}/good/1.jpg"].image == picture(1)
     for url, sample in pictures.items():
         row, image = rows[url], decode(sample.image)

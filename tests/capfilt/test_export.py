@@ -16,7 +16,8 @@ from capfilt.export import ExportConfig, export
 from capfilt.shards import read_pictures, read_table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from filtered_set import filter_set, rows_of, write_set
+from filtered_set import filter_set, write_set
+from folders import rows_of
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from capfilt import engine
 from capfilt.caption import CaptionConfig, caption_shards
 from capfilt.engine import Crew, run
 
+sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents
+
 ray = pytest.importorskip("ray", reason="--engine ray needs the extra ray")
 
 SHARDS = [f"{number:05d}" for number in range(5)]
@@ -104,10 +107,6 @@ def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_captioner: Pa
     killer.join()
     assert killed and summary["shards"] == {"done": 4, "skipped": 0, "failed": {}}
     assert contents(data / "captions" / "ray") == contents(data / "captions" / "here")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_the_choice_of_engine_is_checked() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,12 @@ from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictur
 from capfilt.storage import place
 
 sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents, rows_of
 from web import picture
 
 
 def run(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
     return pack(PackConfig(str(source), str(out), **({"workers": 1} | settings)), progress=False)
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    found = ShardSet.open(out)
-    return [row for shard in found.shards for row in read_table(found.table(shard)).to_pylist()]
 
 
 def pictures_of(out: Path) -> list[Picture]:
@@ -152,6 +150,34 @@ def test_annotation_files_and_several_texts(tmp_path: Path, kind: str) -> None:
 def test_the_annotation_file_itself_is_a_source(tmp_path: Path) -> None:
     folder(tmp_path, ["a.jpg", "deep/b c.jpg"])
     assert run(annotations(tmp_path / "list.json", "blip"), tmp_path / "data")["ok"] == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")])
+def test_a_run_that_ends_at_any_file_is_gone_on_with(tmp_path: Path, monkeypatch, error: BaseException) -> None:
+    folder(tmp_path, ["a.jpg", "deep/b c.jpg"])
+    source = annotations(tmp_path / "list.json", "coco")
+    run(source, tmp_path / "whole", shard_size=2)
+    whole, replace = contents(tmp_path / "whole"), os.replace
+    for last in range(1, 100):
+        data, renames = tmp_path / f"data{last}", iter(range(1, 100))
+
+        def replace_or_end(old: str, new: str, last: int = last, renames: Iterator[int] = renames) -> None:
+            if next(renames) == last:
+                raise error
+            replace(old, new)
+
+        monkeypatch.setattr(os, "replace", replace_or_end)
+        try:
+            run(source, data, shard_size=2)
+            break
+        except type(error):
+            monkeypatch.undo()
+        there = contents(data)
+        finished = [name for name in there if not name.startswith(".staging") and not name.endswith("manifest.json")]
+        assert all(there[name] == whole[name] for name in finished)
+        run(source, data, shard_size=2)
+        assert contents(data) == whole, last
+    assert last > 10
 
 
 def test_texts_after_the_first_are_judged_too(tmp_path: Path, tiny_filter: Path) -> None:

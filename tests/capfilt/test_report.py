@@ -25,7 +25,8 @@ from capfilt.survey import LONGEST, Dataset, Least
 from capfilt.verdict import KEPT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from filtered_set import NASTY, filter_set, rows_of, write_set
+from filtered_set import NASTY, filter_set, write_set
+from folders import rows_of
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,9 @@ from capfilt.engine import EngineError
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.lock import Occupied
 
+sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents
+
 SHARDS = 4
 
 # Imports once and forks a child for every run, which saves seconds a kill. A child may be told to kill itself just
@@ -112,7 +115,7 @@ def undisturbed(write_shards, tiny_blip: Path, launcher: Launcher, tmp_path_fact
     data = write_shards(tmp_path_factory.mktemp("undisturbed") / "data", SHARDS, 24)
     for command in ("caption", "filter"):
         assert launcher.run(command, settings(data, tiny_blip)) == 0
-    return files(data)
+    return contents(data)
 
 
 @pytest.fixture
@@ -123,10 +126,6 @@ def disturbed(shards) -> Path:
 
 def settings(data: Path, model: Path, **more) -> dict:
     return {"data": str(data), "model": str(model), "name": "b", "batch_size": 8, **more}
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def only(files: dict[str, bytes], stage: str) -> dict[str, bytes]:
@@ -145,7 +144,7 @@ def test_caption_killed_between_writing_and_renaming(disturbed, tiny_blip, undis
         assert tables(disturbed) == tables_then
         assert list(disturbed.rglob(".*.tmp")), "it was not killed in the middle of a write"
     assert launcher.run("caption", options) == 0
-    assert files(disturbed) == only(undisturbed, "captions")
+    assert contents(disturbed) == only(undisturbed, "captions")
 
 
 def test_filter_killed_between_writing_and_renaming(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
@@ -156,7 +155,7 @@ def test_filter_killed_between_writing_and_renaming(disturbed, tiny_blip, undist
         assert launcher.run("filter", options, kill_at) == -signal.SIGKILL
         assert tables(disturbed) - SHARDS == tables_then
     assert launcher.run("filter", options) == 0
-    assert files(disturbed) == undisturbed
+    assert contents(disturbed) == undisturbed
 
 
 @pytest.mark.parametrize("command", ["caption", "filter"])
@@ -174,7 +173,7 @@ def test_killed_from_outside_with_two_workers(
     os.kill(child, signal.SIGKILL)  # the parent alone; its workers must notice by themselves
     assert launcher.end() == -signal.SIGKILL
     assert launcher.run(command, settings(disturbed, tiny_blip)) == 0
-    assert files(disturbed) == (only(undisturbed, "captions") if command == "caption" else undisturbed)
+    assert contents(disturbed) == (only(undisturbed, "captions") if command == "caption" else undisturbed)
 
 
 def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, kills: int, seed: int, **more) -> None:
@@ -195,7 +194,7 @@ def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, k
                 killed += code != 0
                 if code == 0:
                     longest = 0.8 * longest + 0.2 * 1.2 * (time.monotonic() - start)
-        assert files(data) == undisturbed
+        assert contents(data) == undisturbed
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
@@ -230,7 +229,7 @@ def test_ranks_write_the_same_bytes(disturbed, tiny_blip, undisturbed) -> None:
         for rank in (2, 0, 1):
             done.append(run_here(command, disturbed, tiny_blip, rank=rank, world_size=3)["shards"]["done"])
     assert done == [1, 2, 1] * 2
-    assert files(disturbed) == undisturbed
+    assert contents(disturbed) == undisturbed
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
@@ -252,7 +251,7 @@ def test_a_disk_that_is_full_or_closed_ends_the_run_and_leaves_no_half(
     assert sorted(path.name for path in (disturbed / "captions/b").iterdir()) == ["00000.parquet", "manifest.json"]
     monkeypatch.undo()
     run_here("caption", disturbed, tiny_blip)
-    assert files(disturbed) == only(undisturbed, "captions")
+    assert contents(disturbed) == only(undisturbed, "captions")
 
 
 def test_a_folder_that_is_removed_under_a_run_ends_it(disturbed, tiny_blip, undisturbed, monkeypatch) -> None:
@@ -269,7 +268,7 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(disturbed, tiny_blip, undi
     assert not (disturbed / "captions").exists()
     monkeypatch.undo()
     run_here("caption", disturbed, tiny_blip)
-    assert files(disturbed) == only(undisturbed, "captions")
+    assert contents(disturbed) == only(undisturbed, "captions")
 
 
 def test_one_unreadable_shard_is_no_end_of_the_run(disturbed, tiny_blip) -> None:
@@ -295,4 +294,4 @@ def test_a_second_run_leaves_the_first_alone(disturbed, tiny_blip, undisturbed, 
     with pytest.raises(Occupied, match="captions/b is being written by process"):
         run_here("caption", disturbed, tiny_blip)
     assert launcher.end() == 0
-    assert files(disturbed) == only(undisturbed, "captions")
+    assert contents(disturbed) == only(undisturbed, "captions")

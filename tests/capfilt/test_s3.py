@@ -17,6 +17,7 @@ from capfilt.shards import read_pictures
 from capfilt.storage import place
 
 sys.path.insert(0, str(Path(__file__).parent))
+from folders import contents
 from s3 import VARIABLES, Store, files, upload
 
 pytest.importorskip("s3fs", reason="S3 needs the extra s3")
@@ -51,10 +52,6 @@ def run(data: str, model: Path, **options) -> dict:
     return filter_shards(FilterConfig(**settings), progress=False)
 
 
-def local_files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def fill(data: Path, url: str, into: Path) -> str:
     """Put the tars alone into the store."""
     into.mkdir()
@@ -77,7 +74,7 @@ def test_s3_equals_local_byte_for_byte_in_spite_of_trouble(
         store.trouble = 0.0
     assert store.troubled > 10
     assert summary["texts"] == 2 * SHARDS * PICTURES and summary["shards"]["done"] == SHARDS
-    assert files(url) == local_files(here)
+    assert files(url) == contents(here)
     assert any("bytes=4096-" in request for request in store.requests), "no range was asked for"
 
     # with everything done: listings, manifests, and of the shards one table of captions, to tell that it is one
@@ -93,8 +90,8 @@ def test_pictures_there_and_tables_here_and_the_other_way_round(
     url = fill(here, "s3://bucket/pictures", tmp_path / "tars")
     run(url, tiny_blip, out=str(tmp_path / "work"))
     run(str(here), tiny_blip, out="s3://bucket/work")
-    tables = {name: data for name, data in local_files(here).items() if name[0] in "csf" and name.endswith(".parquet")}
-    for found in (local_files(tmp_path / "work"), files("s3://bucket/work")):
+    tables = {name: data for name, data in contents(here).items() if name[0] in "csf" and name.endswith(".parquet")}
+    for found in (contents(tmp_path / "work"), files("s3://bucket/work")):
         assert {name: data for name, data in found.items() if name.endswith(".parquet")} == tables
     assert {name.split("/")[0] for name in files("s3://bucket/pictures")} == {f"{n:05d}.tar" for n in range(SHARDS)}
 
@@ -103,7 +100,7 @@ def test_pictures_there_and_tables_here_and_the_other_way_round(
 def test_processes_read_the_store_each_for_itself(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
     url = fill(here, "s3://bucket/processes", tmp_path / "tars")
     run(url, tiny_blip, workers=2)
-    assert files(url) == local_files(here)
+    assert files(url) == contents(here)
 
 
 def test_a_second_run_in_the_store_is_told_apart(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
