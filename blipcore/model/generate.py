@@ -1,8 +1,9 @@
 """Image tokens in, captions out: nucleus sampling, beam search and greedy decoding over our own loop.
 
 Lengths, penalty, filters and beam bookkeeping are those of the library the official code was written for (transformers
-4.15), so a beam search reproduces its token ids. The image is read once: cross-attention keys and values are computed
-before the loop and serve all steps and all captions of the picture; self-attention keeps a preallocated cache.
+4.15), so a beam search reproduces its token ids. The image is encoded once: its tokens, or their cross-attention keys
+and values, serve all steps and all captions of the picture, which also share the pass over the prompt; self-attention
+keeps a preallocated cache.
 
 Sampling draws its noise from a counter-based generator keyed by (seed, sample key, caption index), one number a step.
 What a picture gets therefore does not depend on its batch, on the order of pictures or on the number of workers.
@@ -21,8 +22,8 @@ from blipcore.model.blip import Blip
 from blipcore.model.med import ImageKV, TextTransformer
 from blipcore.model.tokenizer import Tokenizer
 
-# Finished rows are carried along until they are this share of the batch: dropping them copies the image keys and
-# values of all others, which costs as much as several steps.
+# Finished pictures are carried along until they are this share of the batch: dropping them copies the image tokens, or
+# keys and values, of all others, which costs as much as several steps.
 DROP_SHARE = 0.25
 
 
@@ -68,7 +69,9 @@ def generate(
     model: Blip, image_embeds: Tensor, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
 ) -> Generated:
     """Captions of the pictures whose tokens are `image_embeds` (B, N, W) and whose sample keys are `keys` (B)."""
-    return generate_from(model.text, model.text.image_kv(image_embeds), tokenizer, config, keys)
+    captions = config.beams if config.mode == "beam" else config.num_captions
+    read = captions * (config.max_length - 1)  # tokens of a picture that ask for the next one
+    return generate_from(model.text, model.text.image_kv(image_embeds, text_tokens=read), tokenizer, config, keys)
 
 
 @torch.inference_mode()
@@ -107,18 +110,21 @@ def _sample(
     text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int, config: GenerateConfig, noise: Tensor | None
 ) -> Generated:
     """Sample with `noise` (R, steps), R = B * num_captions, or take the likeliest token at every step without it."""
-    R, device = len(kv) * config.num_captions, kv.layers[0].device
-    if config.num_captions > 1:
-        kv = kv.expand(config.num_captions)
-    cache = text.new_cache(R, config.max_length)
-    ids = torch.tensor([prompt] * R, device=device)
-    rows = torch.arange(R)  # which caption each row of the shrinking batch is
-    done = torch.zeros(R, dtype=torch.bool)
-    captions: list[list[int]] = [[] for _ in range(R)]
-    logprob = torch.zeros(R, device=device)
+    B, n, device = len(kv), config.num_captions, kv.layers[0].device
+    cache = text.new_cache(B, config.max_length)
+    ids = torch.tensor([prompt] * B, device=device)
+    logits = text.logits(text.decode(ids, None, kv, cache)[:, -1]).float()
+    if n > 1:
+        of = torch.arange(B, device=device).repeat_interleave(n)
+        cache.select(of)
+        ids, logits = ids[of], logits[of]
+    rows = torch.arange(B * n)  # which caption each row of the shrinking batch is
+    done = torch.zeros(B * n, dtype=torch.bool)
+    captions: list[list[int]] = [[] for _ in range(B * n)]
+    logprob = torch.zeros(B * n, device=device)
     for step in range(config.max_length - len(prompt)):
-        new = ids if step == 0 else ids[:, -1:]
-        logits = text.logits(text.decode(new, None, kv, cache)[:, -1]).float()
+        if step > 0:
+            logits = text.logits(text.decode(ids[:, -1:], None, kv, cache)[:, -1]).float()
         scores = _constrain(logits, ids, sep, config)
         token = (
             scores.argmax(1).cpu() if noise is None else _draw(scores / config.temperature, noise[rows, step], config)
@@ -132,11 +138,14 @@ def _sample(
         if done.all():
             break
         ids = torch.cat([ids, token[:, None].to(device)], dim=1)
-        if done.float().mean() >= DROP_SHARE:
-            alive = (~done).nonzero()[:, 0]
+        finished = done.view(-1, n).all(1)
+        if finished.float().mean() >= DROP_SHARE:
+            pictures = (~finished).nonzero()[:, 0]
+            alive = (pictures[:, None] * n + torch.arange(n)).flatten()
             on_device = alive.to(device)
             cache.select(on_device)
-            kv, ids, rows, done = kv.select(on_device), ids[on_device], rows[alive], done[alive]
+            kv, ids = kv.select(pictures.to(device)), ids[on_device]
+            rows, done = rows[alive], done[alive]
     return Generated(captions, logprob.tolist())
 
 
@@ -184,9 +193,8 @@ def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int
     nb, device = config.beams, kv.layers[0].device
     stored: list[list[_Hypothesis]] = [[] for _ in range(len(kv))]
     live = list(range(len(kv)))  # pictures that are still searched, nb rows each
-    kv = kv.expand(nb)
-    cache = text.new_cache(len(kv), config.max_length)
-    ids = torch.tensor([prompt] * len(kv), device=device)
+    cache = text.new_cache(len(kv) * nb, config.max_length)
+    ids = torch.tensor([prompt] * (len(kv) * nb), device=device)
     total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(len(live))  # all beams start equal: use one
     logprob = torch.zeros_like(total)
     for length in range(len(prompt), config.max_length):
@@ -219,7 +227,7 @@ def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int
         source = torch.tensor([row for row, *_ in kept], device=device)
         cache.select(source)
         if len(still) < len(live):
-            kv = kv.select(source)
+            kv = kv.select(torch.tensor([slot for slot, _ in still], device=device))
         token, total, logprob = (torch.tensor(column, device=device) for column in list(zip(*kept, strict=True))[1:])
         ids = torch.cat([ids[source], token[:, None]], dim=1)
         live = [picture for _, picture in still]

@@ -6,8 +6,9 @@
 
 Everything but self-attention and the LM head is shared between encoder and decoder (Table 3, "all but SA"), and shared
 by construction: there is one module, not two tied ones, so it can be sharded. Cross-attention keys and values depend
-on the image alone: `image_kv` computes them once, every role and every text of the image reuses them. The other ways
-of sharing in Table 3 are there for ablations (`TextConfig.share`).
+on the image alone: `image_kv` computes them once, every role and every text of the image reuses them, or leaves them
+out where few words will be read with the image. The other ways of sharing in Table 3 are there for ablations
+(`TextConfig.share`).
 """
 
 from collections.abc import Callable
@@ -60,7 +61,7 @@ class ImageKV:
 
     Where the roles have cross-attention of their own, the encoder's layers come first, the decoder's last. Image pairs
     have (4, B, H, N, d): those of the first images, then those of the second. `mask` (B, N) tells which tokens may be
-    attended to, where that is not all of them.
+    attended to, where that is not all of them. Where they were left out, each item is the image tokens (1, B, N, W).
     """
 
     layers: list[Tensor]
@@ -78,12 +79,8 @@ class ImageKV:
     def select(self, index: Tensor) -> "ImageKV":
         """The rows of `index` (R,), in its order and with repetition."""
         mask = self.mask.index_select(0, index) if self.mask is not None else None
-        return ImageKV([kv.index_select(1, index) for kv in self.layers], mask)
-
-    def expand(self, n: int) -> "ImageKV":
-        """Each image repeated n times in a row: rows b*n .. b*n+n-1 belong to image b."""
-        mask = self.mask.repeat_interleave(n, dim=0) if self.mask is not None else None
-        return ImageKV([kv.repeat_interleave(n, dim=1) for kv in self.layers], mask)
+        selected = {id(kv): kv.index_select(1, index) for kv in {id(kv): kv for kv in self.layers}.values()}
+        return ImageKV([selected[id(kv)] for kv in self.layers], mask)
 
 
 class KVCache:
@@ -153,7 +150,12 @@ class SelfAttention(nn.Module):
 
 
 class CrossRead(nn.Module):
-    """What text queries read from image tokens; keys and values come ready made from `image_kv`.
+    """What text queries read from image tokens; keys and values come ready made from `image_kv`, or not at all.
+
+    Keys and values of an image cost 4NWD operations a layer, and serve all of its texts. A query q meets the key of
+    token t as q(Kt) = (qK)t, and the values it reads sum up as sum(p Vt) = V sum(pt): with the queries carried over to
+    the image's side (`direct`), a text token costs 4NWH more and the keys and values are never made. That is less work
+    for up to D/H text tokens an image: one caption, or the few texts of a web picture.
 
     x may have k times the rows of kv: rows b*k .. b*k+k-1 then belong to image b. Their queries go through as one long
     sequence, so the image's keys and values are neither repeated nor read k times. Rows that are in no such order come
@@ -183,12 +185,31 @@ class CrossRead(nn.Module):
 
     def context(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         """What (k*B, L, D) queries find in the (2, B, H, N, d) keys and values of B images, k in a row each."""
+        if kv.ndim == 4:
+            return self.direct(queries, kv[0], mask)
         if self.maps is not None:
             return self.recorded(queries, kv, mask)
         (q,) = split_heads(queries.reshape(kv.shape[1], -1, queries.shape[-1]), 1, self.heads)
         k, v = kv.unbind()  # indexing would fill two tensors of zeros as large as kv in the backward pass
         allowed = mask.bool()[:, None, None, :] if mask is not None else None
         return merge_heads(attend(q, k, v, allowed, self.drop if self.training else 0.0)).view_as(queries)
+
+    def direct(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """What (k*B, L, D) queries find in the (B, N, W) tokens of B images, k in a row each, without keys and values.
+
+        The bias of the keys adds the same to all scores of a query, which the softmax takes away again.
+        """
+        (B, _, W), H, D = tokens.shape, self.heads, queries.shape[-1]
+        to_keys, to_values = self.kv.weight.view(2, H, D // H, W).to(queries.dtype)
+        tokens = tokens.to(queries.dtype)
+        q = queries.reshape(B, -1, H, D // H).permute(2, 0, 1, 3) * (D // H) ** -0.5  # (H, B, L*k, d)
+        asked = (q.flatten(1, 2) @ to_keys).view(H, B, -1, W).transpose(0, 1).flatten(1, 2)  # (B, H*L*k, W)
+        scores = asked @ tokens.transpose(1, 2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.bool()[:, None, :], torch.finfo(scores.dtype).min)
+        found = (scores.softmax(-1) @ tokens).view(B, H, -1, W).transpose(0, 1).flatten(1, 2)  # (H, B*L*k, W)
+        context = (found @ to_values.transpose(1, 2)).view(H, B, -1, D // H).permute(1, 2, 0, 3)
+        return context.reshape(queries.shape) + self.kv.bias[D:].to(queries.dtype)
 
     def recorded(self, queries: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         """The same with the attention probabilities (R, H, L, N) written out, kept in `maps` and in the graph."""
@@ -323,13 +344,20 @@ class TextTransformer(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def image_kv(self, image_embeds: Tensor, mask: Tensor | None = None) -> ImageKV:
+    def image_kv(
+        self, image_embeds: Tensor, mask: Tensor | None = None, *, text_tokens: float | None = None
+    ) -> ImageKV:
         """Cross-attention keys and values of (B, N, W) image tokens, for any number of texts and both roles.
 
         Image pairs are (B, 2, N, W). VQA's answer decoder reads question states in their place, padded as `mask` says.
+        With `text_tokens`, of all texts that will be read with one image (but not of pairs), they are left out where
+        that is less work.
         """
         crosses = [layer.cross for layer in self.layers] + [layer.decode_cross for layer in self.layers]
-        return ImageKV([cross.image_kv(image_embeds) for cross in crosses if cross is not None], mask)
+        crosses = [cross for cross in crosses if cross is not None]
+        if text_tokens is not None and text_tokens < self.config.width / self.config.heads:
+            return ImageKV([image_embeds[None]] * len(crosses), mask)
+        return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Unimodal text states (R, L, D); position 0 holds [CLS]."""
