@@ -16,10 +16,19 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from capfilt import engine
-from capfilt.captioners import Captioner, Dtype, GenerateConfig, captioner_fingerprint, open_captioner, resolve_dtype
+from capfilt.captioners import (
+    Backend,
+    Captioner,
+    Dtype,
+    GenerateConfig,
+    captioner_fingerprint,
+    open_captioner,
+    resolve_backend,
+    resolve_dtype,
+)
 from capfilt.lock import claimed
 from capfilt.look import look
-from capfilt.manifest import Manifest, forget_if_empty
+from capfilt.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.readahead import Ready, speed
 from capfilt.shards import CAPTIONS, WEB, ShardSet, write_table
 from capfilt.storage import Place, place
@@ -37,6 +46,7 @@ class CaptionConfig(engine.Crew):
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int = 32  # pictures a forward pass
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
+    backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +64,7 @@ class CaptionStage:
     images: ShardSet
     folder: Place
     dtype: Literal["bf16", "fp32"]
+    backend: Backend = "torch"
     name: str = "caption"
 
     def output(self, shard: str) -> Place:
@@ -62,7 +73,12 @@ class CaptionStage:
     def setup(self, device: str) -> None:
         config = self.config
         self._captioner: Captioner = open_captioner(
-            config.model, config.generate, tokenizer=config.tokenizer, device=device, dtype=self.dtype
+            config.model,
+            config.generate,
+            tokenizer=config.tokenizer,
+            device=device,
+            dtype=self.dtype,
+            backend=self.backend,
         )
 
     def run(self, shard: str) -> dict[str, int]:
@@ -122,7 +138,8 @@ def captioning(config: CaptionConfig) -> Iterator[Captioning]:
     """Hold the folder of these captions, its manifest begun, while the block writes them."""
     images = ShardSet.open(config.data)
     folder = place(config.out or config.data) / "captions" / config.name
-    dtype = resolve_dtype(engine.pick_device(config.device, 0), config.dtype)
+    device = engine.pick_device(config.device, 0)
+    dtype = resolve_dtype(device, config.dtype)
     settings = {
         "fingerprint": captioner_fingerprint(config.model, config.tokenizer),
         "generate": asdict(config.generate),
@@ -132,11 +149,14 @@ def captioning(config: CaptionConfig) -> Iterator[Captioning]:
         if config.world_size == 1:
             forget_if_empty(folder)
         packages = ("torch", "tokenizers", "pillow", "pyarrow")
+        backend = resolve_backend(device, dtype, config.backend, begun_with(folder))
+        if backend != "torch":  # its rounding is another
+            settings["backend"], packages = backend, (*packages, *(["openvino"] if backend == "openvino" else ()))
         manifest = Manifest.begin(
             folder, "caption", settings, images=images.path, packages=packages, shared=config.world_size > 1
         )
         manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
-        yield Captioning(CaptionStage(config, images, folder, dtype), manifest, config.share(images.shards))
+        yield Captioning(CaptionStage(config, images, folder, dtype, backend), manifest, config.share(images.shards))
 
 
 def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:

@@ -17,16 +17,19 @@ from torch import Tensor
 
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import fingerprint, load_model
-from blipcore.model.generate import GenerateConfig, generate
-from blipcore.precision import Dtype, autocast, resolve_dtype, to_device
+from blipcore.model.generate import GenerateConfig, generate, prompt_that_fits
+from blipcore.model.inference import Backend, for_inference, resolve_backend
+from blipcore.precision import Dtype, resolve_dtype, to_device
 
 __all__ = [
+    "Backend",
     "BlipCaptioner",
     "Captioner",
     "Dtype",
     "GenerateConfig",
     "captioner_fingerprint",
     "open_captioner",
+    "resolve_backend",
     "resolve_dtype",
 ]
 
@@ -57,25 +60,22 @@ class BlipCaptioner:
         tokenizer: str | None = None,
         device: str = "cpu",
         dtype: Dtype = "auto",
+        backend: Backend = "torch",
     ) -> None:
         self.name = "blip"
         self.fingerprint = fingerprint(model, tokenizer)
         self.settings = settings or GenerateConfig()
-        self.device, self.dtype = device, dtype
+        self.device = device
         blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
-        self.model = blip.to(device).eval()
+        self.model = for_inference(blip, device, dtype, backend)
         self.prepare = eval_transform(blip.config.vision.image_size)
-        no_pictures = torch.empty(0, 1, blip.config.vision.width, device=device)
-        generate(
-            self.model, no_pictures, self.tokenizer, self.settings, []
-        )  # refuses lengths that do not fit the model
+        prompt_that_fits(blip.text, self.tokenizer, self.settings)  # before the first picture is read
 
     @torch.inference_mode()
     def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
         """Captions of (3, S, S) pixel tensors, `settings.num_captions` for each."""
         pixels = to_device(torch.stack(list(inputs)), self.device)
-        with autocast(self.device, self.dtype):
-            said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
+        said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
         rows = [(self.tokenizer.decode(ids), p) for ids, p in zip(said.ids, said.logprob, strict=True)]
         n = self.settings.num_captions
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
@@ -88,10 +88,11 @@ def open_captioner(
     tokenizer: str | None = None,
     device: str = "cpu",
     dtype: Dtype = "auto",
+    backend: Backend = "torch",
 ) -> Captioner:
     """Load the captioner that `spec` names; ValueError says what is accepted."""
     _check(spec)
-    return BlipCaptioner(spec, settings, tokenizer=tokenizer, device=device, dtype=dtype)
+    return BlipCaptioner(spec, settings, tokenizer=tokenizer, device=device, dtype=dtype, backend=backend)
 
 
 def captioner_fingerprint(spec: str, tokenizer: str | None = None) -> str:

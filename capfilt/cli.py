@@ -11,6 +11,7 @@ import typer
 
 from capfilt.config import resolve
 from capfilt.console import (
+    Backend,
     BatchSize,
     Config,
     Device,
@@ -151,6 +152,7 @@ def caption(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: Dtype = None,
+    backend: Backend = None,
     workers: Workers = None,
     engine: Engine = None,
     rank: Rank = None,
@@ -166,7 +168,7 @@ def caption(
     settings = resolve(CaptionConfig, config, sets or (), {
         "data": data, "model": model, "generate.mode": mode, "generate.num_captions": num_captions,
         "generate.seed": seed, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
-        "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
+        "device": device, "dtype": dtype, "backend": backend, "workers": workers, "engine": engine, "rank": rank,
         "world_size": world_size,
     })  # fmt: skip
     summary = caption_shards(settings)
@@ -194,6 +196,7 @@ def filter_(
     batch_size: BatchSize = None,
     device: Device = None,
     dtype: Dtype = None,
+    backend: Backend = None,
     workers: Workers = None,
     engine: Engine = None,
     rank: Rank = None,
@@ -212,7 +215,7 @@ def filter_(
         "top_fraction": top_fraction, "sources": sources or None, "clip": clip,
         "captioner.model": captioner, "captioner.name": captioner_name,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
-        "device": device, "dtype": dtype, "workers": workers, "engine": engine, "rank": rank,
+        "device": device, "dtype": dtype, "backend": backend, "workers": workers, "engine": engine, "rank": rank,
         "world_size": world_size,
     })  # fmt: skip
     if explain:

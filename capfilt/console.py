@@ -27,6 +27,9 @@ Out = Annotated[str | None, typer.Option("--out", help="Where to write, when not
 Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run; the model ends in RUN/model.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. (auto)")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto (bf16 where it is fast), bf16 or fp32. (auto)")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="Image encoder: auto, torch, compile or openvino. (auto)")
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pictures in a batch.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes.")]
 Engine = Annotated[str | None, typer.Option("--engine", help="local, or ray for actors on a cluster. (local)")]

@@ -99,6 +99,12 @@ class Manifest:
             write_json(self.folder / MANIFEST, content)
 
 
+def begun_with(folder: Place) -> str | None:
+    """The `backend` in the settings of a folder that has been begun; None where there is nothing yet."""
+    there = read_manifest(folder)
+    return None if there is None else there["config"].get("backend", "torch")
+
+
 def forget_if_empty(folder: Place) -> None:
     """Remove the manifest of a run that ended before its first table: it has settled nothing."""
     listed = names(folder)

@@ -40,7 +40,8 @@ class CaptionFilterConfig(FilterConfig):
             raise ValueError(f"captioner: leave out '{taken[0]}'; the filter's holds for both.")
         shared = {name: getattr(self, name) for name in SHARED}
         try:
-            return resolve(CaptionConfig, None, (), {"dtype": self.dtype, **self.captioner, **shared})
+            own = {"dtype": self.dtype, "backend": self.backend, **self.captioner}
+            return resolve(CaptionConfig, None, (), own | shared)
         except ValueError as error:
             raise ValueError(f"captioner: {error}") from None
 

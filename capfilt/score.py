@@ -23,9 +23,10 @@ from PIL import Image
 from capfilt import engine
 from capfilt.lock import claimed
 from capfilt.look import look
-from capfilt.manifest import Manifest, forget_if_empty
+from capfilt.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.readahead import Ready
 from capfilt.scorers import (
+    Backend,
     BlipScorer,
     Dtype,
     FirstToken,
@@ -34,6 +35,7 @@ from capfilt.scorers import (
     clean_caption,
     fingerprint,
     open_clip_fingerprint,
+    resolve_backend,
     resolve_dtype,
 )
 from capfilt.shards import WEB, ShardSet, read_manifest, read_table, scores_schema, write_table
@@ -56,6 +58,7 @@ class ScoreConfig(engine.Crew):
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int = 32  # pictures a forward pass
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
+    backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +100,7 @@ class ScoreStage:
     folder: Place
     captions: dict[str, Place | None]
     dtype: Literal["bf16", "fp32"]
+    backend: Backend = "torch"
     name: str = "score"
 
     def output(self, shard: str) -> Place:
@@ -105,7 +109,12 @@ class ScoreStage:
     def setup(self, device: str) -> None:
         config = self.config
         blip = BlipScorer(
-            config.model, first_token=config.first_token, tokenizer=config.tokenizer, device=device, dtype=self.dtype
+            config.model,
+            first_token=config.first_token,
+            tokenizer=config.tokenizer,
+            device=device,
+            dtype=self.dtype,
+            backend=self.backend,
         )
         self._scorers: list[Scorer] = [blip]
         if config.clip is not None:
@@ -229,7 +238,7 @@ def score_shards(config: ScoreConfig, *, making: Making | None = None, progress:
     images = ShardSet.open(config.data)
     captions = _find_captions(config, images, config.sources, making)
     folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
-    scores = ScoreStage(config, images, folder, captions, settings["dtype"])
+    scores = ScoreStage(config, images, folder, captions, settings["dtype"], settings.get("backend", "torch"))
     stage = making.together(scores) if making else scores
     tables, mine = {shard: scores.output(shard) for shard in images.shards}, config.share(images.shards)
     complete = len(present(map(stage.output, images.shards))) == len(tables)
@@ -243,6 +252,7 @@ def score_shards(config: ScoreConfig, *, making: Making | None = None, progress:
     # finished scores are only read, by any number of runs at a time
     with nullcontext() if finished else claimed(folder, config.rank, config.world_size):
         packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
+        packages += ("openvino",) if settings.get("backend") == "openvino" else ()
         shared = finished or config.world_size > 1
         manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages, shared=shared)
         if config.model is not None:
@@ -294,17 +304,20 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
     """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
     asked: dict[str, Any] = {"sources": origins}
     if config.model is not None:
+        device = engine.pick_device(config.device, 0)
         asked |= {
             "fingerprint": fingerprint(config.model, config.tokenizer),
             "first_token": config.first_token,
-            "dtype": resolve_dtype(engine.pick_device(config.device, 0), config.dtype),
+            "dtype": resolve_dtype(device, config.dtype),
             "clip": None if config.clip is None else open_clip_fingerprint(config.clip),
         }
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
         manifest = read_manifest(folder)
         if manifest is not None and manifest["stage"] == "score" and _covers(manifest["config"], asked):
-            return folder, manifest["config"]
+            backend = manifest["config"].get("backend", "torch")
+            if config.backend in ("auto", backend):
+                return folder, manifest["config"]
     if config.model is None:
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
     clip = "+clip" if config.clip else ""
@@ -318,7 +331,8 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
         raise ValueError(
             f"The captions '{changed[0]}' have been made anew since {folder} was made from them; {rescore(folder)}."
         )
-    return folder, asked
+    backend = resolve_backend(device, asked["dtype"], config.backend, begun_with(folder))
+    return folder, asked if backend == "torch" else asked | {"backend": backend}  # whose rounding is another
 
 
 def rescore(folder: Place) -> str:

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import fingerprint, load_model
+from blipcore.model.inference import Backend, for_inference, resolve_backend
 from blipcore.model.tokenizer import clean_caption
 from blipcore.model.torchvision_shim import import_open_clip
 from blipcore.precision import Dtype, autocast, resolve_dtype, to_device
 
 __all__ = [
+    "Backend",
     "BlipScorer",
     "Dtype",
     "FirstToken",
@@ -35,6 +37,7 @@ __all__ = [
     "clean_caption",
     "fingerprint",
     "open_clip_fingerprint",
+    "resolve_backend",
     "resolve_dtype",
 ]
 
@@ -74,15 +77,16 @@ class BlipScorer:
         tokenizer: str | None = None,
         device: str = "cpu",
         dtype: Dtype = "auto",
+        backend: Backend = "torch",
     ) -> None:
         if first_token not in ("enc", "cls"):
             raise ValueError(f"first_token is 'enc' or 'cls', not {first_token!r}.")
         self.name = "blip"
         self.fingerprint = fingerprint(model, tokenizer)
         self.first_token: FirstToken = first_token
-        self.device, self.dtype = device, dtype
+        self.device = device
         blip, self.tokenizer = load_model(model, needs=("itm", "itc", "encode"), tokenizer=tokenizer)
-        self.model = blip.to(device).eval()
+        self.model = for_inference(blip, device, dtype, backend)
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
         self.prepare = eval_transform(blip.config.vision.image_size)
 
@@ -93,18 +97,18 @@ class BlipScorer:
         flat = [clean_caption(text) for of_picture in texts for text in of_picture]  # R rows
         picture = torch.tensor([b for b, of_picture in enumerate(texts) for _ in of_picture], dtype=torch.long)
         itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
-        with autocast(self.device, self.dtype):
-            image_embeds = self.model.encode_image(pixels)  # (B, N, W)
-            image_feat = self.model.image_feat(image_embeds)  # (B, E)
-            kv = self.model.text.image_kv(image_embeds)
-            # texts of like length share a forward pass, so that little of it is padding
-            order = sorted(range(len(flat)), key=lambda row: (len(flat[row].split(" ")), row))
-            for start in range(0, len(flat), ROWS):
-                rows = torch.tensor(order[start : start + ROWS])
-                of = picture[rows].to(self.device)
-                some = [flat[row] for row in rows.tolist()]
-                itm[rows] = self._itm(some, kv.select(of))
-                itc[rows] = (self._text_feat(some) * image_feat[of]).sum(-1).float().cpu()
+        image_embeds = self.model.encode_image(pixels)  # (B, N, W)
+        image_feat = self.model.image_feat(image_embeds)  # (B, E)
+        tokens = sum(len(text.split(" ")) + 4 for text in flat) / len(inputs)  # of a picture's texts, roughly
+        kv = self.model.text.image_kv(image_embeds, text_tokens=tokens)
+        # texts of like length share a forward pass, so that little of it is padding
+        order = sorted(range(len(flat)), key=lambda row: (len(flat[row].split(" ")), row))
+        for start in range(0, len(flat), ROWS):
+            rows = torch.tensor(order[start : start + ROWS])
+            of = picture[rows].to(self.device)
+            some = [flat[row] for row in rows.tolist()]
+            itm[rows] = self._itm(some, kv.select(of))
+            itc[rows] = (self._text_feat(some) * image_feat[of]).sum(-1).float().cpu()
         return {"itm": _by_picture(itm, texts), "itc": _by_picture(itc, texts)}
 
     def _itm(self, texts: list[str], kv: Any) -> Tensor:

@@ -79,12 +79,7 @@ def generate_from(
     text: TextTransformer, kv: ImageKV, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
 ) -> Generated:
     """Texts that the decoder `text` writes for each of the B rows of `kv`, whose sample keys are `keys`."""
-    prompt = tokenizer.prompt(config.prompt)
-    longest = text.config.max_positions
-    if not len(prompt) < config.max_length <= longest:
-        raise ValueError(
-            f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}"
-        )
+    prompt = prompt_that_fits(text, tokenizer, config)
     assert len(keys) == len(kv), f"{len(keys)} keys for {len(kv)} pictures"
     if not keys:
         return Generated([], [])
@@ -96,6 +91,16 @@ def generate_from(
         rows = [sample_noise(config.seed, key, j, steps) for key in keys for j in range(config.num_captions)]
         noise = torch.from_numpy(np.stack(rows))
     return _sample(text, kv, prompt, tokenizer.sep, config, noise)
+
+
+def prompt_that_fits(text: TextTransformer, tokenizer: Tokenizer, config: GenerateConfig) -> list[int]:
+    """The prompt's token ids; ValueError where it or `max_length` is too long."""
+    prompt, longest = tokenizer.prompt(config.prompt), text.config.max_positions
+    if not len(prompt) < config.max_length <= longest:
+        raise ValueError(
+            f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}"
+        )
+    return prompt
 
 
 def sample_noise(seed: int, key: str, index: int, steps: int) -> np.ndarray:

@@ -77,7 +77,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)  # (B, N-1, W)
+        return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N-1, W)
 
 
 class Attention(nn.Module):

@@ -146,7 +146,9 @@ def test_texts_of_one_image_share_its_keys_and_values(model, tokenizer):
     ids, mask = tokenizer(TEXTS, max_length=30, first="enc")
     kv = model.text.image_kv(model.encode_image(torch.randn(2, 3, 16, 16)))
     shared = model.text.fuse(ids, mask, kv)
-    torch.testing.assert_close(shared, model.text.fuse(ids, mask, kv.select(torch.tensor([0, 0, 1, 1]))), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        shared, model.text.fuse(ids, mask, kv.select(torch.tensor([0, 0, 1, 1]))), atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""A loaded model made ready to be asked: on its device, its weights in the number format of its matrix products.
+
+Training keeps float32 weights and converts them in every product (`precision.autocast`). Here they are converted once.
+The image encoder, nine tenths of the work, may run through a compiler (`Backend`).
+"""
+
+import ctypes
+import importlib.util
+import sys
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from blipcore.model.blip import Blip
+from blipcore.model.openvino import OpenVinoEncoder
+from blipcore.model.vit import VisionTransformer
+from blipcore.precision import Dtype, resolve_dtype
+
+Backend = Literal["auto", "torch", "compile", "openvino"]
+CHUNK = 4  # pictures that a CPU encodes at a time: their activations still fit its caches
+
+
+def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", before: str | None = None) -> str:
+    """What "auto" means: what the same work was begun with `before`, else OpenVINO where it is installed, for bf16 on
+    a CPU, and torch as it is elsewhere.
+
+    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have.
+    """
+    if backend not in ("auto", "torch", "compile", "openvino"):
+        raise ValueError(f"backend is 'auto', 'torch', 'compile' or 'openvino', not {backend!r}.")
+    fits = torch.device(device).type == "cpu" and resolve_dtype(device, dtype) == "bf16"
+    if backend == "openvino" and not fits:
+        raise ValueError("backend openvino is for --device cpu with --dtype bf16; use torch or compile here.")
+    if backend == "auto" and before is not None:
+        return before
+    if backend == "auto":
+        return "openvino" if fits and importlib.util.find_spec("openvino") else "torch"
+    return backend
+
+
+def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> Blip:
+    """`model` itself, on `device` and in `dtype`, its image encoder through `backend`; no more to be trained."""
+    backend = resolve_backend(device, dtype, backend)
+    encoder = model.visual_encoder
+    if backend == "openvino":
+        model.visual_encoder = OpenVinoEncoder(encoder)
+    elif torch.device(device).type == "cpu":
+        model.visual_encoder = ByFew(encoder)
+    bf16 = resolve_dtype(device, dtype) == "bf16"
+    model.to(device, torch.bfloat16 if bf16 else torch.float32).eval().requires_grad_(False)
+    if backend == "compile":
+        for block in encoder.blocks:
+            block.compile()
+    if torch.device(device).type == "cpu":
+        keep_memory()
+    return model
+
+
+class ByFew(nn.Module):
+    """An image encoder that works through a batch `CHUNK` pictures at a time."""
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        self.config, self.encoder = encoder.config, encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.cat([self.encoder(part) for part in pixels.split(CHUNK)])
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory for the next tensor; without glibc nothing changes.
+
+    By default blocks of megabytes go back to the system when freed, and the next ones cost a fault a page.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for any tensor
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not give back what is free at the end
