@@ -34,7 +34,14 @@ class Actors:
         if self.started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home from here
             shown = os.environ.get("CAPFILT_DEBUG") == "1"
-            self.ray.init(include_dashboard=False, log_to_driver=shown, logging_level="WARNING")
+            try:
+                self.ray.init(include_dashboard=False, log_to_driver=shown, logging_level="WARNING")
+            except ConnectionError as error:
+                where = os.environ.get("RAY_ADDRESS", "the address that `ray start` has left")
+                raise ValueError(
+                    f"Ray does not answer at {where} ({describe(error)}); check RAY_ADDRESS and, if the cluster asks "
+                    "for a token, set RAY_AUTH_MODE=token."
+                ) from None
         self.stage, self.device = stage, device
         self.crew: list[Actor] = []
         self.pending: dict[Any, Actor] = {}  # what each is asked for, as a reference to its answer

@@ -16,6 +16,7 @@ import capfilt
 from capfilt import engine
 from capfilt.caption import CaptionConfig, caption_shards
 from capfilt.engine import Crew, run
+from capfilt.filter import FilterConfig, filter_shards
 
 sys.path.insert(0, str(Path(__file__).parent))
 from folders import contents
@@ -83,14 +84,8 @@ def actors() -> list[int]:
     return found
 
 
-def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_captioner: Path, cluster) -> None:
-    data = shards(4, 60)
-
-    def caption(name: str, **options) -> dict:
-        config = CaptionConfig(str(data), str(tiny_captioner), name=name, device="cpu", batch_size=8, **options)
-        return caption_shards(config, progress=False)
-
-    caption("here")
+def killing_one() -> tuple[threading.Thread, list[int]]:
+    """A thread that kills an actor at work, and the list where it writes down which."""
     killed: list[int] = []
 
     def kill() -> None:
@@ -101,12 +96,36 @@ def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_captioner: Pa
                 killed.append(pid)
             time.sleep(0.005)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    summary = caption("ray", engine="ray", workers=2)
-    killer.join()
-    assert killed and summary["shards"] == {"done": 4, "skipped": 0, "failed": {}}
-    assert contents(data / "captions" / "ray") == contents(data / "captions" / "here")
+    return threading.Thread(target=kill), killed
+
+
+def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_blip: Path, cluster) -> None:
+    """Of both stages: the bytes are those of a process here."""
+    data = shards(4, 60)
+    settings = {"data": str(data), "model": str(tiny_blip), "device": "cpu", "batch_size": 8}
+    on_ray = {"engine": "ray", "workers": 2}
+    caption_shards(CaptionConfig(**settings, name="here"), progress=False)
+    filter_shards(FilterConfig(**settings, name="here", scores="here"), progress=False)
+
+    for run_on_ray, told in (
+        (lambda: caption_shards(CaptionConfig(**settings, **on_ray, name="ray"), progress=False), "captions"),
+        (
+            lambda: filter_shards(
+                FilterConfig(**settings, **on_ray, name="ray", scores="ray", sources=["web", "here"]), progress=False
+            ),
+            "scores",
+        ),
+    ):
+        killer, killed = killing_one()
+        killer.start()
+        summary = run_on_ray()
+        killer.join()
+        assert killed and summary["shards"] == {"done": 4, "skipped": 0, "failed": {}}
+        assert contents(data / told / "ray") == contents(data / told / "here")
+    verdicts = contents(data / "filtered" / "ray")
+    assert {name: verdicts[name] for name in verdicts if name != "manifest.json"} == {
+        name: data for name, data in contents(data / "filtered" / "here").items() if name != "manifest.json"
+    }
 
 
 def test_the_choice_of_engine_is_checked() -> None:
