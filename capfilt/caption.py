@@ -1,13 +1,15 @@
 """Pictures -> synthetic captions: step 3 of CapFilt, one table a shard beside the pictures.
 
-In: `NNNNN.tar`. Out: `captions/<name>/NNNNN.parquet` with key, index, text, logprob in the tar's order, and a manifest.
-A caption is a function of picture, model, settings, seed and key, so the tables do not depend on workers or restarts. A
-picture that cannot be decoded has no rows; it is counted, by reason, in the footer of its table and in the manifest.
+In: `NNNNN.tar`. Out: `captions/<name>/NNNNN.parquet` with key, index, text, logprob, error in the tar's order, and a
+manifest. A caption is a function of picture, model, settings, seed and key, so the tables do not depend on workers or
+restarts. A picture that cannot be decoded has no rows, a caption that the model did not give is a row without a text;
+both are counted, by reason, in the footer of the table and in the manifest.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,10 +20,14 @@ import pyarrow as pa
 from capfilt import engine
 from capfilt.captioners import (
     Backend,
+    Caption,
     Captioner,
+    ChatConfig,
     Dtype,
     GenerateConfig,
+    ServerConfig,
     captioner_fingerprint,
+    kind_of,
     open_captioner,
     resolve_backend,
     resolve_dtype,
@@ -33,16 +39,21 @@ from capfilt.readahead import Ready, speed
 from capfilt.shards import CAPTIONS, WEB, ShardSet, write_table
 from capfilt.storage import Place, place
 
+MADE_WITH = {"blip": ("torch", "tokenizers"), "hf": ("torch", "transformers"), "openai": ("openai",)}
+
 
 @dataclass
 class CaptionConfig(engine.Crew):
     """What to caption, with which model, and how it speaks."""
 
     data: str  # shard set with the pictures
-    model: str  # captioner: blipcore folder, official .pth, Hugging Face BLIP folder or hub id
+    model: str  # captioner: blipcore folder, official .pth, Hugging Face BLIP folder or hub id, hf:… or openai:…
     name: str = "blip"  # of the table folder, and the `source` of these texts from here on
     out: str | None = None  # root of captions/<name>/ when the pictures' folder is not to be written to
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)  # how a BLIP captioner speaks
+    chat: ChatConfig = field(default_factory=ChatConfig)  # how hf: and openai: captioners do
+    server: ServerConfig = field(default_factory=ServerConfig)  # of openai:
+    trust_remote_code: bool = False  # hf: run code that comes with the model
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int = 32  # pictures a forward pass
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
@@ -55,6 +66,11 @@ class CaptionConfig(engine.Crew):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
 
+    @property
+    def speech(self) -> GenerateConfig | ChatConfig:
+        """How the captioner speaks."""
+        return self.generate if kind_of(self.model) == "blip" else self.chat
+
 
 @dataclass
 class CaptionStage:
@@ -63,7 +79,7 @@ class CaptionStage:
     config: CaptionConfig
     images: ShardSet
     folder: Place
-    dtype: Literal["bf16", "fp32"]
+    dtype: Literal["bf16", "fp32"] | None  # None where it is not ours to choose
     backend: Backend = "torch"
     name: str = "caption"
 
@@ -74,10 +90,12 @@ class CaptionStage:
         config = self.config
         self._captioner: Captioner = open_captioner(
             config.model,
-            config.generate,
+            config.speech,
             tokenizer=config.tokenizer,
+            server=config.server,
+            trust_remote_code=config.trust_remote_code,
             device=device,
-            dtype=self.dtype,
+            dtype=self.dtype or "auto",
             backend=self.backend,
         )
 
@@ -105,16 +123,20 @@ class Captions:
         if not usable:
             return
         keys = [picture.key for picture in usable]
-        texts = self.captioner.caption([picture.input for picture in usable], keys)
-        for key, captions in zip(keys, texts, strict=True):
-            for index, (text, logprob) in enumerate(captions):
-                for column, value in zip(self.rows.values(), (key, index, text, logprob), strict=True):
+        said = self.captioner.caption([picture.input for picture in usable], keys)
+        for key, captions in zip(keys, said, strict=True):
+            whole = [Caption(*caption) for caption in captions]
+            for index, caption in enumerate(whole):
+                for column, value in zip(self.rows.values(), (key, index, *caption), strict=True):
                     column.append(value)
             if self.said is not None:
-                self.said[key] = [(index, text) for index, (text, _) in enumerate(captions)]
+                self.said[key] = [(index, caption.text) for index, caption in enumerate(whole)]
 
     def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
-        counts = {"captions": len(self.rows["key"]), **pictures}
+        without = [error.partition(":")[0] for error in self.rows["error"] if error]
+        counts = {"captions": len(self.rows["key"]) - len(without), **pictures}
+        if without:
+            counts |= {"no_caption": len(without), **Counter(f"no_caption/{reason}" for reason in without)}
         write_table(self.output, pa.table(self.rows, schema=CAPTIONS), counts, make_folder=False)
         return counts
 
@@ -138,18 +160,18 @@ def captioning(config: CaptionConfig) -> Iterator[Captioning]:
     """Hold the folder of these captions, its manifest begun, while the block writes them."""
     images = ShardSet.open(config.data)
     folder = place(config.out or config.data) / "captions" / config.name
-    device = engine.pick_device(config.device, 0)
-    dtype = resolve_dtype(device, config.dtype)
+    kind, device = kind_of(config.model), engine.pick_device(config.device, 0)
+    dtype = None if kind == "openai" else resolve_dtype(device, config.dtype)
     settings = {
-        "fingerprint": captioner_fingerprint(config.model, config.tokenizer),
-        "generate": asdict(config.generate),
+        "fingerprint": captioner_fingerprint(config.model, config.tokenizer, config.trust_remote_code),
+        "generate" if kind == "blip" else "chat": asdict(config.speech),
         "dtype": dtype,
     }
     with claimed(folder, config.rank, config.world_size):
         if config.world_size == 1:
             forget_if_empty(folder)
-        packages = ("torch", "tokenizers", "pillow", "pyarrow")
-        backend = resolve_backend(device, dtype, config.backend, begun_with(folder))
+        packages = (*MADE_WITH[kind], "pillow", "pyarrow")
+        backend = resolve_backend(device, dtype, config.backend, begun_with(folder)) if kind == "blip" else "torch"
         if backend != "torch":  # its rounding is another
             settings["backend"], packages = backend, (*packages, *(["openvino"] if backend == "openvino" else ()))
         manifest = Manifest.begin(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -20,20 +20,32 @@ from blipcore.model.convert import fingerprint, load_model
 from blipcore.model.generate import GenerateConfig, generate, prompt_that_fits
 from blipcore.model.inference import Backend, for_inference, resolve_backend
 from blipcore.precision import Dtype, resolve_dtype, to_device
+from capfilt.captioner_hf import HfCaptioner, hf_fingerprint
+from capfilt.captioner_openai import OpenAICaptioner, ServerConfig, openai_fingerprint
+from capfilt.chat import Caption, ChatConfig
 
 __all__ = [
     "Backend",
     "BlipCaptioner",
+    "Caption",
     "Captioner",
+    "ChatConfig",
     "Dtype",
     "GenerateConfig",
+    "ServerConfig",
     "captioner_fingerprint",
+    "kind_of",
     "open_captioner",
     "resolve_backend",
     "resolve_dtype",
 ]
 
-ACCEPTED = "a blipcore checkpoint folder, an official BLIP .pth file, or a Hugging Face BLIP folder or hub id"
+ACCEPTED = (
+    "a blipcore checkpoint folder, an official BLIP .pth file, a Hugging Face BLIP folder or hub id, "
+    "hf:MODEL for any image-text-to-text model of transformers, or openai:MODEL for one behind a server"
+)
+
+Kind = Literal["blip", "hf", "openai"]
 
 
 class Captioner(Protocol):
@@ -45,8 +57,8 @@ class Captioner(Protocol):
     def prepare(self, image: Image.Image) -> Any:
         """What `caption` needs of an RGB picture; called from reading threads, ahead of the model."""
 
-    def caption(self, inputs: Sequence[Any], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """For each prepared picture its captions as (text, log-probability)."""
+    def caption(self, inputs: Sequence[Any], keys: Sequence[str]) -> Sequence[Sequence[Caption | tuple[str, float]]]:
+        """For each prepared picture its captions as (text, log-probability), or as what `Caption` has besides."""
 
 
 class BlipCaptioner:
@@ -83,24 +95,44 @@ class BlipCaptioner:
 
 def open_captioner(
     spec: str,
-    settings: GenerateConfig | None = None,
+    settings: GenerateConfig | ChatConfig | None = None,
     *,
     tokenizer: str | None = None,
+    server: ServerConfig | None = None,
+    trust_remote_code: bool = False,
     device: str = "cpu",
     dtype: Dtype = "auto",
     backend: Backend = "torch",
 ) -> Captioner:
-    """Load the captioner that `spec` names; ValueError says what is accepted."""
-    _check(spec)
-    return BlipCaptioner(spec, settings, tokenizer=tokenizer, device=device, dtype=dtype, backend=backend)
+    """Load the captioner that `spec` names, with settings of its kind; ValueError says what is accepted."""
+    kind, model = _parse(spec)
+    if kind == "blip":
+        assert not isinstance(settings, ChatConfig)
+        return BlipCaptioner(model, settings, tokenizer=tokenizer, device=device, dtype=dtype, backend=backend)
+    assert not isinstance(settings, GenerateConfig)
+    if kind == "openai":
+        return OpenAICaptioner(model, settings or ChatConfig(), server or ServerConfig())
+    return HfCaptioner(model, settings or ChatConfig(), trust_remote_code=trust_remote_code, device=device, dtype=dtype)
 
 
-def captioner_fingerprint(spec: str, tokenizer: str | None = None) -> str:
+def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_code: bool = False) -> str:
     """Fingerprint of the captioner that `spec` names, without loading it."""
-    _check(spec)
-    return fingerprint(spec, tokenizer)
+    kind, model = _parse(spec)
+    if kind == "openai":
+        return openai_fingerprint(model)
+    return hf_fingerprint(model, trust_remote_code) if kind == "hf" else fingerprint(model, tokenizer)
 
 
-def _check(spec: str) -> None:
-    if re.match(r"[A-Za-z_]\w+:", spec) and not Path(spec).exists():
+def kind_of(spec: str) -> Kind:
+    """Which of our captioners `spec` names: all but "blip" take a `ChatConfig`."""
+    return _parse(spec)[0]
+
+
+def _parse(spec: str) -> tuple[Kind, str]:
+    """Kind, and the model's name or path."""
+    kind, colon, model = spec.partition(":")
+    if (kind == "hf" or kind == "openai") and model:
+        return kind, model
+    if colon and re.fullmatch(r"[A-Za-z_]\w+", kind) and not Path(spec).exists():
         raise ValueError(f"'{spec}' is not a captioner; give {ACCEPTED}.")
+    return "blip", spec

@@ -63,7 +63,9 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
         made = read_manifest(join(data.folder, parent)) or {}
         settings = made.get("config", {})
         told = [
-            f"`{name}`: {settings[name]}" for name in ("fingerprint", "generate", "clip", "dtype") if name in settings
+            f"`{name}`: {settings[name]}"
+            for name in ("fingerprint", "generate", "chat", "clip", "dtype")
+            if settings.get(name)
         ]
         model = f" by {made['model']}" if "model" in made else ""
         lines.append(f"- {made.get('stage', 'unknown')}{model}, {made.get('created_by', '')}: {'; '.join(told)}")

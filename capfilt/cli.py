@@ -143,7 +143,9 @@ def pack(
 @sentences
 def caption(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Shard set with the pictures.")],
-    model: Annotated[str | None, typer.Option(help="Captioner: folder, .pth or hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder, .pth or hub id; hf:MODEL, openai:MODEL.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Server of openai:MODEL; or OPENAI_BASE_URL.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask hf: and openai: for, or BLIP to begin with.")] = None,
     mode: Annotated[str | None, typer.Option(help="nucleus, beam or greedy. (nucleus)")] = None,
     num_captions: Annotated[int | None, typer.Option(help="Captions of a picture. (1)")] = None,
     tokenizer: Tokenizer = None,
@@ -166,8 +168,10 @@ def caption(
     from capfilt.caption import CaptionConfig, caption_shards
 
     settings = resolve(CaptionConfig, config, sets or (), {
-        "data": data, "model": model, "generate.mode": mode, "generate.num_captions": num_captions,
-        "generate.seed": seed, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
+        "data": data, "model": model, "server.base_url": base_url,
+        "generate.prompt": prompt, "generate.mode": mode, "generate.num_captions": num_captions, "generate.seed": seed,
+        "chat.prompt": prompt, "chat.mode": mode, "chat.num_captions": num_captions, "chat.seed": seed,
+        "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
         "device": device, "dtype": dtype, "backend": backend, "workers": workers, "engine": engine, "rank": rank,
         "world_size": world_size,
     })  # fmt: skip

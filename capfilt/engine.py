@@ -17,7 +17,19 @@ from typing import Any, Literal, Protocol
 from capfilt.processes import Processes
 from capfilt.progress import Display
 from capfilt.storage import present, sweep
-from capfilt.worker import Stage, Told, advance, attempt, cores, describe, limit_threads, own_cores, pick_device, set_up
+from capfilt.worker import (
+    EngineError,
+    Stage,
+    Told,
+    advance,
+    attempt,
+    cores,
+    describe,
+    limit_threads,
+    own_cores,
+    pick_device,
+    set_up,
+)
 
 __all__ = [
     "Crew",
@@ -32,10 +44,6 @@ __all__ = [
     "pick_device",
     "run",
 ]
-
-
-class EngineError(RuntimeError):
-    """The run cannot go on, and it is not a shard's fault."""
 
 
 @dataclass(kw_only=True)

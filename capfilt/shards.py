@@ -39,7 +39,15 @@ IMAGES = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
-CAPTIONS = pa.schema([("key", pa.string()), ("index", pa.int32()), ("text", pa.string()), ("logprob", pa.float32())])
+CAPTIONS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("index", pa.int32()),
+        ("text", pa.string()),  # null exactly where `error` says why there is none
+        ("logprob", pa.float32()),  # null where the captioner does not tell
+        ("error", pa.string()),
+    ]
+)
 SCORES = pa.schema([("key", pa.string()), ("source", pa.string()), ("index", pa.int32()), ("text", pa.string())])
 VERDICT = pa.schema([("keep", pa.bool_()), ("reason", pa.string()), ("url", pa.string()), ("sha256", pa.string())])
 

@@ -15,6 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 from capfilt.storage import Place
 
+
+class EngineError(RuntimeError):
+    """The run cannot go on, and it is not a shard's fault; a stage may say so too."""
+
+
 # Trying the next shard after one of these only fails again, so they end the run ...
 FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 FATAL_OUTPUT = frozenset({errno.EACCES, errno.EPERM})  # ... and these where they concern the output folder
@@ -85,7 +90,7 @@ def advance(pictures: int) -> None:
 
 def _is_fatal(error: Exception, output: Place) -> bool:
     if not isinstance(error, OSError):
-        return False
+        return isinstance(error, EngineError)
     concerns_output = str(error.filename).startswith(str(output.parent))
     return error.errno in FATAL or (error.errno in FATAL_OUTPUT and concerns_output)
 
@@ -97,7 +102,7 @@ def portable(told: Told) -> Told:
         return told
     if isinstance(error, OSError) and error.errno is not None:
         return Told("raise", OSError(error.errno, error.strerror, error.filename))  # picks FileNotFoundError by itself
-    for kind in (FileNotFoundError, ImportError, ValueError):
+    for kind in (FileNotFoundError, ImportError, ValueError, EngineError):
         if isinstance(error, kind):
             return Told("raise", kind(str(error)))
     return Told("raise", RuntimeError(describe(error)))

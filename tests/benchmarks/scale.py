@@ -186,6 +186,7 @@ def table_rates(tables: int = 20) -> dict[str, Any]:
     rng, texts = random.Random(0), [sentence(n) for n in range(ROWS)]
     keys = [f"{n:09d}" for n in range(ROWS)]
     captions = {"key": keys, "index": [0] * ROWS, "text": texts, "logprob": [-rng.random() for _ in keys]}
+    captions["error"] = [None] * ROWS
     verdicts = {"key": keys, "source": ["web"] * ROWS, "index": [0] * ROWS, "text": texts}
     verdicts |= {"itm": [rng.random() for _ in keys], "itc": [rng.random() for _ in keys], "keep": [True] * ROWS}
     verdicts |= {"reason": ["kept"] * ROWS, "url": [f"https://host{n % 500}.example/{n}.jpg" for n in range(ROWS)]}

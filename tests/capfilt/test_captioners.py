@@ -72,7 +72,7 @@ def test_the_fingerprint_follows_the_weights(tiny_captioner: Path, save_tiny_mod
 def test_mistakes_are_sentences(tiny_filter: Path, tiny_captioner: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="captioning needs the text decoder"):
         open_captioner(str(tiny_filter))
-    for spec in ("openai:gpt", "hf:some/model"):
+    for spec in ("open_clip:ViT-B-32/openai", "hf:"):
         with pytest.raises(ValueError, match=f"'{spec}' is not a captioner; give a blipcore checkpoint folder"):
             open_captioner(spec)
         with pytest.raises(ValueError, match="is not a captioner"):

@@ -193,6 +193,7 @@ def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> No
         "index": [0, 1, 0],
         "text": [web[0].upper() + "!", "a dog", "a dog"],
         "logprob": [-1.0] * 3,
+        "error": [None] * 3,
     }
     write_table(data / "captions/hand/00000.parquet", pa.table(columns, schema=CAPTIONS))
     summary = run(data, tiny_filter, threshold=0)
@@ -243,7 +244,7 @@ def test_mistakes_with_captions_are_sentences(shards, tiny_blip: Path, tiny_filt
     failed = run(data, tiny_filter)["shards"]["failed"]
     assert list(failed) == ["00001"] and "3 pictures that are not in its tar (x0 first)" in failed["00001"]
     write_table(data / "captions/c/00000.parquet", good.drop_columns("text"))
-    with pytest.raises(ValueError, match=r"00000.parquet has no column 'text'; it has key, index, logprob\."):
+    with pytest.raises(ValueError, match=r"00000.parquet has no column 'text'; it has key, index, logprob, error\."):
         run(data, tiny_filter, name="r2")
 
 

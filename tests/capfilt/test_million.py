@@ -40,7 +40,13 @@ def write_million(folder: Path) -> Path:
         }
         write_table(folder / f"{name}.parquet", pa.table(about, schema=IMAGES))
         (folder / f"{name}.tar").write_bytes(bytes(1024))
-        of_captioner = [keys, np.zeros(PICTURES, np.int32), captions, np.zeros(PICTURES, np.float32)]
+        of_captioner = [
+            keys,
+            np.zeros(PICTURES, np.int32),
+            captions,
+            np.zeros(PICTURES, np.float32),
+            nothing[:PICTURES],
+        ]
         write_table(folder / "captions" / "c" / f"{name}.parquet", pa.table(of_captioner, schema=CAPTIONS))
         scores = [
             rng.beta(0.5, 0.5, 2 * PICTURES),

@@ -218,7 +218,7 @@ def test_a_folder_of_parquet_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_tables_have_stable_bytes_and_carry_their_counts(tmp_path: Path) -> None:
-    rows = {"key": ["0", "1"], "index": [0, 0], "text": ["a", None], "logprob": [0.5, None]}
+    rows = {"key": ["0", "1"], "index": [0, 0], "text": ["a", None], "logprob": [0.5, None], "error": [None, "empty"]}
     table = pa.table(rows, schema=CAPTIONS)
     for name in ("a", "b"):
         write_table(tmp_path / f"{name}.parquet", table, counts={"pictures": 2, "empty": 1})

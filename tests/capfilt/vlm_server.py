@@ -1,0 +1,123 @@
+"""A server on loopback that speaks OpenAI's chat protocol, and has bad moments when told so."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+MODEL, KEY = "tiny-vlm", "sk-secret-of-the-tests"
+WORDS = ["a", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "on", "the", "left"]
+
+
+class VlmServer:
+    """The server; `trouble(request)` may name what happens to it instead of an answer (see `_TROUBLES`)."""
+
+    def __init__(self) -> None:
+        self.trouble: Callable[[dict[str, Any]], str | None] = lambda request: None
+        self.requests: list[dict[str, Any]] = []  # as they came, their picture as `image`
+        self.answered: Counter[str] = Counter()  # by what was answered
+        self.under_way = self.most_under_way = 0
+        self.seconds = 0.0  # that an answer takes
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                outer._answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        content = request["messages"][-1]["content"]
+        data = base64.b64decode(content[0]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        request["image"] = Image.open(io.BytesIO(data)).convert("RGB")
+        with self.lock:
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            self.requests.append(request)
+        try:
+            time.sleep(self.seconds)
+            trouble = self.trouble(request)
+            if handler.headers.get("Authorization") != f"Bearer {KEY}":
+                trouble = "key"
+            elif request["model"] != MODEL:
+                trouble = "model"
+            if trouble == "hang":
+                time.sleep(3)
+            status, headers, body = _TROUBLES[trouble] if trouble in _TROUBLES else (200, {}, _said(request, trouble))
+            with self.lock:
+                self.answered[trouble or "caption"] += 1
+            handler.send_response(status)
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **headers,
+            }.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # whoever asked has given up
+        finally:
+            with self.lock:
+                self.under_way -= 1
+
+
+def _said(request: dict[str, Any], trouble: str | None) -> bytes:
+    """A caption that is a function of picture and seed."""
+    digest = hashlib.sha256(request["image"].tobytes() + str(request.get("seed")).encode()).digest()
+    message: dict[str, Any] = {"role": "assistant", "content": " ".join(WORDS[n % len(WORDS)] for n in digest[:5])}
+    finish, logprobs = "stop", None
+    if trouble == "refusal":
+        message = {"role": "assistant", "content": None, "refusal": "I do not describe this."}
+    elif trouble == "sorry":
+        message["content"] = "I'm sorry, but I can't help with that picture."
+    elif trouble == "filtered":
+        message["content"], finish = "", "content_filter"
+    elif trouble == "long":
+        message["content"], finish = "and so on " * 16, "length"
+    elif trouble == "empty":
+        message["content"] = " \n"
+    if request.get("logprobs"):
+        logprobs = {"content": [{"token": word, "logprob": -0.5} for word in (message["content"] or "").split()]}
+    choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
+    return json.dumps({"id": "x", "object": "chat.completion", "model": MODEL, "choices": [choice]}).encode()
+
+
+def _error(message: str, code: str | None = None) -> bytes:
+    return json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
+
+
+_TROUBLES: dict[str | None, tuple[int, dict[str, str], bytes]] = {
+    "busy": (429, {"Retry-After": "0.2"}, _error("slow down")),
+    "broken": (500, {}, _error("out of cards")),
+    "rejected": (400, {}, _error("this picture is too small")),
+    "policy": (400, {}, _error("not allowed", "content_policy_violation")),
+    "malformed": (200, {}, b"<html>the proxy says hello</html>"),
+    "no choice": (200, {}, b'{"choices": []}'),
+    "key": (401, {}, _error(f"Incorrect API key provided: {KEY}x")),
+    "model": (404, {}, _error("there is no such model", "model_not_found")),
+}
