@@ -25,6 +25,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from official import Official
+from stages import matmul_rate
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -154,21 +155,6 @@ class Path:
         total = sum(spent.values())
         top = sorted(spent.items(), key=lambda item: -item[1])[:rows]
         return [{"operation": name, "percent": round(100 * value / total, 1)} for name, value in top if value]
-
-
-def matmul_rate(device: str, dtype: str) -> float:
-    """Operations per second of a large matrix product, the best of several: what this machine can do at all."""
-    n = 8192 if device == "cuda" else 2048
-    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        started = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
 
 
 def captions(config: BlipConfig, n: int, mean: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

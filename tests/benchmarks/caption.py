@@ -1,0 +1,190 @@
+"""Speed of `capfilt caption` from tar to table, against transformers' BLIP as its model card uses it.
+
+    transformers   BlipProcessor and BlipForConditionalGeneration.generate, batched, at the fastest batch size tried
+    capfilt        the stage as the command runs it
+    capfilt x5     the same with five captions a picture
+    capfilt torch  the same without OpenVINO, where that is installed
+
+In: sizes and precision. Out: a table of pictures/s, ratios, the share of the measured matrix-product rate, memory. All
+have the same random weights, the same pictures, a nucleus of 0.9 and write the same number of tokens. The operations
+of a picture are those of its encoder, its keys and values, and each token's.
+
+    python tests/benchmarks/caption.py                     # ViT-B/16 at 384 pixels, the device that is there
+    python tests/benchmarks/caption.py --model large
+    python tests/benchmarks/caption.py --quick             # a small model, seconds; no claim
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import stages
+
+from blipcore.model.generate import GenerateConfig
+from blipcore.model.torchvision_shim import heal_torchvision
+from blipcore.precision import pick_device, supports_bf16
+
+PEERS = ["transformers fp32", "transformers bf16"]
+
+
+class Transformers:
+    """The model card's lines around a tar and a table."""
+
+    def __init__(self, work: Path, dtype: str, device: str, pictures: int, tokens: int, batch_sizes: list[int]) -> None:
+        heal_torchvision()
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+
+        self.work, self.device, self.pictures, self.tokens = work, device, pictures, tokens
+        self.kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.processor = BlipProcessor.from_pretrained(work / "hf")
+        self.model = BlipForConditionalGeneration.from_pretrained(work / "hf", dtype=self.kind).to(device).eval()
+        some = [image for _, image, _ in stages.read_tar(work / "data", max(batch_sizes))]
+        self.batch_size = stages.fastest_batch(batch_sizes, lambda n: self.caption(some[:n]))
+
+    @torch.inference_mode()
+    def caption(self, images: list) -> list[str]:
+        inputs = self.processor(images=images, return_tensors="pt").to(self.device, self.kind)
+        said = self.model.generate(
+            **inputs,
+            do_sample=True,
+            top_p=0.9,
+            repetition_penalty=1.1,
+            min_new_tokens=self.tokens,
+            max_new_tokens=self.tokens,
+        )
+        return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
+
+    def run(self) -> dict[str, Any]:
+        keys, texts, batch = [], [], []
+        for key, image, _ in stages.read_tar(self.work / "data", self.pictures):
+            keys.append(key)
+            batch.append(image)
+            if len(batch) == self.batch_size or len(keys) == self.pictures:
+                texts += self.caption(batch)
+                batch = []
+        pq.write_table(pa.table({"key": keys, "text": texts}), self.work / "transformers.parquet")
+        return {"items": len(keys), "batch_size": self.batch_size, "texts": texts}
+
+
+class Capfilt:
+    """The stage of `capfilt caption`."""
+
+    def __init__(
+        self, work: Path, dtype: str, device: str, backend: str, tokens: int, captions: int, batch_size: int
+    ) -> None:
+        from capfilt.caption import CaptionConfig, CaptionStage
+        from capfilt.captioners import resolve_backend
+        from capfilt.shards import ShardSet
+
+        says = GenerateConfig(prompt="", max_length=tokens + 1, min_length=tokens + 1, num_captions=captions)
+        config = CaptionConfig(
+            data=str(work / "data"), model=str(work / "blipcore"), generate=says, batch_size=batch_size
+        )
+        backend = resolve_backend(device, dtype, backend)
+        folder = work / f"{backend}-{dtype}-{captions}"
+        folder.mkdir()
+        self.stage = CaptionStage(config, ShardSet.open(config.data), folder, dtype, backend)
+        self.stage.setup(device)
+
+    def run(self) -> dict[str, Any]:
+        counts = self.stage.run(stages.SHARD)
+        table = self.stage.output(stages.SHARD)
+        texts = pq.read_table(table)["text"].to_pylist()
+        table.unlink()
+        share, size = stages.wait_share(counts), self.stage.config.batch_size
+        return {"items": counts["pictures"], "batch_size": size, "wait_share": share, "texts": texts}
+
+
+def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:
+    config = stages.model_config(args.model, args.image_size)
+    once = stages.image_operations(config)
+    token = stages.token_operations(config, image=True, head=True)
+    shared = {"work": work, "device": args.device, "tokens": args.tokens}
+    peer = shared | {"pictures": args.peer_pictures, "batch_sizes": args.peer_batch_sizes}
+    found = [
+        stages.Contender("transformers", dtype, Transformers, peer | {"dtype": dtype}, once + args.tokens * token)
+        for dtype in args.dtype
+    ]
+    best = args.dtype[-1]
+    ways = [("capfilt", best, "auto", 1), ("capfilt x5", best, "auto", 5)]
+    ways += [("capfilt torch", best, "torch", 1)] if args.both_backends else []
+    for name, dtype, backend, captions in ways:
+        own = {"dtype": dtype, "backend": backend, "captions": captions, "batch_size": args.batch_size}
+        operations = once + captions * args.tokens * token
+        found.append(stages.Contender(name, dtype, Capfilt, shared | own, operations))
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        stages.save_both(work, stages.model_config(args.model, args.image_size), "decode")
+        stages.write_pictures(work / "data", args.pictures, args.picture_size, lambda rng: "a picture")
+        rows = stages.compete(contenders(args, work), args.rounds, args.device)
+    return {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "work": f"{args.model} at {stages.model_config(args.model, args.image_size).vision.image_size} px, "
+        f"{args.tokens} tokens a caption, nucleus 0.9, JPEGs of {args.picture_size} px; {args.rounds} rounds of "
+        f"{args.pictures} pictures (transformers: {args.peer_pictures})",
+        "rows": rows,
+    }
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """The options that both benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", choices=["base", "large", "small"], default="base")
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", nargs="+", choices=["fp32", "bf16"], help="default: fp32, and bf16 in hardware")
+    parser.add_argument("--pictures", type=int, help="default: 32 on a CPU, 2048 on a GPU")
+    parser.add_argument("--picture-size", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, help="default: 32 on a CPU, 128 on a GPU")
+    parser.add_argument("--peer-pictures", type=int, help="default: 8 on a CPU, 512 on a GPU")
+    parser.add_argument("--peer-batch-sizes", type=int, nargs="+", help="default: 1 4 8 on a CPU, 32 128 on a GPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--both-backends", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--quick", action="store_true", help="a small model and few pictures, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return parser
+
+
+def settle(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what the device decides."""
+    args.device = pick_device(args.device)
+    small, gpu = args.quick, args.device == "cuda"
+    if small:
+        args.model, args.picture_size, args.rounds = "small", 64, 1
+    args.pictures = args.pictures or (4 if small else 2048 if gpu else 32)
+    args.peer_pictures = args.peer_pictures or (2 if small else 512 if gpu else 8)
+    args.peer_batch_sizes = args.peer_batch_sizes or ([2] if small else [32, 128] if gpu else [1, 4, 8])
+    args.batch_size = args.batch_size or (4 if small else 128 if gpu else 32)
+    args.dtype = args.dtype or (["fp32", "bf16"] if supports_bf16(args.device) else ["fp32"])
+    return args
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = options(__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=20, help="of a caption, all of which are written")
+    return settle(parser.parse_args(words))
+
+
+def main(words: list[str] | None = None) -> None:
+    args = arguments(words)
+    result = measure(args)
+    print(json.dumps(result)) if args.json else stages.show(result, "pictures", PEERS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The benchmarks of captioning and filtering run, on the same work for all; scores and lengths are compared here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+sys.path.insert(0, str(Path(__file__).parent))
+import caption
+import filter as filtering
+import stages
+
+QUICK = ["--quick", "--device", "cpu", "--dtype", "fp32"]
+
+
+def test_captions_have_the_same_length_whoever_writes_them(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    args = caption.arguments([*QUICK, "--tokens", "6"])
+    stages.save_both(work, stages.model_config("small", 384), "decode")
+    stages.write_pictures(work / "data", args.pictures, 64, lambda rng: "a picture")
+    for contender in caption.contenders(args, work):
+        if contender.name == "capfilt torch":
+            continue  # here the same as capfilt
+        told = contender.kind(**contender.options).run()
+        texts = told["texts"]
+        assert told["items"] == (args.peer_pictures if contender.name == "transformers" else args.pictures)
+        assert len(texts) == told["items"] * (5 if "x5" in contender.name else 1)
+        assert {len(text.split()) for text in texts} <= {5, 6}  # special tokens among six are not shown
+
+
+def test_the_scores_are_the_same_whoever_gives_them(tmp_path):
+    """In fp32 and with [CLS] before the text, as transformers has it."""
+    found = {}
+    keep = stages.compete
+
+    def compete(contenders, rounds, device):
+        for contender in contenders:
+            if contender.name != "capfilt torch":
+                found[contender.name] = contender.kind(**contender.options).run()["scores"]
+        return []
+
+    stages.compete = compete
+    try:
+        filtering.measure(filtering.arguments(QUICK))
+    finally:
+        stages.compete = keep
+    assert len(found["capfilt"]) == 8 and len(found["transformers"]) == 4
+    assert found["transformers"] == pytest.approx(found["capfilt"][:4], abs=1e-4)
+    assert found["one pair"] == pytest.approx(found["capfilt"][:2], abs=1e-4)
+
+
+@pytest.mark.slow  # it starts a process for each contender
+def test_quick_run_prints_the_table(capsys):
+    filtering.main([*QUICK, "--no-both-backends"])
+    out = capsys.readouterr().out
+    assert "| capfilt | fp32 |" in out and "x one pair fp32" in out
+
+
+def test_operations_of_vit_base():
+    """Those of the paper's sizes, counted by hand: 577 tokens in 12 layers of width 768."""
+    config = stages.model_config("base", 384)
+    keys_and_values = 12 * 2 * 577 * 768 * 2 * 768
+    assert stages.image_operations(config) - keys_and_values == pytest.approx(110.9e9, rel=0.01)
+    assert stages.token_operations(config, image=True, head=True) == pytest.approx(0.27e9, rel=0.02)
