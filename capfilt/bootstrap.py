@@ -3,7 +3,7 @@
     [download]                       URLs -> the shard set `data`
     round 0   pretrain               a model on the noisy pairs and the human ones (or `init`, and no training)
     round r   finetune captioner, finetune filter       both from the model of round r - 1, on the human pairs
-              caption, filter        every picture of `data` -> filtered/round-r
+              filter, and caption    every picture of `data`, in one pass -> captions/round-r, filtered/round-r
               report                 round r beside the rounds before it
               pretrain               a new model, from scratch, on filtered/round-r and the human pairs
     after each round's model         evaluate, where there are test sets
@@ -14,9 +14,11 @@ its words and its summary under `out/logs`. A step that has a summary is done: l
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,13 @@ from rich.table import Table
 from capfilt.caption import CaptionConfig
 from capfilt.config import resolve, to_dict
 from capfilt.download import DownloadConfig
-from capfilt.filter import FilterConfig
+from capfilt.one_pass import SHARED, CaptionFilterConfig
 from capfilt.shards import read_manifest, write_text
 from capfilt.steps import Step, Steps, claim
 from capfilt.storage import place
 
 TESTS = ("caption", "retrieval")
-SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "caption", "filter", "evaluate")
+SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "filter", "evaluate")  # with a command
 
 
 @dataclass
@@ -84,8 +86,8 @@ def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[s
     steps, parts = Steps(out / "logs"), plan(config)
     claim(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
     for section in SECTIONS:
-        settings = getattr(config, section)
-        write_text(_settings_file(config, section), yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        settings = yaml.safe_dump(_settings(config, section), sort_keys=False, allow_unicode=True)
+        write_text(_settings_file(config, section), settings)
     started = time.monotonic()
     with Overview(console, steps, parts) as overview:
         for part in parts:
@@ -125,15 +127,16 @@ def _parts(config: BootstrapConfig) -> Iterator[Part]:
             step = Step(f"{number}-finetune-{model}", (*words, "--nproc", str(config.nproc)))
             yield Part(step, f"finetune-{model}", "images", _images(run, config.nproc))
         models = {model: str(folder / model / "model") for model in ("captioner", "filter")}
-        given = {"data": config.data, "model": models["captioner"], "name": name}
-        words, _ = _configured(config, "caption", given)
-        words = ("caption", config.data, "--model", models["captioner"], "--name", name, *words)
-        yield Part(Step(f"{number}-caption", words), "caption", "pictures", pictures)
+        if both := [setting for setting in config.caption if setting in SHARED]:
+            raise ValueError(f"caption: leave out '{both[0]}'; one pass captions and filters, and filter says it.")
+        _configured(config, "caption", {"data": config.data, "model": models["captioner"], "name": name})
         given = {"data": config.data, "model": models["filter"], "name": name, "sources": ["web", name]}
+        given |= {"captioner.model": models["captioner"], "captioner.name": name}
         words, run = _configured(config, "filter", given)
+        speaks = ("--captioner", models["captioner"], "--captioner-name", name)
         sources = ("--sources", "web", "--sources", name)
-        words = ("filter", config.data, "--model", models["filter"], "--name", name, *sources, *words)
-        yield Part(Step(f"{number}-filter", words), "filter", "texts_scored", pictures and 2 * pictures)
+        words = ("filter", config.data, "--model", models["filter"], *speaks, "--name", name, *sources, *words)
+        yield Part(Step(f"{number}-filter", words), "filter", "pictures", pictures)
         filtered = [str(Path(run.out or config.data) / "filtered" / f"round-{n}") for n in range(number, 0, -1)]
         compare = [word for other in filtered[1:] for word in ("--compare", other)]
         words = ("report", filtered[0], *compare, "--out", str(folder / "report.html"))
@@ -171,7 +174,7 @@ def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Part]:
 
 def _configured(config: BootstrapConfig, section: str, given: Mapping[str, Any]) -> tuple[list[str], Any]:
     """The words that pass a section's settings on, and all that the command will go by."""
-    settings = getattr(config, section)
+    settings = _settings(config, section)
     if doubled := [name for name in settings if name in given]:
         raise ValueError(f"{section}: leave out '{doubled[0]}'; the loop sets it.")
     try:
@@ -179,6 +182,13 @@ def _configured(config: BootstrapConfig, section: str, given: Mapping[str, Any])
     except ValueError as error:
         raise ValueError(f"{section}: {error}") from None
     return ["--config", str(_settings_file(config, section))] if settings else [], run
+
+
+def _settings(config: BootstrapConfig, section: str) -> dict[str, Any]:
+    """What a section gives to its command; the filter's captions too."""
+    if section == "filter" and config.caption:
+        return {**config.filter, "captioner": config.caption}
+    return getattr(config, section)
 
 
 def _settings_file(config: BootstrapConfig, section: str) -> Path:
@@ -191,7 +201,7 @@ def _config_of(section: str) -> type:
 
     finetuned = {"finetune_captioner": FinetuneRun, "finetune_filter": FinetuneRun}
     trained = {"pretrain": PretrainRun, **finetuned, "evaluate": EvaluateRun}
-    return {"download": DownloadConfig, "caption": CaptionConfig, "filter": FilterConfig, **trained}[section]
+    return {"download": DownloadConfig, "caption": CaptionConfig, "filter": CaptionFilterConfig, **trained}[section]
 
 
 def _images(run: Any, nproc: int, pictures: int | None = None) -> int | None:
@@ -203,10 +213,10 @@ def _images(run: Any, nproc: int, pictures: int | None = None) -> int | None:
 
 
 def _pictures(config: BootstrapConfig) -> int | None:
-    """Pictures of the shard set: its manifest counts them, or, in a set of others, the first captioning did."""
+    """Pictures of the shard set: its manifest counts them, or, in a set of others, the first filtering did."""
     manifest = read_manifest(place(config.data)) or {}
-    captioned = Steps(Path(config.out) / "logs").summary(Step("1-caption", ())) or {}
-    return manifest.get("counts", {}).get("ok") or captioned.get("counts", {}).get("pictures")
+    filtered = Steps(Path(config.out) / "logs").summary(Step("1-filter", ())) or {}
+    return manifest.get("counts", {}).get("ok") or filtered.get("counts", {}).get("pictures")
 
 
 # --- what a person sees ---------------------------------------------------------------------------------------------
@@ -266,15 +276,23 @@ class Overview:
         self.took[part.step.name], self.now = time.monotonic() - self.began, None
 
     def table(self) -> Table:
-        """A row a step; the running one shows the last line of its log, which holds its rate and what is left."""
+        """A row a step; the running one shows the last line of its log: its rate, and what is left."""
         table = Table("step", "", "seconds", "says", expand=True)
         for part in self.parts:
             name = part.step.name
             if part is self.now:
                 took, said = time.monotonic() - self.began, self.steps.last_words(part.step)
-                table.add_row(f"[bold]{name}", "running", f"{took:.0f}", escape(said))
+                table.add_row(f"[bold]{name}", "running", f"{took:.0f}", escape(said + left(part, took, said)))
             elif self.steps.summary(part.step) is not None:
                 table.add_row(name, "[green]done", f"{self.took[name]:.0f}" if self.took[name] else "before", "")
             else:
                 table.add_row(f"[dim]{name}", "[dim]waits", "", "")
         return table
+
+
+def left(part: Part, took: float, said: str) -> str:
+    """The time left, where the words of a step tell its rate and not that: before its first shard is done."""
+    rate = re.search(r"([\d.]+) pictures/s", said)
+    if not (rate and part.amount and part.unit == "pictures") or " left" in said or not float(rate[1]):
+        return ""
+    return f", {timedelta(seconds=max(0, round(part.amount / float(rate[1]) - took)))} left"

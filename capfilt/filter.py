@@ -175,6 +175,7 @@ def _filter(
         **_verdict(counts),
         "seconds": round(scored.ran.seconds + ran.seconds, 2),
         **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),
+        **speed(scored.ran.counts, scored.ran.seconds, "pictures"),
     }
 
 

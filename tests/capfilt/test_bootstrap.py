@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from capfilt.bootstrap import BootstrapConfig, plan
+from capfilt.bootstrap import BootstrapConfig, Part, left, plan
 from capfilt.config import resolve
+from capfilt.steps import Step
 
 TRAIN = {"batch_size": 4, "steps": 2, "log_every": 1}
 
@@ -53,14 +54,16 @@ def test_each_round_starts_from_the_model_of_the_one_before(toy: Path) -> None:
     steps = {part.step.name: part.step.words for part in plan(config)}
     assert list(steps) == [
         "0-pretrain", "0-evaluate-retrieval",
-        "1-finetune-captioner", "1-finetune-filter", "1-caption", "1-filter", "1-report", "1-pretrain",
+        "1-finetune-captioner", "1-finetune-filter", "1-filter", "1-report", "1-pretrain",
         "1-evaluate-retrieval",
-        "2-finetune-captioner", "2-finetune-filter", "2-caption", "2-filter", "2-report", "2-pretrain",
+        "2-finetune-captioner", "2-finetune-filter", "2-filter", "2-report", "2-pretrain",
         "2-evaluate-retrieval",
     ]  # fmt: skip
     first = f"{config.out}/round-1/pretrain"
     assert first in steps["1-pretrain"] and f"{first}/model" in steps["2-finetune-filter"]
     assert f"{config.data}/filtered/round-2=0.5" in steps["2-pretrain"]
+    judged = steps["2-filter"]
+    assert judged[judged.index("--captioner") + 1] == f"{config.out}/round-2/captioner/model"
     assert steps["2-report"][1:4] == (f"{config.data}/filtered/round-2", "--compare", f"{config.data}/filtered/round-1")
 
 
@@ -76,6 +79,8 @@ def test_a_model_that_one_has_takes_the_place_of_round_0(toy: Path) -> None:
     [
         ("finetune_filter.train.stepz=3", r"finetune_filter: .*train\.steps"),
         ("caption.model=other", "caption: leave out 'model'"),
+        ("caption.workers=2", "caption: leave out 'workers'; one pass captions and filters"),
+        ("caption.generate.top=2", r"caption: Unknown setting 'generate\.top'"),
         ("human_share=1.5", "human_share is a share"),
         ("tests.vqa=a.json", "tests knows caption and retrieval"),
         ("rounds=0", "rounds must be at least 1"),
@@ -90,7 +95,7 @@ def test_mistakes_are_found_before_anything_runs(toy: Path, setting: str, senten
 def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
     planned = bootstrap(toy, "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr[-2000:]
-    assert json.loads(planned.stdout)["unknown"][0] == "caption" and not (toy.parent / "loop").exists()
+    assert json.loads(planned.stdout)["unknown"][0] == "filter" and not (toy.parent / "loop").exists()
 
     process = bootstrap(toy, "--json")
     assert process.returncode == 0, process.stderr[-2000:]
@@ -104,9 +109,16 @@ def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
     again = bootstrap(toy)
     assert again.returncode == 0
     said = [line for line in again.stderr.splitlines() if "capfilt" in line]
-    assert len(said) == 9 and all(line.startswith("done before:") for line in said)
+    assert len(said) == 8 and all(line.startswith("done before:") for line in said)
     planned = json.loads(bootstrap(toy, "--dry-run", "--rounds", "2", "--json").stdout)
-    assert planned["steps"] == 16 and not planned["unknown"] and planned["hours_left"] > 0
+    assert planned["steps"] == 14 and not planned["unknown"] and planned["hours_left"] > 0
 
     other = bootstrap(toy, "--set", "human_share=0.25")
     assert other.returncode == 2 and "human_share: 0.5 -> 0.25" in other.stderr
+
+
+def test_the_time_left_is_told_before_the_first_shard_is_done() -> None:
+    part = Part(Step("1-filter", ()), "filter", "pictures", 10_000)
+    assert left(part, 100.0, "caption and score: 0 of 4 shards, 10.0 pictures/s") == ", 0:15:00 left"
+    assert left(part, 100.0, "caption and score: 1 of 4 shards, 10.0 pictures/s, 0:12:00 left") == ""
+    assert left(part, 1.0, "loading") == left(Part(part.step, "report"), 1.0, "9 pictures/s") == ""
