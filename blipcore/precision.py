@@ -12,8 +12,13 @@ Dtype = Literal["auto", "bf16", "fp32"]
 
 
 def pick_device(device: str = "auto") -> str:
-    """ "auto" is the GPU when there is one; ValueError when a GPU is asked for and there is none."""
+    """ "auto" is the GPU when there is one; ValueError for a GPU where there is none, and for what is no device."""
     available = torch.cuda.is_available()
+    if device != "auto":
+        try:
+            torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'") from None
     if device.startswith("cuda") and not available:
         raise ValueError(f"device {device!r} was asked for, but no CUDA device was found: use 'cpu' or 'auto'.")
     return ("cuda" if available else "cpu") if device == "auto" else device

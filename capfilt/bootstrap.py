@@ -84,6 +84,8 @@ def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[s
     """Run what is left of the loop; returns the scores of every round's model and where things lie."""
     out, console = Path(config.out), console or Console(stderr=True, highlight=False)
     steps, parts = Steps(out / "logs"), plan(config)
+    if lacking := missing(config):
+        raise FileNotFoundError(f"The loop needs what is not there: {', '.join(lacking)}.")
     claim(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
     for section in SECTIONS:
         settings = yaml.safe_dump(_settings(config, section), sort_keys=False, allow_unicode=True)
@@ -107,6 +109,12 @@ def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[s
 def plan(config: BootstrapConfig) -> list[Part]:
     """All steps in order, their settings checked; ValueError names the section of a wrong one."""
     return list(_parts(config))
+
+
+def missing(config: BootstrapConfig) -> list[str]:
+    """The files of its own that the loop would miss, the last of them perhaps after days."""
+    needed = [config.urls or config.data, *config.human, *config.tests.values()]
+    return [path for path in needed if "://" not in path and not Path(path).exists()]
 
 
 def _parts(config: BootstrapConfig) -> Iterator[Part]:
@@ -240,12 +248,15 @@ def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
         elif part.unit:
             hours = part.amount / rate / 3600
             told, left = f"{hours:.2g} hours", left + hours
-        amount = f"{part.amount:,} {part.unit}" if part.amount else ""
+        amount = f"{part.amount:,} {part.unit.replace('_', ' ')}" if part.amount else ""
         console.print(f"[bold]{part.step.name:24}[/]{amount:26}{told}")
         console.print(f"  [dim]{escape(str(part.step))}[/]", soft_wrap=True)
     if unknown:
         console.print(f"Hours are known once a step of its kind has run: {', '.join(sorted(unknown))} not yet.")
-    return {"steps": len(parts), "hours_left": round(left, 6), "unknown": sorted(unknown)}
+    if lacking := missing(config):
+        console.print(f"Not there yet: {escape(', '.join(lacking))}.")
+    hours = None if unknown and not left else round(left, 6)
+    return {"steps": len(parts), "hours_left": hours, "unknown": sorted(unknown), "missing": lacking}
 
 
 class Overview:

@@ -16,6 +16,7 @@ from capfilt.console import (
     Config,
     Device,
     Dtype,
+    Duplicates,
     Engine,
     Epochs,
     ImageRoot,
@@ -35,6 +36,7 @@ from capfilt.console import (
     WorldSize,
     failed_shards,
     finish,
+    one_of,
     sentences,
     too_few,
 )
@@ -44,7 +46,6 @@ app = typer.Typer(
     help="BLIP's CapFilt: caption and filter noisy web pairs, rewrite the data set, retrain, repeat.",
     epilog="See it all at work: capfilt demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -90,7 +91,7 @@ def download(
     retry_failed: Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what may mend.")] = None,
     threads: Annotated[int | None, typer.Option(help="Connections to a process. (64)")] = None,
     allow_private: Annotated[bool | None, typer.Option("--allow-private", help="Fetch from private hosts too.")] = None,
-    duplicates: Annotated[str | None, typer.Option(help="Mark them: exact, or near too.")] = None,
+    duplicates: Duplicates = None,
     min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
     workers: Workers = None,
     config: Config = None,
@@ -120,7 +121,7 @@ def pack(
     caption_col: Annotated[str | None, typer.Option(help="Column of the texts; found by its usual names.")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows to a shard. (10000)")] = None,
     image_size: Annotated[int | None, typer.Option(help="Longer side at most; 0 keeps all. (512)")] = None,
-    duplicates: Annotated[str | None, typer.Option(help="Mark them: exact, or near too.")] = None,
+    duplicates: Duplicates = None,
     min_success: Annotated[float | None, typer.Option(help="Share of rows for exit code 0. (0.2)")] = None,
     workers: Workers = None,
     config: Config = None,
@@ -146,7 +147,7 @@ def caption(
     model: Annotated[str | None, typer.Option(help="Folder, .pth or hub id; hf:MODEL, openai:MODEL.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Server of openai:MODEL; or OPENAI_BASE_URL.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask hf: and openai: for, or BLIP to begin with.")] = None,
-    mode: Annotated[str | None, typer.Option(help="nucleus, beam or greedy. (nucleus)")] = None,
+    mode: Annotated[str | None, one_of("--mode", "nucleus", "beam", "greedy")] = None,
     num_captions: Annotated[int | None, typer.Option(help="Captions of a picture. (1)")] = None,
     tokenizer: Tokenizer = None,
     name: Name = None,
@@ -239,7 +240,7 @@ def pretrain(
         list[str], typer.Argument(metavar="DATASET...", help="Filtered folder, shard set or JSON; =W weighs.")
     ],
     out: Run,
-    preset: Annotated[str | None, typer.Option(help="tiny, base or large. (base)")] = None,
+    preset: Annotated[str | None, one_of("--preset", "base", "tiny", "large")] = None,
     init: Annotated[str | None, typer.Option(help="Checkpoint to continue from; a new model without.")] = None,
     vision: Annotated[str | None, typer.Option(help="Image encoder: file, open_clip:…, timm:… or hub id.")] = None,
     text: Annotated[str | None, typer.Option(help="Text transformer: BERT folder or hub id.")] = None,
@@ -349,10 +350,15 @@ def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="blipcore folder, official .pth, Hugging Face BLIP.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; a .pth file for official.")],
     to: Annotated[Format, typer.Option(help="What to write.")] = Format.blipcore,
-    task: Annotated[str | None, typer.Option(help="Keep only what this task runs on, e.g. caption.")] = None,
+    task: Annotated[
+        str | None, one_of("--task", *Task, about="Keep only what this task runs on, e.g. caption.")
+    ] = None,
     tokenizer: Tokenizer = None,
     image_size: ImageSize = None,
-    numerics: Annotated[str | None, typer.Option(help="official or transformers, of a HF source. (official)")] = None,
+    numerics: Annotated[
+        str | None,
+        one_of("--numerics", "official", "transformers", about="Of a HF source: official or transformers. (official)"),
+    ] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -407,7 +413,7 @@ def doctor(
 def export(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A filtered folder, or a set filtered once.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the files.")],
-    format: Annotated[str | None, typer.Option(help="webdataset, parquet or json. (webdataset)")] = None,
+    format: Annotated[str | None, one_of("--format", "webdataset", "parquet", "json")] = None,
     decontaminate: Annotated[
         list[str] | None, typer.Option(metavar="DIR", help="Leave out what looks like a picture there; repeatable.")
     ] = None,
@@ -453,9 +459,11 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the demo. (demo)")] = None,
     scale: Annotated[float | None, typer.Option(help="Size of corpus and training. (1)")] = None,
     seed: Seed = None,
-    rows: Annotated[str | None, typer.Option(help="main, or all: filter-only and captioner-only too.")] = None,
+    rows: Annotated[
+        str | None, one_of("--rows", "main", "all", about="main, or all: filter-only and captioner-only too.")
+    ] = None,
     quick: Annotated[bool | None, typer.Option("--quick", help="A smoke run of two minutes; no claim.")] = None,
-    lang: Annotated[str | None, typer.Option(help="Language of the texts, en or zh. (en)")] = None,
+    lang: Annotated[str | None, one_of("--lang", "en", "zh", about="Language of the texts, en or zh. (en)")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on an embedded corpus, printing the commands: 15 minutes on two cores."""

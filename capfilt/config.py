@@ -155,18 +155,28 @@ def _validate(cls: type[T], values: dict[str, Any]) -> T:
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        raise ValueError("; ".join(_sentence(item) for item in error.errors(include_url=False))) from None
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for item in error.errors(include_url=False):
+            found.setdefault(_name(item), []).append(item)
+        raise ValueError("; ".join(_sentence(name, errors) for name, errors in found.items())) from None
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
-    # pydantic puts the tried types of a union after the field's name; only lower-case names are ours
-    name = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or str(part).isidentifier())
-    message = error["msg"].removeprefix("Value error, ")
+def _name(error: Mapping[str, Any]) -> str:
+    # pydantic puts the tried type of a union after the field's name, such as `float` or `list[str]`
+    parts = [str(part) for part in error["loc"] if str(part).isdecimal() or str(part).isidentifier()]
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] in ("float", "int", "bool", "str") else parts)
+
+
+def _sentence(name: str, errors: list[Mapping[str, Any]]) -> str:
+    """What is wrong with a setting; where it may be of several types, there is an error for each."""
+    error = errors[0]
     if error["type"] == "missing":
         return f"Setting '{name}' is required."
     if error["type"] == "value_error":  # a check in __post_init__ has written a whole sentence
-        return message
-    return f"Setting '{name}': {message[0].lower()}{message[1:]}, but got {error['input']!r}."
+        return error["msg"].removeprefix("Value error, ")
+    wanted = [item["msg"].removeprefix("Input should be ").partition(", unable to parse")[0] for item in errors]
+    start = "input should be " if error["msg"].startswith("Input should be ") else ""
+    return f"Setting '{name}': {start}{' or '.join(wanted)}, but got {error['input']!r}."
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,13 @@ import typer
 
 OUR_PACKAGES = ("capfilt", "blipcore")
 
+
+def one_of(option: str, *words: str, about: str = "") -> Any:
+    """An option that takes one of these words, the default first; the Tab key offers them, the settings check them."""
+    told = about or f"{', '.join(words[:-1])} or {words[-1]}. ({words[0]})"
+    return typer.Option(option, help=told, autocompletion=lambda: list(words))
+
+
 # Options that mean the same in every command. None is "not given": the YAML file or the default decides.
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings; options override it.")]
 Sets = Annotated[
@@ -25,14 +32,25 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSO
 Name = Annotated[str | None, typer.Option("--name", help="Name of the output folder.")]
 Out = Annotated[str | None, typer.Option("--out", help="Where to write, when not beside the pictures; a URL too.")]
 Run = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run; the model ends in RUN/model.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N. (auto)")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="auto (bf16 where it is fast), bf16 or fp32. (auto)")]
+Device = Annotated[str | None, one_of("--device", "auto", "cpu", "cuda", about="auto, cpu, cuda or cuda:N. (auto)")]
+Dtype = Annotated[
+    str | None, one_of("--dtype", "auto", "bf16", "fp32", about="auto (bf16 where it is fast), bf16 or fp32. (auto)")
+]
 Backend = Annotated[
-    str | None, typer.Option("--backend", help="Image encoder: auto, torch, compile or openvino. (auto)")
+    str | None,
+    one_of(
+        "--backend",
+        "auto",
+        "torch",
+        "compile",
+        "openvino",
+        about="Image encoder: auto, torch, compile or openvino. (auto)",
+    ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pictures in a batch.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes.")]
-Engine = Annotated[str | None, typer.Option("--engine", help="local, or ray for actors on a cluster. (local)")]
+Engine = Annotated[str | None, one_of("--engine", "local", "ray", about="local, or ray for a cluster. (local)")]
+Duplicates = Annotated[str | None, one_of("--duplicates", "exact", "near", about="Mark them: exact, or near too.")]
 Rank = Annotated[int | None, typer.Option("--rank", help="Which of --world-size tasks this is, from 0. (0)")]
 WorldSize = Annotated[int | None, typer.Option("--world-size", help="Tasks that share the shards. (1)")]
 Nproc = Annotated[int, typer.Option("--nproc", help="Training processes on this machine, one a GPU; else torchrun.")]

@@ -138,12 +138,13 @@ def filter_shards(config: FilterConfig, *, making: Making | None = None, progres
 def _filter(
     config: FilterConfig, images: ShardSet, folder: Place, making: Making | None, progress: bool
 ) -> dict[str, Any]:
+    labels = _labels(config)  # first: what is wrong with them is better told before the pictures are read
     scored = score_shards(config, making=making, progress=progress)
     if config.clip_threshold is not None and "clip" not in scored.columns:
         raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
     threshold, why = config.threshold, None
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
-        threshold, why = _choose(config, _judge(config, images, scored))
+        threshold, why = _choose(config, _judge(config, images, scored, labels))
     limits = config.limits(threshold)
     if config.world_size == 1:
         forget_if_empty(folder)
@@ -188,7 +189,11 @@ def _choose(config: FilterConfig, judged: thresholds.Judged) -> tuple[float, str
     return config.threshold, thresholds.in_words(judged, config.threshold)
 
 
-def _judge(config: FilterConfig, images: ShardSet, scored: Scored) -> thresholds.Judged:
+def _labels(config: FilterConfig) -> pa.Table | None:
+    return thresholds.read_labels(place(config.labels)) if config.labels else None
+
+
+def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Table | None) -> thresholds.Judged:
     paths = [scored.folder / f"{shard}.parquet" for shard in images.shards]
     there = present(paths)
     if len(there) < len(paths):
@@ -198,7 +203,6 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored) -> thresholds
         )
     limits = config.limits(0.0)
     columns = ["key", "source", "index", "text", *limits, "error"]
-    labels = thresholds.read_labels(place(config.labels)) if config.labels else None
     return thresholds.judge(
         (read_table(path, columns) for path in paths), list(scored.captions), limits, config.best, labels
     )
@@ -206,9 +210,9 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored) -> thresholds
 
 def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
     """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
-    images = ShardSet.open(config.data)
+    images, labels = ShardSet.open(config.data), _labels(config)
     scored = score_shards(config, making=making, progress=progress)
-    judged = _judge(config, images, scored)
+    judged = _judge(config, images, scored, labels)
     try:
         threshold, why = _choose(config, judged)
     except ValueError as error:  # no threshold does; the table shows how far they get

@@ -314,10 +314,14 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
         manifest = read_manifest(folder)
-        if manifest is not None and manifest["stage"] == "score" and _covers(manifest["config"], asked):
-            backend = manifest["config"].get("backend", "torch")
-            if config.backend in ("auto", backend):
-                return folder, manifest["config"]
+        if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], asked):
+            continue
+        backend = manifest["config"].get("backend", "torch")
+        # without a table, and never finished: what a run leaves whose models cannot be loaded, for the same run alone
+        same = manifest["config"] | {"backend": backend} == asked | {"backend": backend}
+        usable = same or "counts" in manifest or any(folder.glob("*.parquet"))
+        if usable and config.backend in ("auto", backend):
+            return folder, manifest["config"]
     if config.model is None:
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
     clip = "+clip" if config.clip else ""

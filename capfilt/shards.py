@@ -395,7 +395,7 @@ def read_manifest(folder: Place) -> dict | None:
     """The manifest of an output folder of ours, None where there is none (an img2dataset folder, say)."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise ValueError(f"{folder / MANIFEST} is not valid JSON; delete the folder and run again.") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _filtered_folder(folder: Place) -> Place:
     manifest = read_manifest(folder)
     if manifest is not None and manifest["stage"] == "filter":
         return folder
-    if not names(folder):
+    if not (folder.is_dir() if isinstance(folder, Path) else names(folder)):
         raise FileNotFoundError(f"No folder at {folder}.")
     inside = [folder / "filtered" / name for name in names(folder / "filtered") if not name.startswith(".")]
     if len(inside) == 1:

@@ -136,11 +136,16 @@ _share: int | None = None
 
 
 def pick_device(device: str, index: int) -> str:
-    """Name a worker's device: for "auto" and "cuda" the GPUs are dealt round; imports torch for these two alone."""
-    if device not in ("auto", "cuda"):
+    """Name a worker's device: for "auto" and "cuda" the GPUs are dealt round; "cpu" does without torch."""
+    if device == "cpu":
         return device
     import torch
 
+    if device not in ("auto", "cuda"):
+        try:
+            return str(torch.device(device))
+        except RuntimeError:
+            raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'.") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cuda" and count == 0:
         raise ValueError("No CUDA device was found; use --device cpu.")

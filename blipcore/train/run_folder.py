@@ -31,6 +31,7 @@ from blipcore.train.plot import draw_losses, read_records
 INCIDENTAL = {"workers", "log_every", "save_every", "keep", "parallel", "recompute", "wandb"}
 # The batch of a process may change with the number of processes, as long as that of a step does not.
 PER_PROCESS = {"batch_size", "accumulate"}
+NAMED = 8  # differences of two configurations that an error names; a run of another command has a hundred
 
 
 class RunFolder:
@@ -44,22 +45,31 @@ class RunFolder:
     def claim(self) -> dict[str, Any] | None:
         """Make the folder this run's own; returns the summary when the run is done already.
 
-        ValueError when another configuration has been trained here.
+        ValueError when another configuration has been trained here; one that did not come to a first record, for want
+        of a file perhaps, is forgotten.
         """
         stored = self.path / "config.yaml"
-        if stored.is_file():
+        if self.path.is_file():
+            raise ValueError(f"{self.path} is a file; give a folder for the run")
+        if stored.is_file() and self._has_begun():
             ignored = INCIDENTAL | (PER_PROCESS if self._same_batch() else set())
             changes = diff(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config, ignored)
             if changes:
+                more = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
                 raise ValueError(
                     f"{self.path} holds a run with another configuration; choose another folder or remove it. "
-                    f"There -> here: {'; '.join(changes)}"
+                    f"There -> here: {'; '.join(changes[:NAMED])}{more}"
                 )
         if self.model.exists():
             return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return None
+
+    def _has_begun(self) -> bool:
+        """Whether there is something to lose or to go on with."""
+        metrics = self.path / "metrics.jsonl"
+        return self.model.exists() or self.checkpoints.exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def _same_batch(self) -> bool:
         """Whether the last launch trained on as many pictures a step, on however many processes."""

@@ -47,16 +47,6 @@ def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-def mistake(*arguments: str) -> str:
-    """The one sentence that a wrong command prints."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert "Traceback" not in result.stderr
-    return result.stderr.removeprefix("Error: ").strip()
-
-
 def test_help_is_there_in_under_a_second_and_loads_nothing_heavy() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = shell("--help")
@@ -87,34 +77,6 @@ def test_the_surface_does_not_grow_by_accident(command: str) -> None:
     options = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
     most = {"filter": 12}.get(command, 10)  # it may caption too
     assert len(options - shared - {"--json"}) <= most
-
-
-def test_bad_usage_is_exit_code_2() -> None:
-    for arguments in (
-        ["download"],
-        ["nonsense"],
-        ["caption", "data", "--batch-size", "many"],
-        ["finetune", "poetry", "x"],
-    ):
-        result = run(*arguments)
-        assert result.exit_code == 2, arguments
-        assert "Traceback" not in result.output
-
-
-def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "urls.txt").write_text("http://127.0.0.1:9/x.jpg\n")
-    (tmp_path / "run.yaml").write_text("shard_sise: 5\n")
-    urls, data = str(tmp_path / "urls.txt"), str(tmp_path / "data")
-    assert mistake("download", "none.csv", data) == "No file at none.csv."
-    assert "did you mean 'shard_size'" in mistake("download", urls, data, "--config", str(tmp_path / "run.yaml"))
-    assert "--set takes name=value" in mistake("download", urls, data, "--set", "shard_size")
-    assert "shard_size must be at least 1" in mistake("download", urls, data, "--shard-size", "0")
-    assert mistake("download", urls, data, "--config", "none.yaml") == "No config file at none.yaml."
-    assert mistake("download", urls, urls) == f"{urls} is a file; give a folder for the shards."
-    assert not (tmp_path / "data").exists()
-    assert "Setting 'model' is required." in mistake("caption", str(tmp_path))
-    assert "not a shard set" in mistake("caption", str(tmp_path), "--model", "x")
-    assert "No folder at" in mistake("filter", str(tmp_path / "none"), "--model", "x")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from capfilt.report import ReportConfig, report
 
 sys.path.insert(0, str(Path(__file__).parent))
-from filtered_set import NASTY, filter_set, rows_of, write_set
+from filtered_set import NASTY, filter_set, write_set
+from folders import rows_of
 
 pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -19,7 +19,8 @@ from capfilt.shards import read_manifest
 from capfilt.threshold import Judged, _shortest, choose_by_share, choose_by_target, measures, read_labels, wilson
 
 sys.path.insert(0, str(Path(__file__).parent))
-from filtered_set import rows_of, write_set
+from filtered_set import write_set
+from folders import rows_of
 
 
 @pytest.fixture(scope="module")
