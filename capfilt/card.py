@@ -9,6 +9,7 @@ import yaml
 from capfilt.shards import read_manifest
 from capfilt.storage import join
 from capfilt.survey import Dataset
+from capfilt.verdict import Best
 
 READ = {
     "webdataset": "Tar shards of `key.jpg`, `key.txt` (the text that the filter likes best) and `key.json`; "
@@ -69,6 +70,7 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
         ]
         model = f" by {made['model']}" if "model" in made else ""
         lines.append(f"- {made.get('stage', 'unknown')}{model}, {made.get('created_by', '')}: {'; '.join(told)}")
+    limits += _best(data.best)
     lines.append(f"- filter, {data.manifest.get('created_by', '')}: sources {', '.join(data.sources)}; {limits}")
     if decontaminated:
         lines.append(f"- decontaminated against {', '.join(f'`{path}`' for path in decontaminated)}")
@@ -82,3 +84,8 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
         "",
     ]
     return "\n".join(lines)
+
+
+def _best(best: Best) -> str:
+    whose = "picture" if best.across else "source for a picture"
+    return f"; of each {whose} the best {best.number} by {best.by.upper()}" if best.number else ""

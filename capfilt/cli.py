@@ -189,6 +189,7 @@ def filter_(
     labels: Annotated[str | None, typer.Option(help="Labelled texts: key, source, index, match.")] = None,
     target: Annotated[str | None, typer.Option(help="Of auto: precision=S or recall=S. (precision=0.9)")] = None,
     top_fraction: Annotated[float | None, typer.Option(help="Keep this share of the texts, the best.")] = None,
+    best_of: Annotated[str | None, typer.Option(help="Of each source's texts keep the best by itm, itc, clip.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what each threshold keeps; write none.")] = False,
     sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
     captioner: Annotated[str | None, typer.Option(help="Also caption, in the same pass: folder, .pth or id.")] = None,
@@ -217,7 +218,7 @@ def filter_(
 
     settings = resolve(CaptionFilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
-        "top_fraction": top_fraction, "sources": sources or None, "clip": clip,
+        "top_fraction": top_fraction, "best_of": best_of, "sources": sources or None, "clip": clip,
         "captioner.model": captioner, "captioner.name": captioner_name,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
         "device": device, "dtype": dtype, "backend": backend, "workers": workers, "engine": engine, "rank": rank,

@@ -26,7 +26,7 @@ from capfilt.readahead import speed
 from capfilt.score import CAPTION_COLUMNS, Making, ScoreConfig, Scored, rescore, score_shards
 from capfilt.shards import ShardSet, filtered_schema, read_table, write_table
 from capfilt.storage import Place, place, present
-from capfilt.verdict import KEPT, decide
+from capfilt.verdict import KEPT, Best, decide
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,9 @@ class FilterConfig(ScoreConfig):
     top_fraction: float | None = None  # instead of a threshold: this share of the texts, those with the highest ITM
     itc_threshold: float | None = None  # least ITC cosine
     clip_threshold: float | None = None  # least CLIP cosine
-    best: int = 0  # at most so many texts of a source for a picture, those with the highest ITM; 0 is all
+    best: int = 0  # at most so many texts of a source for a picture, the best; 0 is all
+    best_of: str | None = None  # the score that says which are best, ITM unless given; alone it keeps one
+    best_across: bool = False  # the best of all sources together, not of each
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +61,12 @@ class FilterConfig(ScoreConfig):
             )
         thresholds.parse_target(self.target)
 
+    def choice(self) -> Best:
+        """Which of a picture's texts may stay."""
+        if self.best_of is None and not self.best:
+            return Best()
+        return Best(self.best or 1, self.best_of or "itm", self.best_across)
+
     def limits(self, threshold: float) -> dict[str, float]:
         """Score column -> the least value that keeps a text."""
         given = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
@@ -74,7 +82,7 @@ class RewriteStage:
     columns: list[str]  # of scores
     captions: dict[str, Place | None]
     limits: dict[str, float]
-    best: int
+    best: Best
     folder: Place
     name: str = "rewrite"
 
@@ -142,6 +150,11 @@ def _filter(
     scored = score_shards(config, making=making, progress=progress)
     if config.clip_threshold is not None and "clip" not in scored.columns:
         raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
+    best = config.choice()
+    if best.number and best.by not in scored.columns:
+        raise ValueError(
+            f"best_of is '{best.by}', and {scored.folder} has {', '.join(scored.columns)}; --clip adds clip."
+        )
     threshold, why = config.threshold, None
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
         threshold, why = _choose(config, _judge(config, images, scored, labels))
@@ -151,13 +164,13 @@ def _filter(
     manifest = Manifest.begin(
         folder,
         "filter",
-        {"limits": limits, "best": config.best, "sources": list(scored.captions), "scored_with": scored.made_with},
+        {"limits": limits, **_in_manifest(best), "sources": list(scored.captions), "scored_with": scored.made_with},
         images=images.path,
         parents=[scored.folder, *(path for path in scored.captions.values() if path)],
         packages=("pyarrow",),
         shared=config.world_size > 1,
     )
-    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, config.best, folder)
+    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, best, folder)
     mine = config.share(images.shards)
     ready = [shard for shard in mine if shard not in scored.ran.failed]
     workers = min(config.workers, 1 + len(ready) // 32)  # starting a process costs more than a few tables
@@ -178,6 +191,12 @@ def _filter(
         **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),
         **speed(scored.ran.counts, scored.ran.seconds, "pictures"),
     }
+
+
+def _in_manifest(best: Best) -> dict[str, Any]:
+    """Settings of a choice; what is as usual goes without saying."""
+    told = {"best": best.number, "best_of": best.by, "best_across": best.across}
+    return {name: value for name, value in told.items() if name == "best" or value not in ("itm", False)}
 
 
 def _choose(config: FilterConfig, judged: thresholds.Judged) -> tuple[float, str]:
@@ -201,11 +220,9 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Ta
             f"{len(paths) - len(there)} of {len(paths)} shards have no scores yet, and a threshold is chosen over "
             "all of them; run the same command with a number as --threshold first."
         )
-    limits = config.limits(0.0)
-    columns = ["key", "source", "index", "text", *limits, "error"]
-    return thresholds.judge(
-        (read_table(path, columns) for path in paths), list(scored.captions), limits, config.best, labels
-    )
+    limits, best = config.limits(0.0), config.choice()
+    columns = ["key", "source", "index", "text", *dict.fromkeys([*limits, best.by]), "error"]
+    return thresholds.judge((read_table(path, columns) for path in paths), list(scored.captions), limits, best, labels)
 
 
 def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _about(data: Dataset) -> dict[str, Any]:
         "path": str(data.folder),
         "complete": "counts" in data.manifest,
         "limits": data.limits,
-        "best": data.best,
+        "best": data.best._asdict(),
         "made_with": {name: data.manifest.get(name) for name in ("created_by", "config", "parents", "versions")},
         "downloads": downloads(data.images),
         "refilter": _refilter(data),
@@ -133,7 +133,10 @@ def _refilter(data: Dataset) -> list[str]:
     words += ["--out", str(root)] if data.images != root.resolve() else []
     words += [word for source in data.sources for word in ("--sources", source)]
     words += [f"--set={name}_threshold={least:g}" for name, least in data.limits.items() if name != "itm"]
-    return words + ([f"--set=best={data.best}"] if data.best else [])
+    best = data.best
+    words += [f"--set=best={best.number}"] if best.number else []
+    words += ["--best-of", best.by] if best.by != "itm" else []
+    return words + (["--set=best_across=true"] if best.across else [])
 
 
 def _version() -> str:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from capfilt.shards import SCORES, VERDICT, WEB, images_of, read_manifest, read_table
 from capfilt.storage import Place, names, place
 from capfilt.texts import clean, hashes, ngrams, words
-from capfilt.verdict import KEPT, NO_TEXT, hangs_on_itm
+from capfilt.verdict import KEPT, NO_TEXT, Best, hangs_on_itm
 
 SAMPLE = 20_000  # texts of a source that lengths, vocabulary and distinct-n are counted on
 FEWEST = 500  # texts to count vocabulary and distinct-n on even if another column of the table has fewer
@@ -61,7 +61,7 @@ class Dataset:
     sources: list[str]
     columns: list[str]  # of scores
     limits: dict[str, float]
-    best: int
+    best: Best
     manifest: dict[str, Any]
 
     @staticmethod
@@ -74,7 +74,8 @@ class Dataset:
             raise ValueError(f"{folder} has no finished table yet; run the same `capfilt filter` again to finish it.")
         config, there = manifest["config"], read_table(tables[0]).column_names
         columns = [name for name in there if name not in SCORES.names and name not in VERDICT.names]
-        return Dataset(folder, tables, config["sources"], columns, config["limits"], config.get("best", 0), manifest)
+        best = Best(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
+        return Dataset(folder, tables, config["sources"], columns, config["limits"], best, manifest)
 
     @property
     def images(self) -> Place:

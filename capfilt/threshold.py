@@ -23,7 +23,7 @@ import pyarrow.json
 
 from capfilt.shards import WEB, read_table
 from capfilt.storage import Place, open_read
-from capfilt.verdict import KEPT, decide
+from capfilt.verdict import KEPT, Best, decide
 
 SHOWN = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
 CONFIDENCE = 1.959964  # standard deviations on either side of a 95% interval
@@ -46,7 +46,7 @@ class Judged:
 
 
 def judge(
-    tables: Iterable[pa.Table], sources: list[str], limits: dict[str, float], best: int, labels: pa.Table | None = None
+    tables: Iterable[pa.Table], sources: list[str], limits: dict[str, float], best: Best, labels: pa.Table | None = None
 ) -> Judged:
     """Texts of tables of scores; a label speaks of the row with its key, source and index."""
     texts, parts, found = 0, [], 0

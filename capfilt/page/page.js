@@ -66,14 +66,21 @@ function verdicts(texts, threshold, data) {
     const failed = Object.entries(limits).find(([name, least]) => !(text[name] >= least && text[name] !== null));
     return failed ? `${failed[0]}<${failed[1]}` : "kept";
   });
-  if (data.best) {
-    for (const source of new Set(texts.map((text) => text.source))) {
-      const kept = texts.map((_, n) => n).filter((n) => reasons[n] === "kept" && texts[n].source === source);
-      kept.sort((a, b) => texts[b].itm - texts[a].itm || a - b).slice(data.best).forEach((n) => { reasons[n] = "not_best"; });
+  const { number, by, across } = data.best;
+  if (number) {  // the best are settled before the ITM threshold, as in `capfilt filter`
+    const passes = (text) => Object.entries(data.limits).every(([name, least]) => name === "itm" || text[name] >= least);
+    for (const source of across ? [null] : new Set(texts.map((text) => text.source))) {
+      const open = texts.map((_, n) => n).filter((n) => (reasons[n] === "kept" || reasons[n].startsWith("itm<"))
+        && passes(texts[n]) && (across || texts[n].source === source));
+      open.sort((a, b) => (texts[b][by] ?? -Infinity) - (texts[a][by] ?? -Infinity) || a - b).slice(number)
+        .forEach((n) => { if (reasons[n] === "kept") reasons[n] = "not_best"; });
     }
   }
   return reasons;
 }
+
+const bestName = ({ number, by, across }) =>
+  number ? ` · best ${number} of a ${across ? "picture" : "captioner"} by ${SCORE[by]?.[0] ?? by}` : "";
 
 // Texts of source n that the threshold at `place` keeps: the tail of its histogram.
 const keptAt = (data, n, place) => sum(data.hangs_on_itm[n].slice(place));
@@ -229,7 +236,7 @@ function overview() {
   };
   return section("overview", "Overview", null, columns((data) => [
     lead(data),
-    h("p", { class: "path" }, `${data.path} · ${cutNames(data)}${data.best ? ` · best ${data.best} of a captioner` : ""}`),
+    h("p", { class: "path" }, `${data.path} · ${cutNames(data)}${bestName(data.best)}`),
     data.complete ? null : h("p", { class: "notice" }, "This data set is not finished: the counts are those of the shards that are there."),
     h("dl", { class: "tiles" }, sides(data).map(([name, sources]) => {
       const [kept, texts] = ["kept", "texts"].map((field) => sum(sources.map((source) => source[field])));

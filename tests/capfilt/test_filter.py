@@ -222,6 +222,26 @@ def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tin
     assert half["kept"] == 4 and half["dropped"] == {f"clip<{least:g}": 4}
 
 
+def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny_clip: str, no_pictures) -> None:
+    data = shards(1, 6)
+    caption(data, tiny_blip, name="c", generate=GenerateConfig(num_captions=4))
+    every = run(data, tiny_blip, clip=tiny_clip, threshold=0)
+    scored = [row for row in rows(every) if row["keep"]]
+    no_pictures()
+    for name, options, groups in (("each", {}, ("key", "source")), ("across", {"best_across": True}, ("key",))):
+        best = run(data, tiny_blip, name=name, clip=tiny_clip, threshold=0, best_of="clip", **options)
+        highest: dict[tuple, dict] = {}
+        for row in scored:
+            of = tuple(row[group] for group in groups)
+            highest[of] = max(highest.get(of, row), row, key=lambda row: row["clip"])
+        assert [row["text"] for row in rows(best) if row["keep"]] == [
+            row["text"] for row in scored if row in highest.values()
+        ]
+        assert best["kept"] == len(highest) and best["dropped"]["not_best"] == len(scored) - len(highest)
+    with pytest.raises(ValueError, match=r"best_of is 'nice', and .* has itm, itc, clip; --clip adds clip\."):
+        run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
+
+
 def test_a_truncated_tar_costs_only_what_is_cut(shards, tiny_filter: Path) -> None:
     data = shards(2, 10)
     tar = data / "00001.tar"

@@ -93,13 +93,26 @@ def test_histograms_count_every_score_and_the_slider_counts_what_filter_would_ke
             assert sum(facts["hangs_on_itm"][place][bins.index(threshold) :]) == kept[source]
 
 
-def test_a_threshold_between_the_grid_and_other_limits_count_too(filtered: Path, tmp_path: Path) -> None:
-    made = filter_set(filtered.parents[1], "odd", threshold=0.333, clip_threshold=0.25, best=1)
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"best": 1}, ["--set=best=1"]),
+        (
+            {"best_of": "clip", "best_across": True},
+            ["--set=best=1", "--best-of", "clip", "--set=best_across=true"],
+        ),
+    ],
+)
+def test_a_threshold_between_the_grid_and_other_limits_count_too(
+    filtered: Path, tmp_path: Path, choice: dict, words: list[str]
+) -> None:
+    options = {"threshold": 0.333, "clip_threshold": 0.25, **choice}
+    made = filter_set(filtered.parents[1], f"odd{len(choice)}", **options)
     report(ReportConfig(str(made), out=str(tmp_path / "r.html"), pictures=2))
     (facts,) = page_data(tmp_path / "r.html")["datasets"]
     place = facts["scores"]["itm"]["bins"].index(0.333)
     assert [sum(row[place:]) for row in facts["hangs_on_itm"]] == [source["kept"] for source in facts["sources"]]
-    assert facts["refilter"][-2:] == ["--set=clip_threshold=0.25", "--set=best=1"]
+    assert facts["refilter"][-len(words) - 1 :] == ["--set=clip_threshold=0.25", *words]
 
 
 def test_what_the_texts_are_like(filtered: Path, said: dict) -> None:

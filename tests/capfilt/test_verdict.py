@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 
@@ -11,7 +12,7 @@ import pytest
 
 from blipcore.model.tokenizer import clean_caption
 from capfilt.shards import filtered_schema
-from capfilt.verdict import decide, hangs_on_itm
+from capfilt.verdict import Best, decide, hangs_on_itm
 
 SCHEMA = pa.schema(
     [
@@ -43,7 +44,7 @@ def test_decide_names_the_first_reason_that_holds() -> None:
     table = pa.table({name: [row[place] for row in judged] for place, name in enumerate(names)})
     assert decide(table, {"itm": 0.5, "clip": 0.25}).to_pylist() == [row[-1] for row in judged]
     assert decide(table, {"itm": 0.0}).to_pylist()[:6] == ["kept", "duplicate", "kept", "kept", "kept", "kept"]
-    assert decide(SCHEMA.empty_table(), {"itm": 0.5}, best=1).to_pylist() == []
+    assert decide(SCHEMA.empty_table(), {"itm": 0.5}, best=Best(1)).to_pylist() == []
 
 
 def test_a_threshold_is_compared_as_the_number_that_was_typed() -> None:
@@ -66,8 +67,8 @@ def test_of_several_captions_the_best_are_kept():
             "itm": itm,
         }
     )
-    assert decide(table, {"itm": 0.5}, best=1).to_pylist() == ["not_best", "kept", "not_best", "itm<0.5", "kept"]
-    assert decide(table, {"itm": 0.5}, best=2).to_pylist() == ["not_best", "kept", "kept", "itm<0.5", "kept"]
+    assert decide(table, {"itm": 0.5}, best=Best(1)).to_pylist() == ["not_best", "kept", "not_best", "itm<0.5", "kept"]
+    assert decide(table, {"itm": 0.5}, best=Best(2)).to_pylist() == ["not_best", "kept", "kept", "itm<0.5", "kept"]
 
 
 def scrambled(rng: random.Random, rows: int) -> pa.Table:
@@ -85,7 +86,7 @@ def scrambled(rng: random.Random, rows: int) -> pa.Table:
     return pa.Table.from_pylist(table, schema=SCHEMA)
 
 
-def plainly(table: pa.Table, limits: dict[str, float], best: int) -> list[str]:
+def plainly(table: pa.Table, limits: dict[str, float], best: Best) -> list[str]:
     """The rules as one would say them."""
     reasons, seen = [], set()
     groups = defaultdict(list)
@@ -101,24 +102,29 @@ def plainly(table: pa.Table, limits: dict[str, float], best: int) -> list[str]:
         else:
             seen.add((row["key"], words))
             reasons.append(failed[0] if failed else "kept")
-            if not failed:
-                groups[row["key"], row["source"]].append((-row["itm"], place))
+            if not [reason for reason in failed if not reason.startswith("itm<")]:
+                of = row["key"], None if best.across else row["source"]
+                groups[of].append((-math.inf if row[best.by] is None else row[best.by], -place))
     for group in groups.values():
-        for _, place in sorted(group)[best or len(group) :]:
-            reasons[place] = "not_best"
+        for _, place in sorted(group, reverse=True)[best.number or len(group) :]:
+            if reasons[-place] == "kept":
+                reasons[-place] = "not_best"
     return reasons
 
 
-@pytest.mark.parametrize("best", [0, 1, 2])
-def test_decide_agrees_with_a_plain_loop(best: int) -> None:
+BESTS = [Best(), Best(1), Best(2), Best(1, "clip"), Best(2, "clip", across=True)]
+
+
+@pytest.mark.parametrize("best", BESTS)
+def test_decide_agrees_with_a_plain_loop(best: Best) -> None:
     for seed in range(20):
         table = scrambled(random.Random(seed), 120)
         limits = {"itm": 0.5, "clip": 0.2} if seed % 2 else {"itm": 0.5}
         assert decide(table, limits, best).to_pylist() == plainly(table, limits, best)
 
 
-@pytest.mark.parametrize("best", [0, 2])
-def test_what_hangs_on_itm_is_what_another_threshold_keeps(best: int) -> None:
+@pytest.mark.parametrize("best", BESTS)
+def test_what_hangs_on_itm_is_what_another_threshold_keeps(best: Best) -> None:
     table = scrambled(random.Random(3), 400)
     limits = {"itm": 0.5, "clip": 0.1}
     reasons = decide(table, limits, best)
@@ -129,3 +135,22 @@ def test_what_hangs_on_itm_is_what_another_threshold_keeps(best: int) -> None:
     for threshold in (0.001, 0.25, 0.5, 0.9):
         kept = decide(table, limits | {"itm": threshold}, best).to_pylist()
         assert ((itm >= threshold) & open_rows).tolist() == [reason == "kept" for reason in kept]
+
+
+def test_the_best_by_another_score_are_chosen_before_the_itm_threshold() -> None:
+    table = pa.table(
+        {
+            "key": ["a"] * 4,
+            "source": ["blip", "blip", "blip", "web"],
+            "text": ["red dog", "blue cat", "red cat", "a dog"],
+            "error": pa.nulls(4, pa.string()),
+            "itm": [0.9, 0.2, 0.8, 0.7],
+            "clip": [0.20, 0.30, 0.25, 0.28],
+        }
+    )
+    by_clip = Best(1, "clip")
+    assert decide(table, {"itm": 0.1}, by_clip).to_pylist() == ["not_best", "kept", "not_best", "kept"]
+    assert decide(table, {"itm": 0.5}, by_clip).to_pylist() == ["not_best", "itm<0.5", "not_best", "kept"]
+    assert decide(table, {"itm": 0.5, "clip": 0.29}, by_clip).to_pylist()[2:] == ["clip<0.29", "clip<0.29"]
+    across = Best(2, "clip", across=True)
+    assert decide(table, {"itm": 0.1}, across).to_pylist() == ["not_best", "kept", "not_best", "kept"]
