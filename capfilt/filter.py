@@ -234,7 +234,7 @@ def explain_thresholds(config: FilterConfig, *, making: Making | None = None, pr
         threshold, why = _choose(config, judged)
     except ValueError as error:  # no threshold does; the table shows how far they get
         threshold, why = FilterConfig.threshold, str(error)
-    rows = thresholds.explain(judged, threshold)
+    rows = thresholds.explain(judged.to_judge() if config.threshold == "auto" else judged, threshold)
     return {
         "stage": "explain",
         "scores": str(scored.folder),
