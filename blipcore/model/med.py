@@ -127,7 +127,8 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
-        return self.dropout(self.norm(self.word(ids) + self.position(positions)))
+        words = ids if ids.is_floating_point() else self.word(ids)
+        return self.dropout(self.norm(words + self.position(positions)))
 
 
 class SelfAttention(nn.Module):
@@ -326,7 +327,10 @@ class LMHead(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The three-mode text transformer; ids are (R, L) int64, masks (R, L) with 1 on tokens and 0 on padding."""
+    """The three-mode text transformer; masks are (R, L) with 1 on tokens and 0 on padding.
+
+    Ids are (R, L) int64, or in their place the word vectors (R, L, D) that `look_up` gives for them.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -358,6 +362,16 @@ class TextTransformer(nn.Module):
         if text_tokens is not None and text_tokens < self.config.width / self.config.heads:
             return ImageKV([image_embeds[None]] * len(crosses), mask)
         return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
+
+    def look_up(self, *ids: Tensor) -> tuple[Tensor, ...]:
+        """Word vectors (R, L, D) of several ids (R, L) at once, for passes of either role.
+
+        The gradient of a look-up is as large as the vocabulary; of three, two have to be added up. Where the roles have
+        words of their own, the ids come back and each pass looks up by itself.
+        """
+        if self.decode_embeddings is not None:
+            return ids
+        return self.embeddings.word(torch.stack(ids)).unbind()
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Unimodal text states (R, L, D); position 0 holds [CLS]."""

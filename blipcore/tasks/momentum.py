@@ -150,11 +150,19 @@ class ContrastiveTask(Task):
         return tuple(sample_negatives(weight, forbidden, self.config.negatives, first) for weight in weights)
 
     def match(
-        self, batch: Batch, image_embeds: Tensor, kv: ImageKV, i2t: Tensor, t2i: Tensor, progress: Progress
+        self,
+        batch: Batch,
+        texts: Tensor,
+        image_embeds: Tensor,
+        kv: ImageKV,
+        i2t: Tensor,
+        t2i: Tensor,
+        progress: Progress,
     ) -> Tensor:
         """ITM loss over B true pairs, B texts with a negative image and B images with a negative text, in one pass.
 
-        `i2t`, `t2i` are similarity logits (B, P) that say how hard a negative is.
+        `texts` are the batch's ids with [ENC] first, or their word vectors; `i2t`, `t2i` are similarity logits (B, P)
+        that say how hard a negative is.
         """
         B, ranks = round(len(i2t) * self.config.itm_share), i2t.shape[1] // len(i2t)
         if B < 2:
@@ -167,15 +175,17 @@ class ContrastiveTask(Task):
         # An image meets its own text and the negative one in neighbouring rows and lends both its keys and values; only
         # the negative images, in no order, have to be copied. All go through in one batch.
         own = first + torch.arange(B, device=i2t.device)
-        texts = torch.cat([torch.stack([own, text_for_image], dim=1).flatten(), own])
-        matched = torch.zeros_like(texts)
+        rows = torch.cat([torch.stack([own, text_for_image], dim=1).flatten(), own])
+        matched = torch.zeros_like(rows)
         matched[: 2 * B : 2] = 1
-        ids, mask = with_first(pool["input_ids"], self.tokenizer.enc)[texts], pool["attention_mask"][texts]
-        if self.config.itm_across_ranks:
+        across = self.config.itm_across_ranks
+        texts = with_first(pool["input_ids"], self.tokenizer.enc) if across else texts
+        ids, mask = texts[rows], pool["attention_mask"][rows]
+        if across:
             # Images of other processes come as tokens, and only the drawn ones become keys and values.
             drawn = self.model.text.image_kv(distributed.gather_with_gradient(image_embeds[:B])[image_for_text])
             parts = ((slice(2 * B), kv.first(B)), (slice(2 * B, None), drawn))
-            fused = torch.cat([self.model.text.fuse(ids[rows], mask[rows], part) for rows, part in parts])
+            fused = torch.cat([self.model.text.fuse(ids[some], mask[some], part) for some, part in parts])
         else:
             fused = self.model.text.fuse(ids, mask, kv.first(B), others=image_for_text)
         return itm_loss(self.model.itm_logits(fused), matched)

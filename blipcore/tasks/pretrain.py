@@ -41,16 +41,17 @@ class PretrainTask(ContrastiveTask):
         return same_text(batch["input_ids"], pool["input_ids"])
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
-        model, config = self.model, self.config
+        model, config, tokenizer = self.model, self.config, self.tokenizer
         ids, mask = batch["input_ids"], batch["attention_mask"]
+        plain, enc, dec = model.text.look_up(ids, with_first(ids, tokenizer.enc), with_first(ids, tokenizer.bos))
         image_embeds = model.encode_image(batch["pixels"])
-        text_hidden = model.text.encode(ids, mask)
+        text_hidden = model.text.encode(plain, mask)
         out = self.contrast(batch, model.image_feat(image_embeds), model.text_feat(text_hidden), progress)
 
         kv = model.text.image_kv(image_embeds)
-        out["loss_itm"] = self.match(batch, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
+        out["loss_itm"] = self.match(batch, enc, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
 
-        decoded = model.text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
+        decoded = model.text.decode(dec, mask, kv)
         labels = ids.masked_fill(mask == 0, IGNORE)
         # A mean over the tokens of all processes: each weighs its own by their number.
         out["loss_lm"] = lm_loss(model.text.logits(decoded), labels) * distributed.share(scored(labels))

@@ -46,9 +46,10 @@ class RetrievalTask(ContrastiveTask):
         return batch["image_ids"][:, None] == pool["image_ids"][None]
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
-        model, config = self.model, self.config
+        model, config, ids = self.model, self.config, batch["input_ids"]
+        plain, enc = model.text.look_up(ids, with_first(ids, self.tokenizer.enc))
         image_embeds = model.encode_image(batch["pixels"])
-        text_hidden = model.text.encode(batch["input_ids"], batch["attention_mask"])
+        text_hidden = model.text.encode(plain, batch["attention_mask"])
         image_feat, text_feat = model.image_feat(image_embeds), model.text_feat(text_hidden)
         out = self.contrast(batch, image_feat, text_feat, progress)
         out["image_ids"] = distributed.gather(batch["image_ids"][:, None])
@@ -59,7 +60,7 @@ class RetrievalTask(ContrastiveTask):
             images, texts = (distributed.gather(x) if across else x for x in (image_feat, text_feat))
             out["i2t"], out["t2i"] = image_feat @ texts.T / model.temp, text_feat @ images.T / model.temp
         kv = model.text.image_kv(image_embeds)
-        out["loss_itm"] = self.match(batch, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
+        out["loss_itm"] = self.match(batch, enc, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
         out["loss"] = config.itc_weight * out["loss_itc"] + config.itm_weight * out["loss_itm"]
         return out
 
