@@ -10,10 +10,12 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parent))
 import train_step
 
+FP32 = ("official:fp32", "unfused:fp32", "ours:fp32")
+
 
 @pytest.fixture(scope="module")
 def paths() -> dict[str, train_step.Path]:
-    args = train_step.arguments(["--quick", "--device", "cpu", "--dtype", "fp32"])
+    args = train_step.arguments(["--quick", "--device", "cpu", "--rows", *FP32])
     return {path.name: path for path in train_step.build(args, "cpu")}
 
 
@@ -40,8 +42,13 @@ def test_disagreement_is_noticed(paths):
         train_step.agree(list(paths.values()))
 
 
+def test_memory_is_that_of_everything_a_step_allocates(paths):
+    gradients_alone = sum(4 * p.numel() for p in paths["ours"].task.model.parameters())
+    assert gradients_alone < paths["ours"].peak_bytes() < paths["unfused"].peak_bytes() < 100 * gradients_alone
+
+
 def test_quick_run_prints_the_tables(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_step.py", "--quick", "--device", "cpu", "--dtype", "fp32"])
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--quick", "--device", "cpu", "--rows", *FP32])
     train_step.main()
     out = capsys.readouterr().out
     assert "| ours | fp32 |" in out and "losses and gradient norm of all paths agree" in out
