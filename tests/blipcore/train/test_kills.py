@@ -94,13 +94,14 @@ def test_killed_anywhere(data, whole, tmp_path, ranks, seed, how):
     assert results(tmp_path / "run") == results(whole(ranks, how))
 
 
-def test_one_processs_signal_makes_all_save_and_leave_and_one_process_goes_on(data, tmp_path):
-    """Sharded over two, then whole on one: the data goes on at the next sample."""
+def test_one_processs_signal_makes_all_save_and_leave_and_one_process_goes_on(data, tmp_path, capfd):
+    """Sharded over two, then whole on one: the data goes on at the next sample, and that is said."""
     codes = on_ranks(2, train_run, data, tmp_path / "run", Fatal(1, 5, signal=signal.SIGUSR1), "fsdp")
     assert codes == [128 + signal.SIGUSR1] * 2
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-000004", "step-000006"]
-    (told,) = on_ranks(1, train_run, data, tmp_path / "run")
-    summary, seen = told
+    summary, seen = train_run(data, tmp_path / "run")
+    said = "the checkpoint is of 2 processes, now there are 1: the data goes on at sample 48, a step has 4 pictures"
+    assert said in capfd.readouterr().err
     assert summary["steps"] == 11 and summary["pictures"] == 6 * 8 + 5 * 4
     (alone,) = on_ranks(1, train_run, data, tmp_path / "alone", steps=17)
     assert seen == alone[1][6 * 8 :]

@@ -205,7 +205,10 @@ def questions(annotations) -> Path:
 def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
     run = FinetuneRun("vqa", [str(questions)], preset="tiny", model=SMALL, tokenizer="train:80", augment=PLAIN)
     run.train = TrainConfig(steps=120, batch_size=18, lr=5e-3, device="cpu", dtype="fp32", save_every=1000)
-    finetune(run, tmp_path / "vqa")
+    run.validation = Validation(str(questions), every=60)
+    best = finetune(run, tmp_path / "vqa")["best"]
+    judged = evaluate(EvaluateRun("vqa", str(questions), str(tmp_path / "vqa" / "best")))["accuracy"]
+    assert best["step"] in (60, 120) and best["value"] == best["accuracy"] == pytest.approx(judged)
     model = str(tmp_path / "vqa" / "model")
     (tmp_path / "answers.txt").write_text("\n".join([*COLOURS, "yes", "no"]))
     written = evaluate(EvaluateRun("vqa", str(questions), model, results=str(tmp_path / "r.json")))
@@ -245,7 +248,9 @@ def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path):
     pairs = str(annotations.parent / "nlvr.json")
     run = FinetuneRun("nlvr", [pairs], pretrained, augment=PLAIN)
     run.train = TrainConfig(steps=60, batch_size=4, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
-    finetune(run, tmp_path / "nlvr")
+    run.validation = Validation(pairs, every=60)
+    best = finetune(run, tmp_path / "nlvr")["best"]
+    assert best == {"step": 60, "value": 100.0, "accuracy": 100.0}
     scores = evaluate(EvaluateRun("nlvr", pairs, str(tmp_path / "nlvr" / "model")))
     assert scores["pictures"] == 4 and scores["accuracy"] == 100
     with pytest.raises(ValueError, match="is an NLVR model"):

@@ -407,3 +407,18 @@ def test_the_batch_of_a_process_may_change_if_that_of_a_step_does_not(shards, tm
     with pytest.raises(ValueError, match=r"train.batch_size: 4 -> 2"):
         trainer(shards, tmp_path, batch_size=2).fit()
     assert trainer(shards, tmp_path, batch_size=2, accumulate=2).fit()["pictures"] == 48
+
+
+def test_weights_and_biases_is_told_what_metrics_says(shards, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    trainer(shards, tmp_path / "run", wandb="capfilt").fit()
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert all(name.encode() in log.read_bytes() for name in records(tmp_path / "run")[0])
+
+
+def test_weights_and_biases_is_an_extra(shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"pip install 'capfilt\[wandb\]'"):
+        trainer(shards, tmp_path, wandb="capfilt").fit()

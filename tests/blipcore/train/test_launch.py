@@ -1,0 +1,68 @@
+"""Several processes as a user starts them: `--nproc 2`, and `torchrun` around the same command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import capfilt
+
+pytestmark = pytest.mark.timeout(600)  # on busy cores
+
+TRAIN = ("--preset", "tiny", "--tokenizer", "train:60", "--device", "cpu", "--dtype", "fp32", "--batch-size", "4")
+TRAIN += ("--steps", "3", "--set", "task.queue_size=16", "--json")
+NPROC = ("-m", "capfilt")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "capfilt")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for number, colour in enumerate(("red", "green", "blue", "white", "yellow", "purple", "orange", "black") * 2):
+        Image.new("RGB", (48, 48), colour).save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"a {colour} wall, number {number}"})
+    (folder / "walls.json").write_text(json.dumps(rows))
+    return folder / "walls.json"
+
+
+def train(how: tuple[str, ...], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *how, "pretrain", *map(str, arguments), *TRAIN]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def in_process(data, tmp_path_factory) -> Path:
+    """The folder of a run under `--nproc 2`."""
+    out = tmp_path_factory.mktemp("nproc") / "run"
+    ended = train(NPROC, data, "--out", out, "--nproc", "2")
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout)
+    assert (summary["steps"], summary["pictures"]) == (3, 3 * 4 * 2)
+    assert json.loads((out / "launches.jsonl").read_text())["processes"] == 2
+    return out
+
+
+def test_nproc_trains_on_two_processes_and_says_so_once(in_process):
+    assert (in_process / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_bytes(in_process, data, tmp_path):
+    ended = train(TORCHRUN, data, "--out", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["pictures"] == 3 * 4 * 2
+    file = Path("model") / "model.safetensors"
+    assert (tmp_path / "run" / file).read_bytes() == (in_process / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_mistake_on_two_processes_is_one_sentence(data, tmp_path):
+    ended = train(NPROC, tmp_path / "nowhere.json", "--out", tmp_path / "run", "--nproc", "2")
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("Error: ") == 1 and "nowhere.json" in ended.stderr and "Traceback" not in ended.stderr
