@@ -359,9 +359,12 @@ class TextTransformer(nn.Module):
         """
         crosses = [layer.cross for layer in self.layers] + [layer.decode_cross for layer in self.layers]
         crosses = [cross for cross in crosses if cross is not None]
-        if text_tokens is not None and text_tokens < self.config.width / self.config.heads:
+        if text_tokens is None:
+            return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
+        if text_tokens < self.config.width / self.config.heads:
             return ImageKV([image_embeds[None]] * len(crosses), mask)
-        return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
+        # once in the order of the products, which else would copy them there at every step
+        return ImageKV([cross.image_kv(image_embeds).contiguous() for cross in crosses], mask)
 
     def look_up(self, *ids: Tensor) -> tuple[Tensor, ...]:
         """Word vectors (R, L, D) of several ids (R, L) at once, for passes of either role.

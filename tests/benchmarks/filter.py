@@ -140,9 +140,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         stages.save_both(work, stages.model_config(args.model, args.image_size), "encode", "itc", "itm")
         stages.write_pictures(work / "data", args.pictures, args.picture_size, lambda rng: words(rng, 4, 20))
         rng = np.random.default_rng(1)
-        said = [(f"{number:06d}", 0, words(rng, 6, 14), 0.0) for number in range(args.pictures)]
-        columns = dict(zip(CAPTIONS.names, zip(*said, strict=True), strict=True))
-        table = pa.table({name: list(column) for name, column in columns.items()}, schema=CAPTIONS)
+        said = [{"key": f"{number:06d}", "index": 0, "text": words(rng, 6, 14)} for number in range(args.pictures)]
+        table = pa.Table.from_pylist(said, schema=CAPTIONS)
         write_table(work / "data" / "captions" / SYNTHETIC / f"{stages.SHARD}.parquet", table)
         rows = stages.compete(contenders(args, work), args.rounds, args.device)
     return {

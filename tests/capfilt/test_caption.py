@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -109,6 +110,22 @@ def test_other_settings_under_the_same_name_are_refused(
         caption(data, other)
     assert contents(data / "captions" / "blip") == before
     caption(data, other, name="other", batch_size=1)  # under another name it is fine
+
+
+def test_captions_go_on_with_the_backend_they_were_begun_with(shards, tiny_captioner: Path, monkeypatch) -> None:
+    data, found = shards(2, 4), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name != "openvino" and found(name, *rest))
+    caption(data, tiny_captioner, dtype="bf16")
+    table = data / "captions" / "blip" / "00001.parquet"
+    before = table.read_bytes()
+    table.unlink()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "openvino" or found(name, *rest))
+    caption(data, tiny_captioner, dtype="bf16")
+    assert table.read_bytes() == before
+    with pytest.raises(ValueError, match="made with other settings(.|\n)*backend"):
+        caption(data, tiny_captioner, dtype="bf16", backend="openvino")
+    with pytest.raises(ValueError, match="backend openvino is for --device cpu with --dtype bf16"):
+        caption(data, tiny_captioner, dtype="fp32", backend="openvino", name="other")
 
 
 def test_a_run_that_never_began_settles_nothing(shards, tiny_captioner: Path, tiny_filter: Path) -> None:

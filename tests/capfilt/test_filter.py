@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
     assert sum(manifest["counts"].values()) == 44 and manifest["images"] == "../.."
     assert manifest["config"]["scored_with"]["first_token"] == "enc"
     assert manifest["parents"][1:] == ["../../captions/c"]
+
+
+def test_scores_of_another_backend_are_used_again_unless_one_is_named(
+    shards, tiny_blip: Path, no_pictures, monkeypatch
+) -> None:
+    data = shards(1, 4)
+    first = run(data, tiny_blip, dtype="bf16", backend="torch")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object())
+    no_pictures()
+    again = run(data, tiny_blip, dtype="bf16", name="other", threshold=0.7)
+    assert again["scores"] == first["scores"]
+    with pytest.raises(ValueError, match="made with other settings(.|\n)*backend"):
+        run(data, tiny_blip, dtype="bf16", name="third", backend="openvino")
 
 
 def test_scores_depend_neither_on_batches_nor_on_workers(shards, tiny_blip: Path) -> None:
