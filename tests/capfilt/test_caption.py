@@ -122,7 +122,7 @@ def test_captions_go_on_with_the_backend_they_were_begun_with(shards, tiny_capti
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "openvino" or found(name, *rest))
     caption(data, tiny_captioner, dtype="bf16")
     assert table.read_bytes() == before
-    with pytest.raises(ValueError, match="made with other settings(.|\n)*backend"):
+    with pytest.raises(ValueError, match=r"made with other settings(.|\n)*backend"):
         caption(data, tiny_captioner, dtype="bf16", backend="openvino")
     with pytest.raises(ValueError, match="backend openvino is for --device cpu with --dtype bf16"):
         caption(data, tiny_captioner, dtype="fp32", backend="openvino", name="other")

@@ -117,7 +117,7 @@ def test_scores_of_another_backend_are_used_again_unless_one_is_named(
     no_pictures()
     again = run(data, tiny_blip, dtype="bf16", name="other", threshold=0.7)
     assert again["scores"] == first["scores"]
-    with pytest.raises(ValueError, match="made with other settings(.|\n)*backend"):
+    with pytest.raises(ValueError, match=r"made with other settings(.|\n)*backend"):
         run(data, tiny_blip, dtype="bf16", name="third", backend="openvino")
 
 
