@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from capfilt.processes import Processes
 from capfilt.progress import Display
 from capfilt.storage import present, sweep
+from capfilt.threads import Threads
 from capfilt.worker import (
     EngineError,
     Stage,
@@ -79,7 +80,7 @@ class Summary:
 
 
 class Workers(Protocol):
-    """A crew that is not this process: `processes.Processes`, `on_ray.Actors`."""
+    """A crew: `processes.Processes`, `threads.Threads`, `on_ray.Actors`."""
 
     def hire(self, index: int) -> Any: ...
 
@@ -102,11 +103,11 @@ def run(
 ) -> Summary:
     """Run `stage` over `shards` and say what became of each; a shard that fails does not stop the others.
 
-    One local worker runs in this process. A worker that dies takes only its shard with it, which is done again
-    elsewhere at most `retries` times. Raises what `stage.setup` raises, OSError when the disk is full, read-only or
-    closed to us, and EngineError when the output folder has gone.
+    One local worker runs in this process, as do `threads`, for stages of tables alone. A worker that dies takes only
+    its shard with it, which is done again elsewhere at most `retries` times. Raises what `stage.setup` raises,
+    OSError when the disk is full, read-only or closed to us, and EngineError when the output folder has gone.
     """
-    if engine not in ("local", "ray"):
+    if engine not in ("local", "ray", "threads"):
         raise ValueError(f"Unknown engine '{engine}'; choose 'local' or 'ray'.")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
@@ -122,16 +123,21 @@ def run(
         book = _Book(summary, display, stage, retries)
         if not todo:
             display.say(f"{stage.name}: all {len(shards)} shards are done already.")
-        elif engine == "ray":
-            from capfilt.on_ray import Actors
-
-            _run_with(Actors(stage, device, min(workers, len(todo))), todo, min(workers, len(todo)), book)
-        elif workers > 1:
-            _run_with(Processes(stage, device, min(workers, len(todo))), todo, min(workers, len(todo)), book)
-        else:
+        elif workers == 1 and engine != "ray":
             _run_here(stage, todo, device, book)
+        else:
+            size = min(workers, len(todo))
+            _run_with(_crew(engine, stage, device, size), todo, size, book)
     summary.seconds = time.monotonic() - start
     return summary
+
+
+def _crew(engine: str, stage: Stage, device: str, size: int) -> Workers:
+    if engine == "ray":
+        from capfilt.on_ray import Actors
+
+        return Actors(stage, device, size)
+    return Threads(stage, device) if engine == "threads" else Processes(stage, device, size)
 
 
 def _run_here(stage: Stage, todo: list[str], device: str, book: _Book) -> None:

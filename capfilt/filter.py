@@ -173,8 +173,8 @@ def _filter(
     stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, best, folder)
     mine = config.share(images.shards)
     ready = [shard for shard in mine if shard not in scored.ran.failed]
-    workers = min(config.workers, 1 + len(ready) // 32)  # starting a process costs more than a few tables
-    ran = engine.run(stage, ready, workers=workers, device="cpu", progress=progress)
+    workers = min(engine.cores(), 1 + len(ready) // 8, 8)
+    ran = engine.run(stage, ready, workers=workers, device="cpu", engine="threads", progress=progress)
     failed = scored.ran.failed | ran.failed
     counts = manifest.settle({s: stage.output(s) for s in images.shards}, mine, failed, changed=ran.done > 0)
     return {

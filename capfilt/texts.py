@@ -13,6 +13,7 @@ MAX_WORDS = 30  # of a cleaned text, as in BLIP's own cleaning
 _LOWER_AS_ONE = "[İΣ]"  # lower case depends on neighbours or is two characters; Arrow's tables know neither
 _WITHOUT_PUNCTUATION = np.arange(256, dtype=np.uint8)
 _WITHOUT_PUNCTUATION[list(b'.!"()*#:;~')] = ord(" ")
+_CONTROL = np.isin(np.arange(256), [*b"\t\n\v\f\r\x1c\x1d\x1e\x1f"])  # blanks that match no "  "
 _SPACE = r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SCRIPTS_WITHOUT_SPACES = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 _NO_WORD = r"[^\p{L}\p{M}\p{N}]+"
@@ -21,12 +22,10 @@ _NO_WORD = r"[^\p{L}\p{M}\p{N}]+"
 def clean(texts: pa.ChunkedArray | pa.Array) -> pa.Array:
     """What `blipcore.model.tokenizer.clean_caption` makes of each text; a null becomes the empty text."""
     texts = _translate(_lower(texts), _WITHOUT_PUNCTUATION)
-    texts = pc.replace_substring_regex(texts, _SPACE + "{2,}", " ")
+    texts = _replaced(texts, _may_hold_runs(texts), _SPACE + "{2,}", " ")
     texts = pc.utf8_trim(pc.utf8_rtrim(texts, characters="\n"), characters=" ")
-    long = pc.greater_equal(pc.binary_length(texts), 2 * MAX_WORDS)
-    if pc.any(long).as_py():
-        first = rf"(?s)^((?:[^ ]* ){{{MAX_WORDS - 1}}}[^ ]*) .*$"
-        texts = pc.replace_with_mask(texts, long, pc.replace_substring_regex(texts.filter(long), first, r"\1"))
+    long = pc.greater_equal(pc.count_substring(texts, " "), MAX_WORDS)
+    texts = _replaced(texts, long, rf"(?s)^((?:[^ ]* ){{{MAX_WORDS - 1}}}[^ ]*) .*$", r"\1")
     return texts
 
 
@@ -82,6 +81,21 @@ def _lower(texts: pa.ChunkedArray | pa.Array) -> pa.Array:
         by_python = pa.array([text.lower() for text in texts.filter(odd).to_pylist()], pa.string())
         lower = pc.replace_with_mask(lower, odd, by_python)
     return lower
+
+
+def _may_hold_runs(texts: pa.StringArray) -> pa.Array:
+    """Mask of the texts in which two blanks may stand together; to look closer costs as much as all the rest."""
+    _, _, data = texts.buffers()
+    if data is not None and _CONTROL[np.frombuffer(data, np.uint8)].any():
+        return pa.array(np.ones(len(texts), bool))
+    return pc.or_(pc.match_substring(texts, "  "), pc.invert(pc.string_is_ascii(texts)))
+
+
+def _replaced(texts: pa.StringArray, rows: pa.Array, pattern: str, replacement: str) -> pa.StringArray:
+    """What the pattern matches replaced, in these rows of the texts."""
+    if not pc.any(rows).as_py():
+        return texts
+    return pc.replace_with_mask(texts, rows, pc.replace_substring_regex(texts.filter(rows), pattern, replacement))
 
 
 def _translate(texts: pa.StringArray, table: np.ndarray) -> pa.StringArray:

@@ -15,6 +15,7 @@ import capfilt
 from capfilt.engine import describe, limit_threads, pick_device, run
 
 SHARDS = [f"{number:05d}" for number in range(6)]
+CREWS = [(1, "local"), (2, "local"), (2, "threads")]
 
 
 @pytest.fixture
@@ -33,23 +34,23 @@ def tries(folder: Path, shard: str) -> int:
     return len((folder / f"{shard}.tries").read_text().split())
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_every_shard_once_and_then_never_again(toy, tmp_path: Path, capsys, workers: int) -> None:
-    summary = run(toy(), SHARDS, workers=workers, device="cpu")
+@pytest.mark.parametrize(("workers", "engine"), CREWS)
+def test_every_shard_once_and_then_never_again(toy, tmp_path: Path, capsys, workers: int, engine: str) -> None:
+    summary = run(toy(), SHARDS, workers=workers, device="cpu", engine=engine)
     assert (summary.done, summary.skipped, summary.failed) == (6, 0, {})
     assert summary.counts == {"pictures": 60, "odd": 3}
     assert outputs(tmp_path) == {f"{shard}.txt": f"{shard} cpu\n" for shard in SHARDS}
     assert "toy: 6 of 6 shards" in capsys.readouterr().err
-    summary = run(toy(), SHARDS, workers=workers, device="cpu")
+    summary = run(toy(), SHARDS, workers=workers, device="cpu", engine=engine)
     assert (summary.done, summary.skipped) == (0, 6)
     assert "all 6 shards are done already" in capsys.readouterr().err
     assert [tries(tmp_path, shard) for shard in SHARDS] == [1] * 6
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_failures_are_retried_then_named(toy, tmp_path: Path, capsys, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "engine"), CREWS)
+def test_failures_are_retried_then_named(toy, tmp_path: Path, capsys, workers: int, engine: str) -> None:
     stage = toy(fails=("00001",), fails_once=("00002",))
-    summary = run(stage, SHARDS, workers=workers, device="cpu", retries=2)
+    summary = run(stage, SHARDS, workers=workers, device="cpu", engine=engine, retries=2)
     assert summary.failed == {"00001": "ValueError: shard 00001 is bad"}
     assert summary.done == 5
     assert (tries(tmp_path, "00001"), tries(tmp_path, "00002")) == (3, 2)
@@ -65,13 +66,13 @@ def test_a_killed_worker_costs_only_its_shard(toy, tmp_path: Path) -> None:
     assert [tries(tmp_path, shard) for shard in SHARDS] == [2, 1, 1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_no_retry_can_mend_is_raised(toy, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "engine"), CREWS)
+def test_what_no_retry_can_mend_is_raised(toy, tmp_path: Path, workers: int, engine: str) -> None:
     with pytest.raises(ValueError, match="give a filter"):
-        run(toy(setup_error="ValueError"), SHARDS, workers=workers, device="cpu", progress=False)
+        run(toy(setup_error="ValueError"), SHARDS, workers=workers, device="cpu", engine=engine, progress=False)
     assert outputs(tmp_path) == {}
     with pytest.raises(OSError, match="No space left") as caught:
-        run(toy(disk_full=("00000",)), SHARDS, workers=workers, device="cpu", progress=False)
+        run(toy(disk_full=("00000",)), SHARDS, workers=workers, device="cpu", engine=engine, progress=False)
     assert caught.value.filename == str(tmp_path / "00000.txt")
 
 

@@ -9,6 +9,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,22 +66,26 @@ def write_million(folder: Path) -> Path:
     return folder
 
 
-def run(*arguments: str) -> tuple[dict, float]:
-    """The summary of a command, and the seconds of processor time that its process took, start and imports included."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def run(*arguments: str) -> tuple[dict, float, float]:
+    """The summary of a command, and the seconds of clock and of processor that its process took, imports included."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "capfilt", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return json.loads(done.stdout), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
+    return json.loads(done.stdout), clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_a_million_pairs(tmp_path: Path) -> None:
     data = write_million(tmp_path / "data")
-    decided, cpu = run("filter", str(data), "--scores", "s", "--name", "r1", "--threshold", "0.4")
-    print(f"\nanother threshold: {decided['seconds']:.2f} s, {cpu:.1f} s of processor with start and imports")
+    for name in ("r0", "r1"):  # the first one also brings the files into memory
+        decided, clock, cpu = run("filter", str(data), "--scores", "s", "--name", name, "--threshold", "0.4")
+        print(f"\nanother threshold: {decided['seconds']:.2f} s, with start {clock:.2f} s, {cpu:.2f} s of processor")
     assert decided["texts"] == 2 * PICTURES * SHARDS
-    told, cpu = run("report", decided["out"], "--out", str(tmp_path / "report.html"))
+    assert cpu < 12  # the clock's say is a quiet machine's alone: 2.0 s, with start 4.4, on two cores of an EPYC
+    told, clock, cpu = run("report", decided["out"], "--out", str(tmp_path / "report.html"))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"report: {told['seconds']:.2f} s, {cpu:.1f} s of processor, {peak:.0f} MiB at most, {told['bytes']:,} bytes")
+    print(
+        f"report: {told['seconds']:.2f} s, with start {clock:.2f} s, {cpu:.1f} s of processor, {peak:.0f} MiB at most"
+    )
     assert told["datasets"][0]["texts"] == 2 * PICTURES * SHARDS
     assert cpu < 60 and peak < 1024 and told["bytes"] < 5_000_000
