@@ -4,13 +4,18 @@ threshold   an ITM score next to the threshold
 random      any
 disagree    ITM keeps a text that CLIP (or, without CLIP, ITC) likes least
 repeated    a text that occurs most often in the data set
+changed     a text that another data set judges otherwise, of which the ITM has moved most
+
+Of a data set beside which others are shown: each picture has their texts and verdicts too, where they have the picture.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,10 +29,12 @@ from capfilt.pictures import DecodeError, decode
 from capfilt.shards import read_pictures, read_table
 from capfilt.storage import Place
 from capfilt.survey import Batch, Dataset, Least, Texts
+from capfilt.verdict import KEPT
 
 SIDE = 360  # pixels of a thumbnail's longer side
 QUALITIES = (80, 60, 40)
-TEXTS = 16  # shown of a picture
+TEXTS = 16  # shown of a picture, in all data sets together
+FEWEST_TEXTS = 4  # shown of a picture in one of them
 LETTERS = 400  # shown of a text
 
 
@@ -76,6 +83,35 @@ class Candidates:
         return {kind: _one_a_picture(picks)[: self.number] for kind, picks in found.items()}
 
 
+def changed(data: Dataset, others: Sequence[Dataset], number: int) -> list[Pick]:
+    """At most `number` pictures with a text that `data` keeps and one of the others drops, or the other way round."""
+    least = Least(4 * number)
+    for other in others:
+        theirs = {path.stem: path for path in other.tables}
+        for path in (path for path in data.tables if path.stem in theirs):
+            tables = [_with_origin(source, table) for source, table in ((data, path), (other, theirs[path.stem]))]
+            (mine, names), (table, others_names) = tables
+            place = pc.index_in(names, value_set=others_names)
+            there = pc.is_valid(place)
+            mine, table = mine.filter(there), table.take(place.drop_null())
+            kept = [pc.equal(one["reason"], KEPT).to_numpy(zero_copy_only=False) for one in (mine, table)]
+            itm = [one["itm"].cast(pa.float64()).to_numpy(zero_copy_only=False) for one in (mine, table)]
+            moved = np.nan_to_num(np.abs(itm[0] - itm[1]))
+            shard = pa.repeat(pa.scalar(path.stem), len(mine))
+            rows = mine.select(["key", "source", "index"]).append_column("shard", shard)
+            least.offer(rows, np.where(kept[0] != kept[1], -moved, np.nan))
+    picks = [Pick(**row) for row in least.rows.to_pylist()] if least.rows else []
+    return _one_a_picture(picks)[:number]
+
+
+def _with_origin(data: Dataset, path: Place) -> tuple[pa.Table, pa.Array]:
+    """A shard of a data set, and a name for each row that says which text of which picture it is, whoever judged it."""
+    table = read_table(path, ["key", "source", "index", "text", "itm", "reason", "sha256"]).combine_chunks()
+    picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))  # where no hash tells, the same folder does
+    parts = [table["key"], table["source"], table["index"].cast(pa.string()), picture, pc.fill_null(table["text"], "")]
+    return table, pc.binary_join_element_wise(*parts, "\t").combine_chunks()
+
+
 def _one_a_picture(picks: list[Pick]) -> list[Pick]:
     return list({(pick.shard, pick.key): pick for pick in reversed(picks)}.values())[::-1]
 
@@ -87,21 +123,31 @@ def _row(table: Place, row: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- cutting out
 
 
-def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int) -> dict[str, Any]:
-    """The picks with all their texts and a thumbnail each, all thumbnails together within `budget` bytes of base64.
+def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int, others: Sequence[Dataset] = ()) -> dict[str, Any]:
+    """The picks with all their texts and a thumbnail each, all together within about `budget` bytes.
 
-    A picture that cannot be had says why in `missing`: the tars may have been moved since.
+    A picture that cannot be had says why in `missing`: the tars may have been moved since. `others` of a picture are
+    its texts in the other data sets, null where one does not have it.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
     for pick in (pick for of_kind in picks.values() for pick in of_kind):
         wanted[pick.shard].add(pick.key)
-    number = sum(map(len, wanted.values()))
+    most = max(FEWEST_TEXTS, TEXTS // (1 + len(others)))
     pictures: dict[str, dict[str, Any]] = {}
     for shard, keys in sorted(wanted.items()):
-        texts = _texts(data, shard, keys)
-        thumbnails = _thumbnails(data.images / f"{shard}.tar", keys, budget * 3 // 4 // number)
-        nothing = {"missing": "not in its tar"}
-        pictures |= {f"{shard}/{key}": texts[key] | thumbnails.get(key, nothing) for key in sorted(keys)}
+        texts, *beside = (_texts(source, shard, keys, most) for source in (data, *others))
+        for key in sorted(keys):
+            same = [found.get(key) for found in beside]
+            same = [found if found and found["origin"] == texts[key]["origin"] else None for found in same]
+            pictures[f"{shard}/{key}"] = texts[key] | ({"others": same} if others else {})
+    for picture in pictures.values():
+        for about in (picture, *filter(None, picture.get("others", ()))):
+            del about["origin"]
+    left = max(budget // 4, budget - len(json.dumps(pictures)))
+    for shard, keys in wanted.items():
+        thumbnails = _thumbnails(data.images / f"{shard}.tar", keys, left * 3 // 4 // len(pictures))
+        for key in keys:
+            pictures[f"{shard}/{key}"] |= thumbnails.get(key, {"missing": "not in its tar"})
     names = {
         kind: [{**asdict(pick), "picture": f"{pick.shard}/{pick.key}"} for pick in of_kind]
         for kind, of_kind in picks.items()
@@ -109,15 +155,18 @@ def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int) -> dict[st
     return {"kinds": names, "pictures": pictures}
 
 
-def _texts(data: Dataset, shard: str, keys: set[str]) -> dict[str, dict[str, Any]]:
-    """key -> its host, and its texts with their scores and reasons, as the rewritten shard has them."""
+def _texts(data: Dataset, shard: str, keys: set[str], most: int) -> dict[str, dict[str, Any]]:
+    """key -> its host, its origin, and its texts with their scores and reasons, as the rewritten shard has them."""
     path = data.folder / f"{shard}.parquet"
-    table = read_table(path, ["key", "source", "index", "text", *data.columns, "reason", "url"])
+    if path not in data.tables:
+        return {}
+    table = read_table(path, ["key", "source", "index", "text", *data.columns, "reason", "url", "sha256"])
     found: dict[str, dict[str, Any]] = {}
     for row in table.filter(pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist():
-        key, url, text = row.pop("key"), row.pop("url"), row["text"] or ""
-        picture = found.setdefault(key, {"key": key, "host": _host(url), "texts": [], "more": 0})
-        if len(picture["texts"]) >= TEXTS:
+        key, url, origin, text = row.pop("key"), row.pop("url"), row.pop("sha256"), row["text"] or ""
+        about = {"key": key, "host": _host(url), "origin": origin or str(data.images), "texts": [], "more": 0}
+        picture = found.setdefault(key, about)
+        if len(picture["texts"]) >= most:
             picture["more"] += 1
             continue
         scores = {name: None if (value := row[name]) is None or value != value else value for name in data.columns}

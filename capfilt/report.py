@@ -21,13 +21,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from capfilt.gallery import Candidates, gallery
+from capfilt.gallery import Candidates, Pick, changed, gallery
 from capfilt.shards import write_text
 from capfilt.storage import place
 from capfilt.survey import Dataset, Domains, Scores, Texts, Verdicts, downloads, thresholds
 
 PAGE = Path(__file__).parent / "page"
-THUMBNAILS = 4_000_000  # bytes at most, so that the page stays below 5 MB
+GALLERY = 4_400_000  # bytes of thumbnails and texts, so that the page stays below 5 MB
 
 
 @dataclass
@@ -53,8 +53,11 @@ def report(config: ReportConfig) -> dict[str, Any]:
     start = time.monotonic()
     datasets = [Dataset.open(path) for path in (config.dataset, *config.compare)]
     places = thresholds(data.threshold for data in datasets)
-    surveys = [_read(data, places, 0 if place else config.pictures) for place, data in enumerate(datasets)]
-    facts, shown = [about for about, _ in surveys], surveys[0][1]
+    (main, picks), *others = (_read(data, places, 0 if n else config.pictures) for n, data in enumerate(datasets))
+    facts = [main, *(about for about, _ in others)]
+    if config.pictures and others:
+        picks = {"changed": changed(datasets[0], datasets[1:], config.pictures), **picks}
+    shown = gallery(datasets[0], picks, GALLERY, datasets[1:])
     page = render({"datasets": facts, "gallery": shown, "created_by": f"capfilt {_version()}"})
     write_text(place(config.out), page)
     return {
@@ -74,16 +77,15 @@ def report(config: ReportConfig) -> dict[str, Any]:
     }
 
 
-def _read(data: Dataset, places: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What there is to say about a data set, and its gallery with so many pictures of each kind."""
+def _read(data: Dataset, places: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, list[Pick]]]:
+    """What there is to say about a data set, and so many pictures of each kind that are worth a look."""
     counters = [Verdicts(data), Scores(data, places), texts := Texts(data), Domains(data)]
     candidates = [Candidates(data, pictures)] if pictures else []
     for batch in data.batches():
         for counter in (*counters, *candidates):
             counter.add(batch)
     facts = _about(data) | {name: value for counter in counters for name, value in counter.facts().items()}
-    picks = candidates[0].picks(texts) if candidates else {}
-    return facts, gallery(data, picks, THUMBNAILS)
+    return facts, candidates[0].picks(texts) if candidates else {}
 
 
 def render(content: dict[str, Any]) -> str:

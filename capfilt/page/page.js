@@ -11,6 +11,7 @@ const SCORE = {
   clip: ["CLIP", "cosine of CLIP's picture and text features"],
 };
 const KINDS = {
+  changed: ["Judged otherwise", `Texts that ${MAIN.name} keeps and another data set drops, or the other way round; those first whose ITM moved most.`],
   threshold: ["At the threshold", "Texts whose ITM lies closest to the threshold that this data set was filtered with: the hardest calls."],
   random: ["At random", "Pictures drawn at random."],
   disagree: ["Most disagreeing", `Texts that ITM keeps and ${MAIN.scores.clip ? "CLIP" : "ITC"} likes least.`],
@@ -385,7 +386,7 @@ function thresholdSection() {
   const control = h("div", { class: "control", role: "group", "aria-label": "Threshold" },
     h("div", { class: "row" }, h("label", { for: "threshold" }, "Least ITM"), at, slider, reset, output));
   const galleryPart = Object.values(REPORT.gallery.kinds).some((picks) => picks.length) ? gallery() : [];
-  const whose = DATASETS.length > 1 ? ` The pictures are those of ${MAIN.name}.` : "";
+  const whose = DATASETS.length > 1 ? ` The pictures are those of ${MAIN.name}; the texts of the others stay as they were judged there.` : "";
   const part = section("gallery", galleryPart.length ? "Threshold and gallery" : "Threshold",
     `Move the threshold: the shares are recounted from all texts, and the pictures below change colour. Nothing is written; the command does that, from the tables alone.${whose}`,
     control, h("div", { class: "pair" },
@@ -450,7 +451,7 @@ function gallery() {
   const kinds = Object.keys(KINDS).filter((kind) => REPORT.gallery.kinds[kind]?.length);
   state.kind = kinds[0];
   const note = h("p", { class: "intro", id: "kind-note" });
-  const cards = h("ul", { class: "cards" });
+  const cards = h("ul", { class: DATASETS.length > 1 ? "cards several" : "cards" });
   const where = h("span", { role: "status" });
   const step = (by, name) => h("button", { type: "button", onclick: () => { state.page += by; show(); } }, name);
   const [back, on] = [step(-1, "← Earlier"), step(1, "Later →")];
@@ -490,13 +491,7 @@ function gallery() {
     for (const node of cards.children) {
       const picture = REPORT.gallery.pictures[node.dataset.picture];
       const reasons = verdicts(picture.texts, places[state.place], MAIN);
-      node.querySelectorAll(".text").forEach((text, n) => {
-        const kept = reasons[n] === "kept";
-        text.className = `text ${kept ? "kept" : "dropped"}`;
-        text.dataset.reason = reasons[n];
-        text.querySelector(".mark").textContent = kept ? "✓" : "✗";
-        text.querySelector(".verdict").textContent = inWords(reasons[n]);
-      });
+      node.querySelectorAll(".mine .text").forEach((text, n) => judge(text, reasons[n]));
     }
   };
   show();
@@ -511,16 +506,30 @@ function card(pick) {
   const mine = (text) => pick.times && text.source === pick.source && text.index === pick.index;
   return h("li", { class: "card", "data-picture": pick.picture }, h("div", { class: "frame" }, image),
     h("p", { class: "where" }, h("span", { class: "key" }, picture.key), picture.host ? h("span", {}, picture.host) : null),
-    h("ul", { class: "verdicts" }, picture.texts.map((text) => textOf(text, mine(text) ? pick.times : null)),
-      picture.more ? h("li", { class: "small soft" }, `and ${plural(picture.more, "more text")}`) : null));
+    h("div", { class: "beside" }, [picture, ...(picture.others ?? [])].map((about, n) => {
+      const texts = (about?.texts ?? []).map((text) => textOf(text, DATASETS[n], !n && mine(text) ? pick.times : null));
+      return h("div", { class: n ? "theirs" : "mine" }, DATASETS.length > 1 ? h("p", { class: "of" }, DATASETS[n].name) : null,
+        about ? h("ul", { class: "verdicts" }, texts, about.more ? h("li", { class: "small soft" }, `and ${plural(about.more, "more text")}`) : null)
+          : h("p", { class: "small soft" }, "Does not have this picture."));
+    })));
 }
 
-function textOf(text, times) {
-  const scores = Object.keys(MAIN.scores).filter((name) => text[name] !== null);
-  return h("li", { class: "text" }, h("span", { class: "mark", "aria-hidden": "true" }), h("div", {},
+// A text's colour, mark and words for a reason.
+function judge(node, reason) {
+  const kept = reason === "kept";
+  node.className = `text ${kept ? "kept" : "dropped"}`;
+  node.dataset.reason = reason;
+  node.querySelector(".mark").textContent = kept ? "✓" : "✗";
+  node.querySelector(".verdict").textContent = inWords(reason);
+  return node;
+}
+
+function textOf(text, data, times) {
+  const scores = Object.keys(data.scores).filter((name) => text[name] !== null);
+  return judge(h("li", {}, h("span", { class: "mark", "aria-hidden": "true" }), h("div", {},
     h("p", { class: "words", dir: "auto" }, text.text || "(no text)", text.cut ? h("span", { class: "soft" }, ` … and ${plural(text.cut, "more letter")}`) : null),
     h("p", { class: "facts" }, h("span", { class: "source" }, title(text.source)), scores.map((name) => h("span", {}, `${SCORE[name]?.[0] ?? name} ${decimals(text[name], 3)}`)),
-      times ? h("span", {}, `occurs ${count(times)} times`) : null, h("span", { class: "verdict" }))));
+      times ? h("span", {}, `occurs ${count(times)} times`) : null, h("span", { class: "verdict" })))), text.reason);
 }
 
 // ---------------------------------------------------------------------------------------------------- the rest

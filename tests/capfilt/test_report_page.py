@@ -62,7 +62,7 @@ DANGLING = """() => [...document.querySelectorAll("[aria-labelledby], [aria-cont
   .filter((id) => id && !document.getElementById(id.replace("#", "")))"""
 TWICE = """() => [...document.querySelectorAll("[id]")].map((node) => node.id)
   .filter((id, n, all) => all.indexOf(id) !== n)"""
-VERDICTS = """() => [...document.querySelectorAll(".card .text")].map((text) =>
+VERDICTS = """() => [...document.querySelectorAll(".card .mine .text")].map((text) =>
   [text.closest(".card").querySelector(".key").textContent, text.querySelector(".source").textContent,
    text.dataset.reason, text.querySelector(".mark").textContent, text.classList.contains("kept")])"""
 
@@ -295,3 +295,42 @@ def test_two_data_sets_side_by_side(open_page, data: Path, filtered: Path, tmp_p
     assert line == f"Texts kept\t{kept[0]}\t{kept[1]} −{kept[0] - kept[1]}"
     assert page.locator("#scores .plot").count() == 6
     assert "strict · Web" in page.inner_text("#kept-table")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_the_same_pictures_with_both_verdicts(open_page, data: Path, filtered: Path, tmp_path: Path) -> None:
+    other = filter_set(data, "strict", threshold=0.9, sources=["web"])
+    summary = report(ReportConfig(str(filtered), compare=[str(other)], out=str(tmp_path / "both.html"), pictures=30))
+    assert summary["bytes"] < 5_000_000
+    page = open_page(tmp_path / "both.html")
+    mine, theirs = ({(row["key"], row["source"]): row for row in rows_of(folder)} for folder in (filtered, other))
+    changed = {key for (key, source), row in theirs.items() if row["keep"] != mine[key, source]["keep"]}
+    seen: dict[str, dict[str, str]] = {}
+    while True:  # the first kind: texts that are judged otherwise
+        for card in page.locator(".card").all():
+            assert card.locator(".of").all_inner_texts() == ["r1", "strict"]
+            texts = card.locator(".theirs .text").evaluate_all("all => all.map((text) => text.dataset.reason)")
+            key = card.locator(".key").inner_text()
+            seen[key] = {"theirs": texts, "mine": card.locator(".mine .text").count()}
+        if page.get_by_role("button", name="Later").is_disabled():
+            break
+        page.get_by_role("button", name="Later").click()
+    assert set(seen) == changed and page.locator("[role=tab]").first.inner_text() == "Judged otherwise"
+    for key, found in seen.items():
+        assert found == {"theirs": [theirs[key, "web"]["reason"]], "mine": 3}
+    move(page, "0.999")  # the slider moves the first set alone
+    reason = page.locator(".card .theirs .text").first.get_attribute("data-reason")
+    assert reason == theirs[page.locator(".card .key").first.inner_text(), "web"]["reason"]
+
+
+def test_pictures_of_the_same_name_that_nothing_calls_the_same(
+    open_page, filtered: Path, tmp_path: Path, drawn
+) -> None:
+    copy = write_set(tmp_path / "copy", drawn, pictures=15)
+    for table in copy.glob("*.parquet"):  # without it nobody knows the pictures' hashes
+        table.unlink()
+    report(ReportConfig(str(filtered), compare=[str(filter_set(copy))], out=str(tmp_path / "both.html"), pictures=3))
+    page = open_page(tmp_path / "both.html")
+    assert page.locator("[role=tab]").first.inner_text() == "At the threshold"
+    assert "Does not have this picture." in page.locator(".card .theirs").first.inner_text()
+    assert page.locator(".theirs .text").count() == 0
