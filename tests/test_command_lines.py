@@ -50,6 +50,8 @@ def understand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("capfilt.doctor.examine", lambda folder: [Finding("disk", "ok", folder)])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    page = (ROOT / "examples" / "vlm.md").read_text(encoding="utf-8")
+    (tmp_path / "vlm.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
     for name in ("bootstrap.yaml", "loop.yaml"):
         (tmp_path / name).symlink_to(ROOT / "examples" / "bootstrap.yaml")
 

@@ -22,7 +22,8 @@ WORDS = ["a", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "
 class VlmServer:
     """The server; `trouble(request)` may name what happens to it instead of an answer (see `_TROUBLES`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = MODEL) -> None:
+        self.model = model
         self.trouble: Callable[[dict[str, Any]], str | None] = lambda request: None
         self.requests: list[dict[str, Any]] = []  # as they came, their picture as `image`
         self.answered: Counter[str] = Counter()  # by what was answered
@@ -63,7 +64,7 @@ class VlmServer:
             trouble = self.trouble(request)
             if handler.headers.get("Authorization") != f"Bearer {KEY}":
                 trouble = "key"
-            elif request["model"] != MODEL:
+            elif request["model"] != self.model:
                 trouble = "model"
             if trouble == "hang":
                 time.sleep(3)
