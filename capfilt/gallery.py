@@ -85,7 +85,7 @@ class Candidates:
 
 def changed(data: Dataset, others: Sequence[Dataset], number: int) -> list[Pick]:
     """At most `number` pictures with a text that `data` keeps and one of the others drops, or the other way round."""
-    least = Least(4 * number)
+    least, random = Least(4 * number), np.random.Generator(np.random.Philox(2))
     for other in others:
         theirs = {path.stem: path for path in other.tables}
         for path in (path for path in data.tables if path.stem in theirs):
@@ -99,7 +99,8 @@ def changed(data: Dataset, others: Sequence[Dataset], number: int) -> list[Pick]
             moved = np.nan_to_num(np.abs(itm[0] - itm[1]))
             shard = pa.repeat(pa.scalar(path.stem), len(mine))
             rows = mine.select(["key", "source", "index"]).append_column("shard", shard)
-            least.offer(rows, np.where(kept[0] != kept[1], -moved, np.nan))
+            order = 1e-6 * random.random(len(mine)) - moved  # by chance where another threshold is all that has changed
+            least.offer(rows, np.where(kept[0] != kept[1], order, np.nan))
     picks = [Pick(**row) for row in least.rows.to_pylist()] if least.rows else []
     return _one_a_picture(picks)[:number]
 

@@ -259,7 +259,7 @@ function bar(source) {
       parts.filter(([, , number]) => number).map(([look, name, number]) => {
         const share = number / source.texts;
         const part = h("span", { class: look, title: `${name}: ${count(number)} (${percent(share)})` },
-          share > 0.12 ? h("b", {}, `${look === "k" ? "✓" : "✗"} ${percent(share, 0)} ${look === "k" ? "kept" : "dropped"}`) : null);
+          share > 0.12 ? h("b", {}, `${look === "k" ? "✓" : "✗"} ${percent(share, 0)}`, share > 0.3 ? ` ${look === "k" ? "kept" : "dropped"}` : null) : null);
         part.style.flex = `${share} 1 0`;
         return part;
       })));
@@ -389,7 +389,7 @@ function thresholdSection() {
   const whose = DATASETS.length > 1 ? ` The pictures are those of ${MAIN.name}; the texts of the others stay as they were judged there.` : "";
   const part = section("gallery", galleryPart.length ? "Threshold and gallery" : "Threshold",
     `Move the threshold: the shares are recounted from all texts, and the pictures below change colour. Nothing is written; the command does that, from the tables alone.${whose}`,
-    control, h("div", { class: "pair" },
+    control, h("div", { class: DATASETS.length > 1 ? "pair even" : "pair" },
       h("figure", { class: "card-box" }, h("figcaption", {}, h("h3", {}, "Share kept"), h("span", { class: "note" }, "of each source's texts, by threshold")), curve, legend(names, null, true)),
       h("div", {}, counts, h("div", { class: "command" }, code, copy))),
     ...galleryPart);
