@@ -62,6 +62,8 @@ class HfCaptioner:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.model.generation_config.pad_token_id is None:
+            self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.prompt = self._prompt()
 
     def prepare(self, image: Image.Image) -> Image.Image:
@@ -87,7 +89,6 @@ class HfCaptioner:
             do_sample=True,
             num_return_sequences=n,
             num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
         )
         texts = self.tokenizer.batch_decode(speaker.said(), skip_special_tokens=True)
         rows = [read_answer(*row) for row in zip(texts, speaker.done.tolist(), speaker.logprob.tolist(), strict=True)]
@@ -104,8 +105,9 @@ class HfCaptioner:
 
     def _ends(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
-        ends = self.tokenizer.eos_token_id if ends is None else ends
-        return {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
+        usual = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)  # BERT's ends with the second
+        ends = ends if ends is not None else next((end for end in usual if end is not None), [])
+        return set(ends if isinstance(ends, list) else [ends])
 
 
 class _Speaker:

@@ -37,7 +37,7 @@ class ServerConfig:
     """Where an `openai:` captioner is and how it is asked; no caption depends on it. The key is OPENAI_API_KEY's."""
 
     base_url: str | None = None  # such as http://localhost:8000/v1; else OPENAI_BASE_URL's, else OpenAI's own
-    concurrency: int = 64  # requests under way at a time, in each worker
+    concurrency: int = 64  # requests under way at a time, in each worker, about the pictures of three batches at most
     timeout: float = 120.0  # seconds for an answer
     retries: int = 8  # after the first try, with growing waits
     cache: str | None = None  # SQLite file of the answers; ~/.cache/capfilt/answers.sqlite

@@ -76,6 +76,16 @@ def test_sampled_captions_belong_to_key_and_seed(say) -> None:
     assert texts(say(ChatConfig(prompt="a red dog", num_captions=2))) != texts(whole)
 
 
+@pytest.mark.parametrize("kind", ["qwen2_vl", "idefics3"])
+def test_other_families_share_a_batch_too(kind: str, tmp_path: Path, draw) -> None:
+    model = save_tiny_vlm(tmp_path / kind, kind)
+    captioner = HfCaptioner(str(model), ChatConfig(prompt="describe", num_captions=2, max_new_tokens=30), dtype="fp32")
+    pictures = [draw(number, 40 + 12 * number) for number in range(4)]
+    together = captioner.caption(pictures, KEYS[:4])
+    alone = [captioner.caption([picture], [key])[0] for picture, key in zip(pictures, KEYS, strict=False)]
+    assert texts(together) == texts(alone) and any(caption.text for pair in together for caption in pair)
+
+
 def test_the_nucleus_is_top_p_of_the_tempered_share() -> None:
     from capfilt.captioner_hf import _Speaker
 
@@ -115,7 +125,7 @@ def test_the_fingerprint_follows_the_files(vlm: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_chat_template_the_prompt_is_as_given(tmp_path: Path, draw) -> None:
-    model = save_tiny_vlm(tmp_path / "plain", template=None)
+    model = save_tiny_vlm(tmp_path / "plain", template=False)
     captioner = HfCaptioner(str(model), ChatConfig(prompt="<image> a red", max_new_tokens=8), dtype="fp32")
     assert captioner.prompt == "<image> a red"
     assert len(captioner.caption([draw(1), draw(2)], ["1", "2"])) == 2

@@ -188,6 +188,12 @@ def test_a_server_that_cannot_be_used_is_one_sentence(shards, server: VlmServer,
     assert not list(data.glob("captions/*/*.parquet"))
 
 
+def test_a_missing_client_says_what_to_install(shards, server: VlmServer, caption, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install 'capfilt\[openai\]'"):
+        caption(shards(1, 1))
+
+
 def test_the_key_is_written_nowhere(shards, server: VlmServer, caption, tmp_path: Path) -> None:
     data = shards(1, 2)
     server.trouble = lambda request: "rejected" if paid(server) > 1 else None
