@@ -82,10 +82,11 @@ def test_a_million_pairs(tmp_path: Path) -> None:
         print(f"\nanother threshold: {decided['seconds']:.2f} s, with start {clock:.2f} s, {cpu:.2f} s of processor")
     assert decided["texts"] == 2 * PICTURES * SHARDS
     assert cpu < 12  # the clock's say is a quiet machine's alone: 2.0 s, with start 4.4, on two cores of an EPYC
-    told, clock, cpu = run("report", decided["out"], "--out", str(tmp_path / "report.html"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(
-        f"report: {told['seconds']:.2f} s, with start {clock:.2f} s, {cpu:.1f} s of processor, {peak:.0f} MiB at most"
-    )
-    assert told["datasets"][0]["texts"] == 2 * PICTURES * SHARDS
-    assert cpu < 60 and peak < 1024 and told["bytes"] < 5_000_000
+    other = run("filter", str(data), "--scores", "s", "--name", "r2", "--threshold", "0.7")[0]["out"]
+    for compared in ((), ("--compare", other)):
+        told, clock, cpu = run("report", decided["out"], *compared, "--out", str(tmp_path / "report.html"))
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        about = f"{told['seconds']:.2f} s, with start {clock:.2f} s, {cpu:.1f} s of processor, {peak:.0f} MiB at most"
+        print(f"report {' '.join(compared[:1])}: {about}, {told['bytes']:,} bytes")
+        assert told["datasets"][-1]["texts"] == 2 * PICTURES * SHARDS
+        assert cpu < 60 and peak < 1024 and told["bytes"] < 5_000_000
