@@ -48,7 +48,9 @@ class CaptionConfig(engine.Crew):
 
     data: str  # shard set with the pictures
     model: str  # captioner: blipcore folder, official .pth, Hugging Face BLIP folder or hub id, hf:… or openai:…
-    name: str = "blip"  # of the table folder, and the `source` of these texts from here on
+    name: str = (
+        ""  # of the table folder, and the `source` of these texts from here on; blip, or the hf:, openai: model's
+    )
     out: str | None = None  # root of captions/<name>/ when the pictures' folder is not to be written to
     generate: GenerateConfig = field(default_factory=GenerateConfig)  # how a BLIP captioner speaks
     chat: ChatConfig = field(default_factory=ChatConfig)  # how hf: and openai: captioners do
@@ -61,6 +63,9 @@ class CaptionConfig(engine.Crew):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.name:
+            last = self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+            self.name = "blip" if kind_of(self.model) == "blip" else re.sub(r"[^\w.+-]|^\W+", "", last)
         if not re.fullmatch(r"[\w][\w.+-]*", self.name) or self.name == WEB:
             raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -, and not '{WEB}'.")
         if self.batch_size < 1:

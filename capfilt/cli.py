@@ -193,7 +193,7 @@ def filter_(
     explain: Annotated[bool, typer.Option("--explain", help="Print what each threshold keeps; write none.")] = False,
     sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
     captioner: Annotated[str | None, typer.Option(help="Also caption, in the same pass: folder, .pth or id.")] = None,
-    captioner_name: Annotated[str | None, typer.Option(help="Name of those captions. (blip)")] = None,
+    captioner_name: Annotated[str | None, typer.Option(help="Name of those captions. (blip, or the model's)")] = None,
     clip: Annotated[str | None, typer.Option(help="Also score with open_clip:ARCH/TAG.")] = None,
     scores: Annotated[str | None, typer.Option(help="Folder under scores/ to use or to make.")] = None,
     tokenizer: Tokenizer = None,

@@ -33,6 +33,8 @@ EXTRAS = {
     "demo": (("resvg_py", "pycocoevalcap"), "capfilt demo"),
     "eval": (("pycocoevalcap",), "caption scores"),
     "datasets": (("datasets",), "packing saved Hugging Face datasets"),
+    "openai": (("openai",), "captioners behind a server"),
+    "openvino": (("openvino",), "faster image encoders on a CPU"),
     "ray": (("ray",), "--engine ray"),
     "s3": (("s3fs",), "s3:// places"),
     "wandb": (("wandb",), "training curves on Weights & Biases"),

@@ -175,6 +175,8 @@ def test_mistakes_are_sentences(tmp_path: Path, shards, tiny_captioner: Path) ->
         CaptionConfig("data", "model", name="web")
     with pytest.raises(ValueError, match="name 'a/b'"):
         CaptionConfig("data", "model", name="a/b")
+    names = {"some/model": "blip", "hf:Qwen/Qwen2.5-VL-7B": "Qwen2.5-VL-7B", "openai:gpt-4o": "gpt-4o"}
+    assert {model: CaptionConfig("data", model).name for model in names} == names
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         CaptionConfig("data", "model", batch_size=0)
     config = resolve(CaptionConfig, sets=["generate.num_captions=3"], overrides={"data": "d", "model": "m"})
