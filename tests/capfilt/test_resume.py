@@ -35,8 +35,13 @@ import json, os, signal, sys
 from capfilt.caption import CaptionConfig, caption_shards
 from capfilt.config import resolve
 from capfilt.filter import FilterConfig, filter_shards
+from capfilt.one_pass import CaptionFilterConfig, caption_and_filter
 
-COMMANDS = {"caption": (CaptionConfig, caption_shards), "filter": (FilterConfig, filter_shards)}
+COMMANDS = {
+    "caption": (CaptionConfig, caption_shards),
+    "filter": (FilterConfig, filter_shards),
+    "both": (CaptionFilterConfig, caption_and_filter),
+}
 
 def launch(command, options, kill_at, environment):
     os.environ.update(environment)
@@ -155,6 +160,17 @@ def test_filter_killed_between_writing_and_renaming(disturbed, tiny_blip, undist
         assert launcher.run("filter", options, kill_at) == -signal.SIGKILL
         assert tables(disturbed) - SHARDS == tables_then
     assert launcher.run("filter", options) == 0
+    assert contents(disturbed) == undisturbed
+
+
+def test_one_pass_killed_between_writing_and_renaming(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
+    options = settings(disturbed, tiny_blip, captioner={"model": str(tiny_blip), "name": "b"})
+    # renames of a whole run: two manifests, captions and scores of each shard in turn, manifest of the scores with
+    # counts, those of the verdicts as above, manifest of the captions with counts
+    for kill_at, tables_then in ((1, 0), (4, 1), (2, 2), (3, 4), (8, 9)):
+        assert launcher.run("both", options, kill_at) == -signal.SIGKILL
+        assert tables(disturbed) == tables_then
+    assert launcher.run("both", options) == 0
     assert contents(disturbed) == undisturbed
 
 
