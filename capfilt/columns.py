@@ -8,21 +8,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from capfilt.listing import Column, choose
+from capfilt.storage import Place, names, open_read, place
 
 IMAGE_NAMES = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS = 64  # read at a time: pictures are large
 
 
-def is_saved_dataset(path: Path) -> bool:
+def is_saved_dataset(path: Place) -> bool:
     """Whether a folder was written by `save_to_disk` of Hugging Face `datasets`."""
-    return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
+    return path.is_dir() and not {"state.json", "dataset_dict.json"}.isdisjoint(names(path))
 
 
 def image_column(schema: pa.Schema, given: str | None, path: str) -> str | None:
@@ -78,7 +78,8 @@ class ParquetColumns(TableColumns):
 
     def __init__(self, path: str, names: Sequence[str]):
         super().__init__(path, names)
-        self._file = pq.ParquetFile(path)
+        self._source = open_read(place(path))
+        self._file = pq.ParquetFile(self._source)
         meta = self._file.metadata
         self._starts = [0]
         for group in range(meta.num_row_groups):
@@ -97,6 +98,7 @@ class ParquetColumns(TableColumns):
 
     def close(self) -> None:
         self._file.close()
+        self._source.close()
 
 
 class DatasetColumns(TableColumns):
@@ -133,4 +135,4 @@ def load_dataset(path: str) -> Any:
 
 def open_columns(path: str, names: Sequence[str]) -> TableColumns:
     """Columns of whatever kind of table lies at `path`."""
-    return (DatasetColumns if Path(path).is_dir() else ParquetColumns)(path, names)
+    return (DatasetColumns if place(path).is_dir() else ParquetColumns)(path, names)

@@ -152,6 +152,8 @@ def _fetch_all(
         }
         fetched = Staging(staging / "fetched")
         answers = _ask(fetched, urls, len(part), config, progress)
+        if not (staging / ROWS).exists():  # to write on would bring the folder back, with a part of the shards
+            raise engine.EngineError(f"{staging} was removed while download was at work in it; run the command again.")
         for shard, table in rows.items():
             write_table(staging / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
         failed |= _publish(out, staging / "plan", part, len(answers), config, progress)

@@ -37,7 +37,7 @@ from capfilt.shards import (
     write_shard,
     write_table,
 )
-from capfilt.storage import Place, Remote, open_read, place
+from capfilt.storage import Place, Remote, open_read, place, size_of
 
 OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
 OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
@@ -127,12 +127,13 @@ class Publish:
 
     def run(self, shard: str) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
-        write_shard(place(self.out) / f"{shard}.tar", self._pictures(rows))
+        write_shard(place(self.out) / f"{shard}.tar", self._pictures(rows), make_folder=False)
         if self.captions is not None:
-            write_table(place(self.captions) / f"{shard}.parquet", _more(rows))
+            write_table(place(self.captions) / f"{shard}.parquet", _more(rows), make_folder=False)
         counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
         # the table last: with it the shard is there
-        write_table(self.output(shard), pa.Table.from_pylist(rows, schema=IMAGES), counts=dict(counts))
+        table = pa.Table.from_pylist(rows, schema=IMAGES)
+        write_table(self.output(shard), table, dict(counts), make_folder=False)
         return {**counts, "pictures": counts["ok"]}
 
     def _pictures(self, rows: list[dict[str, Any]]) -> Iterator[Picture]:
@@ -222,6 +223,10 @@ class _Bodies:
         return self.open.read(size)
 
     def _whole(self, path: str) -> bytes:
+        if "://" in path:
+            remote = place(path)
+            self._require_small(size_of(remote))
+            return remote.read_bytes()
         # not before it is known to be a file of some size: a pipe or a device would never end
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):

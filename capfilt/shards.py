@@ -367,11 +367,12 @@ def suffix_of(data: bytes) -> str:
     return {b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}.get(data[:4], "bmp" if data[:2] == b"BM" else "jpg")
 
 
-def write_shard(path: Place, pictures: Iterable[Picture]) -> None:
+def write_shard(path: Place, pictures: Iterable[Picture], *, make_folder: bool = True) -> None:
     """Write a tar of `key.jpg`, `key.txt` (where there is a text) and `key.json`: same pictures, same bytes."""
     from webdataset import TarWriter  # imports torch, so only where it is used
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with committed(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
         for picture in pictures:
             sample = {"__key__": picture.key, suffix_of(picture.image): picture.image}

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from capfilt.columns import image_column, is_saved_dataset, load_dataset, open_columns
 from capfilt.listing import Column, as_text, choose, fingerprint, kind_of, read_rows
 from capfilt.shards import PICTURE_SUFFIXES, Problem, index_pictures, read_words
+from capfilt.storage import Place, files_below, open_read, place, size_of
 from capfilt.urls import CAPTION_NAMES, URL_NAMES
 
 # What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
@@ -68,29 +69,28 @@ class Source(ABC):
 
 def open_source(source: str, annotations: str | None, columns: Columns) -> Source:
     """Tell what `source` is; ValueError or FileNotFoundError, one sentence, when it is nothing that can be packed."""
-    path = Path(source)
+    path = place(source)
     if not path.exists():
         raise FileNotFoundError(f"Nothing at {path}.")
     if annotations is not None:
-        return _annotated(Path(annotations), path if path.is_dir() else path.parent, columns)
+        return _annotated(place(annotations), path if path.is_dir() else path.parent, columns)
     if is_saved_dataset(path):
         return SavedDataset(path, columns)
     if path.is_file():
         if path.name.endswith(".tar"):
-            return Webdataset(path.parent, [path.name])
-        if path.suffix == ".parquet" and _image_column(path, columns) is not None:
-            return Tables(path.parent, [path.name], columns)
+            return Webdataset(path.parent, {path.name: size_of(path)})
+        if path.name.endswith(".parquet") and _image_column(path, columns) is not None:
+            return Tables(path.parent, {path.name: size_of(path)}, columns)
         if kind_of(path.name) is None:
             raise ValueError(f"{path} is neither a table, nor JSON, nor a tar; to pack a picture, give its folder.")
         return _annotated(path, path.parent, columns)
-    folder = Folder(path)
+    files = files_below(path)
+    folder = Folder(path, files)
     if folder.files:
         return folder
-    files = (entry.relative_to(path) for entry in path.rglob("*") if entry.is_file())
-    names = sorted(file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts))
-    if tars := [name for name in names if name.endswith(".tar")]:
+    if tars := {name: files[name] for name in sorted(files) if name.endswith(".tar")}:
         return Webdataset(path, tars)
-    if tables := [name for name in names if name.endswith(".parquet")]:
+    if tables := {name: files[name] for name in sorted(files) if name.endswith(".parquet")}:
         return Tables(path, tables, columns)
     raise ValueError(f"{path} holds no pictures, tars or Parquet files; give the annotation file itself if it has one.")
 
@@ -98,19 +98,17 @@ def open_source(source: str, annotations: str | None, columns: Columns) -> Sourc
 class Folder(Source):
     """Pictures in a folder and the folders in it, in the order of their names; `name.txt` is the text of `name.jpg`."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Place, files: dict[str, int]):
         super().__init__("folder", [])
         self.root = root
         others: Counter[str] = Counter()
-        for place, inside, names in os.walk(root):
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
-                suffix = name.rpartition(".")[2].lower() if "." in name else ""
-                if suffix in PICTURES or suffix == "txt":
-                    file = Path(place, name)
-                    self.files.append((file.relative_to(root).as_posix(), _size(file)))
-                else:
-                    others[suffix or "no suffix"] += 1
+        for name, size in files.items():
+            base = name.rpartition("/")[2]
+            suffix = base.rpartition(".")[2].lower() if "." in base else ""
+            if suffix in PICTURES or suffix == "txt":
+                self.files.append((name, size))
+            else:
+                others[suffix or "no suffix"] += 1
         self.texts = {name for name, _ in self.files if name.lower().endswith(".txt")}
         if len(self.texts) == len(self.files):
             self.files = []
@@ -130,50 +128,51 @@ def _beside(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(".txt"))
 
 
-def _read_text(path: Path) -> str | None:
+def _read_text(path: Place) -> str | None:
     try:
-        with open(path, "rb") as file:
+        with open_read(path) as file:
             return file.read(LONGEST_TEXT).decode("utf-8-sig", errors="replace").strip()
     except OSError:  # the picture is there all the same
         return None
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a link to nowhere: it has its row, and its outcome
-        return -1
-
-
-def _of_file(root: Path, name: str, texts: list[str | None]) -> Row:
+def _of_file(root: Place, name: str, texts: list[str | None]) -> Row:
     url = name.encode("utf-8", errors="replace").decode()
-    return {"url": url, "texts": texts, "body": os.fsencode(root / name)}
+    return {"url": url, "texts": texts, "body": os.fsencode(str(root / name))}
 
 
 class Annotated(Source):
     """The pictures that a file names, under a folder, and their texts."""
 
-    def __init__(self, path: Path, root: Path, rows: Iterator[tuple[Any, list[Any]]]):
+    def __init__(self, path: Place, root: Place, rows: Iterator[tuple[Any, list[Any]]]):
         super().__init__("annotations", [], fingerprint(str(path)))
         self.root, self.rows = root, rows
 
     def __iter__(self) -> Iterator[Row]:
-        inside = os.path.realpath(self.root)
+        root = Path(os.path.realpath(self.root)) if isinstance(self.root, Path) else self.root
         for name, values in self.rows:
             texts = [text for value in values for text in _texts(value)]
             if not isinstance(name, str) or not name.strip():
                 yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
                 continue
             # links inside of the folder are the user's own; a path that climbs out of it is the annotation's doing
-            whole = os.path.normpath(os.path.join(inside, name.strip()))
-            if os.path.commonpath([inside, whole]) != inside or "\0" in name:
+            inside = _seen_from(root, name.strip())
+            if inside is None or "\0" in name:
                 problem = f"outside of {self.root.name or self.root}"
                 yield {"url": as_text(name), "texts": texts, "status": "forbidden", "error": problem}
             else:
-                yield _of_file(Path(inside), os.path.relpath(whole, inside), texts)
+                yield _of_file(root, inside, texts)
 
 
-def _annotated(path: Path, root: Path, columns: Columns) -> Annotated:
+def _seen_from(root: Place, name: str) -> str | None:
+    """A path, relative to `root` or whole, as it is seen from there; None when it lies outside."""
+    here = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2]
+    name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
+    whole = os.path.normpath(os.path.join(here, name))
+    return os.path.relpath(whole, here) if os.path.commonpath([here, whole]) == here else None
+
+
+def _annotated(path: Place, root: Place, columns: Columns) -> Annotated:
     if path.name.endswith(".json") and (coco := _coco(path)) is not None:
         return Annotated(path, root, coco)
     wanted = (
@@ -186,11 +185,11 @@ def _annotated(path: Path, root: Path, columns: Columns) -> Annotated:
     return Annotated(path, root, grouped)
 
 
-def _coco(path: Path) -> Iterator[tuple[Any, list[Any]]] | None:
+def _coco(path: Place) -> Iterator[tuple[Any, list[Any]]] | None:
     """(file name, texts) of COCO's `{"images": [...], "annotations": [...]}`, None for JSON of another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"No file at {path}.")
-    with open(path, "rb") as file:
+    with open_read(path) as file:
         if not file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             return None
     try:
@@ -208,14 +207,15 @@ def _coco(path: Path) -> Iterator[tuple[Any, list[Any]]] | None:
 class Tables(Source):
     """Parquet files with the bytes of pictures. A file that cannot be read is one row that says so."""
 
-    def __init__(self, root: Path, names: list[str], columns: Columns):
-        super().__init__("parquet", [(name, _size(root / name)) for name in names])
+    def __init__(self, root: Place, files: dict[str, int], columns: Columns):
+        super().__init__("parquet", list(files.items()))
         self.root, self.columns = root, columns
-        self.broken = {name: why for name in names if (why := self._why_broken(root / name))}
-        if len(self.broken) == len(names):
-            raise ValueError(f"{root / names[0]}: {self.broken[names[0]]}.")
+        self.broken = {name: why for name in files if (why := self._why_broken(root / name))}
+        if len(self.broken) == len(files):
+            first = next(iter(files))
+            raise ValueError(f"{root / first}: {self.broken[first]}.")
 
-    def _why_broken(self, path: Path) -> str | None:
+    def _why_broken(self, path: Place) -> str | None:
         try:
             return None if _image_column(path, self.columns) else "no column holds the bytes of pictures"
         except ValueError as error:
@@ -227,28 +227,33 @@ class Tables(Source):
                 yield {"url": name, "texts": [], "status": "other", "error": self.broken[name]}
             else:
                 path = self.root / name
-                yield from _of_table(str(path), name, pq.read_schema(path), self.columns)
+                yield from _of_table(str(path), name, _schema(path), self.columns)
 
 
 class SavedDataset(Source):
     """A dataset that Hugging Face `datasets` has saved."""
 
-    def __init__(self, path: Path, columns: Columns):
+    def __init__(self, path: Place, columns: Columns):
         data = load_dataset(str(path))
         self.schema = data.data.schema
         if image_column(self.schema, columns.image, str(path)) is None:
             raise ValueError(f"{path} has no column with the bytes of pictures: {', '.join(self.schema.names)}.")
-        names = sorted(entry.name for entry in path.iterdir() if entry.is_file())
-        super().__init__("dataset", [(name, _size(path / name)) for name in names])
+        files = files_below(path)
+        super().__init__("dataset", [(name, files[name]) for name in sorted(files) if "/" not in name])
         self.path, self.columns = path, columns
 
     def __iter__(self) -> Iterator[Row]:
         yield from _of_table(str(self.path), self.path.name, self.schema, self.columns)
 
 
-def _image_column(path: Path, columns: Columns) -> str | None:
+def _schema(path: Place) -> pa.Schema:
+    with open_read(path) as file:
+        return pq.read_schema(file)
+
+
+def _image_column(path: Place, columns: Columns) -> str | None:
     try:
-        return image_column(pq.read_schema(path), columns.image, str(path))
+        return image_column(_schema(path), columns.image, str(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({' '.join(str(error).split())[:200]}).") from None
 
@@ -278,7 +283,10 @@ def _of_table(path: str, name: str, schema: pa.Schema, columns: Columns) -> Iter
 
 
 def _length(path: str) -> int:
-    return len(load_dataset(path)) if Path(path).is_dir() else pq.read_metadata(path).num_rows
+    if place(path).is_dir():
+        return len(load_dataset(path))
+    with open_read(place(path)) as file:
+        return pq.read_metadata(file).num_rows
 
 
 def _texts(value: Any) -> list[str | None]:
@@ -293,16 +301,16 @@ def _texts(value: Any) -> list[str | None]:
 class Webdataset(Source):
     """Tars of other makers: samples of a picture, with a text or not. Tars are read where they end or are damaged."""
 
-    def __init__(self, root: Path, names: list[str]):
-        super().__init__("webdataset", [(name, _size(root / name)) for name in names])
+    def __init__(self, root: Place, files: dict[str, int]):
+        super().__init__("webdataset", list(files.items()))
         self.root = root
 
     def __iter__(self) -> Iterator[Row]:
         for name, _ in self.files:
             problems: list[Problem] = []
             path = self.root / name
-            with open(path, "rb") as file:
-                end = os.fstat(file.fileno()).st_size
+            with open_read(path) as file:
+                end = file.seek(0, os.SEEK_END)
                 for key, parts in index_pictures(file, end, problems).items():
                     text, meta = read_words(file, end, parts)
                     url = meta.get("url")
@@ -313,7 +321,7 @@ class Webdataset(Source):
                     elif image.offset + image.size > end:
                         yield row | {"status": "decode_error", "error": "truncated_tar"}
                     else:
-                        yield row | {"body": os.fsencode(path), "offset": image.offset, "size": image.size}
+                        yield row | {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
             for problem in problems:
                 self.ignored[problem.reason] += 1
                 print(f"{name}: {problem.reason} {problem.member}", file=sys.stderr)

@@ -9,6 +9,7 @@ img2dataset returned, only because the answer for a row lies there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from capfilt.fetch import FetchConfig
 from capfilt.guard import PRIVATE, RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
 from capfilt.progress import Display
 from capfilt.shards import walk_tar, write_table
+from capfilt.storage import read_tail
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
 PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
@@ -148,6 +150,8 @@ class Staging:
 
                 ended = self.fetch(todo, asking, deadline, tick, small=stalled)
             news = self.answers(urls)
+            if len(news) < len(urls):
+                self._require_space()
             fruitless = 0 if news != answers else fruitless + 1
             answers, stalled, late = news, ended == "stalled", ended == "late"
             if ended == "died" and fruitless:
@@ -187,6 +191,13 @@ class Staging:
         (making / "out").mkdir()
         making.rename(place)
         return run_child(place, asking.stall_seconds, deadline, tick)
+
+    def _require_space(self) -> None:
+        """OSError when the disk is full, or was to the latest attempt: then its rows are not the fault of servers."""
+        full = os.strerror(errno.ENOSPC)
+        said = full.encode() in read_tail(self.attempts()[-1] / "log.txt", 1 << 20)
+        if said or shutil.disk_usage(self.folder).free < 1 << 20:
+            raise OSError(errno.ENOSPC, full, str(self.folder))
 
     def last_words(self) -> str:
         """The last line that the latest attempt's child has printed."""

@@ -170,6 +170,34 @@ def modified(path: Place) -> float:
     return path._ask(lambda fs, inner: fs.modified(inner)).timestamp()
 
 
+def size_of(path: Place) -> int:
+    """Bytes of a file."""
+    return path.stat().st_size if isinstance(path, Path) else path._ask(lambda fs, inner: fs.info(inner)["size"])
+
+
+def files_below(folder: Place) -> dict[str, int]:
+    """Name, seen from the folder, -> bytes of each file in it and in the folders in it; nothing that is hidden.
+
+    A folder's own files come before those of the folders in it, both by name. A link to nowhere has -1 bytes.
+    """
+    if isinstance(folder, Path):
+        found: dict[str, int] = {}
+        for where, inside, here in os.walk(folder):
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            for file in (Path(where, name) for name in sorted(here) if not name.startswith(".")):
+                found[file.relative_to(folder).as_posix()] = file.stat().st_size if file.exists() else -1
+        return found
+
+    def listing(fs: Any, path: str) -> dict[tuple[str, ...], int]:
+        there = fs.find(path, detail=True).items()
+        return {tuple(name.removeprefix(path).strip("/").split("/")): about["size"] for name, about in there}
+
+    sizes = folder._ask(listing)
+    shown = [parts for parts in sizes if parts[-1] and not any(part.startswith(".") for part in parts)]
+    shown.sort(key=lambda parts: [(place < len(parts) - 1, part) for place, part in enumerate(parts)])
+    return {"/".join(parts): sizes[parts] for parts in shown}
+
+
 # ---------------------------------------------------------------------------------------------------- reading
 
 
@@ -195,7 +223,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, remote: Remote):
         self.remote = remote
-        self.end: int = remote._ask(lambda fs, path: fs.info(path)["size"])
+        self.end = size_of(remote)
         self.position = 0
         self._blocks: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")

@@ -20,7 +20,7 @@ from capfilt.download import DownloadConfig, download
 from capfilt.pictures import decode
 from capfilt.publish import OUTCOMES
 from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
-from capfilt.staging import Answer, Asking, classify
+from capfilt.staging import Answer, Asking, Staging, classify
 
 sys.path.insert(0, str(Path(__file__).parent))
 from folders import contents, rows_of
@@ -307,3 +307,18 @@ def test_settings_are_checked() -> None:
         DownloadConfig("u", "o", shard_size=0)
     with pytest.raises(ValueError, match="min_success is a share"):
         DownloadConfig("u", "o", min_success=2)
+
+
+def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(self: Staging, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
+        attempt = self.folder / "a000"
+        (attempt / "out").mkdir(parents=True)
+        (attempt / "log.txt").write_text("shard 0 failed with error [Errno 28] No space left on device\n")
+        return "done"
+
+    monkeypatch.setattr(Staging, "fetch", fetch)
+    urls = url_list(tmp_path / "u.parquet", ["http://192.0.2.1/1.jpg"])
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        download(DownloadConfig(str(urls), str(tmp_path / "data"), allow_private=True), progress=False)
+    assert caught.value.filename == str(tmp_path / "data" / ".staging" / "fetched")
+    assert not list((tmp_path / "data").glob("*.parquet"))

@@ -20,6 +20,7 @@ import capfilt
 from capfilt import download as stage
 from capfilt import urls
 from capfilt.download import DownloadConfig, download
+from capfilt.engine import EngineError
 from capfilt.shards import ShardSet, read_pictures
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -236,6 +237,31 @@ def test_a_shard_has_its_time_and_no_more(tmp_path: Path, web: Web) -> None:
     assert summary["outcomes"]["ok"] > 0 and sum(summary["outcomes"].values()) == 40
     assert time.monotonic() - start < 150
     assert rows[1]["error"] == "no answer, and not fetched within 60 s"
+
+
+def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, monkeypatch) -> None:
+    rows = [f"{web.url}/good/{number}.jpg" for number in range(6)]
+    data = tmp_path / "data"
+    config = DownloadConfig(listing(tmp_path / "u.txt", rows), str(data), shard_size=3, workers=1, allow_private=True)
+    ask, publish = stage._ask, stage.Publish.run
+
+    def ask_and_remove(*arguments):
+        answers = ask(*arguments)
+        shutil.rmtree(data)
+        return answers
+
+    def publish_and_remove(self, shard: str) -> dict[str, int]:
+        if shard == "00001":
+            shutil.rmtree(data)
+        return publish(self, shard)
+
+    for place, name, function in ((stage, "_ask", ask_and_remove), (stage.Publish, "run", publish_and_remove)):
+        monkeypatch.setattr(place, name, function)
+        with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|publish) was .* again"):
+            download(config, progress=False)
+        monkeypatch.undo()
+        assert contents(tmp_path).keys() == {"u.txt"}
+    assert download(config, progress=False)["ok"] == 6
 
 
 def test_answers_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

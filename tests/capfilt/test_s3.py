@@ -7,18 +7,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from capfilt import storage
 from capfilt.caption import CaptionConfig, caption_shards
+from capfilt.download import DownloadConfig, download
+from capfilt.export import ExportConfig, export
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.lock import Occupied, claimed
+from capfilt.pack import PackConfig, pack
+from capfilt.report import ReportConfig, report
 from capfilt.shards import read_pictures
 from capfilt.storage import place
 
 sys.path.insert(0, str(Path(__file__).parent))
 from folders import contents
 from s3 import VARIABLES, Store, files, upload
+from web import Web, picture
 
 pytest.importorskip("s3fs", reason="S3 needs the extra s3")
 pytest.importorskip("moto", reason="the S3 server is moto's")
@@ -109,6 +116,96 @@ def test_a_second_run_in_the_store_is_told_apart(store: Store, here: Path, tiny_
         run(url, tiny_blip)
     assert run(url, tiny_blip)["shards"]["done"] == SHARDS
     assert not [name for name in files(url) if "lease" in name]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures in folders, with texts beside some of them, a list of them and a table that holds them."""
+    folder = tmp_path / "photos"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    for number, name in enumerate(("b.jpg", "a b.jpg", "deep/c.jpg", "deep/.hidden/d.jpg")):
+        (folder / name).write_bytes(picture(number))
+    (folder / "a b.txt").write_text("a text")
+    (folder / "broken.png").write_bytes(b"")
+    return folder
+
+
+def data_of(folder: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in folder.items() if name.endswith((".tar", ".parquet"))}
+
+
+def test_pack_reads_and_writes_there(store: Store, photos: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "lists").mkdir()
+    rows = [("a b.jpg", "one"), ("deep/c.jpg", "two"), ("../outside.jpg", "three"), ("none.jpg", "four")]
+    pq.write_table(
+        pa.table(dict(zip(("image", "caption"), zip(*rows, strict=True), strict=True))), tmp_path / "l.parquet"
+    )
+    (tmp_path / "l.parquet").rename(tmp_path / "lists" / "list.parquet")
+    (tmp_path / "tables").mkdir()
+    images = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))]
+    pq.write_table(pa.table({"jpg": [*images, None], "caption": ["x", "y", "z"]}), tmp_path / "tables" / "t.parquet")
+    for name in ("photos", "lists", "tables"):
+        upload(tmp_path / name, f"s3://bucket/{name}")
+
+    def outcomes(source: str, out: str, **options: str) -> dict[str, int]:
+        return pack(PackConfig(source, out, workers=1, **options), progress=False)["outcomes"]
+
+    for kind, source, file in (
+        ("folder", "photos", None),
+        ("listed", "photos", "lists/list.parquet"),
+        ("tables", "tables", None),
+        ("tars", "packed/folder", None),  # what the first has made
+    ):
+        here, there = tmp_path / "packed" / kind, f"s3://bucket/packed/{kind}"
+        local = {"annotations": str(tmp_path / file)} if file else {}
+        remote = {"annotations": f"s3://bucket/{file}"} if file else {}
+        told = outcomes(str(tmp_path / source), str(here), **local)
+        assert outcomes(f"s3://bucket/{source}", there, **remote) == told and told["ok"] >= 2
+        assert data_of(files(there)) == data_of(contents(here)), kind
+    with pytest.raises(FileNotFoundError, match="Nothing at s3://bucket/nowhere"):
+        outcomes("s3://bucket/nowhere", str(tmp_path / "out"))
+
+
+def test_download_reads_and_writes_there(store: Store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "lists").mkdir()
+    with Web() as web:
+        rows = [f"{web.url}/{'missing' if number % 3 == 2 else 'good'}/{number}.jpg" for number in range(12)]
+        (tmp_path / "lists" / "list.txt").write_text("\n".join(rows))
+        upload(tmp_path / "lists", "s3://bucket/urls")
+        settings = {"shard_size": 5, "workers": 1, "allow_private": True}
+        download(DownloadConfig(str(tmp_path / "lists/list.txt"), str(tmp_path / "data"), **settings), progress=False)
+        download(DownloadConfig("s3://bucket/urls/list.txt", "s3://bucket/downloaded", **settings), progress=False)
+        assert files("s3://bucket/downloaded") == contents(tmp_path / "data")
+        again = download(
+            DownloadConfig("s3://bucket/urls/list.txt", "s3://bucket/downloaded", **settings), progress=False
+        )
+    assert again["shards"] == {"done": 0, "skipped": 3, "failed": {}}
+    assert [name for name in contents(tmp_path / "cache") if not name.startswith("matplotlib")] == []
+
+
+def test_report_export_and_pretrain_read_and_write_there(
+    store: Store, here: Path, tiny_blip: Path, tmp_path: Path
+) -> None:
+    from blipcore.train.runs import PretrainRun, pretrain
+    from blipcore.train.trainer import TrainConfig
+
+    upload(here, "s3://bucket/whole")
+    filtered = "s3://bucket/whole/filtered/b"
+    told = report(ReportConfig(filtered, out="s3://bucket/pages/report.html"))
+    assert told["pictures_shown"] > 0 and len(files("s3://bucket/pages")["report.html"]) == told["bytes"]
+    for form in ("webdataset", "parquet", "json"):
+        export(ExportConfig(str(here / "filtered" / "b"), str(tmp_path / form), form), progress=False)
+        export(ExportConfig(filtered, f"s3://bucket/exported/{form}", form), progress=False)
+        away = {"manifest.json", "README.md"}  # these name the places
+        local, remote = contents(tmp_path / form), files(f"s3://bucket/exported/{form}")
+        assert {n: c for n, c in remote.items() if n not in away} == {n: c for n, c in local.items() if n not in away}
+        assert away <= remote.keys()
+    train = TrainConfig(steps=2, batch_size=4, dtype="fp32", device="cpu")
+    for number, data in enumerate((filtered, "s3://bucket/whole")):
+        run = PretrainRun(data=[data], init=str(tiny_blip), train=train)
+        assert pretrain(run, tmp_path / f"run{number}")["steps"] == 2
 
 
 def test_mistakes_in_the_store_are_sentences(store: Store, monkeypatch) -> None:
