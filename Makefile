@@ -25,6 +25,7 @@ clean:
 
 # torch and everything else in one pip command: alone, torchvision would bring another torch.
 $(STAMP): constraints.txt pyproject.toml
+	@echo "Installing into .venv, 2.5 GB; this takes some minutes and says nothing until it is done."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

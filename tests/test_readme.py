@@ -1,4 +1,4 @@
-"""What the README promises: the files it names exist, its Python runs (its commands: test_command_lines.py)."""
+"""What the README and its pages promise: files and links exist, Python runs (commands: test_command_lines.py)."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,14 @@ def test_every_link_leads_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-EXAMPLES = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+def test_the_index_names_every_page():
+    index = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".md", ".sh", ".yaml", "")}
+    assert {name for name in pages - {"README.md"} if f"]({name})" not in index} == set()
+
+
+PYTHON = (ROOT / "examples" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = [part.split("```")[0] for part in PYTHON.split("```python\n")[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -51,5 +58,5 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_the_python_examples_run(code, models, monkeypatch, capsys):
     monkeypatch.chdir(models)
-    exec(compile(code, "README.md", "exec"), {})  # our own file
+    exec(compile(code, "python.md", "exec"), {})  # our own file
     assert capsys.readouterr().out.strip()
