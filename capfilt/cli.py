@@ -194,7 +194,7 @@ def filter_(
     sources: Annotated[list[str] | None, typer.Option(help="web or a captioner; repeatable. (all)")] = None,
     captioner: Annotated[str | None, typer.Option(help="Also caption, in the same pass: folder, .pth or id.")] = None,
     captioner_name: Annotated[str | None, typer.Option(help="Name of those captions. (blip, or the model's)")] = None,
-    clip: Annotated[str | None, typer.Option(help="Also score with open_clip:ARCH/TAG.")] = None,
+    clip: Annotated[list[str] | None, typer.Option(help="Also score with open_clip:ARCH/TAG; repeatable.")] = None,
     scores: Annotated[str | None, typer.Option(help="Folder under scores/ to use or to make.")] = None,
     tokenizer: Tokenizer = None,
     name: Name = None,
@@ -218,7 +218,7 @@ def filter_(
 
     settings = resolve(CaptionFilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
-        "top_fraction": top_fraction, "best_of": best_of, "sources": sources or None, "clip": clip,
+        "top_fraction": top_fraction, "best_of": best_of, "sources": sources or None, "clip": clip or None,
         "captioner.model": captioner, "captioner.name": captioner_name,
         "scores": scores, "tokenizer": tokenizer, "name": name, "out": out, "batch_size": batch_size,
         "device": device, "dtype": dtype, "backend": backend, "workers": workers, "engine": engine, "rank": rank,

@@ -33,6 +33,7 @@ from capfilt.scorers import (
     OpenClipScorer,
     Scorer,
     clean_caption,
+    clip_columns,
     fingerprint,
     open_clip_fingerprint,
     resolve_backend,
@@ -52,7 +53,7 @@ class ScoreConfig(engine.Crew):
     model: str | None = None  # checkpoint with ITM and ITC heads; not needed where `scores` are finished
     out: str | None = None  # root of scores/ and filtered/ when the pictures' folder is not to be written to
     sources: list[str] = field(default_factory=list)  # "web" and captioners' names; empty is all there are
-    clip: str | None = None  # also score with open_clip:ARCH/TAG
+    clip: str | list[str] | None = None  # also score with open_clip:ARCH/TAG; several give clip, clip2, ...
     first_token: FirstToken = "enc"  # "cls" for the numbers of the official demo class and of Hugging Face
     scores: str | None = None  # folder under scores/; by default one that fits is used again, or a new one named
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
@@ -68,6 +69,11 @@ class ScoreConfig(engine.Crew):
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
         if self.model is None and self.scores is None:
             raise ValueError("Give a model to score with, or the name of finished scores.")
+
+    @property
+    def clips(self) -> list[str]:
+        """The open_clip models, in the order of their columns."""
+        return [self.clip] if isinstance(self.clip, str) else self.clip or []
 
     @property
     def root(self) -> Place:
@@ -88,7 +94,7 @@ class Scored:
     @property
     def columns(self) -> list[str]:
         """Names of the score columns."""
-        return [*BlipScorer.columns, *(OpenClipScorer.columns if self.made_with["clip"] else ())]
+        return [*BlipScorer.columns, *clip_columns(len(_clips(self.made_with)))]
 
 
 @dataclass
@@ -117,8 +123,8 @@ class ScoreStage:
             backend=self.backend,
         )
         self._scorers: list[Scorer] = [blip]
-        if config.clip is not None:
-            self._scorers.append(OpenClipScorer(config.clip, device=device, dtype=self.dtype))
+        for spec, column in zip(config.clips, clip_columns(len(config.clips)), strict=True):
+            self._scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
 
     def run(self, shard: str) -> dict[str, int]:
         return look(self.images.tar(shard), [self.begin(shard)], self.config.batch_size)
@@ -244,7 +250,7 @@ def score_shards(config: ScoreConfig, *, making: Making | None = None, progress:
     complete = len(present(map(stage.output, images.shards))) == len(tables)
     finished = complete and "counts" in (read_manifest(folder) or {})
     if not complete:
-        if config.model is None or (settings["clip"] and config.clip is None):
+        if config.model is None or len(config.clips) < len(_clips(settings)):
             raise ValueError(
                 f"{folder} is not finished; give the model, and the --clip it was begun with, to finish it."
             )
@@ -309,8 +315,9 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
             "fingerprint": fingerprint(config.model, config.tokenizer),
             "first_token": config.first_token,
             "dtype": resolve_dtype(device, config.dtype),
-            "clip": None if config.clip is None else open_clip_fingerprint(config.clip),
         }
+        prints = [open_clip_fingerprint(spec) for spec in config.clips]
+        asked["clip"] = prints[0] if len(prints) == 1 else prints or None
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
         manifest = read_manifest(folder)
@@ -324,7 +331,7 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
             return folder, manifest["config"]
     if config.model is None:
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
-    clip = "+clip" if config.clip else ""
+    clip = "".join(f"+{column}" for column in clip_columns(len(config.clips))[-1:])
     folder = place / (config.scores or f"blip-{asked['fingerprint'][:8]}{clip}.{'+'.join(origins)}"[:120])
     if config.world_size == 1:
         forget_if_empty(folder)
@@ -345,7 +352,16 @@ def rescore(folder: Place) -> str:
 
 
 def _covers(there: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether scores made with `there` hold all that is asked for: more sources and a CLIP column do no harm."""
-    return all(there["sources"].get(source) == origin for source, origin in asked["sources"].items()) and all(
-        there[name] == value or (name == "clip" and value is None) for name, value in asked.items() if name != "sources"
+    """Whether scores made with `there` hold all that is asked for: more sources and CLIP columns do no harm."""
+    sources, clips = asked["sources"], _clips(asked)
+    return (
+        all(there["sources"].get(source) == origin for source, origin in sources.items())
+        and _clips(there)[: len(clips)] == clips
+        and all(there[name] == value for name, value in asked.items() if name not in ("sources", "clip"))
     )
+
+
+def _clips(made_with: dict[str, Any]) -> list[str]:
+    """Fingerprints of the open_clip models in a manifest's settings: one, a list or null."""
+    clip = made_with.get("clip")
+    return clip if isinstance(clip, list) else [clip] if clip else []

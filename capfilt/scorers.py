@@ -2,7 +2,7 @@
 
     itm    probability that picture and text match, softmax of BLIP's ITM head; the paper keeps a text at 0.5 or more
     itc    cosine of BLIP's image and text features, -1 to 1; not a probability
-    clip   cosine of an open_clip model's features, -1 to 1
+    clip   cosine of an open_clip model's features, -1 to 1; of further ones clip2, clip3, ...
 
 Higher is better in every column. A picture is encoded once for all of its texts. `capfilt filter` knows the protocol
 alone.
@@ -35,6 +35,7 @@ __all__ = [
     "OpenClipScorer",
     "Scorer",
     "clean_caption",
+    "clip_columns",
     "fingerprint",
     "open_clip_fingerprint",
     "resolve_backend",
@@ -127,11 +128,9 @@ class BlipScorer:
 class OpenClipScorer:
     """Cosine of any open_clip model; `spec` is `open_clip:ARCH/TAG`, TAG a pretrained tag or a checkpoint's path."""
 
-    columns = ("clip",)
-
-    def __init__(self, spec: str, *, device: str = "cpu", dtype: Dtype = "auto") -> None:
+    def __init__(self, spec: str, *, column: str = "clip", device: str = "cpu", dtype: Dtype = "auto") -> None:
         arch, tag = _parse_open_clip(spec)
-        self.name = "clip"
+        self.name, self.columns = column, (column,)
         self.fingerprint = open_clip_fingerprint(spec)
         self.device, self.dtype = device, dtype
         open_clip = import_open_clip()
@@ -158,12 +157,17 @@ class OpenClipScorer:
                 text_feat = F.normalize(self.model.encode_text(tokens).float(), dim=-1)  # (R, E)
                 of = picture[start : start + ROWS].to(self.device)
                 clip[start : start + ROWS] = (text_feat * image_feat[of]).sum(-1).cpu()
-        return {"clip": _by_picture(clip, texts)}
+        return {self.name: _by_picture(clip, texts)}
 
 
 def _by_picture(scores: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
     """(R,) scores of all rows -> the scores of each picture's texts."""
     return [part.tolist() for part in scores.split([len(of_picture) for of_picture in texts])]
+
+
+def clip_columns(number: int) -> list[str]:
+    """Names of the columns of so many open_clip models."""
+    return [f"clip{place or ''}" for place in (0, *range(2, number + 1))][:number]
 
 
 def open_clip_fingerprint(spec: str) -> str:

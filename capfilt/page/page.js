@@ -302,7 +302,7 @@ function comparison() {
 }
 
 function scoreSection() {
-  const scores = Object.keys(SCORE).filter((name) => DATASETS.some((data) => sum(data.scores[name]?.counts.flat() ?? [])));
+  const scores = [...new Set([...Object.keys(SCORE), ...DATASETS.flatMap((data) => Object.keys(data.scores))])].filter((name) => DATASETS.some((data) => sum(data.scores[name]?.counts.flat() ?? [])));
   return section("scores", "Scores", "How each source's texts are spread over the scores, as shares of its texts.", columns((data) => {
     const names = data.sources.map((source) => source.name);
     const drawn = scores.filter((name) => data.scores[name]).map((name) => {
@@ -311,7 +311,7 @@ function scoreSection() {
       const everywhere = DATASETS.flatMap((other) => other.scores[name]?.counts ?? []);
       const [edges, ...rows] = name === "itm" ? regrouped(bins, [...everywhere, ...counts], 0.05, 0, 1) : cropped(bins, [...everywhere, ...counts]);
       const shown = rows.slice(everywhere.length);
-      const [label, note] = SCORE[name];
+      const [label, note] = SCORE[name] ?? [name.toUpperCase(), SCORE.clip[1]];  // clip2: another CLIP
       return h("figure", { class: "card-box" }, h("figcaption", {}, h("h3", {}, label), h("span", { class: "note" }, note)),
         histogram({ name: label, unit: label, names, edges, counts: shown, cut: data.limits[name], highest: Math.max(...rows.flatMap(sharesOf)) }),
         legend(names, counts.map((row) => `median ${decimals(median(bins, row), 2)}`)),

@@ -236,6 +236,16 @@ def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tin
     assert half["kept"] == 4 and half["dropped"] == {f"clip<{least:g}": 4}
 
 
+def test_several_clips_are_columns_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:
+    data = shards(1, 6)
+    both = run(data, tiny_filter, name="both", clip=[tiny_clip, tiny_clip])
+    assert Path(both["scores"]).name.split(".")[0].endswith("+clip2")
+    assert [row["clip2"] for row in rows(both)] == [row["clip"] for row in rows(both)]
+    no_pictures()
+    assert run(data, tiny_filter, name="one", clip=tiny_clip, best_of="clip2")["scores"] == both["scores"]
+    assert run(data, tiny_filter, name="none")["scores"] == both["scores"]
+
+
 def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny_clip: str, no_pictures) -> None:
     data = shards(1, 6)
     caption(data, tiny_blip, name="c", generate=GenerateConfig(num_captions=4))
