@@ -65,21 +65,20 @@ class OpenAICaptioner:
         self._length = "max_tokens" if url else "max_completion_tokens"  # OpenAI's newer name, not known everywhere
         self._answers = Answers(Path(server.cache).expanduser() if server.cache else usual_place())
         self._client = self._openai.AsyncOpenAI(
-            api_key=self._secret or "none", base_url=url, timeout=server.timeout, max_retries=server.retries
+            api_key=self._secret or "none", base_url=url, timeout=server.timeout, max_retries=min(2, server.retries)
         )
         self._slots = asyncio.Semaphore(server.concurrency)
         self._under_way: dict[str, asyncio.Task[Caption]] = {}
         self._over: EngineError | None = None  # what ended the run: nothing that waits is asked any more
+        self._answered = 0.0  # when the server last answered, by the loop's clock
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
         self._try_out()
+        self._client = self._client.with_options(max_retries=server.retries)
 
     def prepare(self, image: Image.Image) -> Future[list[Caption]]:
         """Ask about an RGB picture; the answers come in their time."""
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=QUALITY)
-        pixels = hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
-        return self._start(self._captions(file.getvalue(), pixels))
+        return self._start(self._captions(*_sent(image)))
 
     def caption(self, inputs: Sequence[Future[list[Caption]]], keys: Sequence[str]) -> list[list[Caption]]:
         """Wait for the captions of pictures; EngineError when the server is gone or turns us away."""
@@ -91,7 +90,7 @@ class OpenAICaptioner:
     def _try_out(self) -> None:
         """Ask about an empty picture: what is wrong with key, model or settings shows before there is work."""
         try:
-            (said, *_) = self.prepare(Image.new("RGB", (224, 224), "grey")).result()
+            said = self._start(self._once(*_sent(Image.new("RGB", (224, 224), "grey")), index=0)).result()
         except EngineError as error:
             raise ValueError(str(error)) from None
         if said.error and said.error.startswith(("rejected", "malformed")):
@@ -118,10 +117,13 @@ class OpenAICaptioner:
             async with self._slots:
                 if self._over:
                     raise self._over
+                started = self._loop.time()
                 try:
                     raw = await self._client.chat.completions.with_raw_response.create(**self._request(jpeg, index))
                 except self._openai.APIError as error:
-                    return self._failed(error)
+                    # an answer to another in the second half of our tries: the server has not gone away since
+                    return self._failed(error, alive=self._answered > (started + self._loop.time()) / 2)
+            self._answered = self._loop.time()
             try:
                 answer = _parse(raw.content)
             except (ValueError, KeyError, IndexError, TypeError, AttributeError):
@@ -150,13 +152,15 @@ class OpenAICaptioner:
         known = {name: request.pop(name) for name in ("model", "messages")}
         return known | {"extra_body": request}  # any field goes, whether the client knows it or not
 
-    def _failed(self, error: Any) -> Caption:
+    def _failed(self, error: Any, alive: bool) -> Caption:
         """The outcome of a picture that the server does not take; all that concerns others too is an EngineError."""
         status, body = getattr(error, "status_code", None), error.body
         told = body.get("message") if isinstance(body, dict) else None
         said = self._quote(str(told or error.message))
         if status in (400, 413, 415, 422):
             return Caption(None, None, f"{'refused' if _is_refusal(error) else 'rejected'}: {said}")
+        if alive and (isinstance(error, self._openai.APITimeoutError) or (status or 0) >= 500):
+            return Caption(None, None, f"failed: {said}")  # again and again: this picture does not agree with it
         if status in (401, 403):
             what = f"does not accept the key in OPENAI_API_KEY ({said})"
         elif status == 404:
@@ -179,6 +183,13 @@ class OpenAICaptioner:
 def openai_fingerprint(model: str) -> str:
     """The model's name: a server tells no more of it."""
     return f"openai:{model}"
+
+
+def _sent(image: Image.Image) -> tuple[bytes, str]:
+    """The JPEG of a picture, and a digest of its pixels."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue(), hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
 
 
 def _parse(body: bytes) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatc
     (models / "vlm.yaml").write_text(settings)
     run(models, commands("vlm.md"))
     server.close()
-    assert len(server.requests) == 3 * 5 + 3
+    assert len(server.requests) == 3 * 5 + 1
     (table,) = (models / "data/captions/qwen").glob("*.parquet")
     rows = pq.read_table(table).to_pylist()
     assert len(rows) == 15 and all((row["text"] is None) == (row["error"] is not None) for row in rows)

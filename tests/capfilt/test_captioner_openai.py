@@ -93,7 +93,7 @@ def test_nothing_is_paid_for_twice(shards, write_shards, server: VlmServer, capt
     caption(data, {"seed": 1}, name="seed")
     caption(data, {"prompt": "Another."}, name="prompt")
     assert paid(server) == 30
-    assert len(server.requests) - paid(server) == 5  # even a try-out is asked for once: for each setting
+    assert len(server.requests) - paid(server) == 3  # even a try-out is asked for once: for each setting
 
 
 def test_equal_pictures_under_way_are_asked_about_once(tmp_path: Path, drawn, server: VlmServer, caption) -> None:
@@ -149,6 +149,18 @@ def test_what_may_mend_is_tried_again_as_long_as_the_server_asks(shards, server:
     summary = caption(shards(1, 6), server={"timeout": 1})
     assert summary["counts"]["captions"] == 6 and set(tries.values()) == {2}
     assert {"busy", "broken", "hang"} <= set(server.answered) | {"hang"} and time.monotonic() - begun > 1
+
+
+def test_one_picture_that_the_server_fails_on_does_not_end_the_run(shards, server: VlmServer, caption) -> None:
+    def trouble(request: dict) -> str | None:
+        bad = server.requests[3:4]
+        return "broken" if bad and request["image"].tobytes() == bad[0]["image"].tobytes() else None
+
+    server.seconds, server.trouble = 0.1, trouble
+    data = shards(1, 20)
+    counts = caption(data, server={"retries": 1, "concurrency": 3})["counts"]
+    assert counts["captions"] == 19 and counts["no_caption/failed"] == 1
+    assert [row["error"] for row in rows(data) if row["error"]] == ["failed: out of cards"]
 
 
 def test_a_server_that_goes_away_costs_no_answer(shards, server: VlmServer, caption) -> None:
