@@ -30,7 +30,11 @@ Transform = Callable[[Image.Image, random.Random | None], torch.Tensor]
 
 
 def load_image(source: bytes | str | Path) -> Image.Image:
-    """Decode a picture to 8-bit RGB, upright, transparency on white; OSError when it cannot be decoded."""
+    """Decode a picture to 8-bit RGB, upright, transparency on white; OSError when it cannot be decoded.
+
+    JPEGs are decoded at their full size: shrunk by the decoder (`Image.draft`), a picture of 1600 pixels comes out at
+    384 with values off by 2 of 255 on average and up to 30.
+    """
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it

@@ -56,6 +56,13 @@ def test_compiled_blocks_say_the_same(monkeypatch) -> None:
     assert difference(model.encode_image(PIXELS), blip().encode_image(PIXELS)) < 1e-5
 
 
+@pytest.mark.slow  # compiles for half a minute
+@torch.inference_mode()
+def test_a_compiled_encoder_says_the_same() -> None:
+    found = for_inference(blip(), "cpu", "bf16", "compile").encode_image(PIXELS)
+    assert difference(found, blip().encode_image(PIXELS)) < 0.03
+
+
 @torch.inference_mode()
 def test_few_words_read_image_tokens_without_keys_and_values() -> None:
     text, embeds = blip().text, torch.randn(3, 7, 32)
