@@ -17,11 +17,14 @@ import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow.compute as pc
+
 from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.duplicates import mark_duplicates
 from capfilt.manifest import Manifest
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
+from capfilt.shards import read_table
 from capfilt.sources import Columns, Row, Source, open_source
 from capfilt.storage import Place
 
@@ -89,6 +92,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             shutil.rmtree(staging, ignore_errors=True)
         done = [shard for shard in tables if shard not in ran.failed]
         marked = mark_duplicates(out, done, config.duplicates) if config.duplicates else {}
+        wrong = _examples([tables[shard] for shard in done], {name for name in OUTCOMES if counts.get(name)} - {"ok"})
     ok = counts.get("ok", 0)
     return {
         "stage": "pack",
@@ -98,6 +102,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         "ok": ok,
         "success": round(ok / total, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
+        "for_example": wrong,
         "ignored": dict(source.ignored),
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
         "duplicates": marked,
@@ -114,6 +119,18 @@ def _complete(row: Row, number: int, config: PackConfig) -> Row:
         "caption": texts[0] if texts else None,
         "more": texts[1:],
     }
+
+
+def _examples(tables: list[Place], outcomes: set[str]) -> dict[str, str]:
+    """Outcome -> the first picture that ended so, and why; reads no more tables than it takes to find one of each."""
+    found: dict[str, str] = {}
+    for path in tables:
+        if outcomes <= found.keys():
+            break
+        table = read_table(path, ["url", "status", "error"])
+        for row in table.filter(pc.not_equal(table["status"], "ok")).to_pylist():
+            found.setdefault(row["status"], f"{row['url']} ({' '.join(str(row['error']).split())[:160]})")
+    return found
 
 
 def _more_captions(out: Place, source: Source) -> Manifest:

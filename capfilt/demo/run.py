@@ -119,6 +119,8 @@ class Demo:
         summary = self.summary() | {"seconds": round(time.monotonic() - started)}
         write_json(self.out / "summary.json", summary)
         show.tables(self.console, summary, self.out)
+        if self.config.quick:
+            self.console.print("A quick run: models of a few steps. Its tables say that it works, not how well.")
         show.picture(summary, self.out)
         self.report()
         return summary

@@ -55,6 +55,9 @@ def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     summary = run(photos, tmp_path / "data")
     assert summary["outcomes"] == {"ok": 4, "not_found": 1, "decode_error": 2, "other": 1}
     assert (summary["rows"], summary["ignored"], summary["kind"]) == (8, {"mov": 1}, "folder")
+    assert {name: said.partition(" (")[0] for name, said in summary["for_example"].items()} == {
+        "decode_error": "broken.png", "not_found": "gone.jpg", "other": "pipe.jpg"
+    }  # fmt: skip
     rows = {row["url"]: row for row in rows_of(tmp_path / "data")}
     assert [*rows] == [
         *("a.v2.jpg", "b.jpg", "broken.png", "gone.jpg", "linked.jpg", "pipe.jpg", "telephone.heic", "sub dir/c.JPG")
