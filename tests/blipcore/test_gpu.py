@@ -1,5 +1,6 @@
 """What only a GPU can show: `pytest -m gpu`. Numbers are those of the CPU, and a training step never waits."""
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from blipcore.data.transforms import eval_transform, train_transform
 from blipcore.model.blip import PRESETS, Blip
 from blipcore.model.convert import load_model, save_model
 from blipcore.model.generate import GenerateConfig, generate
+from blipcore.model.inference import for_inference
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.precision import autocast, supports_bf16
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
@@ -109,6 +111,23 @@ def test_bf16_and_compiled_layers_are_close_to_fp32_for_texts_of_any_length(task
     prepare_layers(task, TrainConfig(steps=1), "cuda")
     for texts, eager in zip(batches, expected, strict=True):
         assert difference(gradients(task, "bf16", texts), eager) < 2e-2
+
+
+@pytest.mark.parametrize("backend", ["torch", "compile"])
+@torch.inference_mode()
+def test_weights_converted_once_and_compiled_blocks_are_close_to_fp32(model, tokenizer, backend):
+    if not supports_bf16("cuda"):
+        pytest.skip("no bf16 in hardware")
+    pixels = torch.randn(6, 3, 48, 48, generator=torch.Generator().manual_seed(1)).cuda()
+    model.cuda().eval()
+    expected = model.encode_image(pixels)
+    ready = for_inference(copy.deepcopy(model), "cuda", "bf16", backend)
+    for some in (pixels, pixels[:3]):  # the last batch of a shard has another size
+        found = ready.encode_image(some)
+        assert found.dtype == torch.bfloat16
+        assert ((found.float() - expected[: len(some)]).norm() / expected[: len(some)].norm()).item() < 3e-2
+    said = generate(ready, ready.encode_image(pixels), tokenizer, GenerateConfig(prompt="a "), TEXTS[:6])
+    assert len(said.ids) == 6 and all(value < 0 for value in said.logprob)
 
 
 TASKS = {
