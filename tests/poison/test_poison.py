@@ -161,7 +161,7 @@ def test_pack_a_folder(tmp_path: Path) -> None:
     check_rows(tmp_path / "data", expected)
 
 
-def test_pack_spoilt_tars_and_tables(tmp_path: Path) -> None:
+def test_pack_spoilt_tars_and_tables(tmp_path: Path, model: str) -> None:
     data = spoilt_set(tmp_path / "in")
     summary = pack(PackConfig(str(data), str(tmp_path / "data"), workers=1), progress=False)
     outcomes = Counter(piece.outcome for piece in pictures().values())
@@ -169,6 +169,9 @@ def test_pack_spoilt_tars_and_tables(tmp_path: Path) -> None:
     outcomes += Counter(ok=7 + 1 + 2 + 3 + 3, not_found=1, decode_error=1)
     assert summary["outcomes"] == outcomes
     assert summary["ignored"]["link_member"] == 4
+    captioned, filtered, rows = through_the_stages(tmp_path / "data", model, tmp_path)
+    assert captioned["counts"] == {"captions": summary["ok"], "pictures": summary["ok"]}  # and nothing to complain of
+    assert filtered["texts"] == len(rows) and not any("undecodable" in reason for reason in filtered["dropped"])
 
     (tmp_path / "tables").mkdir()
     for name in ("00005.parquet", "00006.parquet"):
@@ -176,7 +179,7 @@ def test_pack_spoilt_tars_and_tables(tmp_path: Path) -> None:
     pq.write_table(pa.table({"jpg": [pictures()["fine.jpg"].data, None, b"x"]}), tmp_path / "tables" / "00007.parquet")
     summary = pack(PackConfig(str(tmp_path / "tables"), str(tmp_path / "out"), workers=1), progress=False)
     assert summary["outcomes"] == {"ok": 1, "not_found": 1, "decode_error": 1, "other": 2}
-    names = {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("run")}
     assert names == {"in", "data", "tables", "out"}
 
 
