@@ -113,7 +113,7 @@ def plan(config: BootstrapConfig) -> list[Part]:
 
 def missing(config: BootstrapConfig) -> list[str]:
     """The files of its own that the loop would miss, the last of them perhaps after days."""
-    needed = [config.urls or config.data, *config.human, *config.tests.values()]
+    needed = dict.fromkeys([config.urls or config.data, *config.human, *config.tests.values()])
     return [path for path in needed if "://" not in path and not Path(path).exists()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import yaml
@@ -28,14 +29,8 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
     front: dict[str, Any] = {"task_categories": ["image-to-text"], "size_categories": [size], "tags": ["capfilt"]}
     if licence:
         front["license"] = licence
-    if form == "parquet":
-        front["configs"] = [{"config_name": "default", "data_files": "*.parquet"}]
     limits = ", ".join(f"{name.upper()} >= {least:g}" for name, least in data.limits.items())
     lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
         f"# {data.folder.name}",
         "",
         "Image-text pairs that a filter calls matched: texts from the web and written by a captioner (CapFilt, BLIP,",
@@ -83,7 +78,12 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
         "were left out by `capfilt download`; the tables beside the shards name them (status `opted_out`).",
         "",
     ]
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    if form == "parquet":
+        # a name of its own: `datasets` gives what it has cached for a folder as long as the name is the same
+        name = f"{data.folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        front["configs"] = [{"config_name": name, "data_files": "*.parquet"}]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}"
 
 
 def _best(best: Best) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -111,6 +112,11 @@ def test_datasets_reads_pictures_from_the_parquet(filtered: Path, kept: dict, tm
     assert isinstance(loaded.features["image"], datasets.Image)
     row = loaded[0]
     assert row["image"].size == (40, 40) and row["text"] == kept[row["key"].split("_")[1]][0]["text"]
+    shutil.rmtree(tmp_path / "out")  # another set in the same place is not the one that `datasets` has cached
+    strict = filter_set(filtered.parents[1], "strict", threshold=0.95)
+    export(ExportConfig(str(strict), str(tmp_path / "out"), "parquet"), progress=False)
+    again = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert 0 < len(again) < len(loaded)
 
 
 def test_blip_lists_have_a_row_a_text_and_files_that_are_there(filtered: Path, kept: dict, tmp_path: Path) -> None:
