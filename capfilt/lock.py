@@ -112,6 +112,11 @@ def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, i
             lasting = there.get("world_size", me["world_size"]) != me["world_size"] or time.monotonic() > deadline
             if _same(path, descriptor) and (not shared or lasting):
                 raise Occupied(_sentence(path.parent, there, me))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # it is ours, and empty
+                path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise OSError(error.errno, error.strerror, str(path)) from None
         except BaseException:
             os.close(descriptor)
             raise

@@ -143,3 +143,14 @@ def test_leases_in_a_store_without_folders() -> None:
     with claimed(folder, 0, 2), claimed(folder, 1, 2):
         pass
     assert list(folder.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as caught, claimed(tmp_path / "out"):
+        pass
+    assert caught.value.filename == str(tmp_path / "out" / ".lock")
+    assert not (tmp_path / "out").exists()
