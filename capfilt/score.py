@@ -321,7 +321,11 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
         manifest = read_manifest(folder)
-        if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], asked):
+        if manifest is None or manifest["stage"] != "score":
+            continue
+        # finished scores of either number format do for "auto": another machine's need no pass on this one
+        either = {"dtype": manifest["config"]["dtype"]} if config.dtype == "auto" and "counts" in manifest else {}
+        if not _covers(manifest["config"], asked | (either if "dtype" in asked else {})):
             continue
         backend = manifest["config"].get("backend", "torch")
         # without a table, and never finished: what a run leaves whose models cannot be loaded, for the same run alone

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from blipcore.precision import resolve_dtype
 from capfilt.caption import CaptionConfig, GenerateConfig, caption_shards
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.readahead import ReadAhead
@@ -148,6 +149,11 @@ def test_another_threshold_or_fewer_sources_look_at_no_picture(shards, tiny_blip
     assert web["by_source"]["web"] == half["by_source"]["web"]
     strict = run(data, tiny_filter, name="strict", threshold=0.9, itc_threshold=0.2)
     assert set(strict["dropped"]) <= {"itm<0.9", "itc<0.2", "duplicate"} and strict["kept"] < half["kept"]
+    # made by another machine in its own number format they do as well, unless one is asked for
+    elsewhere = "fp32" if resolve_dtype("cpu") == "bf16" else "bf16"
+    manifest = Path(half["scores"]) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"dtype": "fp32"', f'"dtype": "{elsewhere}"'))
+    assert run(data, tiny_filter, name="anywhere", dtype="auto")["scores"] == half["scores"]
     # neither is the model needed where the scores are named
     named = run(data, None, name="named", scores=Path(half["scores"]).name, threshold=0.5)
     assert [row["reason"] for row in rows(named)] == [row["reason"] for row in rows(half)]
