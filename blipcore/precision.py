@@ -1,18 +1,28 @@
-"""What depends on the device: which one "auto" is, its number format for matrix products, how a batch gets there."""
+"""What depends on the device: which one "auto" is, its number format and backend, how a batch gets there.
 
+torch comes in where it is first needed: commands read their settings by the names here without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Dtype = Literal["auto", "bf16", "fp32"]
+Backend = Literal["auto", "torch", "compile", "openvino"]
 
 
 def pick_device(device: str = "auto") -> str:
     """ "auto" is the GPU when there is one; ValueError for a GPU where there is none, and for what is no device."""
+    import torch
+
     available = torch.cuda.is_available()
     if device != "auto":
         try:
@@ -26,6 +36,8 @@ def pick_device(device: str = "auto") -> str:
 
 def supports_bf16(device: str | torch.device) -> bool:
     """True where bf16 matrix products run in hardware: CPUs with AVX512-BF16 or AMX, CUDA devices from Ampere on."""
+    import torch
+
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -40,8 +52,28 @@ def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal[
     return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
 
 
+def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", before: str | None = None) -> str:
+    """What "auto" means: what the same work was begun with `before`, else OpenVINO where it is installed, for bf16 on
+    a CPU, and torch as it is elsewhere.
+
+    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have.
+    """
+    if backend not in ("auto", "torch", "compile", "openvino"):
+        raise ValueError(f"backend is 'auto', 'torch', 'compile' or 'openvino', not {backend!r}.")
+    fits = device.partition(":")[0] == "cpu" and resolve_dtype(device, dtype) == "bf16"
+    if backend == "openvino" and not fits:
+        raise ValueError("backend openvino is for --device cpu with --dtype bf16; use torch or compile here.")
+    if backend == "auto" and before is not None:
+        return before
+    if backend == "auto":
+        return "openvino" if fits and importlib.util.find_spec("openvino") else "torch"
+    return backend
+
+
 def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractContextManager:
     """Autocast to bf16 on `device`, or none for fp32."""
+    import torch
+
     on = resolve_dtype(device, dtype) == "bf16"
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
 
@@ -54,6 +86,8 @@ def to_device(batch: Tensor, device: str) -> Tensor:
 def memory_gb(device: str) -> float:
     """GB that this process takes: the most so far on a GPU, at this moment on a CPU (0 where nobody says)."""
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

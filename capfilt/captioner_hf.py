@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from blipcore.model.generate import sample_noise
-from blipcore.model.tokenizer import download
+from blipcore.model.repository import download
 from blipcore.model.torchvision_shim import heal_torchvision
 from blipcore.precision import Dtype, resolve_dtype
 from capfilt.chat import Caption, ChatConfig, read_answer

@@ -1,7 +1,6 @@
-"""A picture in, texts with their log-probabilities out: the `Captioner` protocol and its implementations.
+"""A picture in, texts with their log-probabilities out: the `Captioner` protocol and which captioners there are.
 
-The paper's captioner is BLIP's image-grounded decoder finetuned on human captions, sampling one caption a picture from
-the nucleus p = 0.9. `capfilt caption` knows the protocol alone.
+`capfilt caption` knows the protocol alone; a captioner's file, and torch with it, comes in when it is opened.
 """
 
 from __future__ import annotations
@@ -11,22 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from blipcore.data.transforms import eval_transform
-from blipcore.model.convert import fingerprint, load_model
-from blipcore.model.generate import GenerateConfig, generate, prompt_that_fits
-from blipcore.model.inference import Backend, for_inference, resolve_backend
-from blipcore.precision import Dtype, resolve_dtype, to_device
-from capfilt.captioner_hf import HfCaptioner, hf_fingerprint
+from blipcore.model.generate_config import GenerateConfig
+from blipcore.model.repository import fingerprint
+from blipcore.precision import Backend, Dtype, resolve_backend, resolve_dtype
 from capfilt.captioner_openai import OpenAICaptioner, ServerConfig, openai_fingerprint
 from capfilt.chat import Caption, ChatConfig
 
 __all__ = [
     "Backend",
-    "BlipCaptioner",
     "Caption",
     "Captioner",
     "ChatConfig",
@@ -61,38 +54,6 @@ class Captioner(Protocol):
         """For each prepared picture its captions as (text, log-probability), or as what `Caption` has besides."""
 
 
-class BlipCaptioner:
-    """BLIP's decoder; `GenerateConfig` says how it speaks, and its noise is a function of (seed, key, index) alone."""
-
-    def __init__(
-        self,
-        model: str,
-        settings: GenerateConfig | None = None,
-        *,
-        tokenizer: str | None = None,
-        device: str = "cpu",
-        dtype: Dtype = "auto",
-        backend: Backend = "torch",
-    ) -> None:
-        self.name = "blip"
-        self.fingerprint = fingerprint(model, tokenizer)
-        self.settings = settings or GenerateConfig()
-        self.device = device
-        blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
-        self.model = for_inference(blip, device, dtype, backend)
-        self.prepare = eval_transform(blip.config.vision.image_size)
-        prompt_that_fits(blip.text, self.tokenizer, self.settings)  # before the first picture is read
-
-    @torch.inference_mode()
-    def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """Captions of (3, S, S) pixel tensors, `settings.num_captions` for each."""
-        pixels = to_device(torch.stack(list(inputs)), self.device)
-        said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
-        rows = [(self.tokenizer.decode(ids), p) for ids, p in zip(said.ids, said.logprob, strict=True)]
-        n = self.settings.num_captions
-        return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
-
-
 def open_captioner(
     spec: str,
     settings: GenerateConfig | ChatConfig | None = None,
@@ -107,11 +68,15 @@ def open_captioner(
     """Load the captioner that `spec` names, with settings of its kind; ValueError says what is accepted."""
     kind, model = _parse(spec)
     if kind == "blip":
+        from capfilt.captioner_blip import BlipCaptioner
+
         assert not isinstance(settings, ChatConfig)
         return BlipCaptioner(model, settings, tokenizer=tokenizer, device=device, dtype=dtype, backend=backend)
     assert not isinstance(settings, GenerateConfig)
     if kind == "openai":
         return OpenAICaptioner(model, settings or ChatConfig(), server or ServerConfig())
+    from capfilt.captioner_hf import HfCaptioner
+
     return HfCaptioner(model, settings or ChatConfig(), trust_remote_code=trust_remote_code, device=device, dtype=dtype)
 
 
@@ -120,7 +85,11 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
     kind, model = _parse(spec)
     if kind == "openai":
         return openai_fingerprint(model)
-    return hf_fingerprint(model, trust_remote_code) if kind == "hf" else fingerprint(model, tokenizer)
+    if kind == "hf":
+        from capfilt.captioner_hf import hf_fingerprint
+
+        return hf_fingerprint(model, trust_remote_code)
+    return fingerprint(model, tokenizer)
 
 
 def kind_of(spec: str) -> Kind:

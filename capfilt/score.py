@@ -26,13 +26,11 @@ from capfilt.look import look
 from capfilt.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.readahead import Ready
 from capfilt.scorers import (
+    BLIP_COLUMNS,
     Backend,
-    BlipScorer,
     Dtype,
     FirstToken,
-    OpenClipScorer,
     Scorer,
-    clean_caption,
     clip_columns,
     fingerprint,
     open_clip_fingerprint,
@@ -41,6 +39,7 @@ from capfilt.scorers import (
 )
 from capfilt.shards import WEB, ShardSet, read_manifest, read_table, scores_schema, write_table
 from capfilt.storage import Place, place, present
+from capfilt.texts import clean
 
 CAPTION_COLUMNS = ["key", "index", "text"]
 
@@ -94,7 +93,7 @@ class Scored:
     @property
     def columns(self) -> list[str]:
         """Names of the score columns."""
-        return [*BlipScorer.columns, *clip_columns(len(_clips(self.made_with)))]
+        return [*BLIP_COLUMNS, *clip_columns(len(_clips(self.made_with)))]
 
 
 @dataclass
@@ -113,6 +112,9 @@ class ScoreStage:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
+        from capfilt.scorer_blip import BlipScorer
+        from capfilt.scorer_clip import OpenClipScorer
+
         config = self.config
         blip = BlipScorer(
             config.model,
@@ -194,11 +196,9 @@ class Scores:
 
     def _score(self, batch: Sequence[Ready[Any]], of_batch: list[list[dict[str, Any]]]) -> None:
         """Write scores into those rows of a batch that have words, of pictures that could be decoded."""
-        judged = [
-            (picture, worded)
-            for picture, rows in zip(batch, of_batch, strict=True)
-            if picture.error is None and (worded := [row for row in rows if clean_caption(row["text"] or "")])
-        ]
+        there = [(picture, rows) for picture, rows in zip(batch, of_batch, strict=True) if picture.error is None]
+        words = iter(clean(pa.array([row["text"] for _, rows in there for row in rows], pa.string())).to_pylist())
+        judged = [(picture, worded) for picture, rows in there if (worded := [row for row in rows if next(words)])]
         if not judged:
             return
         texts = [[row["text"] for row in rows] for _, rows in judged]
@@ -310,29 +310,23 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
     """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
     asked: dict[str, Any] = {"sources": origins}
     if config.model is not None:
-        device = engine.pick_device(config.device, 0)
+        prints = [open_clip_fingerprint(spec) for spec in config.clips]
         asked |= {
             "fingerprint": fingerprint(config.model, config.tokenizer),
             "first_token": config.first_token,
-            "dtype": resolve_dtype(device, config.dtype),
+            "dtype": config.dtype,
+            "clip": prints[0] if len(prints) == 1 else prints or None,
         }
-        prints = [open_clip_fingerprint(spec) for spec in config.clips]
-        asked["clip"] = prints[0] if len(prints) == 1 else prints or None
+    # Finished scores of either number format do for "auto": those of another machine need no pass on this one.
+    finished = {name: value for name, value in asked.items() if (name, value) != ("dtype", "auto")}
+    if found := _find_scores(config, finished, finished=True):
+        return found
+    if config.model is not None:
+        device = engine.pick_device(config.device, 0)
+        asked["dtype"] = resolve_dtype(device, config.dtype)
+    if found := _find_scores(config, asked, finished=False):
+        return found
     place = config.root / "scores"
-    for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
-        manifest = read_manifest(folder)
-        if manifest is None or manifest["stage"] != "score":
-            continue
-        # finished scores of either number format do for "auto": another machine's need no pass on this one
-        either = {"dtype": manifest["config"]["dtype"]} if config.dtype == "auto" and "counts" in manifest else {}
-        if not _covers(manifest["config"], asked | (either if "dtype" in asked else {})):
-            continue
-        backend = manifest["config"].get("backend", "torch")
-        # without a table, and never finished: what a run leaves whose models cannot be loaded, for the same run alone
-        same = manifest["config"] | {"backend": backend} == asked | {"backend": backend}
-        usable = same or "counts" in manifest or any(folder.glob("*.parquet"))
-        if usable and config.backend in ("auto", backend):
-            return folder, manifest["config"]
     if config.model is None:
         raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
     clip = "".join(f"+{column}" for column in clip_columns(len(config.clips))[-1:])
@@ -348,6 +342,22 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
         )
     backend = resolve_backend(device, asked["dtype"], config.backend, begun_with(folder))
     return folder, asked if backend == "torch" else asked | {"backend": backend}  # whose rounding is another
+
+
+def _find_scores(config: ScoreConfig, asked: dict[str, Any], finished: bool) -> tuple[Place, dict[str, Any]] | None:
+    """A folder of scores, finished or at least begun, that covers what is `asked`, and what it is made with."""
+    place = config.root / "scores"
+    for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], asked):
+            continue
+        backend = manifest["config"].get("backend", "torch")
+        # without a table, and never finished: what a run leaves whose models cannot be loaded, for the same run alone
+        same = manifest["config"] | {"backend": backend} == asked | {"backend": backend}
+        begun = not finished and (same or any(folder.glob("*.parquet")))
+        if ("counts" in manifest or begun) and config.backend in ("auto", backend):
+            return folder, manifest["config"]
+    return None
 
 
 def rescore(folder: Place) -> str:

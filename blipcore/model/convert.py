@@ -6,7 +6,6 @@ Loading is strict: a tensor that is missing, left over or of another shape is an
 half-random model ever runs. All that a file may lack is ITC's temperature (`foreign.MAY_LACK`).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,8 @@ from torch import Tensor
 from blipcore.model.blip import Blip, BlipConfig
 from blipcore.model.files import (
     appearing,
-    locate,
-    read_json,
     read_pickle,
     read_weights,
-    weight_files,
     write_json,
 )
 from blipcore.model.foreign import (
@@ -36,7 +32,8 @@ from blipcore.model.foreign import (
     translate,
 )
 from blipcore.model.huggingface import Numerics, folder_files, huggingface_config
-from blipcore.model.tokenizer import TOKENIZER_FILES, Tokenizer
+from blipcore.model.repository import locate, read_json
+from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import resize_pos_embed
 
 VERSION = 1  # of our folder format
@@ -260,23 +257,6 @@ def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tup
     if "temp" in raw and "itc" in config.heads:  # our own export keeps it there
         state["temp"] = torch.tensor(raw["temp"])
     return config, translate(state, config, folder, hf=True)
-
-
-def fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> str:
-    """16 hex digits that change with weights, config or vocabulary: what tables record as the model they came from."""
-    path = locate(path_or_id)
-    files = [path]
-    if path.is_dir():
-        names = ("config.json", *(() if tokenizer else TOKENIZER_FILES))
-        files = [*weight_files(path), *(path / name for name in names if (path / name).is_file())]
-    if tokenizer and Path(tokenizer).exists():
-        given = Path(tokenizer)
-        files += [given / name for name in TOKENIZER_FILES if (given / name).is_file()] if given.is_dir() else [given]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _kind(config: BlipConfig) -> str:

@@ -1,6 +1,6 @@
-"""Files that models are made of: read with one sentence for what is wrong with them, written whole or not at all.
+"""Files of tensors: read with one sentence for what is wrong with them, written whole or not at all.
 
-In: a path, or a Hugging Face hub id. Out: plain data and tensors. Pickles are opened with `weights_only=True` alone, so
+In: a path. Out: plain data and tensors. Pickles are opened with `weights_only=True` alone, so
 no code in a file ever runs.
 """
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from blipcore.model.tokenizer import TOKENIZER_FILES, download
-
-INDEX = "model.safetensors.index.json"
-
-
-def locate(path_or_id: str | Path, also: Sequence[str] = ()) -> Path:
-    """The file or folder itself, or the folder that a hub repository's model, tokenizer and `also` were fetched to."""
-    path = Path(path_or_id)
-    if path.exists():
-        return path
-    wanted = ("config.json", *TOKENIZER_FILES, "model*.safetensors", INDEX, *also)
-    folder = download(str(path_or_id), wanted)
-    if not any(folder.glob("*.safetensors")):  # older repositories hold a pickle alone
-        folder = download(str(path_or_id), (*wanted, "pytorch_model.bin"))
-    return folder
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one safetensors file, several by an index, or a pickle."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
-    names = ["model.safetensors"]
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-    elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
-        names = ["pytorch_model.bin"]
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely")
-    return [folder / name for name in names]
+from blipcore.model.repository import weight_files
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -61,19 +32,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file: safetensors by its name, else a torch pickle."""
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a model folder's file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -5,9 +5,7 @@ The image encoder, nine tenths of the work, may run through a compiler (`Backend
 """
 
 import ctypes
-import importlib.util
 import sys
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +13,9 @@ from torch import Tensor, nn
 from blipcore.model.blip import Blip
 from blipcore.model.openvino import OpenVinoEncoder
 from blipcore.model.vit import VisionTransformer
-from blipcore.precision import Dtype, resolve_dtype
+from blipcore.precision import Backend, Dtype, resolve_backend, resolve_dtype
 
-Backend = Literal["auto", "torch", "compile", "openvino"]
 CHUNK = 4  # pictures that a CPU encodes at a time: their activations still fit its caches
-
-
-def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", before: str | None = None) -> str:
-    """What "auto" means: what the same work was begun with `before`, else OpenVINO where it is installed, for bf16 on
-    a CPU, and torch as it is elsewhere.
-
-    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have.
-    """
-    if backend not in ("auto", "torch", "compile", "openvino"):
-        raise ValueError(f"backend is 'auto', 'torch', 'compile' or 'openvino', not {backend!r}.")
-    fits = torch.device(device).type == "cpu" and resolve_dtype(device, dtype) == "bf16"
-    if backend == "openvino" and not fits:
-        raise ValueError("backend openvino is for --device cpu with --dtype bf16; use torch or compile here.")
-    if backend == "auto" and before is not None:
-        return before
-    if backend == "auto":
-        return "openvino" if fits and importlib.util.find_spec("openvino") else "torch"
-    return backend
 
 
 def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> Blip:

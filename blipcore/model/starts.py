@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blipcore.model.files import locate, read_json, read_tensors, read_weights
+from blipcore.model.files import read_tensors, read_weights
 from blipcore.model.foreign import official_names, require_fit, require_same
 from blipcore.model.med import TextTransformer
-from blipcore.model.tokenizer import download
+from blipcore.model.repository import download, locate, read_json
 from blipcore.model.torchvision_shim import import_open_clip, import_timm
 from blipcore.model.vit import VisionTransformer, resize_pos_embed
 

@@ -20,14 +20,12 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from blipcore.model.repository import SETTINGS, TOKENIZER_FILES, VOCABULARIES, download
+
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEC, ENC = "[DEC]", "[ENC]"
-# The vocabulary, in the order it is looked for, and how a text is normalised before.
-VOCABULARIES, SETTINGS = ("tokenizer.json", "vocab.txt"), "tokenizer_config.json"
-TOKENIZER_FILES = (*VOCABULARIES, SETTINGS)
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)(?<!\.json)")
 _SPACES = re.compile(r"\s{2,}")
 # BERT's vocabularies hold Chinese and Japanese as single characters, which WordPiece joins by spaces.
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
@@ -48,21 +46,6 @@ def clean_question(text: str, max_words: int = 50) -> str:
     """Lower-cased question of at most `max_words` words; the characters that captions lose are deleted, not spaced."""
     text = _PUNCTUATION.sub("", text.lower()).rstrip(" ")
     return " ".join(text.split(" ")[:max_words])
-
-
-def download(hub_id: str, files: Sequence[str]) -> Path:
-    """Local folder with the files of a Hugging Face hub repository that match the patterns `files`."""
-    import huggingface_hub
-
-    if not _HUB_ID.fullmatch(hub_id):
-        raise FileNotFoundError(f"there is no file or folder {hub_id}")
-    try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(files)))
-    except (OSError, ValueError) as error:  # no network, no such repository
-        raise FileNotFoundError(
-            f"{hub_id} is no file or folder here, and the Hugging Face hub did not give it ({type(error).__name__}): "
-            "check the path, or the name and the network"
-        ) from error
 
 
 class Tokenizer:

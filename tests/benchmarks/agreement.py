@@ -18,7 +18,8 @@ import torch
 from blipcore.data.transforms import eval_transform, load_image
 from blipcore.model.convert import load_model
 from blipcore.model.generate import GenerateConfig, _constrain, generate, sample_noise
-from blipcore.model.inference import for_inference, resolve_backend
+from blipcore.model.inference import for_inference
+from blipcore.precision import resolve_backend
 from capfilt.score import ScoreConfig, score_shards
 from capfilt.shards import ShardSet, read_pictures
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.captioners import BlipCaptioner, GenerateConfig, captioner_fingerprint, open_captioner
+from capfilt.captioner_blip import BlipCaptioner
+from capfilt.captioners import GenerateConfig, captioner_fingerprint, open_captioner
 
 KEYS = [f"{number:06d}" for number in range(32)]
 

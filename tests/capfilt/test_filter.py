@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -157,6 +159,19 @@ def test_another_threshold_or_fewer_sources_look_at_no_picture(shards, tiny_blip
     # neither is the model needed where the scores are named
     named = run(data, None, name="named", scores=Path(half["scores"]).name, threshold=0.5)
     assert [row["reason"] for row in rows(named)] == [row["reason"] for row in rows(half)]
+
+
+def test_deciding_anew_needs_no_torch(shards, tiny_filter: Path) -> None:
+    data = shards(1, 4)
+    first = run(data, tiny_filter)
+    code = (
+        "import sys\n"
+        "from capfilt.one_pass import CaptionFilterConfig, caption_and_filter\n"
+        f"told = caption_and_filter(CaptionFilterConfig(data={str(data)!r}, model={str(tiny_filter)!r}, name='anew'))\n"
+        "print(told['scores'], 'torch' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [first["scores"], "False"]
 
 
 def test_what_scores_depend_on_gets_scores_of_its_own(

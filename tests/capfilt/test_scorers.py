@@ -10,8 +10,11 @@ import torch.nn.functional as F
 
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import load_model
-from capfilt import scorers
-from capfilt.scorers import BlipScorer, OpenClipScorer, clean_caption, open_clip_fingerprint
+from blipcore.model.tokenizer import clean_caption
+from capfilt import scorer_blip
+from capfilt.scorer_blip import BlipScorer
+from capfilt.scorer_clip import OpenClipScorer
+from capfilt.scorers import open_clip_fingerprint
 
 TEXTS = [
     ["a red dog", "Two green trees!!", "the cat on the left with a blue square and one round tree on the right"],
@@ -47,7 +50,7 @@ def flat(scores: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("rows", [2, 128])
 @pytest.mark.parametrize("first", ["enc", "cls"])
 def test_blip_scores_are_by_the_book(tiny_filter: Path, draw, first: str, rows: int, monkeypatch) -> None:
-    monkeypatch.setattr(scorers, "ROWS", rows)
+    monkeypatch.setattr(scorer_blip, "ROWS", rows)
     scorer = BlipScorer(str(tiny_filter), first_token=first, dtype="fp32")
     scores = scorer.score([scorer.prepare(draw(number)) for number in range(4)], TEXTS)
     assert tuple(scores) == scorer.columns == ("itm", "itc")

@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from blipcore.model import convert
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import fingerprint, load_model, read_official, save_model
+from blipcore.model.convert import load_model, read_official, save_model
 from blipcore.model.foreign import official_names, to_official
 from blipcore.model.med import TextConfig
+from blipcore.model.repository import fingerprint
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
 from blipcore.model.vit import VisionConfig
 

@@ -9,9 +9,10 @@ import torch
 
 from blipcore.model import inference
 from blipcore.model.blip import Blip, BlipConfig
-from blipcore.model.inference import for_inference, resolve_backend
+from blipcore.model.inference import for_inference
 from blipcore.model.med import TextConfig
 from blipcore.model.vit import VisionConfig, VisionTransformer
+from blipcore.precision import resolve_backend
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 VISION = VisionConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2)
