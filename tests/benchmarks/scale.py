@@ -31,7 +31,7 @@ from unittest import mock
 import pyarrow as pa
 from PIL import Image
 
-from capfilt import caption, score
+from capfilt import caption, score, scorer_blip
 from capfilt.caption import CaptionConfig, CaptionStage, caption_shards
 from capfilt.filter import FilterConfig, RewriteStage, filter_shards
 from capfilt.readahead import ReadAhead
@@ -82,7 +82,7 @@ def no_models() -> Iterator[None]:
     with (
         mock.patch.object(caption, "open_captioner", Answers),
         mock.patch.object(caption, "captioner_fingerprint", lambda *_: "nothing"),
-        mock.patch.object(score, "BlipScorer", Answers),
+        mock.patch.object(scorer_blip, "BlipScorer", Answers),
         mock.patch.object(score, "fingerprint", lambda *_: "nothing"),
     ):
         yield
