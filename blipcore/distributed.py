@@ -18,6 +18,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+# Groups of this process, ended ones too. A DDP reducer holds its group, and ends it with Python's lock held when it is
+# the last to let go, as in the traceback of a run that leaves on a signal: gloo's thread, which may be waiting for that
+# lock to drop a tensor, is then waited for, for ever. Python's own reference lets go without the lock.
+_groups: list[dist.ProcessGroup] = []
+
 PATIENCE = timedelta(hours=2)  # how long a process waits for another one: an evaluation on rank 0 takes a while
 
 
@@ -54,6 +59,7 @@ def session(device: str) -> Iterator[None]:
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    _groups.append(dist.group.WORLD)
     try:
         yield
     except Exception as error:

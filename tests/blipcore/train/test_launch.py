@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,25 @@ def test_a_mistake_on_two_processes_is_one_sentence(data, tmp_path):
     ended = train(NPROC, tmp_path / "nowhere.json", "--out", tmp_path / "run", "--nproc", "2")
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.count("Error: ") == 1 and "nowhere.json" in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(8))  # a rank that waited for itself while it left did so in a third of them
+def test_a_signal_saves_and_ends_all_processes(data, tmp_path, attempt):
+    out = tmp_path / "run"
+    command = [sys.executable, *NPROC, "pretrain", str(data), "--out", str(out), "--nproc", "2", *TRAIN]
+    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--steps", "500", "--set", "train.log_every=1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=variables,
+    )
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, told
+    assert "stopped and saved at step" in told and any((out / "checkpoints").iterdir())
