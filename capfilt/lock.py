@@ -182,12 +182,21 @@ def _require_alone(folder: Place, lease: Place, me: dict[str, Any]) -> None:
         if not name.startswith(".lease.") or name == lease.name:
             continue
         with suppress(FileNotFoundError):  # it has ended meanwhile
-            about, age = _read(other.read_bytes()), now - modified(other)
+            about, age = _read_lease(other), now - modified(other)
             together = about.get("world_size") == me["world_size"] > 1 and about.get("rank") != me["rank"]
             if age > STALE_SECONDS or _is_dead(about):
                 other.unlink(missing_ok=True)
             elif not together:
                 raise Occupied(_sentence(folder, about, me, age))
+
+
+def _read_lease(lease: Place) -> dict[str, Any]:
+    """What a lease says; a file that is empty is just being written, so it is read again for a second."""
+    for _ in range(50):
+        if about := _read(lease.read_bytes()):
+            return about
+        time.sleep(0.02)
+    return {}
 
 
 def _is_dead(about: dict[str, Any]) -> bool:
