@@ -10,8 +10,7 @@ ARGS ?=
 demo: $(STAMP)  ## the whole loop on the embedded corpus, into demo/ (ARGS="--rows all --seed 1")
 	$(BIN)/capfilt demo --out demo $(ARGS)
 
-# Ray and the browser's driver get a process of their own. In one where torch's data loader has left its handler of SIGCHLD,
-# the interpreter dies of a SIGSEGV when a child ends after Ray has (test_stream.py, test_on_ray.py, test_s3.py in a row).
+# Ray and the browser's driver get a process of their own: beside everything else they have brought the interpreter down.
 test: $(STAMP) $(MINILM)  ## the default suite
 	$(BIN)/pytest -m 'not slow and not gpu and not browser and not ray' $(ARGS)
 	$(BIN)/pytest -m '(browser or ray) and not slow' $(ARGS) || [ $$? = 5 ]  # 5: ARGS has chosen none of them
