@@ -4,6 +4,7 @@ In: a `VisionTransformer`. Out: a module that maps the same pixels to the same i
 OpenVINO's own operations, so nothing is traced or exported, and is compiled once a process.
 """
 
+import functools
 import sys
 from types import ModuleType
 
@@ -27,6 +28,17 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
+@functools.cache
+def core():
+    """OpenVINO's runtime, one for the process and never given up.
+
+    Its CPU plugin sets the signal stack of the thread that loads it and takes that memory back when the last user of it
+    goes. Where the garbage collector ends it on another thread, the first one is left with a stack that is not there,
+    and the next signal (Ctrl-C, a child's end) ends the process without a word.
+    """
+    return import_openvino().Core()
+
+
 class OpenVinoEncoder(nn.Module):
     """(B, 3, S, S) pixels -> (B, N, W) bf16 image tokens, by the weights that `encoder` has now.
 
@@ -36,8 +48,7 @@ class OpenVinoEncoder(nn.Module):
     def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__()
         self.config = encoder.config
-        self._ov = import_openvino()
-        self._graph = _Graph(self._ov, encoder).model()
+        self._graph = _Graph(import_openvino(), encoder).model()
         self._compiled = None
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -49,7 +60,7 @@ class OpenVinoEncoder(nn.Module):
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "ENABLE_CPU_PINNING": False,  # workers beside each other would all be pinned to the first cores
             }
-            self._compiled = self._ov.Core().compile_model(self._graph, "CPU", options)
+            self._compiled = core().compile_model(self._graph, "CPU", options)
             self._graph = None
         some = [self._compiled([part.float().numpy()])[0] for part in pixels.split(CHUNK)]
         return torch.cat([torch.from_numpy(tokens).bfloat16() for tokens in some])

@@ -1,6 +1,7 @@
 """A model made ready to be asked says what it said before, through every backend and number format."""
 
 import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -118,3 +119,26 @@ def test_a_cpu_encodes_a_few_pictures_at_a_time(monkeypatch) -> None:
     monkeypatch.setattr(VisionTransformer, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
     for_inference(blip(), "cpu", "fp32").encode_image(PIXELS)
     assert seen == [inference.CHUNK, len(PIXELS) - inference.CHUNK]
+
+
+ENCODER_ENDS_ELSEWHERE = """
+import signal, threading
+import torch
+from blipcore.model.openvino import OpenVinoEncoder
+from blipcore.model.vit import VisionConfig, VisionTransformer
+
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+encoders = [OpenVinoEncoder(VisionTransformer(VisionConfig(32, 8, 32, 2, 2)).eval())]
+encoders[0](torch.zeros(1, 3, 32, 32))
+thread = threading.Thread(target=encoders.clear)
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+@needs_openvino
+def test_signals_are_heard_after_an_encoder_ended_on_another_thread() -> None:
+    code = ["-c", ENCODER_ENDS_ELSEWHERE]
+    run = subprocess.run([sys.executable, *code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "heard\n"), run.stderr
