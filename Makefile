@@ -10,10 +10,8 @@ ARGS ?=
 demo: $(STAMP)  ## the whole loop on the embedded corpus, into demo/ (ARGS="--rows all --seed 1")
 	$(BIN)/capfilt demo --out demo $(ARGS)
 
-# Ray and the browser's driver get a process of their own: beside everything else they have brought the interpreter down.
 test: $(STAMP) $(MINILM)  ## the default suite
-	$(BIN)/pytest -m 'not slow and not gpu and not browser and not ray' $(ARGS)
-	$(BIN)/pytest -m '(browser or ray) and not slow' $(ARGS) || [ $$? = 5 ]  # 5: ARGS has chosen none of them
+	$(BIN)/pytest $(ARGS)
 
 test-slow: $(STAMP) $(MINILM)  ## checks of minutes
 	$(BIN)/pytest -m slow $(ARGS)

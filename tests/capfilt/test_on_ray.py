@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from folders import contents
 
 ray = pytest.importorskip("ray", reason="--engine ray needs the extra ray")
-pytestmark = pytest.mark.ray
 
 SHARDS = [f"{number:05d}" for number in range(5)]
 HERE = str(Path(__file__).parent)
