@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ from capfilt.captioners import (
     resolve_backend,
     resolve_dtype,
 )
+from capfilt.fit import Fit, batch_size
 from capfilt.lock import claimed
 from capfilt.look import look
 from capfilt.manifest import Manifest, begun_with, forget_if_empty
@@ -57,7 +59,7 @@ class CaptionConfig(engine.Crew):
     server: ServerConfig = field(default_factory=ServerConfig)  # of openai:
     trust_remote_code: bool = False  # hf: run code that comes with the model
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
-    batch_size: int = 32  # pictures a forward pass
+    batch_size: int | None = None  # pictures a forward pass; 32 on a CPU, what fits on a GPU
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
     backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
 
@@ -68,7 +70,7 @@ class CaptionConfig(engine.Crew):
             self.name = "blip" if kind_of(self.model) == "blip" else re.sub(r"[^\w.+-]|^\W+", "", last)
         if not re.fullmatch(r"[\w][\w.+-]*", self.name) or self.name == WEB:
             raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -, and not '{WEB}'.")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
 
     @property
@@ -93,6 +95,7 @@ class CaptionStage:
 
     def setup(self, device: str) -> None:
         config = self.config
+        self._batch_size, self._fit = batch_size(config.batch_size, device), Fit()
         self._captioner: Captioner = open_captioner(
             config.model,
             config.speech,
@@ -105,11 +108,11 @@ class CaptionStage:
         )
 
     def run(self, shard: str) -> dict[str, int]:
-        return look(self.images.tar(shard), [self.begin(shard)], self.config.batch_size)
+        return look(self.images.tar(shard), [self.begin(shard)], self._batch_size)
 
     def begin(self, shard: str, said: Said | None = None) -> Captions:
         """The captions of a shard, to be shown its pictures; they are put into `said` too, as they are made."""
-        return Captions(self._captioner, self.output(shard), said)
+        return Captions(self._captioner, self._fit, self.output(shard), said)
 
 
 Said = dict[str, list[tuple[int, str | None]]]  # key -> its captions with their indices
@@ -118,8 +121,8 @@ Said = dict[str, list[tuple[int, str | None]]]  # key -> its captions with their
 class Captions:
     """The captions of a shard while its pictures go by: a `look.Viewer`."""
 
-    def __init__(self, captioner: Captioner, output: Place, said: Said | None) -> None:
-        self.captioner, self.output, self.said = captioner, output, said
+    def __init__(self, captioner: Captioner, fit: Fit, output: Place, said: Said | None) -> None:
+        self.captioner, self.fit, self.output, self.said = captioner, fit, output, said
         self.prepare = captioner.prepare
         self.rows: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
 
@@ -127,8 +130,8 @@ class Captions:
         usable = [picture for picture in batch if picture.error is None]
         if not usable:
             return
-        keys = [picture.key for picture in usable]
-        said = self.captioner.caption([picture.input for picture in usable], keys)
+        inputs, keys = [picture.input for picture in usable], [picture.key for picture in usable]
+        said = chain.from_iterable(self.fit(self.captioner.caption, inputs, keys))
         for key, captions in zip(keys, said, strict=True):
             whole = [Caption(*caption) for caption in captions]
             for index, caption in enumerate(whole):

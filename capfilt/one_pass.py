@@ -97,4 +97,4 @@ class OnePass:
         said: Texts = {}
         captions = self.caption.begin(shard, said)
         scores = self.score.begin(shard, {self.caption.config.name: said})
-        return look(self.caption.images.tar(shard), [captions, scores], self.score.config.batch_size)
+        return look(self.caption.images.tar(shard), [captions, scores], self.score.batch_size)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from PIL import Image
 
 from capfilt import engine
+from capfilt.fit import Fit, batch_size
 from capfilt.lock import claimed
 from capfilt.look import look
 from capfilt.manifest import Manifest, begun_with, forget_if_empty
@@ -56,7 +58,7 @@ class ScoreConfig(engine.Crew):
     first_token: FirstToken = "enc"  # "cls" for the numbers of the official demo class and of Hugging Face
     scores: str | None = None  # folder under scores/; by default one that fits is used again, or a new one named
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
-    batch_size: int = 32  # pictures a forward pass
+    batch_size: int | None = None  # pictures a forward pass; 32 on a CPU, what fits on a GPU
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
     backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
 
@@ -64,7 +66,7 @@ class ScoreConfig(engine.Crew):
         super().__post_init__()
         if self.scores is not None and not re.fullmatch(r"\w[\w.+-]*", self.scores):
             raise ValueError(f"scores '{self.scores}' must be letters, digits, . _ + or -.")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
         if self.model is None and self.scores is None:
             raise ValueError("Give a model to score with, or the name of finished scores.")
@@ -116,6 +118,7 @@ class ScoreStage:
         from capfilt.scorer_clip import OpenClipScorer
 
         config = self.config
+        self.batch_size = batch_size(config.batch_size, device)
         blip = BlipScorer(
             config.model,
             first_token=config.first_token,
@@ -124,12 +127,13 @@ class ScoreStage:
             dtype=self.dtype,
             backend=self.backend,
         )
-        self._scorers: list[Scorer] = [blip]
+        scorers: list[Scorer] = [blip]
         for spec, column in zip(config.clips, clip_columns(len(config.clips)), strict=True):
-            self._scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
+            scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
+        self._scorers = [(scorer, Fit()) for scorer in scorers]
 
     def run(self, shard: str) -> dict[str, int]:
-        return look(self.images.tar(shard), [self.begin(shard)], self.config.batch_size)
+        return look(self.images.tar(shard), [self.begin(shard)], self.batch_size)
 
     def begin(self, shard: str, made: Mapping[str, Texts] = MappingProxyType({})) -> Scores:
         """The scores of a shard, to be shown its pictures; captions that are only being `made` are not read."""
@@ -154,7 +158,7 @@ Texts = dict[str, list[tuple[int, str | None]]]  # key -> texts with their indic
 class Scores:
     """The scores of a shard while its pictures go by: a `look.Viewer`."""
 
-    scorers: list[Scorer]
+    scorers: list[tuple[Scorer, Fit]]
     output: Place
     web: dict[str, str | None] | None  # what the shard's own table knows; a tar's own texts go before it
     captions: dict[str, Texts]  # taken out as their pictures come
@@ -164,10 +168,10 @@ class Scores:
     @property
     def columns(self) -> list[str]:
         """Names of the score columns."""
-        return [column for scorer in self.scorers for column in scorer.columns]
+        return [column for scorer, _ in self.scorers for column in scorer.columns]
 
     def prepare(self, image: Image.Image) -> list[Any]:
-        return [scorer.prepare(image) for scorer in self.scorers]
+        return [scorer.prepare(image) for scorer, _ in self.scorers]
 
     def see(self, batch: Sequence[Ready[Any]]) -> None:
         of_batch: list[list[dict[str, Any]]] = []
@@ -202,9 +206,10 @@ class Scores:
         if not judged:
             return
         texts = [[row["text"] for row in rows] for _, rows in judged]
-        for order, scorer in enumerate(self.scorers):
-            columns = scorer.score([picture.input[order] for picture, _ in judged], texts)
-            for column, scores in columns.items():
+        for order, (scorer, fit) in enumerate(self.scorers):
+            parts = fit(scorer.score, [picture.input[order] for picture, _ in judged], texts)
+            for column in scorer.columns:
+                scores = chain.from_iterable(part[column] for part in parts)
                 for (_, rows), of_picture in zip(judged, scores, strict=True):
                     for row, score in zip(rows, of_picture, strict=True):
                         row[column] = score
