@@ -72,7 +72,7 @@ class Transformers:
                 texts += self.caption(batch)
                 batch = []
         pq.write_table(pa.table({"key": keys, "text": texts}), self.work / "transformers.parquet")
-        return {"items": len(keys), "batch_size": self.batch_size, "texts": texts}
+        return {"items": len(keys), "batch_size": self.batch_size, "text": texts}
 
 
 class Capfilt:
@@ -96,12 +96,7 @@ class Capfilt:
         self.stage.setup(device)
 
     def run(self) -> dict[str, Any]:
-        counts = self.stage.run(stages.SHARD)
-        table = self.stage.output(stages.SHARD)
-        texts = pq.read_table(table)["text"].to_pylist()
-        table.unlink()
-        share, size = stages.wait_share(counts), self.stage.config.batch_size
-        return {"items": counts["pictures"], "batch_size": size, "wait_share": share, "texts": texts}
+        return stages.run_stage(self.stage, "pictures", "text")
 
 
 def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:

@@ -86,7 +86,7 @@ class Transformers:
                 scores += self.score(batch)
                 batch = []
         pq.write_table(pa.table({"key": keys, "itm": scores}), self.work / "transformers.parquet")
-        return {"items": len(scores), "batch_size": self.batch_size, "scores": scores}
+        return {"items": len(scores), "batch_size": self.batch_size, "itm": scores}
 
 
 class Capfilt:
@@ -108,12 +108,7 @@ class Capfilt:
         self.stage.setup(device)
 
     def run(self) -> dict[str, Any]:
-        counts = self.stage.run(stages.SHARD)
-        table = self.stage.output(stages.SHARD)
-        scores = pq.read_table(table)["itm"].to_pylist()
-        table.unlink()
-        share, size = stages.wait_share(counts), self.stage.config.batch_size
-        return {"items": counts["texts_scored"], "batch_size": size, "wait_share": share, "scores": scores}
+        return stages.run_stage(self.stage, "texts_scored", "itm")
 
 
 def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw
 
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
 from blipcore.model.convert import save_huggingface, save_model
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
+from capfilt.engine import Stage
 from capfilt.shards import Picture, write_shard
 
 SHARD = "00000"
@@ -212,9 +214,14 @@ def compete(contenders: list[Contender], rounds: int, device: str) -> list[dict[
     return rows
 
 
-def wait_share(counts: dict[str, int]) -> float:
-    """Of the time of a stage, what its model waited for pictures."""
-    return counts["waited_ms"] / max(1, counts["busy_ms"])
+def run_stage(stage: Stage, items: str, column: str) -> dict[str, Any]:
+    """One run of a stage of ours over the shard, `items` being what it counts; its table's `column` goes along."""
+    counts = stage.run(SHARD)
+    table = stage.output(SHARD)
+    made = pq.read_table(table)[column].to_pylist()
+    table.unlink()
+    waited = counts["waited_ms"] / max(1, counts["busy_ms"])  # of its time, what the model waited for pictures
+    return {"items": counts[items], "batch_size": stage.config.batch_size, "wait_share": waited, column: made}
 
 
 def show(result: dict[str, Any], unit: str, peers: list[str], say: Callable[[str], None] = print) -> None:

@@ -23,7 +23,7 @@ def test_captions_have_the_same_length_whoever_writes_them(tmp_path, monkeypatch
         if contender.name == "capfilt torch":
             continue  # here the same as capfilt
         told = contender.kind(**contender.options).run()
-        texts = told["texts"]
+        texts = told["text"]
         assert told["items"] == (args.peer_pictures if contender.name == "transformers" else args.pictures)
         assert len(texts) == told["items"] * (5 if "x5" in contender.name else 1)
         assert {len(text.split()) for text in texts} <= {5, 6}  # special tokens among six are not shown
@@ -37,7 +37,7 @@ def test_the_scores_are_the_same_whoever_gives_them(tmp_path):
     def compete(contenders, rounds, device):
         for contender in contenders:
             if contender.name != "capfilt torch":
-                found[contender.name] = contender.kind(**contender.options).run()["scores"]
+                found[contender.name] = contender.kind(**contender.options).run()["itm"]
         return []
 
     stages.compete = compete
