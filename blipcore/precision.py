@@ -9,14 +9,14 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 Dtype = Literal["auto", "bf16", "fp32"]
-Backend = Literal["auto", "torch", "compile", "openvino"]
+Backend = Literal["auto", "torch", "compile", "openvino", "openvino-int8"]
 
 
 def pick_device(device: str = "auto") -> str:
@@ -56,11 +56,15 @@ def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto
     """What "auto" means: what the same work was begun with `before`, else OpenVINO where it is installed, for bf16 on
     a CPU, and torch as it is elsewhere.
 
-    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have.
+    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have. Its int8 is for
+    any CPU, in place of either, and never chosen by itself.
     """
-    if backend not in ("auto", "torch", "compile", "openvino"):
-        raise ValueError(f"backend is 'auto', 'torch', 'compile' or 'openvino', not {backend!r}.")
-    fits = device.partition(":")[0] == "cpu" and resolve_dtype(device, dtype) == "bf16"
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, not {backend!r}.")
+    cpu = device.partition(":")[0] == "cpu"
+    if backend == "openvino-int8" and not cpu:
+        raise ValueError("backend openvino-int8 is for --device cpu; use torch or compile here.")
+    fits = cpu and resolve_dtype(device, dtype) == "bf16"
     if backend == "openvino" and not fits:
         raise ValueError("backend openvino is for --device cpu with --dtype bf16; use torch or compile here.")
     if backend == "auto" and before is not None:

@@ -61,7 +61,7 @@ class CaptionConfig(engine.Crew):
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int | None = None  # pictures a forward pass; 32 on a CPU, what fits on a GPU
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
-    backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
+    backend: Backend = "auto"  # of the image encoder: openvino on a CPU that has it, else torch; or another
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,7 +181,7 @@ def captioning(config: CaptionConfig) -> Iterator[Captioning]:
         packages = (*MADE_WITH[kind], "pillow", "pyarrow")
         backend = resolve_backend(device, dtype, config.backend, begun_with(folder)) if kind == "blip" else "torch"
         if backend != "torch":  # its rounding is another
-            settings["backend"], packages = backend, (*packages, *(["openvino"] if backend == "openvino" else ()))
+            settings["backend"], packages = backend, (*packages, *(["openvino"] if "openvino" in backend else ()))
         manifest = Manifest.begin(
             folder, "caption", settings, images=images.path, packages=packages, shared=config.world_size > 1
         )

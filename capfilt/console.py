@@ -44,7 +44,8 @@ Backend = Annotated[
         "torch",
         "compile",
         "openvino",
-        about="Image encoder: auto, torch, compile or openvino. (auto)",
+        "openvino-int8",
+        about="Image encoder: auto, torch, compile, openvino or openvino-int8. (auto)",
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", help="Pictures in a batch.")]

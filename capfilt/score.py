@@ -60,7 +60,7 @@ class ScoreConfig(engine.Crew):
     tokenizer: str | None = None  # vocab.txt or tokenizer.json for a checkpoint that carries none
     batch_size: int | None = None  # pictures a forward pass; 32 on a CPU, what fits on a GPU
     dtype: Dtype = "auto"  # bf16 where the device supports it; fp32 for parity
-    backend: Backend = "auto"  # of the image encoder: openvino on a CPU where it is installed, else torch; or compile
+    backend: Backend = "auto"  # of the image encoder: openvino on a CPU that has it, else torch; or another
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -263,7 +263,7 @@ def score_shards(config: ScoreConfig, *, making: Making | None = None, progress:
     # finished scores are only read, by any number of runs at a time
     with nullcontext() if finished else claimed(folder, config.rank, config.world_size):
         packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
-        packages += ("openvino",) if settings.get("backend") == "openvino" else ()
+        packages += ("openvino",) if "openvino" in settings.get("backend", "") else ()
         shared = finished or config.world_size > 1
         manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages, shared=shared)
         if config.model is not None:

@@ -21,13 +21,13 @@ CHUNK = 4  # pictures that a CPU encodes at a time: their activations still fit 
 def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> Blip:
     """`model` itself, on `device` and in `dtype`, its image encoder through `backend`; no more to be trained."""
     backend = resolve_backend(device, dtype, backend)
+    kind = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
     encoder = model.visual_encoder
-    if backend == "openvino":
-        model.visual_encoder = OpenVinoEncoder(encoder)
+    if backend.startswith("openvino"):
+        model.visual_encoder = OpenVinoEncoder(encoder, kind, int8=backend == "openvino-int8")
     elif torch.device(device).type == "cpu":
         model.visual_encoder = ByFew(encoder)
-    bf16 = resolve_dtype(device, dtype) == "bf16"
-    model.to(device, torch.bfloat16 if bf16 else torch.float32).eval().requires_grad_(False)
+    model.to(device, kind).eval().requires_grad_(False)
     if backend == "compile":
         for block in encoder.blocks:
             block.compile()

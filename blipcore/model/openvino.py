@@ -1,4 +1,4 @@
-"""The image encoder on a CPU through OpenVINO: the same layers and weights, compiled for this processor's bf16 units.
+"""The image encoder on a CPU through OpenVINO: the same layers, compiled for this processor's bf16 or int8 units.
 
 In: a `VisionTransformer`. Out: a module that maps the same pixels to the same image tokens. The graph is written with
 OpenVINO's own operations, so nothing is traced or exported, and is compiled once a process.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blipcore.model.vit import Block, VisionTransformer
 
 CHUNK = 4  # pictures a call: more are no faster, and their activations take memory
+GROUP = 256  # numbers of a token that share a scale in int8; fewer round less, and cost more from 128 down
 
 
 def import_openvino() -> ModuleType:
@@ -40,21 +41,24 @@ def core():
 
 
 class OpenVinoEncoder(nn.Module):
-    """(B, 3, S, S) pixels -> (B, N, W) bf16 image tokens, by the weights that `encoder` has now.
+    """(B, 3, S, S) pixels -> (B, N, W) image tokens in `dtype`, by the weights that `encoder` has now.
 
-    The threads are those that torch has for itself when the first picture comes.
+    With `int8` the layers' products are of 8-bit numbers: weights with a scale for each output, tokens with scales that
+    are found as they come, so that no picture changes another's. All else is computed in `dtype`. The threads are those
+    that torch has for itself when the first picture comes.
     """
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    def __init__(self, encoder: VisionTransformer, dtype: torch.dtype = torch.bfloat16, *, int8: bool = False) -> None:
         super().__init__()
-        self.config = encoder.config
-        self._graph = _Graph(import_openvino(), encoder).model()
+        self.config, self.dtype, self.int8 = encoder.config, dtype, int8
+        self._graph = _Graph(import_openvino(), encoder, int8).model()
         self._compiled = None
 
     def forward(self, pixels: Tensor) -> Tensor:
         if self._compiled is None:
             options = {
-                "INFERENCE_PRECISION_HINT": "bf16",
+                "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if self.int8 else 0,
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -63,14 +67,14 @@ class OpenVinoEncoder(nn.Module):
             self._compiled = core().compile_model(self._graph, "CPU", options)
             self._graph = None
         some = [self._compiled([part.float().numpy()])[0] for part in pixels.split(CHUNK)]
-        return torch.cat([torch.from_numpy(tokens).bfloat16() for tokens in some])
+        return torch.cat([torch.from_numpy(tokens).to(self.dtype) for tokens in some])
 
 
 class _Graph:
     """Writes the encoder's layers down as OpenVINO operations; method names follow `vit`."""
 
-    def __init__(self, ov: ModuleType, encoder: VisionTransformer) -> None:
-        self.ov, self.op, self.encoder = ov, ov.opset13, encoder
+    def __init__(self, ov: ModuleType, encoder: VisionTransformer, int8: bool) -> None:
+        self.ov, self.op, self.encoder, self.int8 = ov, ov.opset13, encoder, int8
 
     def model(self):
         config, op = self.encoder.config, self.op
@@ -111,7 +115,15 @@ class _Graph:
         return self.product(x, layer.weight, layer.bias)
 
     def product(self, x, weight: Tensor, bias: Tensor):
-        return self.op.add(self.op.matmul(x, self.constant(weight), False, True), self.constant(bias.view(1, 1, -1)))
+        weights = self.by_rows(weight) if self.int8 else self.constant(weight)
+        return self.op.add(self.op.matmul(x, weights, False, True), self.constant(bias.view(1, 1, -1)))
+
+    def by_rows(self, weight: Tensor):
+        """Weights (O, I) as 8-bit integers times a scale for each row."""
+        weight = weight.detach().float()
+        scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+        steps = self.op.constant((weight / scale).round().to(torch.int8).numpy())
+        return self.op.multiply(self.op.convert(steps, "f32"), self.constant(scale))
 
     def norm(self, x, layer: nn.LayerNorm):
         y = self.op.mvn(x, [-1], True, layer.eps, "inside_sqrt")

@@ -1,4 +1,4 @@
-"""How far bf16 and the backends change what the models say: captions and verdicts against those in fp32.
+"""How far bf16, int8 and the backends change what the models say: captions and verdicts against those in fp32.
 
 In: a shard set with captions, such as the demo's, its captioner and its filter. Out, for each backend: the share of
 pairs on whose verdict at 0.5 it agrees with fp32; the share of captions that differ, and how near the noise was to
@@ -49,7 +49,7 @@ def verdicts(args: argparse.Namespace, backends: list[str]) -> None:
             largest = max(abs(exact[key] - found[key]) for key in exact)
             farthest = max((abs(exact[key] - HALF) for key in parted), default=0.0)
             agree = 1 - len(parted) / len(exact)
-            print(f"| bf16 {backend} | {len(exact)} | {agree:.2%} | {largest:.3f} | {farthest:.3f} |")
+            print(f"| {backend} | {len(exact)} | {agree:.2%} | {largest:.3f} | {farthest:.3f} |")
 
 
 @torch.inference_mode()
@@ -78,7 +78,7 @@ def captions(args: argparse.Namespace, backends: list[str]) -> None:
             if exact != other:
                 near.append(distance(models["fp32"], tokenizer, config, key, picture, exact, other))
         tail = f"{statistics.median(near):.4f} | {max(near):.4f}" if near else "- | -"
-        print(f"| bf16 {name} | {len(keys)} | {len(near) / len(keys):.2%} | {tail} |")
+        print(f"| {name} | {len(keys)} | {len(near) / len(keys):.2%} | {tail} |")
 
 
 def distance(model, tokenizer, config: GenerateConfig, key: str, picture, exact: list[int], other: list[int]) -> float:
@@ -110,7 +110,8 @@ def main() -> None:
     parser.add_argument("--filter", required=True)
     parser.add_argument("--pictures", type=int, default=1000, help="to caption, of the first shard")
     args = parser.parse_args()
-    backends = sorted({resolve_backend("cpu", "bf16"), "torch"})
+    best = resolve_backend("cpu", "bf16")
+    backends = [best] if best == "torch" else [best, "torch", "openvino-int8"]  # all with the rest in bf16
     verdicts(args, backends)
     captions(args, backends)
 

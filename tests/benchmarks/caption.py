@@ -3,7 +3,8 @@
     transformers   BlipProcessor and BlipForConditionalGeneration.generate, batched, at the fastest batch size tried
     capfilt        the stage as the command runs it
     capfilt x5     the same with five captions a picture
-    capfilt torch  the same without OpenVINO, where that is installed
+    capfilt torch, capfilt openvino-int8
+                   the same without OpenVINO, and with the image encoder in int8, where that is installed
 
 In: sizes and precision. Out: a table of pictures/s, ratios, the share of the measured matrix-product rate, memory. All
 have the same random weights, the same pictures, a nucleus of 0.9 and write the same number of tokens. The operations
@@ -15,6 +16,7 @@ of a picture are those of its encoder, its keys and values, and each token's.
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -110,12 +112,11 @@ def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:
         for dtype in args.dtype
     ]
     best = args.dtype[-1]
-    ways = [("capfilt", best, "auto", 1), ("capfilt x5", best, "auto", 5)]
-    ways += [("capfilt torch", best, "torch", 1)] if args.both_backends else []
-    for name, dtype, backend, captions in ways:
-        own = {"dtype": dtype, "backend": backend, "captions": captions, "batch_size": args.batch_size}
+    ways = [("capfilt", "auto", 1), ("capfilt x5", "auto", 5)]
+    for name, backend, captions in ways + [(f"capfilt {backend}", backend, 1) for backend in args.backends]:
+        own = {"dtype": best, "backend": backend, "captions": captions, "batch_size": args.batch_size}
         operations = once + captions * args.tokens * token
-        found.append(stages.Contender(name, dtype, Capfilt, shared | own, operations))
+        found.append(stages.Contender(name, best, Capfilt, shared | own, operations))
     return found
 
 
@@ -149,7 +150,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--peer-pictures", type=int, help="default: 8 on a CPU, 512 on a GPU")
     parser.add_argument("--peer-batch-sizes", type=int, nargs="+", help="default: 1 4 8 on a CPU, 32 128 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--both-backends", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--backends", nargs="*", help="besides auto; default: torch and openvino-int8 beside OpenVINO")
     parser.add_argument("--quick", action="store_true", help="a small model and few pictures, to see that it runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
@@ -166,6 +167,9 @@ def settle(args: argparse.Namespace) -> argparse.Namespace:
     args.peer_batch_sizes = args.peer_batch_sizes or ([2] if small else [32, 128] if gpu else [1, 4, 8])
     args.batch_size = args.batch_size or (4 if small else 128 if gpu else 32)
     args.dtype = args.dtype or (["fp32", "bf16"] if supports_bf16(args.device) else ["fp32"])
+    if args.backends is None:
+        beside = not gpu and importlib.util.find_spec("openvino") is not None
+        args.backends = ["torch", "openvino-int8"] if beside else []
     return args
 
 

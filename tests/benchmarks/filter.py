@@ -3,7 +3,8 @@
     one pair       a picture and a text a forward pass in fp32, as data-juicer's image_text_matching_filter runs it
     transformers   BlipProcessor and BlipForImageTextRetrieval over batches of pairs, the fastest batch size tried
     capfilt        the stage as the command runs it, which also gives the ITC cosine
-    capfilt torch  the same without OpenVINO, where that is installed
+    capfilt torch, capfilt openvino-int8
+                   the same without OpenVINO, and with the image encoder in int8, where that is installed
 
 In: sizes and precision. Out: a table of pairs/s, ratios, the share of the measured matrix-product rate, memory. A
 picture has a web text of 4 to 20 words and a synthetic one of 6 to 14. All have the same random weights and pictures;
@@ -122,8 +123,7 @@ def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:
         own = shared | {"dtype": dtype, "pictures": args.peer_pictures, "batch_sizes": args.peer_batch_sizes}
         found.append(stages.Contender("transformers", dtype, Transformers, own, image + read))
     dtype = args.dtype[-1]
-    ways = [("capfilt", "auto")] + ([("capfilt torch", "torch")] if args.both_backends else [])
-    for name, backend in ways:
+    for name, backend in [("capfilt", "auto"), *((f"capfilt {backend}", backend) for backend in args.backends)]:
         own = shared | {"dtype": dtype, "backend": backend, "batch_size": args.batch_size}
         found.append(stages.Contender(name, dtype, Capfilt, own, image / 2 + read + alone))
     return found

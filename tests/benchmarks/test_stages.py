@@ -11,7 +11,7 @@ import caption
 import filter as filtering
 import stages
 
-QUICK = ["--quick", "--device", "cpu", "--dtype", "fp32"]
+QUICK = ["--quick", "--device", "cpu", "--dtype", "fp32", "--backends"]
 
 
 def test_captions_have_the_same_length_whoever_writes_them(tmp_path, monkeypatch):
@@ -20,8 +20,6 @@ def test_captions_have_the_same_length_whoever_writes_them(tmp_path, monkeypatch
     stages.save_both(work, stages.model_config("small", 384), "decode")
     stages.write_pictures(work / "data", args.pictures, 64, lambda rng: "a picture")
     for contender in caption.contenders(args, work):
-        if contender.name == "capfilt torch":
-            continue  # here the same as capfilt
         told = contender.kind(**contender.options).run()
         texts = told["text"]
         assert told["items"] == (args.peer_pictures if contender.name == "transformers" else args.pictures)
@@ -36,8 +34,7 @@ def test_the_scores_are_the_same_whoever_gives_them(tmp_path):
 
     def compete(contenders, rounds, device):
         for contender in contenders:
-            if contender.name != "capfilt torch":
-                found[contender.name] = contender.kind(**contender.options).run()["itm"]
+            found[contender.name] = contender.kind(**contender.options).run()["itm"]
         return []
 
     stages.compete = compete
@@ -52,7 +49,7 @@ def test_the_scores_are_the_same_whoever_gives_them(tmp_path):
 
 @pytest.mark.slow  # it starts a process for each contender
 def test_quick_run_prints_the_table(capsys):
-    filtering.main([*QUICK, "--no-both-backends"])
+    filtering.main(QUICK)
     out = capsys.readouterr().out
     assert "| capfilt | fp32 |" in out and "x one pair fp32" in out
 

@@ -37,16 +37,31 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("vision", [{}, {"pre_norm": True, "activation": "quick_gelu"}])
 @pytest.mark.parametrize(
     ("dtype", "backend", "off"),
-    [("fp32", "torch", 1e-5), ("bf16", "torch", 0.03), pytest.param("bf16", "openvino", 0.03, marks=needs_openvino)],
+    [
+        ("fp32", "torch", 1e-5),
+        ("bf16", "torch", 0.03),
+        pytest.param("bf16", "openvino", 0.03, marks=needs_openvino),
+        pytest.param("bf16", "openvino-int8", 0.05, marks=needs_openvino),
+        pytest.param("fp32", "openvino-int8", 0.05, marks=needs_openvino),
+    ],
 )
 @torch.inference_mode()
 def test_image_tokens_are_those_of_the_plain_model(dtype: str, backend: str, off: float, vision: dict) -> None:
     expected = blip(**vision).encode_image(PIXELS)
     model = for_inference(blip(**vision), "cpu", dtype, backend)
     found = model.encode_image(PIXELS)
+    assert found.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
     assert found.shape == expected.shape and difference(found, expected) < off
     # by a hair: what is measured is that each layer is where it belongs, and a mean would be far off
     assert difference(found.mean(1, keepdim=True), expected) > 10 * off
+
+
+@needs_openvino
+@torch.inference_mode()
+def test_in_int8_no_picture_changes_another() -> None:
+    encoder = for_inference(blip(), "cpu", "fp32", "openvino-int8").visual_encoder
+    alone = torch.cat([encoder(picture[None]) for picture in PIXELS * torch.arange(1, 7)[:, None, None, None]])
+    assert difference(encoder(PIXELS * torch.arange(1, 7)[:, None, None, None]), alone) < 1e-6
 
 
 @torch.inference_mode()
@@ -94,7 +109,10 @@ def test_a_backend_is_settled_by_what_there_is(monkeypatch) -> None:
         assert resolve_backend("cpu", "bf16", "compile", before="torch") == "compile"
     with pytest.raises(ValueError, match="backend openvino is for --device cpu with --dtype bf16"):
         resolve_backend("cpu", "fp32", "openvino")
-    with pytest.raises(ValueError, match="backend is 'auto'"):
+    assert resolve_backend("cpu", "fp32", "openvino-int8") == "openvino-int8"
+    with pytest.raises(ValueError, match="backend openvino-int8 is for --device cpu"):
+        resolve_backend("cuda:0", "bf16", "openvino-int8")
+    with pytest.raises(ValueError, match="backend is one of auto, "):
         resolve_backend("cpu", "bf16", "onnx")
 
 
