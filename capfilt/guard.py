@@ -17,11 +17,12 @@ import urllib.error
 import urllib.request
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from capfilt.urls import is_public
+from capfilt.urls import is_private_host, is_public
 
 CHUNK = 1 << 16
 # What the guard says; `staging.classify` recognises these words in the outcomes.
@@ -45,9 +46,11 @@ class Refused(ValueError):
 class _Response(http.client.HTTPResponse):
     """A response that is read whole or not at all, within its limits."""
 
-    def __init__(self, *args: Any, limits: Limits, deadline: float, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, sock: socket.socket, *args: Any, limits: Limits, deadline: float, **options: Any):
+        super().__init__(sock, *args, **options)
         self.limits, self.deadline = limits, deadline
+        with _OPEN_LOCK:
+            _OPEN[sock] = deadline
 
     def read(self, amt: int | None = None) -> bytes:
         if amt is not None:
@@ -56,13 +59,17 @@ class _Response(http.client.HTTPResponse):
         if whole is not None and whole > most:
             raise Refused(f"{TOO_LARGE} {most} bytes: {whole}")
         chunks, size = [], 0
-        while size != whole and (chunk := self.read1(CHUNK)):  # at most one wait on the network each
-            size += len(chunk)
-            chunks.append(chunk)
-            if size > most:
-                raise Refused(f"{TOO_LARGE} {most} bytes")
-            if time.monotonic() > self.deadline:
-                raise Refused(f"{TOO_SLOW} {self.limits.seconds:g} s: {size} bytes")
+        try:
+            while size != whole and time.monotonic() <= self.deadline and (chunk := self.read1(CHUNK)):
+                size += len(chunk)
+                chunks.append(chunk)
+                if size > most:
+                    raise Refused(f"{TOO_LARGE} {most} bytes")
+        except (OSError, http.client.HTTPException):
+            if time.monotonic() <= self.deadline:
+                raise
+        if time.monotonic() > self.deadline:  # what looks like a broken connection is one that was cut
+            raise Refused(f"{TOO_SLOW} {self.limits.seconds:g} s: {size} bytes")
         if whole is not None and size < whole:  # read1 does not tell a broken connection from the end of the body
             raise http.client.IncompleteRead(b"".join(chunks), whole - size)
         return b"".join(chunks)
@@ -90,26 +97,27 @@ def _connect(
     raise problem
 
 
-_HEADS: weakref.WeakKeyDictionary[http.client.HTTPConnection, float] = weakref.WeakKeyDictionary()
-_HEADS_LOCK = threading.Lock()  # no connection may come while they are gone through
+_OPEN: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()  # and until when
+_OPEN_LOCK = threading.Lock()  # none may come while they are gone through
 
 
 @functools.cache  # once a process
-def _watch_heads() -> None:
-    threading.Thread(target=_cut_slow_heads, daemon=True).start()
+def _watch() -> None:
+    def watch() -> None:
+        while True:
+            time.sleep(1.0)
+            _cut_late_ones()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _cut_slow_heads() -> None:
-    """Ends connections whose head is not complete in time: a server that drips it never trips a socket's timeout."""
-    while True:
-        time.sleep(1.0)
-        with _HEADS_LOCK:
-            heads = list(_HEADS.items())
-        for connection, deadline in heads:
-            sock = connection.sock  # urllib takes it off after the head
-            if time.monotonic() > deadline and sock is not None:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+def _cut_late_ones() -> None:
+    """End answers that are not complete in time: a server that drips a line never trips a socket's timeout."""
+    with _OPEN_LOCK:
+        late = [sock for sock, deadline in _OPEN.items() if time.monotonic() > deadline]
+    for sock in late:
+        with suppress(OSError):  # it has been closed
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would have the reader go on in plain bytes
 
 
 def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: float) -> Any:
@@ -117,8 +125,6 @@ def _guarded(kind: type[http.client.HTTPConnection], limits: Limits, deadline: f
 
     def make(host: str, **options: Any) -> http.client.HTTPConnection:
         connection = kind(host, **options)
-        with _HEADS_LOCK:
-            _HEADS[connection] = deadline
         connection.response_class = functools.partial(_Response, limits=limits, deadline=deadline)
         connection._create_connection = functools.partial(_connect, limits=limits, deadline=deadline)
         return connection
@@ -148,10 +154,14 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return self.send(http.client.HTTPSConnection, request, context=self.context)
 
     def send(self, kind: type[http.client.HTTPConnection], request: urllib.request.Request, **options: Any) -> Any:
-        proxied = request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
-        # behind a proxy it is the proxy that is connected to, and that is the user's own choice
-        limits = Limits(self.limits.max_bytes, self.limits.seconds, self.limits.allow_private or proxied)
-        self.rests.wait(request.host, request.deadline)
+        limits = self.limits
+        if request.has_proxy() or getattr(request, "_tunnel_host", None):
+            # it is the proxy that looks names up and is connected to, and that is the user's own choice
+            host = urlsplit(request.full_url).hostname or ""
+            if not limits.allow_private and is_private_host(host):
+                raise Refused(f"{PRIVATE}: {host}")
+            limits = replace(limits, allow_private=True)
+        self.rests.wait(_site(request), request.deadline)
         response, problem = None, None
         try:
             response = self.do_open(_guarded(kind, limits, request.deadline), request, **options)
@@ -167,6 +177,11 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
             response.close()
             raise Refused(f"{RESERVED}: 1")
         return response
+
+
+def _site(request: urllib.request.Request) -> str:
+    """The host that is asked; `request.host` is the proxy where there is one."""
+    return urlsplit(request.full_url).netloc.lower()
 
 
 class Rests:
@@ -198,7 +213,7 @@ class _Errors(urllib.request.HTTPDefaultErrorHandler):
     def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
         seconds = _seconds(hdrs.get("Retry-After")) if code in (429, 503) else None
         if seconds is not None:
-            self.rests.note(req.host, seconds)
+            self.rests.note(_site(req), seconds)
             msg = f"{msg} ({RETRY_AFTER} {seconds:.0f})"
         raise urllib.error.HTTPError(req.full_url, code, msg, hdrs, fp)
 
@@ -207,7 +222,7 @@ def _seconds(value: str | None) -> float | None:
     """Seconds of a Retry-After header, which holds a number or a date."""
     if value is None:
         return None
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return max(0.0, float(int(value)))
     with suppress(ValueError, TypeError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
@@ -224,7 +239,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def opener(limits: Limits) -> urllib.request.OpenerDirector:
     """An opener for http and https alone (urllib's own would read `file:` and `ftp:` too), under the limits."""
-    _watch_heads()
+    _watch()
     director, rests = urllib.request.OpenerDirector(), Rests()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -12,6 +12,7 @@ from capfilt.listing import Column, as_text, read_rows
 # Column names in use for the two, the commonest first; compared in lower case.
 URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src")
 CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
+UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that has been given out, which `is_global` alone does not ask
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network reaches them, RFC 6052
 
 
@@ -56,7 +57,7 @@ def is_public(address: str) -> bool:
     if ip.version == 6:  # an IPv4 address may lie inside
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else inner or ip
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and (ip.version == 4 or ip in UNICAST)
 
 
 def is_private_host(host: str) -> bool:

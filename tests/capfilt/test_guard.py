@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import socket
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,42 @@ def test_a_host_that_wants_rest_is_left_alone(web: Web) -> None:
     assert 1 <= time.monotonic() - start < 4
 
 
+class Proxy(BaseHTTPRequestHandler):
+    """Answers for every host: /busy wants an hour of rest, /inside redirects to a private address."""
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.send_response({"busy": 429, "inside": 302}.get(name, 200))
+        self.send_header("Retry-After", "3600")
+        self.send_header("Location", "http://169.254.169.254/latest")
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_behind_a_proxy_hosts_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        director = opener(Limits(100_000, 5, False))
+        with pytest.raises(urllib.error.HTTPError, match="429"):
+            director.open("http://a.example/busy", timeout=5)
+        with pytest.raises(Refused, match="the host rests"):
+            director.open("http://a.example/1.jpg", timeout=5)
+        assert director.open("http://b.example/1.jpg", timeout=5).read() == b"http://b.example/1.jpg"
+        for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg"):
+            with pytest.raises(Refused, match=r"private address: (169\.254\.169\.254|10\.0\.0\.1)"):
+                director.open(url, timeout=5)
+        server.shutdown()
+
+
+def test_a_rest_without_end_is_none() -> None:
+    assert [guard._seconds(said) for said in ("9" * 400, "soon", "-3", None)] == [None, None, 0.0, None]
+
+
 def test_reserved_content_is_refused(web: Web) -> None:
     with pytest.raises(Refused, match="tdm-reservation: 1"):
         get(f"{web.url}/reserved/1.jpg")
@@ -110,7 +148,7 @@ def test_size_and_time_are_bounded(web: Web) -> None:
         get(f"{web.url}/fat")
     with pytest.raises(Refused, match="larger than 100000 bytes"):
         get(f"{web.url}/endless")
-    for slow in ("dripbody", "driphead"):
+    for slow in ("dripbody", "dripchunk", "driphead"):
         start = time.monotonic()
         with pytest.raises(Refused, match=r"not complete after 0\.5 s"):
             get(f"{web.url}/{slow}", seconds=0.5)

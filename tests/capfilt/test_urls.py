@@ -100,7 +100,9 @@ def test_private_addresses() -> None:
         assert is_private_host(address), address
     for address in ("::ffff:127.0.0.1", "100.64.0.1", "224.0.0.1", "fc00::1", "64:ff9b::7f00:1", "2002:7f00:1::"):
         assert not is_public(address), address
-    assert is_public("8.8.8.8")
+    for address in ("fec0::1", "::127.0.0.1", "64:ff9b:1::7f00:1"):  # site-local, IPv4-compatible, local NAT64
+        assert not is_public(address), address
+    assert is_public("8.8.8.8") and is_public("64:ff9b::808:808")
     assert is_public("2606:4700::1111")
     assert is_private_host("LOCALHOST.")
     assert not is_private_host("example.org")

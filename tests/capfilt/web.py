@@ -202,6 +202,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.drip()
 
+    def get_dripchunk(self, number: str) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"5;")  # what follows until the end of the line is of no meaning
+        self.drip()
+
     def get_driphead(self, number: str) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
         self.drip()
