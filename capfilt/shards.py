@@ -201,11 +201,13 @@ def read_words(file: BinaryIO, end: int, parts: dict[str, Member]) -> tuple[str 
     raw_text, raw_meta = _read_member(file, end, parts.get("text")), _read_member(file, end, parts.get("meta"))
     try:
         meta = json.loads(raw_meta) if raw_meta else {}
-    except ValueError:  # covers JSON and Unicode mistakes
+    except (ValueError, RecursionError):  # covers JSON and Unicode mistakes, and brackets in brackets
         meta = {}
     meta = meta if isinstance(meta, dict) else {}
     text = meta.get("caption") if raw_text is None else raw_text.decode("utf-8", errors="replace")
-    return text if isinstance(text, str) else None, meta
+    if not isinstance(text, str):
+        return None, meta
+    return text.encode("utf-8", errors="replace").decode("utf-8"), meta  # JSON may hold half of a surrogate pair
 
 
 def _read_member(file: BinaryIO, end: int, member: Member | None) -> bytes | None:
@@ -244,7 +246,7 @@ def walk_tar(file: BinaryIO, end: int, problems: list[Problem], position: int = 
         if header.count(0) == 512:  # the end mark; what follows is padding
             return
         size = _number(header[124:136])
-        if size is None or not _checksum_fits(header):
+        if size is None or size < 0 or not _checksum_fits(header):  # below 0 the walk would go back for ever
             problems.append(Problem("corrupt_tar", f"byte {position}, after {member!r}"))
             return
         kind, data = header[156:157], position + 512

@@ -179,6 +179,24 @@ def test_a_tar_cut_or_damaged_anywhere_gives_what_is_readable(tmp_path: Path) ->
     assert problems[-1].reason == "corrupt_tar"
 
 
+@pytest.mark.parametrize("size", [b"-1", b"-5", b"-2000"])
+def test_a_size_below_zero_is_damage_not_a_way_back(tmp_path: Path, size: bytes) -> None:
+    whole = bytearray(make_tar(tmp_path / "0.tar", [("a.txt", b""), ("b.jpg", jpeg()), ("c.jpg", jpeg())]).read_bytes())
+    whole[512 + 124 : 512 + 136] = size.ljust(12, b"\0")
+    whole[512 + 148 : 512 + 156] = b" " * 8
+    whole[512 + 148 : 512 + 156] = b"%06o\0 " % sum(whole[512:1024])
+    (tmp_path / "0.tar").write_bytes(whole)
+    problems: list = []
+    assert [(p.key, p.error) for p in read_pictures(tmp_path / "0.tar", problems)] == [("a", "no_picture")]
+    assert problems == [("corrupt_tar", "byte 512, after 'a.txt'")]
+
+
+def test_words_that_no_table_takes(tmp_path: Path) -> None:
+    members = [("a.jpg", b"x"), ("a.json", b'{"caption": "half \\ud83d"}'), ("b.jpg", b"x"), ("b.json", b"[" * 200_000)]
+    first, second = read_pictures(make_tar(tmp_path / "0.tar", members))
+    assert (first.text, second.text, second.meta) == ("half ?", None, {})
+
+
 def test_opening_a_shard_set_or_saying_why_not(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No folder at"):
         ShardSet.open(tmp_path / "none")
