@@ -29,6 +29,7 @@ from capfilt.duplicates import mark_duplicates
 from capfilt.fetch import FetchConfig
 from capfilt.guard import PRIVATE, Limits
 from capfilt.listing import fingerprint
+from capfilt.manifest import Manifest
 from capfilt.publish import OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
 from capfilt.shards import IMAGES, read_table, walk_tar, write_table
 from capfilt.staging import RETRYABLE, Answer, Asking, Staging
@@ -111,7 +112,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
             _require_no_stage(out)
         failed, stopped = _fetch_all(out, staging, pending, config, progress)
         if config.retry_failed and not stopped:
-            failed |= _retry(out, staging, finished, config, progress)
+            failed |= _retry(out, staging, finished, manifest, config, progress)
         counts = manifest.settle(tables, tables, failed, changed=bool(pending) or config.retry_failed)
         there = present(tables.values())
         if len(there) == len(shards) and not failed:
@@ -156,8 +157,9 @@ def _fetch_all(
             raise engine.EngineError(f"{staging} was removed while download was at work in it; run the command again.")
         for shard, table in rows.items():
             write_table(staging / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
-        failed |= _publish(out, staging / "plan", part, len(answers), config, progress)
-        if not failed:
+        bad = _publish(out, staging / "plan", part, len(answers), config, progress)
+        failed |= bad
+        if not bad:
             _discard(fetched.folder)
         ok = sum(answer.status == "ok" for answer in answers.values())
         if number == 0 and len(part) < len(pending) and ok < config.stop_below * len(answers):
@@ -258,7 +260,9 @@ def _require_no_stage(out: Place) -> None:
             )
 
 
-def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig, progress: bool) -> dict[str, str]:
+def _retry(
+    out: Place, staging: Path, shards: list[str], manifest: Manifest, config: DownloadConfig, progress: bool
+) -> dict[str, str]:
     """Ask again for the rows of finished shards that may mend; a shard with such rows is written anew."""
     failed: dict[str, str] = {}
     again = staging / AGAIN
@@ -278,8 +282,10 @@ def _retry(out: Place, staging: Path, shards: list[str], config: DownloadConfig,
         changed = [f"{number:05d}" for number in sorted({row // config.shard_size for row in urls})]
         for shard in changed:
             write_table(again / "plan" / f"{shard}.parquet", _plan_again(out, tables[shard], shard, answers, config))
-        failed |= _publish(again, again / "plan", changed, len(answers), config, progress)
-        if not failed:
+        manifest.reopen()
+        bad = _publish(again, again / "plan", changed, len(answers), config, progress)
+        failed |= bad
+        if not bad:
             _finish_swaps(out, staging)
             _discard(again)
     return failed

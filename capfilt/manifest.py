@@ -71,6 +71,10 @@ class Manifest:
         """Record the counts of the finished folder."""
         self._write({"counts": counts})
 
+    def reopen(self) -> None:
+        """Take the counts back: the folder's tables are about to change, or some of them are not there any more."""
+        self._write({})
+
     def settle(
         self, tables: Mapping[str, Place], mine: Iterable[str], failed: Mapping[str, str], changed: bool
     ) -> dict[str, int]:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.duplicates import mark_duplicates
-from capfilt.manifest import Manifest
+from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
 from capfilt.shards import read_table
 from capfilt.sources import Columns, Row, Source, open_source
@@ -70,6 +70,8 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             rows = (_complete(row, number, config) for number, row in enumerate(source))
             total, more = split(staging, rows, PLAN, config.shard_size)
         if total == 0:
+            shutil.rmtree(staging)
+            forget_if_empty(out)
             raise ValueError(f"{config.source} holds no pictures.")
         captions = _more_captions(out, source) if more else None
         stage = Publish(

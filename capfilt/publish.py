@@ -6,6 +6,7 @@ plan (a row an input row: its outcome so far, or the place of its bytes) -> deco
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection"
 OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
 STAGING = ".staging"  # in a local folder of shards until all of them are there
 ROWS = "rows"  # in it: the input, split into tables of a shard each
+TABLES = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # of the shards; a list of URLs may lie beside them
 COUNT = "count.json"  # there once all of the input has been read
 MORE = "more"  # `source` of a picture's texts after the first, which is its web text
 # A row on its way: `status` "ok" is a picture whose bytes lie at `body`. With a `column` that is a table, and the bytes
@@ -57,6 +59,8 @@ PLAN = pa.schema(
         ("size", pa.int64()),
     ]
 )
+
+NO_PATH = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # no file can be there
 
 
 @contextmanager
@@ -76,12 +80,16 @@ def _cache(out: Remote) -> Path:
 def begin(out: Place, staging: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
     """Begin or go on with a folder of shards; ValueError when it is of others, or made with other settings."""
     if read_manifest(out) is None:
-        if any(out.glob("*.tar")):
+        if any(out.glob("*.tar")) or any(out.glob(TABLES)):
             raise ValueError(f"{out} holds shards that `capfilt {stage}` has not made; choose another folder.")
         shutil.rmtree(staging, ignore_errors=True)  # of another input
-    elif not (staging / ROWS / COUNT).exists() and not any(out.glob("*.parquet")):
+    elif not (staging / ROWS / COUNT).exists() and not any(out.glob(TABLES)):
         (out / MANIFEST).unlink()  # a run that ended before its input was read has settled nothing
-    return Manifest.begin(out, stage, settings, packages=packages)
+    manifest = Manifest.begin(out, stage, settings, packages=packages)
+    rows = manifest.content.get("counts", {}).get("rows", 0)
+    if sum(1 for _ in out.glob(TABLES)) < -(-rows // settings["shard_size"]):  # somebody has taken a table away
+        manifest.reopen()
+    return manifest
 
 
 def split(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
@@ -160,6 +168,10 @@ class Publish:
             row["status"], row["error"] = "not_found", "no such file"
         except PermissionError as error:
             row["status"], row["error"] = "forbidden", error.strerror
+        except OSError as error:
+            if error.errno not in NO_PATH:
+                raise
+            row["status"], row["error"] = "not_found", error.strerror
         return None
 
     def _fitted(self, row: dict[str, Any], data: bytes) -> bytes | None:

@@ -190,6 +190,9 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, web: Web) -> None:
     config = DownloadConfig(str(url_list(tmp_path / "u.parquet", [web.url])), str(tmp_path / "d"))
     with pytest.raises(ValueError, match="has not made"):
         download(config, progress=False)
+    (tmp_path / "d" / "00000.tar").rename(tmp_path / "d" / "00000.parquet")  # of another format of img2dataset's
+    with pytest.raises(ValueError, match="has not made"):
+        download(config, progress=False)
 
 
 @pytest.mark.slow

@@ -179,6 +179,8 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     with pytest.raises(KeyboardInterrupt):
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
     monkeypatch.undo()
+    plain = download(DownloadConfig(**settings), progress=False)  # ends what was begun, and counts anew
+    assert plain["outcomes"] == {"ok": 20, "not_found": 10}
     again = download(DownloadConfig(**settings, retry_failed=True), progress=False)
 
     assert again["outcomes"] == {"ok": 20, "not_found": 10}
