@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from capfilt.listing import Column, choose
+from capfilt.listing import A_PAGE_AT_A_TIME, Column, choose, is_damage
 from capfilt.storage import Place, names, open_read, place
 
 IMAGE_NAMES = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
@@ -79,7 +79,7 @@ class ParquetColumns(TableColumns):
     def __init__(self, path: str, names: Sequence[str]):
         super().__init__(path, names)
         self._source = open_read(place(path))
-        self._file = pq.ParquetFile(self._source)
+        self._file = pq.ParquetFile(self._source, **A_PAGE_AT_A_TIME)
         meta = self._file.metadata
         self._starts = [0]
         for group in range(meta.num_row_groups):
@@ -89,12 +89,17 @@ class ParquetColumns(TableColumns):
         group = bisect_right(self._starts, row) - 1
         skip = row - self._starts[group]
         groups = list(range(group, len(self._starts) - 1))
-        for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self.names, use_threads=False):
-            if skip >= batch.num_rows:
-                skip -= batch.num_rows
-                continue
-            yield from zip(*(batch.column(name).slice(skip).to_pylist() for name in self.names), strict=True)
-            skip = 0
+        try:
+            for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self.names, use_threads=False):
+                if skip >= batch.num_rows:
+                    skip -= batch.num_rows
+                    continue
+                yield from zip(*(batch.column(name).slice(skip).to_pylist() for name in self.names), strict=True)
+                skip = 0
+        except (pa.ArrowInvalid, OSError) as error:
+            if not is_damage(error):
+                raise
+            raise ValueError(f"{self.path} cannot be read as Parquet ({' '.join(str(error).split())[:200]}).") from None
 
     def close(self) -> None:
         self._file.close()

@@ -7,14 +7,14 @@ holds a block of the file at a time, so a list may be as long as the disk allows
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import json
 import zlib
-from codecs import getincrementaldecoder
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
 BLOCK = 1 << 22  # bytes of text parsed at a time; a single row must fit in
 PARQUET_ROWS = 10_000  # read at a time
+A_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 1 << 20}  # or a row group, which may be all of the file
 LONGEST_ITEM = 1 << 26  # characters of a JSON list's item
 TO_FIND_NAMES = 1_000  # objects of a JSON list whose names count as its columns
 
@@ -88,8 +89,23 @@ def _read(path: str, kind: str, columns: Sequence[Column]) -> Iterator[tuple[Any
     read = {"txt": _lines, "parquet": _parquet, "json": _json, "jsonl": _jsonl}.get(kind, _csv)
     try:
         yield from read(path, columns)
-    except (pa.ArrowInvalid, gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (
+        pa.ArrowInvalid,
+        OSError,
+        zlib.error,
+        EOFError,
+        RecursionError,
+        UnicodeDecodeError,
+        JSONDecodeError,
+    ) as error:
+        if not is_damage(error):
+            raise
         raise ValueError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())[:300]}") from None
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a reader's error is about what a file holds rather than how it is reached."""
+    return not isinstance(error, OSError) or (error.errno is None and not isinstance(error, FileNotFoundError))
 
 
 @contextmanager
@@ -107,7 +123,7 @@ def _lines(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
     nothing = (None,) * (len(columns) - 1)
     with _open(path) as file:
         for line in file:
-            if value := line.decode("utf-8", errors="replace").strip():
+            if value := line.removeprefix(BOM_UTF8).decode("utf-8", errors="replace").strip():
                 yield value, *nothing
 
 
@@ -133,7 +149,7 @@ def _csv(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
 
 
 def _parquet(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    with _open(path) as file, pq.ParquetFile(file) as parquet:
+    with _open(path) as file, pq.ParquetFile(file, **A_PAGE_AT_A_TIME) as parquet:
         wanted = choose(parquet.schema_arrow.names, columns, path)
         # never the other columns: they may be large
         named = list(dict.fromkeys(filter(None, wanted)))
@@ -201,7 +217,7 @@ def _items(file: BinaryIO) -> Iterator[Any]:
         mark()
         try:
             item, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError:  # wrong, or cut by the end of the block
+        except JSONDecodeError:  # wrong, or cut by the end of the block
             more = next(blocks, "") if len(text) - at < LONGEST_ITEM else ""
             if not more:
                 raise
@@ -211,7 +227,7 @@ def _items(file: BinaryIO) -> Iterator[Any]:
         if mark() == "]":
             return
         if mark() != ",":
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            raise JSONDecodeError("Expecting ',' delimiter", text, at)
         at += 1
 
 

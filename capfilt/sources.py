@@ -109,17 +109,18 @@ class Folder(Source):
                 self.files.append((name, size))
             else:
                 others[suffix or "no suffix"] += 1
-        self.texts = {name for name, _ in self.files if name.lower().endswith(".txt")}
-        if len(self.texts) == len(self.files):
+        # by the name as it would be in lower case: IMG_1.TXT belongs to IMG_1.JPG
+        self.texts = {f"{name[:-4]}.txt": name for name, _ in self.files if name.lower().endswith(".txt")}
+        if all(name.lower().endswith(".txt") for name, _ in self.files):
             self.files = []
         else:
             self.ignored = others
 
     def __iter__(self) -> Iterator[Row]:
         for name, _ in self.files:
-            if name in self.texts:
+            if name.lower().endswith(".txt"):
                 continue
-            beside = next((text for text in (_beside(name), f"{name}.txt") if text in self.texts), None)
+            beside = self.texts.get(_beside(name)) or self.texts.get(f"{name}.txt")
             texts = [] if beside is None else [_read_text(self.root / beside)]
             yield _of_file(self.root, name, texts)
 
@@ -137,8 +138,11 @@ def _read_text(path: Place) -> str | None:
 
 
 def _of_file(root: Place, name: str, texts: list[str | None]) -> Row:
-    url = name.encode("utf-8", errors="replace").decode()
-    return {"url": url, "texts": texts, "body": os.fsencode(str(root / name))}
+    row = {"url": name.encode("utf-8", errors="replace").decode(), "texts": texts}
+    try:
+        return row | {"body": os.fsencode(str(root / name))}
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may hold: no file has such a name
+        return row | {"status": "bad_url", "error": "no path"}
 
 
 class Annotated(Source):
@@ -149,19 +153,21 @@ class Annotated(Source):
         self.root, self.rows = root, rows
 
     def __iter__(self) -> Iterator[Row]:
-        root = Path(os.path.realpath(self.root)) if isinstance(self.root, Path) else self.root
+        roots = [self.root]
+        if isinstance(self.root, Path):  # whole paths go through its links, or have them resolved
+            roots = [Path(os.path.realpath(self.root)), Path(os.path.abspath(self.root))]
         for name, values in self.rows:
             texts = [text for value in values for text in _texts(value)]
             if not isinstance(name, str) or not name.strip():
                 yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
                 continue
             # links inside of the folder are the user's own; a path that climbs out of it is the annotation's doing
-            inside = _seen_from(root, name.strip())
+            inside = next((path for root in roots if (path := _seen_from(root, name.strip())) is not None), None)
             if inside is None or "\0" in name:
                 problem = f"outside of {self.root.name or self.root}"
                 yield {"url": as_text(name), "texts": texts, "status": "forbidden", "error": problem}
             else:
-                yield _of_file(root, inside, texts)
+                yield _of_file(roots[0], inside, texts)
 
 
 def _seen_from(root: Place, name: str) -> str | None:
@@ -181,7 +187,7 @@ def _annotated(path: Place, root: Place, columns: Columns) -> Annotated:
     )
     rows = read_rows(str(path), wanted)
     # rows of one picture stand together where there are several: its texts
-    grouped = ((name, [text for _, text in group]) for name, group in groupby(rows, key=lambda row: row[0]))
+    grouped = ((name, [text for _, text in group]) for name, group in groupby(rows, key=lambda row: row[0] or object()))
     return Annotated(path, root, grouped)
 
 
@@ -198,7 +204,7 @@ def _coco(path: Place) -> Iterator[tuple[Any, list[Any]]] | None:
         for annotation in content.get("annotations", ()):
             texts.setdefault(annotation["image_id"], []).append(annotation.get("caption"))
         return iter([(image["file_name"], texts.get(image["id"], [])) for image in content["images"]])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is neither a list of objects nor COCO's images and annotations ({type(error).__name__}: {error})."
         ) from None
@@ -314,7 +320,7 @@ class Webdataset(Source):
                 for key, parts in index_pictures(file, end, problems).items():
                     text, meta = read_words(file, end, parts)
                     url = meta.get("url")
-                    row = {"url": url if isinstance(url, str) else f"{name}/{key}", "texts": [text]}
+                    row = {"url": as_text(url) if isinstance(url, str) else f"{name}/{key}", "texts": [text]}
                     image = parts.get("image")
                     if image is None:
                         yield row | {"status": "not_found", "error": "no picture in the sample"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from capfilt import columns
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.pack import PackConfig, pack
 from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
@@ -98,6 +100,57 @@ def test_run_again_changed_and_in_shards(tmp_path: Path) -> None:
     folder(photos, ["new.jpg"])
     with pytest.raises(ValueError, match=r"other settings.*\n  input_sha256: "):
         run(photos, tmp_path / "data", shard_size=10)
+
+
+def test_a_shard_that_was_taken_away_is_made_again(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", [f"{number}.jpg" for number in range(4)])
+    run(photos, tmp_path / "data", shard_size=2)
+    before = contents(tmp_path / "data")
+    (tmp_path / "data" / "00001.parquet").unlink()
+    assert run(photos, tmp_path / "data", shard_size=2)["shards"] == {"done": 1, "skipped": 1, "failed": {}}
+    assert contents(tmp_path / "data") == before
+
+
+def test_names_that_no_file_can_have_are_rows(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "photos", ["a.JPG"])
+    (photos / "a.TXT").write_text("a text")
+    (photos / "loop.jpg").symlink_to(photos / "loop.jpg")
+    assert run(photos, tmp_path / "folder")["outcomes"] == {"ok": 1, "not_found": 1}
+    assert [sample.text for sample in pictures_of(tmp_path / "folder")] == ["a text"]
+    names = ["a.JPG/b.jpg", "x" * 300, "data:image/png;base64," + "A" * 5000, "half \ud83d.jpg", None, "", "a.JPG"]
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": "t"} for name in names]))
+    assert run(photos, tmp_path / "listed", annotations=str(tmp_path / "list.json"))["ok"] == 1
+    found = [row["status"] for row in rows_of(tmp_path / "listed")]
+    assert found == ["not_found"] * 3 + ["bad_url"] * 3 + ["ok"]
+
+
+def test_whole_paths_may_go_through_a_link_to_the_folder(tmp_path: Path) -> None:
+    photos = folder(tmp_path / "disk" / "photos", ["a.jpg"])
+    (tmp_path / "photos").symlink_to(photos)
+    names = [str(tmp_path / "photos" / "a.jpg"), str(photos / "a.jpg"), "a.jpg", str(tmp_path / "photos/../x.jpg")]
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name, "caption": name} for name in names]))
+    for source in (tmp_path / "photos", photos):
+        out = tmp_path / f"data {len(str(source))}"
+        run(source, out, annotations=str(tmp_path / "list.json"))
+        there = {"ok"} if source == tmp_path / "photos" else {"forbidden"}
+        assert [row["status"] for row in rows_of(out)] == [*there, "ok", "ok", "forbidden"]
+
+
+def test_pictures_of_one_large_row_group_are_not_held_together(tmp_path: Path, monkeypatch) -> None:
+    table = pa.table({"jpg": [os.urandom(50_000) for _ in range(400)]})
+    layout = {"use_dictionary": False, "compression": "none", "write_batch_size": 10}
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=400, **layout)
+    sizes: list[int] = []
+
+    class Watched(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(columns, "open_read", Watched)
+    cells = list(columns.open_columns(str(tmp_path / "a.parquet"), ["jpg"]))
+    assert [cell for (cell,) in cells] == table["jpg"].to_pylist()
+    assert max(sizes) < 4 << 20
 
 
 def test_shards_may_go_to_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +313,7 @@ def test_other_webdatasets(tmp_path: Path) -> None:
         (lambda at: at.mkdir(), "holds no pictures, tars or Parquet files"),
         (lambda at: at.write_bytes(picture(1)), "to pack a picture, give its folder"),
         (lambda at: folder(at, ["a.txt"]), "holds no pictures, tars or Parquet files"),
+        (lambda at: write_shard(at / "a.tar", []), "holds no pictures"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, make, words: str) -> None:

@@ -40,6 +40,23 @@ def test_formats_and_usual_names(tmp_path: Path, kind: str) -> None:
         assert list(read_urls(str(save(tmp_path / f"list.{kind}", url, caption)))) == ROWS
 
 
+def test_a_byte_order_mark_is_no_part_of_a_url(tmp_path: Path) -> None:
+    for kind, text in (("txt", "http://x/1\n"), ("csv", "url\nhttp://x/1\n"), ("jsonl", '{"url": "http://x/1"}\n')):
+        (tmp_path / f"list.{kind}").write_text(text, encoding="utf-8-sig")
+        assert list(read_urls(str(tmp_path / f"list.{kind}"))) == [("http://x/1", None)]
+
+
+def test_a_table_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"url": ["http://x/1"] * 9}), path, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"list\.parquet cannot be read as parquet: "):
+        list(read_urls(str(path)))
+
+
 @pytest.mark.parametrize("kind", ["txt", "txt.gz"])
 def test_plain_lines_may_hold_commas(tmp_path: Path, kind: str) -> None:
     assert list(read_urls(str(save(tmp_path / f"list.{kind}")))) == [(link, None) for link, _ in ROWS]
@@ -71,6 +88,7 @@ def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
         ("list.csv", "", {}, "no column that looks like a URL"),
         ("list.parquet", "PAR1", {}, "cannot be read as parquet"),
         ("list.txt.gz", "plain", {}, "cannot be read as txt"),
+        ("list.jsonl", '{"url": "a"}\n' + "[" * 200_000, {}, "cannot be read as jsonl: maximum recursion depth"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, name: str, content: str | None, options: dict, words: str) -> None:
