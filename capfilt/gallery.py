@@ -29,7 +29,7 @@ from capfilt.pictures import DecodeError, decode
 from capfilt.shards import read_pictures, read_table
 from capfilt.storage import Place
 from capfilt.survey import Batch, Dataset, Least, Texts
-from capfilt.verdict import KEPT
+from capfilt.verdict import KEPT, hangs_on_itm
 
 SIDE = 360  # pixels of a thumbnail's longer side
 QUALITIES = (80, 60, 40)
@@ -130,9 +130,9 @@ def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int, others: Se
     A picture that cannot be had says why in `missing`: the tars may have been moved since. `others` of a picture are
     its texts in the other data sets, null where one does not have it.
     """
-    wanted: dict[str, set[str]] = defaultdict(set)
+    wanted: dict[str, dict[str, set[tuple[str, int]]]] = defaultdict(lambda: defaultdict(set))
     for pick in (pick for of_kind in picks.values() for pick in of_kind):
-        wanted[pick.shard].add(pick.key)
+        wanted[pick.shard][pick.key].add((pick.source, pick.index))
     most = max(FEWEST_TEXTS, TEXTS // (1 + len(others)))
     pictures: dict[str, dict[str, Any]] = {}
     for shard, keys in sorted(wanted.items()):
@@ -146,7 +146,7 @@ def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int, others: Se
             del about["origin"]
     left = max(budget // 4, budget - len(json.dumps(pictures)))
     for shard, keys in wanted.items():
-        thumbnails = _thumbnails(data.images / f"{shard}.tar", keys, left * 3 // 4 // len(pictures))
+        thumbnails = _thumbnails(data.images / f"{shard}.tar", set(keys), left * 3 // 4 // len(pictures))
         for key in keys:
             pictures[f"{shard}/{key}"] |= thumbnails.get(key, {"missing": "not in its tar"})
     names = {
@@ -156,23 +156,43 @@ def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int, others: Se
     return {"kinds": names, "pictures": pictures}
 
 
-def _texts(data: Dataset, shard: str, keys: set[str], most: int) -> dict[str, dict[str, Any]]:
-    """key -> its host, its origin, and its texts with their scores and reasons, as the rewritten shard has them."""
+def _texts(data: Dataset, shard: str, keys: dict[str, set[tuple[str, int]]], most: int) -> dict[str, dict[str, Any]]:
+    """key -> its host, its origin, and its texts with their scores and reasons, as the rewritten shard has them.
+
+    At most so many of a picture's texts; those that it was picked for, `keys` names them, are among them.
+    """
     path = data.folder / f"{shard}.parquet"
     if path not in data.tables:
         return {}
     table = read_table(path, ["key", "source", "index", "text", *data.columns, "reason", "url", "sha256"])
-    found: dict[str, dict[str, Any]] = {}
+    table = table.append_column("hangs_on_itm", pa.array(hangs_on_itm(table, data.limits, data.best)))
+    rows = defaultdict(list)
     for row in table.filter(pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist():
-        key, url, origin, text = row.pop("key"), row.pop("url"), row.pop("sha256"), row["text"] or ""
-        about = {"key": key, "host": _host(url), "origin": origin or str(data.images), "texts": [], "more": 0}
-        picture = found.setdefault(key, about)
-        if len(picture["texts"]) >= most:
-            picture["more"] += 1
-            continue
-        scores = {name: None if (value := row[name]) is None or value != value else value for name in data.columns}
-        picture["texts"].append(row | scores | {"text": text[:LETTERS], "cut": len(text) - len(text[:LETTERS])})
+        rows[row.pop("key")].append(row)
+    found: dict[str, dict[str, Any]] = {}
+    for key, all_rows in rows.items():
+        url, origin = all_rows[0]["url"], all_rows[0]["sha256"] or str(data.images)
+        first = sorted(range(len(all_rows)), key=lambda n: (_name(all_rows[n]) not in keys[key], n))[:most]
+        texts = [_shown(all_rows[n], data.columns) for n in sorted(first)]
+        found[key] = {
+            "key": key,
+            "host": _host(url),
+            "origin": origin,
+            "texts": texts,
+            "more": len(all_rows) - len(texts),
+        }
     return found
+
+
+def _name(row: dict[str, Any]) -> tuple[str, int]:
+    return row["source"], row["index"]
+
+
+def _shown(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    scores = {name: None if (value := row[name]) is None or value != value else value for name in columns}
+    text = row["text"] or ""
+    about = {name: row[name] for name in ("source", "index", "reason", "hangs_on_itm")}
+    return about | scores | {"text": text[:LETTERS], "cut": len(text) - len(text[:LETTERS])}
 
 
 def _host(url: str | None) -> str | None:

@@ -59,25 +59,15 @@ function inWords(reason) {
     not_best: "dropped: not among the best" }[reason] ?? `dropped: ${reason}`;
 }
 
-// The reasons of a picture's texts at another ITM threshold, by the rules of `capfilt filter`.
+// The reasons of texts at another ITM threshold, as `capfilt filter` would give them; which texts are among the best of
+// their picture does not depend on it, and the tables have told.
 function verdicts(texts, threshold, data) {
-  const reasons = texts.map((text) => {
+  return texts.map((text) => {
     if (["duplicate", "no_text"].includes(text.reason) || text.reason.startsWith("undecodable: ")) return text.reason;
     const limits = { ...data.limits, itm: threshold };
     const failed = Object.entries(limits).find(([name, least]) => !(text[name] >= least && text[name] !== null));
-    return failed ? `${failed[0]}<${failed[1]}` : "kept";
+    return failed ? `${failed[0]}<${failed[1]}` : text.hangs_on_itm ? "kept" : "not_best";
   });
-  const { number, by, across } = data.best;
-  if (number) {  // the best are settled before the ITM threshold, as in `capfilt filter`
-    const passes = (text) => Object.entries(data.limits).every(([name, least]) => name === "itm" || text[name] >= least);
-    for (const source of across ? [null] : new Set(texts.map((text) => text.source))) {
-      const open = texts.map((_, n) => n).filter((n) => (reasons[n] === "kept" || reasons[n].startsWith("itm<"))
-        && passes(texts[n]) && (across || texts[n].source === source));
-      open.sort((a, b) => (texts[b][by] ?? -Infinity) - (texts[a][by] ?? -Infinity) || a - b).slice(number)
-        .forEach((n) => { if (reasons[n] === "kept") reasons[n] = "not_best"; });
-    }
-  }
-  return reasons;
 }
 
 const bestName = ({ number, by, across }) =>
