@@ -5,7 +5,7 @@
     explain  what each of many thresholds would keep
 
 A labelled file is small and made by hand: CSV, JSON lines or Parquet with `key`, `match` (1 or 0, true or false), and
-`source` (web unless given) and `index` (0 unless given), as the tables of scores have them; texts drawn at random.
+`source` (web where empty) and `index` (0 where empty), as the tables of scores have them; texts drawn at random.
 
 A threshold looks better on the labels that it was chosen on than it is. So `auto` chooses on those of every second
 labelled picture and says what precision and recall are on the others, a split sample; a threshold that is given is
@@ -46,6 +46,7 @@ class Judged:
     label: np.ndarray  # 1 matches, 0 does not, -1 nobody has said
     sources: list[str]
     held: np.ndarray | None = None  # mask of the labels that `auto` judges by; it chooses by the others
+    strangers: int = 0  # labels of texts that are not there
 
     def kept(self, threshold: float) -> np.ndarray:
         """Mask of the texts that this threshold keeps."""
@@ -86,7 +87,7 @@ def judge(
             "key, source and index must be those of the tables."
         )
     itm, source, label, held = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Judged(texts, itm, source, label, sources, held)
+    return Judged(texts, itm, source, label, sources, held, strangers=max(0, len(said) - found) if said else 0)
 
 
 def _every_second(keys: pa.ChunkedArray) -> np.ndarray:
@@ -102,7 +103,11 @@ def read_labels(path: Place) -> pa.Table:
         if suffix == "parquet":
             table = read_table(path)
         elif suffix in ("csv", "tsv"):
-            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys(("key", "source", "match"), pa.string()))
+            as_text = pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(("key", "source", "match"), pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            )
             table = pa.csv.read_csv(
                 open_read(path), None, pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ","), as_text
             )
@@ -119,15 +124,21 @@ def read_labels(path: Place) -> pa.Table:
     unclear = next((value for value in said if value not in YES + NO), None)
     if unclear is not None:
         raise ValueError(f"{path} has the label '{unclear}'; a label is 1 or 0, true or false, yes or no.")
-    there, number = table.column_names, table.num_rows
-    return pa.table(
-        {
-            "key": table["key"].cast(pa.string()),
-            "source": table["source"].cast(pa.string()) if "source" in there else pa.array([WEB] * number),
-            "index": table["index"].cast(pa.int32()) if "index" in there else pa.array([0] * number, pa.int32()),
-            "match": pa.array([value in YES for value in said]).cast(pa.int8()),
-        }
-    )
+    usual = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), "index": pa.scalar(0, pa.int32())}
+    columns = {name: pa.repeat(value, table.num_rows) for name, value in usual.items()}
+    for name in set(usual) & set(table.column_names):
+        try:
+            columns[name] = pc.fill_null(table[name].cast(usual[name].type), usual[name])
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} has a strange {name}: {' '.join(str(error).split())[:200]}.") from None
+    if columns["key"].null_count:
+        raise ValueError(f"{path} has a label without a key.")
+    labels = pa.table({**columns, "match": pa.array([value in YES for value in said]).cast(pa.int8())})
+    once = labels.group_by(list(usual), use_threads=False).aggregate([("match", "min"), ("match", "max")])
+    split = once.filter(pc.not_equal(once["match_min"], once["match_max"])).slice(0, 1).to_pylist()
+    if split:
+        raise ValueError(f"{path} labels {' '.join(str(split[0][name]) for name in usual)} both 1 and 0; say which.")
+    return once.select([*usual, "match_min"]).rename_columns([*usual, "match"])
 
 
 def parse_target(target: str) -> tuple[str, float]:
@@ -261,6 +272,8 @@ def in_words(judged: Judged, threshold: float) -> str:
                 f"{phrase.format(**told[name])}: {name} {told[name]['share']:.3f}, "
                 f"with 95% confidence between {low:.3f} and {high:.3f}"
             )
+    if judged.strangers:
+        words.append(f"{judged.strangers:,} labels are of texts that are not there")
     return "; ".join(words)
 
 

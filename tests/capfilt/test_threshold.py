@@ -202,6 +202,26 @@ def test_labels_come_in_several_kinds(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_label_without_source_and_index_is_of_the_web_text(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"labels.{suffix}"
+    if suffix == "csv":
+        path.write_text("key,source,index,match\n7,,,1\n7,c,1,0\n7,,0,yes\n")
+    else:
+        path.write_text('{"key": "7", "match": true}\n{"key": "7", "source": "c", "index": 1, "match": false}\n')
+    assert read_labels(path).to_pylist() == [
+        {"key": "7", "source": "web", "index": 0, "match": 1},
+        {"key": "7", "source": "c", "index": 1, "match": 0},
+    ]
+
+
+def test_labels_of_texts_that_are_not_there_are_counted(data: Path, labels: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text(labels.read_text() + "nobody,web,0,1\nnothing,web,0,0\n")
+    summary, _ = run(data, "strangers", labels=str(tmp_path / "more.csv"))
+    assert summary["why"].endswith("; 2 labels are of texts that are not there")
+    assert "not there" not in run(data, "strangers", labels=str(labels))[0]["why"]
+
+
 def test_mistakes_are_one_sentence(data: Path, tmp_path: Path) -> None:
     def mistake(text: str | None = None, name: str = "labels.csv", **options) -> str:
         if text is not None:
@@ -218,6 +238,9 @@ def test_mistakes_are_one_sentence(data: Path, tmp_path: Path) -> None:
     assert "target is precision=SHARE or recall=SHARE" in mistake("key,match\n", target="f1=0.9")
     assert "has no column 'match'; it has key, right" in mistake("key,right\n1,1\n")
     assert "has the label 'maybe'" in mistake("key,match\n1,maybe\n")
+    assert "a label without a key" in mistake("key,match\n,1\n") and "key" in mistake('{"match": 1}', "labels.jsonl")
+    assert "has a strange index: " in mistake("key,index,match\n1,first,1\n")
+    assert "labels 1 web 0 both 1 and 0" in mistake("key,match\n1,1\n2,1\n1,0\n")
     assert "None of the 1 labelled texts is among the scores" in mistake("key,match\nnobody,1\n")
     assert "is not a .csv" in mistake("x", "labels.xlsx")
     assert "cannot be read as .jsonl" in mistake("{", "labels.jsonl")
