@@ -12,7 +12,10 @@ ranks take their slice of each global batch without talking to each other.
 """
 
 import math
+import os
 import random
+import signal
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -128,6 +131,7 @@ class Stream:
             sampler=range(batches),
             num_workers=workers,
             collate_fn=_as_is,
+            worker_init_fn=_undisturbed,
             generator=torch.Generator(),  # so that starting it draws nothing from the generator that dropout uses
         )
 
@@ -306,3 +310,21 @@ class _Batches(Dataset):
 
 def _as_is(item: Any) -> Any:
     return item
+
+
+def _undisturbed(worker: int) -> None:
+    """Leave signals to the process that trains: it saves and ends its workers, and Slurm and Ctrl-C tell all of them.
+
+    A worker that such a signal kills would end the training process before it has saved.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # only this tells who sends a signal; macOS has no such call
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

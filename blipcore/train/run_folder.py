@@ -185,15 +185,17 @@ def write_text(path: Path, text: str) -> None:
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGTERM, SIGUSR1 and Ctrl-C into a list instead of dying, so that the loop can save and leave.
 
-    A second signal of the same kind has its usual effect. Outside the main thread Python cannot do this; then nothing
-    is collected.
+    A second signal of the same kind has its usual effect, but not under a launcher: it hands on what it gets, so that
+    what Slurm or Ctrl-C tells all processes comes twice, and it ends those who do not leave. Outside the main thread
+    Python cannot do this; then nothing is collected.
     """
     caught: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, frame: object) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        if "RANK" not in os.environ:
+            signal.signal(number, before[number])
 
     with contextlib.suppress(ValueError):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import random
+import subprocess
 import tarfile
 from collections import Counter
 from fractions import Fraction
@@ -107,6 +108,21 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers):
     assert [samples for samples, _ in alone] == [samples for samples, _ in spread]
     assert {name for _, met in spread for name in met} == {"00000.tar/00001", "00002.tar/02003"}
     assert [samples for samples, _ in batches(workers, 5)] == [samples for samples, _ in alone[5:]]
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_one_that_trains(tmp_path):
+    batches = iter(plain(shard_set(tmp_path, [5])).loader(list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # a stranger's, not the parent's
+    assert len(list(batches)) == 8
+    batches = iter(plain(tmp_path).loader(list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()  # as Python does with a worker that is left when it ends
+    worker.join(30)
+    assert worker.exitcode == 0
 
 
 def test_a_loader_draws_nothing_from_the_generator_of_dropout(tmp_path):

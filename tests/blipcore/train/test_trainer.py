@@ -232,6 +232,18 @@ def test_a_signal_saves_and_leaves(shards, tmp_path, number, capfd):
     assert records(tmp_path / "whole") == records(tmp_path / "cut")
 
 
+def test_a_launcher_hands_a_signal_on_and_so_it_comes_twice(shards, tmp_path, monkeypatch):
+    def interrupt(task: Brightness, batch: dict) -> None:
+        if len(task.seen) == 7:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        trainer(shards, tmp_path, interrupt).fit()
+    assert (tmp_path / "checkpoints" / "step-000007").is_dir()
+
+
 def spoil(*batch_numbers: int):
     """Make the pictures of some batches NaN."""
 
