@@ -32,6 +32,9 @@ ROTATION, WINDOW = 8, 32  # hashes are sorted by every 8th rotation and compared
 
 def mark_duplicates(folder: Place, shards: Iterable[str], kind: str) -> dict[str, int]:
     """Write `folder/duplicates` for the pictures of these shards; `kind` is "exact", or "near" for both kinds."""
+    shards = list(shards)
+    if not shards:
+        return {}
     keys: dict[str, pa.ChunkedArray] = {}
     digests, hashes = [], []
     for shard in shards:
@@ -99,10 +102,12 @@ def _first_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
     some pairs may stand further apart than the window; the work stays in proportion to the number of pictures.
     """
     rows = np.flatnonzero(usable & _telling(hashes))
+    _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
+    firsts = rows[first]  # of those with one hash, which may be any number, the first is compared
     pairs: set[tuple[int, int]] = set()
     for turn in range(0, 64, ROTATION):
-        turned = (hashes[rows] << np.uint64(turn)) | (hashes[rows] >> np.uint64((64 - turn) % 64))
-        order = rows[np.argsort(turned, kind="stable")]
+        turned = (hashes[firsts] << np.uint64(turn)) | (hashes[firsts] >> np.uint64((64 - turn) % 64))
+        order = firsts[np.argsort(turned)]
         for step in range(1, min(WINDOW, len(order) - 1) + 1):
             one, other = order[:-step], order[step:]
             close = _bits(hashes[one] ^ hashes[other]) <= NEAR
@@ -112,6 +117,8 @@ def _first_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
     for later, earlier in sorted(pairs):
         if of[earlier] < 0 and of[later] < 0:
             of[later] = earlier
+    own = firsts[group]
+    of[rows] = np.where(of[own] >= 0, of[own], np.where(own == rows, -1, own))
     return of
 
 

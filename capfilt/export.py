@@ -28,12 +28,12 @@ from capfilt.card import card
 from capfilt.duplicates import LookAlikes
 from capfilt.lock import claimed
 from capfilt.manifest import Manifest
-from capfilt.pictures import DecodeError, difference_hash, fit
+from capfilt.pictures import DecodeError, difference_hash
 from capfilt.shards import (
     PICTURE_SUFFIXES,
     Picture,
     ShardSet,
-    read_counts,
+    counts_of_each,
     read_pictures,
     read_table,
     suffix_of,
@@ -42,7 +42,7 @@ from capfilt.shards import (
     write_table,
     write_text,
 )
-from capfilt.storage import Place, committed, place, present
+from capfilt.storage import Place, committed, place, present, sweep
 from capfilt.survey import Dataset
 
 Format = Literal["webdataset", "parquet", "json"]
@@ -128,7 +128,7 @@ class ExportStage:
     def _webdataset(self, shard: str, pictures: Iterator[Pair]) -> None:
         write_shard(
             self.folder / f"{shard}.tar",
-            (Picture(f"{shard}_{p.key}", p.image, texts[0]["text"], self._row(texts)) for p, texts in pictures),
+            (Picture(_key(shard, p), p.image, texts[0]["text"], self._row(texts)) for p, texts in pictures),
         )
 
     def _parquet(self, shard: str, pictures: Iterator[Pair]) -> None:
@@ -139,7 +139,7 @@ class ExportStage:
         ):
             rows: list[dict[str, Any]] = []
             for picture, texts in pictures:
-                name = f"{shard}_{picture.key}"
+                name = _key(shard, picture)
                 image = {"bytes": picture.image, "path": f"{name}.{suffix_of(picture.image)}"}
                 rows.append({"image": image, "key": name, **self._row(texts)})
                 if len(rows) == VIEWER_ROWS:
@@ -163,15 +163,18 @@ class ExportStage:
         return pa.schema(columns.items(), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
     def _json(self, shard: str, pictures: Iterator[Pair]) -> None:
-        lines = io.StringIO()
+        lines, folders = io.StringIO(), set[Place]()
         for picture, texts in pictures:
-            name = f"images/{shard}/{picture.key.replace('/', '_')}.{suffix_of(picture.image)}"
+            name = f"images/{shard}/{picture.key}.{suffix_of(picture.image)}"
             path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sweep(path.parent)  # of what a killed run has left
+                folders.add(path.parent)
             with committed(path) as file:
                 file.write(picture.image)
             for row in texts:
-                pair = {"image": name, "caption": row["text"], "image_id": f"{shard}_{picture.key}", **row}
+                pair = {"image": name, "caption": row["text"], "image_id": _key(shard, picture), **row}
                 lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
         write_text(self.folder / "parts" / f"{shard}.jsonl", lines.getvalue())
 
@@ -205,8 +208,8 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
         if whole and config.format == "json":
             _join_lists(folder, shards)
         if whole and config.format == "webdataset":  # what open_clip asks for where it is not told the number
-            exported = {f"{s}.tar": read_counts([stage.output(s)])[EXPORTED] for s in shards}
-            write_json(folder / "sizes.json", exported)
+            counted = zip(shards, counts_of_each(stage.output(shard) for shard in shards), strict=True)
+            write_json(folder / "sizes.json", {f"{shard}.tar": own[EXPORTED] for shard, own in counted})
         if whole:
             write_text(folder / "README.md", card(data, config.format, counts, config.decontaminate, config.licence))
     return {
@@ -216,6 +219,11 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
         "counts": counts,
         "seconds": round(ran.seconds, 2),
     }
+
+
+def _key(shard: str, picture: Picture) -> str:
+    """A key that no other shard has; to webdataset it would end at a dot, which the name of a tar may have."""
+    return f"{shard.replace('.', '_')}_{picture.key}"
 
 
 def _join_lists(folder: Place, shards: list[str]) -> None:
@@ -230,10 +238,10 @@ def _join_lists(folder: Place, shards: list[str]) -> None:
 
 
 def _looks_below(folder: Path) -> Iterator[str]:
-    """Difference hashes of the pictures in a folder, made upright as those of the shards are."""
+    """Difference hashes of the pictures in a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of pictures at {folder}.")
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES:
+        if path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES and path.is_file():
             with suppress(DecodeError):
-                yield difference_hash(fit(path.read_bytes()).data)
+                yield difference_hash(path.read_bytes())

@@ -87,13 +87,14 @@ def fit(data: bytes, longest: int = 0, quality: int = 95) -> Fitted:
 
 
 def difference_hash(data: bytes) -> str:
-    """64 bits as 16 hex digits: whether each of 8 x 8 patches is darker than its right neighbour's, in grey."""
+    """64 bits as 16 hex digits: whether each of 8 x 8 patches of the upright picture is darker than its right one."""
     import numpy as np
 
     with _named_errors():
         image = _open(data)
         image.draft("L", (64, 64))  # of a JPEG only what is needed is decoded
-        small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+        image = _to_rgb(_upright(image)).convert("L")
+        small = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] < small[:, 1:]).tobytes().hex()
 
 

@@ -1,7 +1,8 @@
 """A tar in, decoded and preprocessed pictures out, in tar order and ahead of the model.
 
-Reading and decoding run in threads (Pillow releases the interpreter lock) while the model works on the pictures before,
-so a device does not wait for JPEGs. What comes out does not depend on the number of threads.
+Decoding runs in threads (Pillow releases the interpreter lock) while the model works on the pictures before, so a
+device does not wait for JPEGs. Reading is the consumer's: next to nothing where the file is local, while a remote one
+comes ahead in blocks. What comes out does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -49,20 +50,21 @@ class ReadAhead(Generic[T]):
 
     def __iter__(self) -> Iterator[Ready[T]]:
         problems: list[Problem] = []
+        asked = time.perf_counter()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         try:
             pictures = read_pictures(self.tar, problems)
             coming = deque(pool.submit(self._ready, picture) for picture in islice(pictures, self.ahead))
             while coming:
-                started = time.perf_counter()
                 ready = coming.popleft().result()
-                self.waited += time.perf_counter() - started
                 coming.extend(pool.submit(self._ready, picture) for picture in islice(pictures, 1))
+                self.waited += time.perf_counter() - asked
                 self.counts["pictures"] += 1
                 if ready.error is not None:
                     self.counts["undecodable"] += 1
                     self.counts[f"undecodable/{ready.error}"] += 1
                 yield ready
+                asked = time.perf_counter()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         self.counts.update(f"tar/{problem.reason}" for problem in problems)

@@ -328,8 +328,8 @@ def read_table(path: Place, columns: list[str] | None = None, optional: Iterable
         raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from None
 
 
-def read_counts(paths: Iterable[Place]) -> dict[str, int]:
-    """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
+def counts_of_each(paths: Iterable[Place]) -> list[dict[str, int]]:
+    """The counts in the footers of tables."""
 
     def counts(path: Place) -> dict[str, int]:
         # a reader starts at the end of a file, so that the tail is a Parquet file to it
@@ -338,11 +338,16 @@ def read_counts(paths: Iterable[Place]) -> dict[str, int]:
         schema = pq.read_schema(pa.BufferReader(tail if footer <= len(tail) else read_tail(path, footer)))
         return json.loads((schema.metadata or {}).get(b"capfilt", b"{}"))
 
-    total: dict[str, int] = {}
     with ThreadPoolExecutor(16, thread_name_prefix="counts") as pool:  # a remote footer costs a round trip
-        for of_table in pool.map(counts, paths):
-            for name, count in of_table.items():
-                total[name] = total.get(name, 0) + count
+        return list(pool.map(counts, paths))
+
+
+def read_counts(paths: Iterable[Place]) -> dict[str, int]:
+    """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
+    total: dict[str, int] = {}
+    for of_table in counts_of_each(paths):
+        for name, count in of_table.items():
+            total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
 
 

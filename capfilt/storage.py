@@ -73,13 +73,20 @@ class Remote:
         return f"{self.url}/".startswith(f"{other}/")
 
     def exists(self) -> bool:
-        return self._ask(lambda fs, path: fs.exists(path))
+        return self._kind() is not None
 
     def is_file(self) -> bool:
-        return self._ask(lambda fs, path: fs.isfile(path))
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
-        return self._ask(lambda fs, path: fs.isdir(path))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        """What lies there; fsspec's own questions answer no when the network has a bad moment."""
+        try:
+            return self._ask(lambda fs, path: fs.info(path)["type"])
+        except FileNotFoundError:
+            return None
 
     def iterdir(self) -> Iterator[Remote]:
         return (self / name for name in names(self))

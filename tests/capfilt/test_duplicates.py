@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from capfilt.duplicates import LookAlikes, _bits, _first_alike, _first_near
+from capfilt.duplicates import LookAlikes, _bits, _first_alike, _first_near, mark_duplicates
 from capfilt.pack import PackConfig, pack
 from capfilt.pictures import difference_hash
 from capfilt.shards import ShardSet, read_pictures, read_table
@@ -69,6 +69,25 @@ def test_a_set_without_pictures_has_no_duplicates(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     config = PackConfig(str(tmp_path / "photos"), str(tmp_path / "data"), workers=1, duplicates="near")
     assert pack(config, progress=False)["duplicates"] == {}
+    assert mark_duplicates(tmp_path / "data", [], "near") == {}  # no shard could be made
+
+
+def test_any_number_with_the_same_hash_belong_to_the_first() -> None:
+    one, near, other = (np.uint64(0x0123456789ABCDEF ^ flip) for flip in (0, 1, 2**64 - 1))
+    hashes = np.array([other, *[one] * 100, *[near] * 100, *[other] * 2], np.uint64)
+    usable = np.ones(len(hashes), bool)
+    usable[5] = False  # an exact duplicate, marked already
+    of = _first_near(hashes, usable)
+    assert [int(row) for row in of] == [-1, -1, 1, 1, 1, -1, *[1] * 195, 0, 0]
+
+
+def test_a_hash_is_of_the_picture_as_it_is_seen() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encode(photo(3).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    deep = Image.fromarray(np.asarray(photo(3).convert("L")).astype(np.uint16) * 257)
+    for same in (stored, encode(deep, "PNG")):
+        assert difference_hash(same) in LookAlikes([difference_hash(encode(photo(3), "JPEG", quality=95))])
 
 
 def test_numbers() -> None:

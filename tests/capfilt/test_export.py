@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from capfilt.export import ExportConfig, export
-from capfilt.shards import read_pictures, read_table
+from capfilt.shards import Picture, read_pictures, read_table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from filtered_set import filter_set, write_set
@@ -129,6 +130,32 @@ def test_blip_lists_have_a_row_a_text_and_files_that_are_there(filtered: Path, k
     from blipcore.data.annotations import read_captions
 
     assert sum(len(row["texts"]) for row in read_captions(tmp_path / "pairs.json")) == len(rows)
+
+
+def test_tars_and_keys_of_others_stay_apart(tmp_path: Path, drawn) -> None:
+    import webdataset
+
+    def foreign(number: int) -> Picture:  # 3/x and 3_x are two pictures
+        return replace(drawn(number), key=f"{number // 2}{'/_'[number % 2]}x")
+
+    data = write_set(tmp_path / "data", foreign, pictures=30, shards=1)
+    for path in list(data.rglob("00000.*")):
+        path.rename(path.with_name(f"part.v1{path.suffix}"))
+    stored = {picture.key: picture.image for picture in read_pictures(data / "part.v1.tar")}
+    filtered = filter_set(data)
+    exported = export(ExportConfig(str(filtered), str(tmp_path / "tars")), progress=False)["counts"]["exported"]
+    samples = list(webdataset.WebDataset(str(tmp_path / "tars" / "part.v1.tar"), shardshuffle=False))
+    assert len(samples) == exported > 10 and all("png" in sample and "txt" in sample for sample in samples)
+
+    left = tmp_path / "lists" / "images" / "part.v1" / ".3_x.png.0123abcd.tmp"  # by a run that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    export(ExportConfig(str(filtered), str(tmp_path / "lists"), "json"), progress=False)
+    rows = json.loads((tmp_path / "lists" / "pairs.json").read_text())
+    assert len({row["image_id"] for row in rows}) == len({row["image"] for row in rows}) == exported
+    for row in rows:
+        assert (tmp_path / "lists" / row["image"]).read_bytes() == stored[row["image_id"].removeprefix("part_v1_")]
+    assert not left.exists()
 
 
 def test_pictures_of_an_evaluation_set_stay_behind(filtered: Path, kept: dict, tmp_path: Path, draw) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from capfilt import readahead
 from capfilt.readahead import ReadAhead, decode_threads, speed
-from capfilt.shards import Picture, write_shard
+from capfilt.shards import Picture, read_pictures, write_shard
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_a_mistake_in_preparing_is_no_bad_picture(tar: Path) -> None:
         list(ReadAhead(tar, prepare))
 
 
-def test_the_wait_is_measured(tar: Path) -> None:
+def test_the_wait_is_measured(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = ReadAhead(tar, lambda image: time.sleep(0.01), threads=1)
     list(slow)
     assert slow.times()["waited_ms"] > 100
@@ -63,6 +65,17 @@ def test_the_wait_is_measured(tar: Path) -> None:
         time.sleep(0.01)
     times = patient.times()
     assert times["waited_ms"] < times["busy_ms"] / 2
+
+    def slow_reading(*_: object) -> Iterator[Picture]:
+        for picture in pictures:
+            time.sleep(0.01)
+            yield picture
+
+    pictures = list(read_pictures(tar))
+    monkeypatch.setattr(readahead, "read_pictures", slow_reading)
+    waiting = ReadAhead(tar, lambda image: 1, ahead=4)
+    list(waiting)
+    assert waiting.times()["waited_ms"] > 190
     assert speed({"pictures": 50, "waited_ms": 100, "busy_ms": 1000}, 2.0, "pictures") == {
         "pictures_per_second": 25.0, "data_wait_share": 0.1
     }  # fmt: skip

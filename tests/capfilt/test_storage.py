@@ -163,6 +163,15 @@ def test_what_does_not_mend_is_one_sentence_and_leaves_nothing(folder: Remote, r
     assert (caught.value.errno, caught.value.filename, calls[0]) == (errno.EACCES, f"{folder}/x", 1)
 
 
+def test_a_bad_moment_is_no_answer_that_nothing_is_there(folder: Remote, moody) -> None:
+    (folder / "x").write_bytes(b"x")
+    moody(2, "info", ConnectionResetError("reset by peer"))
+    assert (folder / "x").exists() and (folder / "x").is_file() and folder.is_dir()
+    moody(9, "info", ConnectionResetError("reset by peer"))
+    with pytest.raises(OSError, match="does not answer after 5 tries"):
+        (folder / "x").is_file()
+
+
 def test_a_range_that_comes_short_is_asked_for_again(folder: Remote, monkeypatch) -> None:
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
     (folder / "x").write_bytes(b"0123456789")
