@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 KEEP = 32  # copies of a folder's tars; four windows of shards
 TRIES = 6  # of a copy, with 1, 2, 4, ... seconds between
+VERSIONS = ("ETag", "etag", "mtime", "created")  # what file systems call that by which a file differs from an older one
 
 
 def is_remote(place: str | Path) -> bool:
@@ -33,7 +34,6 @@ class Folder:
 
     def __init__(self, place: str | Path) -> None:
         self.place = str(place).rstrip("/") if is_remote(place) else str(Path(place))
-        self._wanted: SimpleQueue[str] | None = None
         if is_remote(place):
             self._open_remote()
 
@@ -41,11 +41,24 @@ class Folder:
         import fsspec
 
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self.place)
+            self._system, self._root = fsspec.core.url_to_fs(self.place)
         except (ImportError, ValueError) as error:
             raise ValueError(f"{self.place} cannot be reached: {error}") from error
+        self._process = os.getpid()
+        self._wanted: SimpleQueue[str] | None = None
         owner = f"blipcore-{os.getuid()}"
         self._copies = Path(tempfile.gettempdir()) / owner / blake2b(self.place.encode(), digest_size=8).hexdigest()
+
+    @property
+    def _files(self) -> Any:
+        """The file system."""
+        self._after_fork()
+        return self._system
+
+    def _after_fork(self) -> None:
+        """In a process forked since, open the file system anew: fsspec's threads are not there, nor is ours."""
+        if self._process != os.getpid():
+            self._open_remote()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"place": self.place}
@@ -89,20 +102,24 @@ class Folder:
         """A file on this machine, fetched first where it is not; it may go again when KEEP others have come."""
         if not is_remote(self.place):
             return Path(self.place) / name
-        copy = self._copies / name
         self._copies.mkdir(parents=True, exist_ok=True)
         with (self._copies / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if copy.exists():
-                os.utime(copy)
-            else:
-                self._fetch(name, copy)
-        return copy
+            for attempt in range(TRIES):
+                try:
+                    return self._copy(name)
+                except FileNotFoundError:
+                    raise FileNotFoundError(f"{self.where(name)} does not exist") from None
+                except Exception as error:  # every file system behind fsspec has errors of its own
+                    if attempt == TRIES - 1:
+                        raise OSError(f"{self.where(name)} could not be fetched: {error}") from error
+                    time.sleep(2**attempt)
 
     def ahead(self, names: Iterable[str]) -> None:
         """Fetch files in the background, in this order; nothing to do where they are on this machine."""
         if not is_remote(self.place):
             return
+        self._after_fork()
         if self._wanted is None:
             self._wanted = SimpleQueue()
             threading.Thread(target=self._fetch_ahead, args=(self._wanted,), daemon=True).start()
@@ -114,22 +131,24 @@ class Folder:
             with contextlib.suppress(OSError):  # whoever needs the file will meet the error
                 self.local(wanted.get())
 
-    def _fetch(self, name: str, copy: Path) -> None:
+    def _copy(self, name: str) -> Path:
+        """The copy of a file as it is there now, whole: another one of the same name must not pass for it."""
+        there = f"{self._root}/{name}"
+        about = self._files.info(there)
+        marks = [about.get(mark) for mark in ("size", *VERSIONS)]
+        copy = self._copies / f"{blake2b(repr(marks).encode(), digest_size=8).hexdigest()}-{name}"
+        if copy.exists():
+            os.utime(copy)
+            return copy
         partial = copy.with_name(f".{name}.part")
-        for attempt in range(TRIES):
-            try:
-                self._files.get_file(f"{self._root}/{name}", str(partial))
-                break
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{self.where(name)} does not exist") from None
-            except Exception as error:  # every file system behind fsspec has errors of its own
-                if attempt == TRIES - 1:
-                    raise OSError(f"{self.where(name)} could not be fetched: {error}") from error
-                time.sleep(2**attempt)
+        self._files.get_file(there, str(partial))
+        if about.get("size") not in (None, partial.stat().st_size):
+            raise OSError("it was cut short on its way")
         partial.rename(copy)
         copies = [path for path in self._copies.iterdir() if not path.name.startswith(".")]
         for old in sorted(copies, key=_last_used)[:-KEEP]:
             old.unlink(missing_ok=True)  # who has it open reads on
+        return copy
 
 
 def _last_used(path: Path) -> float:

@@ -134,7 +134,7 @@ class TarReader:
         descriptor = os.open(path, os.O_RDONLY)
         index = index_tar(descriptor)
         if index.problem:
-            self.problems[path.name] = index.problem
+            self.problems[name] = index.problem
         self._open[name] = descriptor, index
         if len(self._open) > self.capacity:
             os.close(self._open.popitem(last=False)[1][0])

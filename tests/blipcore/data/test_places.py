@@ -85,6 +85,33 @@ def test_tars_are_fetched_once_ahead_and_only_the_last_used_stay(shards, tempora
     assert len([path for path in temporary.rglob("*.tar") if not path.name.startswith(".")]) <= 4
 
 
+def test_another_file_of_the_same_name_is_fetched_anew(shards):
+    """A shard set that was made again, under the same names as usual, must not give its texts the old pictures."""
+    folder = Folder(f"file://{shards}")
+    before = folder.local("00000.tar").read_bytes()
+    write_shard(shards / "00000.tar", ["other"])
+    assert Folder(f"file://{shards}").local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes() != before
+
+
+def test_a_copy_cut_short_on_its_way_is_fetched_again(shards, monkeypatch):
+    system, lengths = fsspec.implementations.local.LocalFileSystem, iter([1000, None])
+    monkeypatch.setattr(
+        system,
+        "get_file",
+        lambda self, source, target, **more: Path(target).write_bytes(Path(source).read_bytes()[: next(lengths)]),
+    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert Folder(f"file://{shards}").local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes()
+
+
+def test_forked_workers_open_the_file_system_anew(shards):
+    """Those of S3 and its kind refuse to work in a process that was forked after they were opened."""
+    tables(shards)  # so that opening fetches no tar
+    place = f"async_wrapper::file://{shards}"
+    loader = Stream([place], eval_transform(4), 0, window=2).loader(list, 2, 0, 9, workers=1)
+    assert [problems for _, problems in loader] == [{}] * 9
+
+
 def tables(shards: Path) -> None:
     """The tables that `capfilt` and img2dataset write beside the tars; of each, one row has no picture, one no text."""
     for path in sorted(shards.glob("*.tar")):
