@@ -133,7 +133,8 @@ def _parts(config: BootstrapConfig) -> Iterator[Part]:
             words, run = _configured(config, f"finetune_{model}", given)
             words = ["finetune", task, *config.human, "--init", init, "--out", str(folder / model), *words]
             step = Step(f"{number}-finetune-{model}", (*words, "--nproc", str(config.nproc)))
-            yield Part(step, f"finetune-{model}", "images", _images(run, config.nproc))
+            before = Steps(Path(config.out) / "logs").summary(Step(f"1-finetune-{model}", ())) or {}
+            yield Part(step, f"finetune-{model}", "images", _images(run, config.nproc, steps=before.get("steps")))
         models = {model: str(folder / model / "model") for model in ("captioner", "filter")}
         if both := [setting for setting in config.caption if setting in SHARED]:
             raise ValueError(f"caption: leave out '{both[0]}'; one pass captions and filters, and filter says it.")
@@ -212,11 +213,11 @@ def _config_of(section: str) -> type:
     return {"download": DownloadConfig, "caption": CaptionConfig, "filter": CaptionFilterConfig, **trained}[section]
 
 
-def _images(run: Any, nproc: int, pictures: int | None = None) -> int | None:
-    """Pictures that a training reads, where its length is given in steps, or in epochs of a known number."""
+def _images(run: Any, nproc: int, pictures: int | None = None, steps: int | None = None) -> int | None:
+    """Pictures that a training reads: its length is given in steps, in epochs of a known number, or was met before."""
     train = run.train
-    if train.steps:
-        return train.steps * train.batch_size * train.accumulate * nproc
+    if steps := train.steps or steps:
+        return steps * train.batch_size * train.accumulate * nproc
     return pictures and round(train.epochs * pictures)
 
 

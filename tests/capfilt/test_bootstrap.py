@@ -117,6 +117,17 @@ def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
     assert other.returncode == 2 and "human_share: 0.5 -> 0.25" in other.stderr
 
 
+def test_a_finetuning_in_epochs_takes_as_long_as_the_one_before(toy: Path) -> None:
+    given = ["rounds=2", "finetune_filter.train.steps=null", "finetune_filter.train.epochs=3"]
+    config = resolve(BootstrapConfig, toy, given)
+    amounts = lambda: {part.step.name: part.amount for part in plan(config)}  # noqa: E731
+    assert amounts()["2-finetune-filter"] is None
+    logs = Path(config.out) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "1-finetune-filter.json").write_text('{"steps": 5}')
+    assert amounts()["2-finetune-filter"] == 20
+
+
 def test_the_time_left_is_told_before_the_first_shard_is_done() -> None:
     part = Part(Step("1-filter", ()), "filter", "pictures", 10_000)
     assert left(part, 100.0, "caption and score: 0 of 4 shards, 10.0 pictures/s") == ", 0:15:00 left"
