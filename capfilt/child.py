@@ -47,7 +47,7 @@ def run_child(place: Path, stall_seconds: float, deadline: float, tick: Callable
                     return "stalled"
         finally:
             if child.returncode != 0:
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, PermissionError):  # macOS says the second of zombies
                     os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             child.stdin.close()

@@ -21,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from capfilt.storage import Place, Remote, modified, names
+from capfilt.storage import UNKNOWN, Place, Remote, modified, names
 
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 MEET_SECONDS = 5.0  # in which ranks that start together get past each other
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0  # several renewals may fail or be late
@@ -85,7 +84,7 @@ def _flocked(folder: Path, me: dict[str, Any]) -> Iterator[None]:
             if me["world_size"] > 1:
                 held.append(_take(folder / f".lock.{me['rank']}", me))
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in UNKNOWN:
                 raise
             (folder / ".lock").unlink(missing_ok=True)
             with _leased(folder, me):

@@ -15,8 +15,10 @@ import os
 import random
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +33,8 @@ from capfilt.shards import walk_tar, write_table
 from capfilt.storage import read_tail
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
+# What a message holds where no such host is known; the numbers are of the system.
+NO_HOST = tuple(f"[Errno {getattr(socket, name)}]" for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name))
 PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
 APART = 4  # processes at least when some rows stall: the others go on beside those
 
@@ -58,7 +62,7 @@ class Answer:
 
     def final(self, asking: Asking) -> bool:
         """Whether asking again is of no use, has been done often enough, or would have to wait for too long."""
-        gone = self.error is not None and ("[Errno -2]" in self.error or "[Errno -5]" in self.error)  # no such host
+        gone = any(sign in (self.error or "") for sign in NO_HOST)
         return self.status not in RETRYABLE or gone or self.tries > asking.retries or self.rest > asking.retry_after
 
 
@@ -223,7 +227,8 @@ def _bodies(tar: Path) -> list[tuple[int, int, int]]:
                 body = member
             elif body is not None and member.name == body.name.removesuffix(".jpg") + ".json":
                 file.seek(member.offset)
-                found.append((json.loads(file.read(member.size))["uid"], body.offset, body.size))
+                with suppress(ValueError):  # blank: a machine that went down has not written all of it
+                    found.append((json.loads(file.read(member.size))["uid"], body.offset, body.size))
     return found
 
 

@@ -30,6 +30,8 @@ FIRST_WAIT = 0.5
 BLOCK = 8 << 20  # bytes of a range request: enough for a full stream, little enough to repeat
 AHEAD = 4  # blocks in flight beyond the one that is read
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that brings its package
+# What a file system says to a request that it does not know: CIFS to the fsync of a folder, NFS without locks to flock.
+UNKNOWN = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 # A request that fails with one of these fails again.
 PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 PERMANENT += (ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
@@ -313,6 +315,9 @@ def committed(path: Place) -> Iterator[BinaryIO]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
     finally:
         os.close(folder)
 

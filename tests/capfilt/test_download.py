@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -310,6 +312,17 @@ def test_settings_are_checked() -> None:
         DownloadConfig("u", "o", shard_size=0)
     with pytest.raises(ValueError, match="min_success is a share"):
         DownloadConfig("u", "o", min_success=2)
+
+
+def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "a000" / "out").mkdir(parents=True)
+    with tarfile.open(tmp_path / "a000" / "out" / "00000.tar", "w") as tar:
+        for name, data in (("0.jpg", b"x"), ("0.json", bytes(9)), ("1.jpg", b"y"), ("1.json", b'{"uid": 1}')):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    answers = Staging(tmp_path).answers([0, 1])
+    assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
 
 
 def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 from pathlib import Path
 
 import fsspec
@@ -208,6 +209,22 @@ def test_sweeping_takes_what_was_to_become_ours(tmp_path: Path, folder: Remote) 
         assert names(root) == [".00000.parquet.0123abcd.tmp", ".hidden", "00002.parquet", "x.json"]
         sweep(root)
         assert names(root) == [".hidden", "00002.parquet", "x.json"]
+
+
+def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch) -> None:
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    number = errno.EINVAL
+    write_json(tmp_path / "a.json", {})
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_json(tmp_path / "b.json", {})
 
 
 def test_nothing_appears_when_the_writer_fails(folder: Remote, tmp_path: Path) -> None:
