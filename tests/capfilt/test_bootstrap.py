@@ -118,7 +118,7 @@ def test_a_round_runs_once_and_goes_on_with_another(toy: Path) -> None:
 
 
 def test_a_finetuning_in_epochs_takes_as_long_as_the_one_before(toy: Path) -> None:
-    given = ["rounds=2", "finetune_filter.train.steps=null", "finetune_filter.train.epochs=3"]
+    given = ["rounds=2", "finetune_filter.train.steps=0", "finetune_filter.train.epochs=3"]
     config = resolve(BootstrapConfig, toy, given)
     amounts = lambda: {part.step.name: part.amount for part in plan(config)}  # noqa: E731
     assert amounts()["2-finetune-filter"] is None
