@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, features
 
 from blipcore.data.transforms import (
     CLIP_MEAN,
@@ -136,6 +136,15 @@ def test_pictures_are_loaded_upright(picture):
     exif[0x0112] = 6  # rotate by 90 degrees to view
     upright = load_image(encoded(picture, "JPEG", exif=exif, quality=100))
     assert upright.size == (40, 60)
+    exif[0x010E] = "a text"
+    lying = encoded(picture, "JPEG", exif=exif, quality=100)
+    for odd in (1, 6, 7):  # cameras write tags of a wrong type
+        place = lying.index(b"\x01\x0e\x00\x02") + 3
+        assert load_image(lying[:place] + bytes([odd]) + lying[place + 1 :]).tobytes() == upright.tobytes()
+    for turn in range(2, 9):
+        exif[0x0112] = turn
+        turned = encoded(picture, "PNG", exif=exif)
+        assert load_image(turned).tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).tobytes()
 
 
 def test_pictures_of_every_mode_become_rgb(picture):
@@ -154,5 +163,12 @@ def test_damage_is_an_os_error(picture, tmp_path):
     for damaged in (b"", b"no picture", whole[: len(whole) // 2], encoded(picture)[:60]):
         with pytest.raises(OSError):
             load_image(damaged)
+    if features.check("avif"):  # whose decoder raises RuntimeError
+        whole = encoded(picture, "AVIF")
+        data = whole.index(b"mdat") + 4
+        with pytest.raises(OSError, match="damaged picture"):
+            load_image(whole[:data] + bytes(len(whole) - data))
+    with pytest.raises(OSError, match="no known picture format"):  # Pillow would start Ghostscript
+        load_image(encoded(picture, "EPS"))
     with pytest.raises(FileNotFoundError):
         load_image(tmp_path / "absent.jpg")
