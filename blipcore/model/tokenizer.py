@@ -114,7 +114,8 @@ class Tokenizer:
         bert = _bert(models.WordPiece(unk_token="[UNK]"))
         words: Counter[str] = Counter()
         for text in texts:
-            words.update(word for word, _ in bert.pre_tokenizer.pre_tokenize_str(bert.normalizer.normalize_str(text)))
+            normal = bert.normalizer.normalize_str(_whole(text))
+            words.update(word for word, _ in bert.pre_tokenizer.pre_tokenize_str(normal))
         pieces: Counter[str] = Counter()
         for word, count in words.items():
             pieces.update({piece: count for piece in [word[0], *(f"##{letter}" for letter in word[1:])]})
@@ -184,7 +185,7 @@ class Tokenizer:
             raise ValueError(f"max_length {max_length} leaves no room for the first token and [SEP]: give at least 2")
         start = {"cls": self.cls, "dec": self.bos, "enc": self.enc}[first]
         # One by one: encode_batch starts threads, which a data loader's forked workers must not inherit.
-        pieces = [self.backend.encode(text, add_special_tokens=False).ids for text in texts]
+        pieces = [self._pieces(text) for text in texts]
         rows = [[start, *ids[: max_length - 2], self.sep] for ids in pieces]
         length = max_length if pad_to_max else max(map(len, rows), default=0)
         ids = torch.full((len(rows), length), self.pad)
@@ -196,7 +197,10 @@ class Tokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """Ids a caption starts from: [DEC] and the prompt's pieces, without [SEP]."""
-        return [self.bos, *self.backend.encode(text, add_special_tokens=False).ids]
+        return [self.bos, *self._pieces(text)]
+
+    def _pieces(self, text: str) -> list[int]:
+        return self.backend.encode(_whole(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of `ids`, special tokens left out; characters that are written without spaces are joined again."""
@@ -208,6 +212,11 @@ class Tokenizer:
 
     def __setstate__(self, state: str) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state))
+
+
+def _whole(text: str) -> str:
+    """`text` with "?" for each half of a surrogate pair, of which JSON may hold one alone: half an emoji."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _bert(model: models.Model) -> tokenizers.Tokenizer:

@@ -1,5 +1,6 @@
 """Tokenizer: framing, special tokens, files in and out, training."""
 
+import json
 import pickle
 import random
 
@@ -58,6 +59,13 @@ def test_prompt_starts_with_dec_and_has_no_end(tokenizer):
 def test_special_tokens_in_a_text_are_text(tokenizer):
     ids, _ = tokenizer(["dog [SEP] [DEC]"], max_length=30)
     assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "dog", "[", "sep", "]", "[", "[UNK]", "]", "[SEP]"]
+
+
+def test_half_an_emoji_as_json_may_hold_it_is_a_question_mark(tokenizer):
+    half = json.loads('"dog \\ud83d"')
+    assert tokenizer([half], 30)[0].tolist() == tokenizer(["dog ?"], 30)[0].tolist()
+    assert tokenizer.prompt(half) == tokenizer.prompt("dog ?")
+    assert len(Tokenizer.train([half, half], vocab_size=30)) > 7
 
 
 def test_decode_joins_pieces_and_skips_specials(tokenizer):
