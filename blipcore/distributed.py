@@ -57,7 +57,7 @@ def session(device: str) -> Iterator[None]:
         yield
         return
     if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     _groups.append(dist.group.WORLD)
     try:
@@ -73,10 +73,16 @@ def session(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait until every process is here; nothing to wait for when alone."""
-    if _in_group():
-        dist.barrier()
+def _take_gpu(device: str, number: int) -> None:
+    """Make GPU `number` of this machine the process's own; ValueError where it has no such, or was told another one."""
+    if device not in ("cuda", f"cuda:{number}"):
+        raise ValueError(f"each process takes a GPU of its own: give --device cuda, not {device}")
+    if number >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {number} of this machine has no GPU, there are {torch.cuda.device_count()}: start as many "
+            "processes as there are GPUs"
+        )
+    torch.cuda.set_device(number)
 
 
 def on_main(work: Callable[[], T]) -> T:

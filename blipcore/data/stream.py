@@ -124,6 +124,7 @@ class Stream:
         """This rank's next `batches` batches (collated, with the problems met) from position `start` of the stream.
 
         Their order does not depend on the number of workers. A batch of every rank together is a stretch of the stream.
+        In the place of a batch that cannot be had stands the error: raised in a worker it would come with a traceback.
         """
         return DataLoader(
             _Batches(self, collate, batch_size, start),
@@ -185,7 +186,7 @@ def parse_spec(spec: str) -> tuple[str, Fraction | None]:
         return spec, None
     try:
         weight = Fraction(number)
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         return spec, None
     if weight <= 0:
         raise ValueError(f"the weight of a data set must be above 0, but {spec} says {number}")
@@ -304,7 +305,10 @@ class _Batches(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, dict[str, str]]:
         first = self.start + (index * self.ranks + self.rank) * self.batch_size
-        batch = self.collate([self.stream.sample(first + row) for row in range(self.batch_size)])
+        try:
+            batch = self.collate([self.stream.sample(first + row) for row in range(self.batch_size)])
+        except (ValueError, OSError) as error:
+            batch = error
         return batch, self.stream.take_problems()
 
 

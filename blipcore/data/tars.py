@@ -75,9 +75,9 @@ def _parse_header(header: bytes) -> tuple[str, int, bytes]:
         raise ValueError("truncated")
     # The magic word tells a header from anything else at a tenth of the cost of the checksum; only the tars of before
     # 1988 lack it.
-    if header[257:262] != b"ustar" and _number(header[148:156]) != _checksum(header):
-        raise ValueError("damaged, or no tar")
     size = _number(header[124:136])
+    if size < 0 or (header[257:262] != b"ustar" and _number(header[148:156]) != _checksum(header)):
+        raise ValueError("damaged, or no tar")
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:  # POSIX puts the start of long names elsewhere; GNU does not
         name = header[345:500].split(b"\0", 1)[0] + b"/" + name

@@ -115,8 +115,8 @@ def _cause(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def random_state() -> dict[str, Tensor]:
-    """The states of every random generator of this process that training may draw from, in tensors of fixed shapes."""
+def random_state(device: str) -> dict[str, Tensor]:
+    """The states of every random generator that training on `device` may draw from, in tensors of fixed shapes."""
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     state = {
@@ -126,12 +126,12 @@ def random_state() -> dict[str, Tensor]:
         "numpy": torch.from_numpy(keys.astype(np.int64)),
         "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.startswith("cuda"):
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_random_state(state: dict[str, Tensor]) -> None:
+def set_random_state(state: dict[str, Tensor], device: str) -> None:
     """Undo `random_state`."""
     torch.set_rng_state(state["torch"])
     has_gauss, gauss = state["python_gauss"].tolist()
@@ -139,7 +139,7 @@ def set_random_state(state: dict[str, Tensor]) -> None:
     position, has_gauss, cached = state["numpy_rest"].tolist()
     np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
     if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _make_anew(folder: Path) -> None:

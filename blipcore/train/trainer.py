@@ -46,6 +46,7 @@ class TrainState:
     """Where a run is, apart from weights and generators; what a checkpoint holds in readable form."""
 
     step: int = 0  # optimiser steps done
+    steps: int = 0  # of the whole run, as the last launch counted them
     position: int = 0  # samples of the stream that these took, over all processes
     seconds: float = 0.0  # in the loop, over all launches that led here
     waited: float = 0.0  # of these, waiting for data
@@ -117,6 +118,7 @@ class Trainer:
         torch.manual_seed(self.config.seed + distributed.rank())
         messages = self._resume(optimizer)
         config, state = self.config, self.state
+        state.steps = config.steps
         main = distributed.is_main()
         logs = self.folder.logs(state.step, config.wandb) if main else contextlib.nullcontext(lambda record: None)
         with stop_signals() as stopped, Display(config.steps, state.step, quiet=not main) as display, logs as log:
@@ -193,6 +195,8 @@ class Trainer:
     def _next(self, batches: Iterator[tuple[Batch, dict[str, str]]]) -> Batch:
         started = time.perf_counter()
         batch, problems = next(batches)
+        if isinstance(batch, Exception):
+            raise batch
         self.state.waited += time.perf_counter() - started
         self.state.problems |= problems
         return {name: to_device(x, self.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
@@ -247,7 +251,7 @@ class Trainer:
         """Scores of the model as it is now; it becomes the one in best/ when it beats those before it."""
         from blipcore.model.convert import save_model
 
-        state, before = self.state, random_state()
+        state, before = self.state, random_state(self.device)
         model = whole_model(self.task)
 
         def look() -> dict[str, float]:
@@ -262,7 +266,7 @@ class Trainer:
         with uncompiled(self.task):
             scores = distributed.on_main(look)
         self.task.train()
-        set_random_state(before)
+        set_random_state(before, self.device)
         return scores
 
     def _verdict(self, scores: dict[str, float]) -> str:
@@ -277,8 +281,10 @@ class Trainer:
         for problems in distributed.everyone(state.problems):
             state.problems |= problems
         interval = {name: value.item() for name, value in self.sums.items()}
+        generators = random_state(self.device)
         readable = asdict(state) | {"summed": self.summed, "sums": distributed.everyone(interval)}
-        self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(random_state()), readable)
+        readable["generators"] = list(generators)
+        self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(generators), readable)
 
     def _tensors(self, optimizer: AdamW) -> dict[str, Tensor]:
         """Weights, momentum encoders, queues and the optimiser's state, under names that any process layout shares."""
@@ -290,11 +296,13 @@ class Trainer:
 
     def _resume(self, optimizer: AdamW) -> list[str]:
         """Take up the newest readable checkpoint; returns what to tell the user."""
-        ranks, generators = distributed.world_size(), random_state()
+        ranks, generators = distributed.world_size(), random_state(self.device)
 
         def into(readable: dict[str, Any]) -> dict[str, Tensor]:
-            own = self._random_tensors(generators) if len(readable["sums"]) == ranks else {}
-            return self._tensors(optimizer) | own
+            if len(readable["sums"]) != ranks:
+                return self._tensors(optimizer)
+            there = {name: state for name, state in generators.items() if name in readable["generators"]}
+            return self._tensors(optimizer) | self._random_tensors(there)
 
         restored = self.checkpoints.restore(into)
         if restored is None:
@@ -302,7 +310,8 @@ class Trainer:
         readable, messages = restored
         state = self.state = TrainState(**{name: readable[name] for name in asdict(self.state)})
         if len(readable["sums"]) == ranks:
-            set_random_state(generators)
+            set_random_state(generators, self.device)
+            self.config = replace(self.config, steps=state.steps)
             sums = readable["sums"][distributed.rank()]
             self.sums = {name: torch.tensor(value, device=self.device) for name, value in sums.items()}
             self.summed = readable["summed"]

@@ -5,6 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+import torch
 import torch.distributed as dist
 from PIL import Image
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -26,14 +28,23 @@ def group(rank: int, size: int) -> Iterator[None]:
 
 def test_alone():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    distributed.barrier()
 
 
 def test_in_a_group():
     for rank in range(3):
         with group(rank, 3):
             assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 3, rank == 0)
-            distributed.barrier()
+
+
+@pytest.mark.parametrize(
+    "device, words", [("cuda", "process 2 of this machine has no GPU, there are 2"), ("cuda:0", "give --device cuda")]
+)
+def test_more_processes_than_gpus_are_refused(monkeypatch, device, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words), distributed.session(device):
+        pass
 
 
 def test_the_slices_of_the_ranks_make_the_global_batch(tmp_path):

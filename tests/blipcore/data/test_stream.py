@@ -241,6 +241,7 @@ def test_specs(tmp_path, monkeypatch):
     assert parse_spec("a=b/data") == ("a=b/data", None)
     assert parse_spec("date=2024") == ("date=2024", None)  # exists as it stands
     assert parse_spec("date=2024=2") == ("date=2024", 2)
+    assert parse_spec("data=1/0") == ("data=1/0", None)
     for weight in ("0", "-1"):
         with pytest.raises(ValueError, match="must be above 0"):
             parse_spec(f"data={weight}")

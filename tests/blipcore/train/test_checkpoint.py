@@ -131,12 +131,12 @@ def test_random_states_come_back(tmp_path):
 
     draws()  # leaves half a pair of gaussians behind in two of the generators
     store = Checkpoints(tmp_path, keep=1)
-    store.save(1, random_state(), {"step": 1})
+    store.save(1, random_state("cpu"), {"step": 1})
     expected = draws()
     draws()
-    state = random_state()
+    state = random_state("cpu")
     store.restore(lambda readable: state)
-    set_random_state(state)
+    set_random_state(state, "cpu")
     assert draws() == expected
 
 

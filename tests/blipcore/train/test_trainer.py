@@ -18,8 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import blipcore.model.convert
+from blipcore.data import stream as stream_module
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
+from blipcore.train import trainer as trainer_module
+from blipcore.train.checkpoint import random_state
 from blipcore.train.run_folder import diff
 from blipcore.train.trainer import Judge, NonFiniteLossError, TrainConfig, Trainer
 
@@ -345,6 +348,41 @@ def test_what_was_logged_after_the_checkpoint_is_dropped(shards, tmp_path):
 def test_epochs_become_steps(shards, tmp_path):
     summary = trainer(shards, tmp_path, steps=0, epochs=0.5).fit()
     assert summary["steps"] == 5  # 40 pictures in batches of 4
+
+
+def test_epochs_that_went_on_with_other_processes_are_still_counted_after_a_second_kill(shards, tmp_path):
+    """Four steps of two processes with 4 pictures each leave 8 of the 40 pictures: two steps of one process."""
+    epoch = {"steps": 0, "epochs": 1.0, "save_every": 1}
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(5), **epoch).fit()
+    state = tmp_path / "checkpoints" / "step-000004" / "state.json"
+    readable = json.loads(state.read_text())
+    state.write_text(json.dumps(readable | {"sums": readable["sums"] * 2, "position": 32}))
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(2), **epoch).fit()
+    summary = trainer(shards, tmp_path, **epoch).fit()
+    assert (summary["steps"], summary["pictures"]) == (6, 40)
+
+
+def test_a_run_goes_on_where_there_is_another_random_generator(shards, tmp_path, monkeypatch):
+    """As on a GPU after a CPU."""
+    with pytest.raises(Killed):
+        trainer(shards, tmp_path, kill_at(5)).fit()
+    monkeypatch.setattr(trainer_module, "random_state", lambda device: random_state(device) | {"more": torch.zeros(9)})
+    assert trainer(shards, tmp_path).fit()["steps"] == 12
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_gone_is_one_sentence(shards, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(stream_module, "MAX_REPLACEMENTS", 3)
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    run = trainer(broken, tmp_path / "run", workers=workers)
+    for tar in broken.iterdir():
+        tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(ValueError, match=r"^3 pictures in a row of .* cannot be read") as error:
+        run.fit()
+    assert "Traceback" not in str(error.value)
 
 
 class Terminal(io.StringIO):
