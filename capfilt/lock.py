@@ -8,7 +8,6 @@ part of the shards. No lock guards the bytes, only the work: tables appear whole
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from capfilt.storage import UNKNOWN, Place, Remote, modified, names
+from capfilt.storage import FULL, UNKNOWN, Place, Remote, modified, names
 
 MEET_SECONDS = 5.0  # in which ranks that start together get past each other
 RENEW_SECONDS = 20.0
@@ -112,7 +111,7 @@ def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, i
             if _same(path, descriptor) and (not shared or lasting):
                 raise Occupied(_sentence(path.parent, there, me))
         except OSError as error:
-            if error.errno == errno.ENOSPC:  # it is ours, and empty
+            if error.errno in FULL:  # it is ours, and empty
                 path.unlink(missing_ok=True)
             os.close(descriptor)
             raise OSError(error.errno, error.strerror, str(path)) from None

@@ -30,7 +30,7 @@ from capfilt.fetch import FetchConfig
 from capfilt.guard import PRIVATE, RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
 from capfilt.progress import Display
 from capfilt.shards import walk_tar, write_table
-from capfilt.storage import read_tail
+from capfilt.storage import FULL, read_tail
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
 # What a message holds where no such host is known; the numbers are of the system.
@@ -198,10 +198,12 @@ class Staging:
 
     def _require_space(self) -> None:
         """OSError when the disk is full, or was to the latest attempt: then its rows are not the fault of servers."""
-        full = os.strerror(errno.ENOSPC)
-        said = full.encode() in read_tail(self.attempts()[-1] / "log.txt", 1 << 20)
-        if said or shutil.disk_usage(self.folder).free < 1 << 20:
-            raise OSError(errno.ENOSPC, full, str(self.folder))
+        said = read_tail(self.attempts()[-1] / "log.txt", 1 << 20).decode(errors="replace")
+        for number in FULL:  # the disk, or the user's share of it
+            if os.strerror(number) in said:
+                raise OSError(number, os.strerror(number), str(self.folder))
+        if shutil.disk_usage(self.folder).free < 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def last_words(self) -> str:
         """The last line that the latest attempt's child has printed."""

@@ -30,6 +30,7 @@ FIRST_WAIT = 0.5
 BLOCK = 8 << 20  # bytes of a range request: enough for a full stream, little enough to repeat
 AHEAD = 4  # blocks in flight beyond the one that is read
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that brings its package
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # What a file system says to a request that it does not know: CIFS to the fsync of a folder, NFS without locks to flock.
 UNKNOWN = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 # A request that fails with one of these fails again.
@@ -280,9 +281,10 @@ class _Ranges(io.RawIOBase):
             return data
 
         data = memoryview(self.remote._ask(fetch))
-        while data:
-            written = os.pwrite(self._spool.fileno(), data, stop - len(data))
-            data = data[written:]
+        with _told_where(tempfile.gettempdir()):
+            while data:
+                written = os.pwrite(self._spool.fileno(), data, stop - len(data))
+                data = data[written:]
 
     def close(self) -> None:
         if not self.closed:
@@ -295,6 +297,17 @@ class _Ranges(io.RawIOBase):
 
 
 @contextmanager
+def _told_where(path: str | Path) -> Iterator[None]:
+    """Says which disk it is when one is full, which a write by itself does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def committed(path: Place) -> Iterator[BinaryIO]:
     """A file that appears under `path`, in a folder that is there, only when the block has ended well."""
     # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
@@ -304,7 +317,7 @@ def committed(path: Place) -> Iterator[BinaryIO]:
             yield file
         return
     try:
-        with open(temporary, "xb") as file:
+        with _told_where(path), open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -325,8 +338,9 @@ def committed(path: Place) -> Iterator[BinaryIO]:
 @contextmanager
 def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
     with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
-        yield file  # type: ignore[misc]
-        file.flush()
+        with _told_where(file.name):
+            yield file  # type: ignore[misc]
+            file.flush()
         if not path._ask(lambda fs, _: _has_folders(fs)):
             path._ask(lambda fs, target: fs.put_file(file.name, target))  # an object is there when it is complete
             return
@@ -383,7 +397,7 @@ def _patiently(request: Callable[[], T], url: str) -> T:
         except Exception as error:
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                 raise PermissionError(errno.EACCES, f"No access ({_one_line(error)})", url) from None
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of the temporary file
+            if isinstance(error, OSError) and error.errno in FULL:  # of the temporary file
                 raise
             if attempt == TRIES - 1:
                 raise OSError(f"{url} does not answer after {TRIES} tries ({_one_line(error)}).") from None

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from capfilt.storage import Place
+from capfilt.storage import FULL, Place
 
 
 class EngineError(RuntimeError):
@@ -21,7 +21,7 @@ class EngineError(RuntimeError):
 
 
 # Trying the next shard after one of these only fails again, so they end the run ...
-FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+FATAL = FULL | {errno.EROFS}
 FATAL_OUTPUT = frozenset({errno.EACCES, errno.EPERM})  # ... and these where they concern the output folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -325,16 +326,17 @@ def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: 
     assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
 
 
-def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch, number: int) -> None:
     def fetch(self: Staging, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
         attempt = self.folder / "a000"
         (attempt / "out").mkdir(parents=True)
-        (attempt / "log.txt").write_text("shard 0 failed with error [Errno 28] No space left on device\n")
+        (attempt / "log.txt").write_text(f"shard 0 failed with error [Errno {number}] {os.strerror(number)}\n")
         return "done"
 
     monkeypatch.setattr(Staging, "fetch", fetch)
     urls = url_list(tmp_path / "u.parquet", ["http://192.0.2.1/1.jpg"])
-    with pytest.raises(OSError, match="No space left on device") as caught:
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
         download(DownloadConfig(str(urls), str(tmp_path / "data"), allow_private=True), progress=False)
     assert caught.value.filename == str(tmp_path / "data" / ".staging" / "fetched")
     assert not list((tmp_path / "data").glob("*.parquet"))

@@ -227,6 +227,22 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, m
         write_json(tmp_path / "b.json", {})
 
 
+def test_which_disk_is_full_is_told(tmp_path: Path, folder: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"), committed(tmp_path / "a"):
+        raise full
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    full.filename = None
+    with pytest.raises(OSError, match=f"'{tmp_path}/capfilt-.*'"), committed(folder / "a"):
+        raise full
+    full.filename = None
+    (folder / "x").write_bytes(b"x")
+    monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match=f"'{tmp_path}'"), open_read(folder / "x") as file:
+        file.read()
+    assert list(tmp_path.iterdir()) == [] and names(folder) == ["x"]
+
+
 def test_nothing_appears_when_the_writer_fails(folder: Remote, tmp_path: Path) -> None:
     for root in (folder, tmp_path):
         with pytest.raises(RuntimeError), committed(root / "a") as file:
