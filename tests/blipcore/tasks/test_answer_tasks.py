@@ -4,15 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
+from blipcore.data.pictures import Pictures
+from blipcore.data.transforms import eval_transform
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
 from blipcore.model.generate import generate_from
+from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer, clean_question
 from blipcore.tasks.losses import IGNORE, lm_loss, text_losses
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, other_side
 from blipcore.tasks.task import Progress
-from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, VQATask, question_kv, rank_answers, tokenize_questions
+from blipcore.tasks.vqa import (
+    WRITE_ANSWERS,
+    VQAConfig,
+    VQATask,
+    evaluate_vqa,
+    question_kv,
+    rank_answers,
+    tokenize_questions,
+)
 
 WORDS = ["a", "red", "blue", "green", "dog", "cat", "left", "right", "what", "is", "?"]
 START = Progress(0, 10)
@@ -160,6 +172,39 @@ def test_ranking_scores_candidates_by_the_training_loss(pretrained, tokenizer, m
     kv = question_kv(task.model, task.model.encode_image(batch["pixels"]), batch["input_ids"], batch["attention_mask"])
     ids, mask = tokenizer(candidates, max_length=10, first="dec")
     assert rank_answers(task.model.answer_decoder, kv, ids, mask, k=128).tolist() == loss.argmin(1).tolist()
+
+
+@pytest.mark.parametrize("candidates", [(), ("red dog", "blue", "a cat")])
+def test_many_questions_about_a_picture_are_asked_a_few_at_a_time(
+    pretrained, tokenizer, tmp_path, monkeypatch, candidates
+):
+    model, records = pretrained.only("encode", "vqa"), []
+    for number, count in enumerate((7, 0, 1, 2)):
+        Image.effect_noise((16, 16), 50 + 20 * number).convert("RGB").save(tmp_path / f"{number}.png")
+        asked = [
+            {"question_id": f"{number}/{n}", "question": f"what is {WORDS[n]} ?", "answers": []} for n in range(count)
+        ]
+        records.append({"image": tmp_path / f"{number}.png", "questions": asked})
+
+    def answers(batch_size: int) -> list[dict]:
+        pictures = Pictures(records, eval_transform(16), batch_size)
+        return evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
+
+    alone = [row for record in records for row in answers_of(model, tokenizer, record, candidates)]
+    rows, select = [], ImageKV.select
+    monkeypatch.setattr(ImageKV, "select", lambda kv, index: rows.append(len(index)) or select(kv, index))
+    assert answers(3) == answers(2) == alone
+    if not candidates:  # else answers are selected too
+        assert max(rows) <= 3
+
+
+def answers_of(model: Blip, tokenizer: Tokenizer, record: dict, candidates: tuple[str, ...]) -> list[dict]:
+    """Each question asked alone."""
+    found = []
+    for question in record["questions"]:
+        pictures = Pictures([record | {"questions": [question]}], eval_transform(16), 1)
+        found += evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
+    return found
 
 
 def test_nlvr_loss_reaches_every_parameter(pretrained, tokenizer):
