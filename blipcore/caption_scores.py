@@ -62,6 +62,13 @@ def caption_scores(
     return scores | {"tokenizer": "ptb" if ptb else "plain"} | ({"left_out": left_out} if left_out else {})
 
 
+def require_scorers(words: Words) -> None:
+    """ImportError or ValueError for what `caption_scores` would lack: before captions are written, not after."""
+    _package()
+    if words == "ptb" and not has_java():
+        raise ValueError("COCO's tokenizer needs Java, and there is none: install a Java runtime or set words=plain")
+
+
 def has_java() -> bool:
     """Whether there is a Java to run COCO's tokenizer, METEOR and SPICE."""
     return shutil.which("java") is not None
@@ -69,8 +76,7 @@ def has_java() -> bool:
 
 def ptb_words(texts: Sequence[str]) -> list[str]:
     """Texts as COCO's tokenizer splits them: Stanford's PTBTokenizer in lower case, without punctuation."""
-    if not has_java():
-        raise ValueError("COCO's tokenizer needs Java, and there is none: install a Java runtime or set words=plain")
+    require_scorers("ptb")
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(_package() / "tokenizer" / "stanford-corenlp-3.4.1.jar")]
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     lines = "".join(LINE_ENDS.sub(" ", text) + "\n" for text in texts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from blipcore.caption_scores import Words
+from blipcore.caption_scores import Words, require_scorers
 from blipcore.data.annotations import read_captions
 from blipcore.data.answers import read_answers, read_pairs, read_questions
 from blipcore.data.classes import read_classes, read_templates
@@ -86,6 +86,10 @@ class Exam(NamedTuple):
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
     """Scores of `run.model` on `run.annotations`; captions, answers or classes are written to `run.results`."""
+    if run.results:
+        Path(run.results).parent.mkdir(parents=True, exist_ok=True)
+        if Path(run.results).is_dir():
+            raise ValueError(f"{run.results} is a folder: give a file for the results")
     exam = open_exam(run.task, run.annotations, run.image_root, run, to_score=not run.results)
     model, tokenizer = load_model(run.model, needs=exam.needs, tokenizer=run.tokenizer, image_size=run.image_size)
     device = pick_device(run.device)
@@ -94,7 +98,6 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     with autocast(device, run.dtype):
         scores, results = exam.mark(model, tokenizer, pictures)
     if run.results:
-        Path(run.results).parent.mkdir(parents=True, exist_ok=True)
         Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"task": run.task, "model": run.model, "pictures": len(exam.records), **scores}
 
@@ -106,12 +109,19 @@ def open_exam(
 
     Not `to_score` means that results are wanted: a ValueError for a task that has none.
     """
+    if how.k < 1 or how.batch_size < 1:
+        raise ValueError(f"k and batch_size must be at least 1, not {how.k} and {how.batch_size}")
     return EXAMS[task](path, image_root, how, to_score)
 
 
 def _caption(path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool) -> Exam:
     records = read_captions(path, image_root, need_texts=False)
-    _worthwhile(path, not to_score or any(record["texts"] for record in records), "captions")
+    bare = [record["key"] for record in records if not record["texts"]]
+    _worthwhile(path, not to_score or len(bare) < len(records), "captions")
+    if len(bare) < len(records):
+        if bare:
+            raise ValueError(f"{path} has no caption to score against for {bare[0]}: leave it out, or all captions")
+        require_scorers(how.words)
     return Exam(
         records,
         ("decode",),

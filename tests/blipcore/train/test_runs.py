@@ -1,6 +1,7 @@
 """Runs from their settings, on pictures of one colour: what the commands train, save and refuse."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,6 +263,24 @@ def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, 
     (questions.parent / "test.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="no answers to score against: say with --results"):
         evaluate(EvaluateRun("vqa", str(questions.parent / "test.json"), pretrained))
+
+
+def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp_path, monkeypatch):
+    rows = [{"image": "0.png", "caption": ["red"]}, {"image": "1.png", "caption": []}]
+    (tmp_path / "some.json").write_text(json.dumps(rows))
+    for how, words in [
+        ({"annotations": str(tmp_path / "some.json")}, "no caption to score against for 1.png"),
+        ({"k": 0}, "k and batch_size must be at least 1"),
+        ({"results": str(tmp_path)}, "is a folder: give a file"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            evaluate(EvaluateRun(**{"task": "caption", "annotations": str(annotations), "model": "nowhere"} | how))
+    monkeypatch.setattr("blipcore.caption_scores.has_java", lambda: False)
+    with pytest.raises(ValueError, match="needs Java"):
+        evaluate(EvaluateRun("caption", str(annotations), "nowhere", words="ptb"))
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(ImportError, match=r"pip install 'capfilt\[eval\]'"):
+        evaluate(EvaluateRun("caption", str(annotations), "nowhere"))
 
 
 def test_finetuning_starts_from_one_thing():
