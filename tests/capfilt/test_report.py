@@ -185,6 +185,7 @@ def test_pictures_may_be_gone_or_broken(drawn, tmp_path: Path) -> None:
     broken.image = broken.image[:60]
     write_shard(data / "00000.tar", [drawn(0), broken])
     (data / "00001.tar").unlink()
+    (data / "00001.parquet").write_bytes(b"PAR1 without a footer")  # in a set of others
     report(ReportConfig(str(made), out=str(tmp_path / "r.html")))
     pictures = page_data(tmp_path / "r.html")["gallery"]["pictures"]
     assert "image" in pictures["00000/000000"]
