@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -41,16 +42,18 @@ def _shard(task: Task) -> nn.Module:
     Cross-attention is a unit of its own, since `image_kv` runs it outside its layer. The temperature stays whole: a
     scalar cannot be sharded; `average_whole_gradients` sees to its gradient.
     """
+    # Said, since torch would take the GPU where there is one, also for a run on the CPU.
+    mesh = init_device_mesh(next(task.parameters()).device.type, (distributed.world_size(),))
     # The keys and values of `image_kv` are views, which nothing here writes into.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
     for layer in [module for module in task.modules() if isinstance(module, TextLayer | Block)]:
         crosses = (layer.cross, layer.decode_cross) if isinstance(layer, TextLayer) else ()
         for cross in (cross for cross in crosses if cross is not None):
-            fully_shard(cross)
+            fully_shard(cross, mesh=mesh)
             register_fsdp_forward_method(cross, "image_kv")
-        fully_shard(layer)
-    fully_shard(task, ignored_params=scalars)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(task, mesh=mesh, ignored_params=scalars)
     return task
 
 

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from on_ranks import on_ranks
-from rank_work import train_in_turn, train_two_steps
+from rank_work import tiny_task, train_in_turn, train_two_steps
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from blipcore.train.parallel import parallelize
 
 pytestmark = pytest.mark.timeout(900)  # several processes: on busy cores each waits for the others
 
@@ -53,6 +57,16 @@ def test_two_processes_are_one_with_the_whole_batch(two, name, how):
     if "clip" in options:
         assert two[name, how][0]["norm"].item() == pytest.approx(one["norm"].item(), rel=1e-4)
         assert one["norm"] > options["clip"]
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_gpus_is_sharded_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device("cuda"))
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        task = parallelize(tiny_task("caption"), "fsdp")
+        assert {p.device_mesh.device_type for p in task.parameters()} == {"cpu"}
+    finally:
+        dist.destroy_process_group()
 
 
 def test_candidates_of_the_other_process_count(two):
