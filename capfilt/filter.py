@@ -59,6 +59,8 @@ class FilterConfig(ScoreConfig):
             raise ValueError(
                 "threshold auto needs labels: a file with key, source, index and match (1 or 0) of some texts."
             )
+        if self.best_of is not None and not re.fullmatch(r"itm|itc|clip\d*", self.best_of):
+            raise ValueError(f"best_of is a score: itm, itc, clip, or clip2 of a second --clip, not '{self.best_of}'.")
         thresholds.parse_target(self.target)
 
     def choice(self) -> Best:
@@ -147,14 +149,7 @@ def _filter(
     config: FilterConfig, images: ShardSet, folder: Place, making: Making | None, progress: bool
 ) -> dict[str, Any]:
     labels = _labels(config)  # first: what is wrong with them is better told before the pictures are read
-    scored = score_shards(config, making=making, progress=progress)
-    if config.clip_threshold is not None and "clip" not in scored.columns:
-        raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
-    best = config.choice()
-    if best.number and best.by not in scored.columns:
-        raise ValueError(
-            f"best_of is '{best.by}', and {scored.folder} has {', '.join(scored.columns)}; --clip adds clip."
-        )
+    scored, best = _score(config, making, progress), config.choice()
     threshold, why = config.threshold, None
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
         threshold, why = _choose(config, _judge(config, images, scored, labels))
@@ -193,6 +188,18 @@ def _filter(
     }
 
 
+def _score(config: FilterConfig, making: Making | None, progress: bool) -> Scored:
+    """Scores that hold what the settings decide by."""
+    scored, best = score_shards(config, making=making, progress=progress), config.choice()
+    if config.clip_threshold is not None and "clip" not in scored.columns:
+        raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
+    if best.number and best.by not in scored.columns:
+        raise ValueError(
+            f"best_of is '{best.by}', and {scored.folder} has {', '.join(scored.columns)}; --clip adds clip."
+        )
+    return scored
+
+
 def _in_manifest(best: Best) -> dict[str, Any]:
     """Settings of a choice; what is as usual goes without saying."""
     told = {"best": best.number, "best_of": best.by, "best_across": best.across}
@@ -228,7 +235,7 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Ta
 def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
     """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
     images, labels = ShardSet.open(config.data), _labels(config)
-    scored = score_shards(config, making=making, progress=progress)
+    scored = _score(config, making, progress)
     judged = _judge(config, images, scored, labels)
     try:
         threshold, why = _choose(config, judged)

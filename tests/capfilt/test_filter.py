@@ -283,7 +283,9 @@ def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny
             row["text"] for row in scored if row in highest.values()
         ]
         assert best["kept"] == len(highest) and best["dropped"]["not_best"] == len(scored) - len(highest)
-    with pytest.raises(ValueError, match=r"best_of is 'nice', and .* has itm, itc, clip; --clip adds clip\."):
+    with pytest.raises(ValueError, match=r"best_of is 'clip2', and .* has itm, itc, clip; --clip adds clip\."):
+        run(data, tiny_blip, name="second", clip=tiny_clip, best_of="clip2")
+    with pytest.raises(ValueError, match=r"best_of is a score: itm, itc, clip, .*, not 'nice'"):
         run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
 
 

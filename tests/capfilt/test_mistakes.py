@@ -73,6 +73,7 @@ CATALOGUE = {
     "filter data --model filter --clip ViT-B-32": "is not a CLIP model; write open_clip:ARCH/TAG",
     "filter data --model filter --clip open_clip:Nope/x": "open_clip knows no architecture 'Nope'",
     "filter data --model filter --set clip_threshold=0.2": "has no CLIP scores for clip_threshold; add --clip",
+    "filter data --model filter --explain --best-of clip": "--clip adds clip",
     "filter data --model filter --name r1 --threshold 0.7": "r1 was made with other settings; .*itm: 0.5 -> 0.7",
     "report nowhere": "No folder at nowhere",
     "report table.csv": "No folder at table.csv",
