@@ -9,9 +9,11 @@ checkpoints/     see `checkpoint.py`
 best/            the model that was best on the validation set, where there is one; its scores are in best.json
 summary.json     what `fit` returned
 model/           the trained model; present means the run is done
+.lock            held by the process that trains here
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -45,8 +47,8 @@ class RunFolder:
     def claim(self) -> dict[str, Any] | None:
         """Make the folder this run's own; returns the summary when the run is done already.
 
-        ValueError when another configuration has been trained here; one that did not come to a first record, for want
-        of a file perhaps, is forgotten.
+        ValueError when another configuration has been trained here (one that did not come to a first record, for want
+        of a file perhaps, is forgotten), or when another process is training here.
         """
         stored = self.path / "config.yaml"
         if self.path.is_file():
@@ -63,8 +65,21 @@ class RunFolder:
         if self.model.exists():
             return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
         write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return None
+
+    def _lock(self) -> None:
+        """Keep other processes out for as long as this one lives; the data workers that it forks hold no such lock."""
+        self._held = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another process is training into {self.path}: wait for it, or give another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
     def _has_begun(self) -> bool:
         """Whether there is something to lose or to go on with."""

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ElementTree
@@ -208,6 +209,17 @@ def test_another_configuration_is_refused_with_the_difference(shards, tmp_path, 
     with pytest.raises(ValueError, match=r"another configuration.*train.lr: 0.01 -> 0.02"):
         trainer(shards, tmp_path, lr=0.02).fit()
     trainer(shards, tmp_path, workers=1, save_every=3, log_every=2, keep=1).fit()  # none of which changes the result
+
+
+def test_two_processes_do_not_train_into_one_folder(shards, tmp_path):
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process is training into"):
+            trainer(shards, tmp_path).fit()
+        other.communicate(b"\n")
+    trainer(shards, tmp_path).fit()
 
 
 def test_differences_are_readable():
