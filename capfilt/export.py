@@ -202,6 +202,8 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
         )
         stage = ExportStage(images, data.folder, data.sources, data.columns, folder, config.format, forbidden)
         mine = config.share(shards)
+        sweep(folder, [f"{shard}.{end}" for shard in mine for end in ("tar", "parquet")])
+        sweep(folder / "parts", [f"{shard}.jsonl" for shard in mine])
         ran = engine.run(stage, mine, workers=config.workers, device="cpu", engine=config.engine, progress=progress)
         counts = manifest.settle({s: stage.output(s) for s in shards}, mine, ran.failed, changed=ran.done > 0)
         whole = len(present(stage.output(shard) for shard in shards)) == len(shards)

@@ -147,15 +147,17 @@ def test_tars_and_keys_of_others_stay_apart(tmp_path: Path, drawn) -> None:
     samples = list(webdataset.WebDataset(str(tmp_path / "tars" / "part.v1.tar"), shardshuffle=False))
     assert len(samples) == exported > 10 and all("png" in sample and "txt" in sample for sample in samples)
 
-    left = tmp_path / "lists" / "images" / "part.v1" / ".3_x.png.0123abcd.tmp"  # by a run that was killed
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half")
-    export(ExportConfig(str(filtered), str(tmp_path / "lists"), "json"), progress=False)
+    places = ("images/part.v1/.3_x.png", "parts/.part.v1.jsonl", ".part.v1.tar")
+    left = [tmp_path / "lists" / f"{place}.0123abcd.tmp" for place in places]  # by a run that was killed
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    export(ExportConfig(str(filtered), str(tmp_path / "lists"), "json", rank=0, world_size=2), progress=False)
     rows = json.loads((tmp_path / "lists" / "pairs.json").read_text())
     assert len({row["image_id"] for row in rows}) == len({row["image"] for row in rows}) == exported
     for row in rows:
         assert (tmp_path / "lists" / row["image"]).read_bytes() == stored[row["image_id"].removeprefix("part_v1_")]
-    assert not left.exists()
+    assert not any(path.exists() for path in left)
 
 
 def test_pictures_of_an_evaluation_set_stay_behind(filtered: Path, kept: dict, tmp_path: Path, draw) -> None:
