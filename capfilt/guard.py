@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from capfilt.urls import is_private_host, is_public
 
@@ -157,7 +157,7 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         limits = self.limits
         if request.has_proxy() or getattr(request, "_tunnel_host", None):
             # it is the proxy that looks names up and is connected to, and that is the user's own choice
-            host = urlsplit(request.full_url).hostname or ""
+            host = unquote(urlsplit(request.full_url).hostname or "")  # as urllib has it
             if not limits.allow_private and is_private_host(host):
                 raise Refused(f"{PRIVATE}: {host}")
             limits = replace(limits, allow_private=True)

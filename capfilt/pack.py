@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from capfilt import engine
 from capfilt.config import to_dict
 from capfilt.duplicates import mark_duplicates
+from capfilt.listing import as_text
 from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
 from capfilt.shards import read_table
@@ -116,6 +117,7 @@ def _complete(row: Row, number: int, config: PackConfig) -> Row:
     texts = [text for text in row.pop("texts") if text is not None]
     return {
         **row,
+        "url": as_text(row["url"]),  # of a name that need not be text
         "key": key_of(number, config.shard_size),
         "status": row.get("status", "ok"),
         "caption": texts[0] if texts else None,

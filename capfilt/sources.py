@@ -138,7 +138,7 @@ def _read_text(path: Place) -> str | None:
 
 
 def _of_file(root: Place, name: str, texts: list[str | None]) -> Row:
-    row = {"url": name.encode("utf-8", errors="replace").decode(), "texts": texts}
+    row = {"url": name, "texts": texts}
     try:
         return row | {"body": os.fsencode(str(root / name))}
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON may hold: no file has such a name
@@ -165,7 +165,7 @@ class Annotated(Source):
             inside = next((path for root in roots if (path := _seen_from(root, name.strip())) is not None), None)
             if inside is None or "\0" in name:
                 problem = f"outside of {self.root.name or self.root}"
-                yield {"url": as_text(name), "texts": texts, "status": "forbidden", "error": problem}
+                yield {"url": name, "texts": texts, "status": "forbidden", "error": problem}
             else:
                 yield _of_file(roots[0], inside, texts)
 
@@ -320,7 +320,7 @@ class Webdataset(Source):
                 for key, parts in index_pictures(file, end, problems).items():
                     text, meta = read_words(file, end, parts)
                     url = meta.get("url")
-                    row = {"url": as_text(url) if isinstance(url, str) else f"{name}/{key}", "texts": [text]}
+                    row = {"url": url if isinstance(url, str) else f"{name}/{key}", "texts": [text]}
                     image = parts.get("image")
                     if image is None:
                         yield row | {"status": "not_found", "error": "no picture in the sample"}

@@ -119,7 +119,7 @@ def test_behind_a_proxy_hosts_are_still_told_apart(monkeypatch: pytest.MonkeyPat
         with pytest.raises(Refused, match="the host rests"):
             director.open("http://a.example/1.jpg", timeout=5)
         assert director.open("http://b.example/1.jpg", timeout=5).read() == b"http://b.example/1.jpg"
-        for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg"):
+        for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg", "http://%31%30.0.0.1/1.jpg"):
             with pytest.raises(Refused, match=r"private address: (169\.254\.169\.254|10\.0\.0\.1)"):
                 director.open(url, timeout=5)
         server.shutdown()

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,13 +296,20 @@ def test_other_webdatasets(tmp_path: Path) -> None:
     samples = [Picture(f"shot.{n}" if n == 2 else f"x/{n}", picture(n), f"t{n}", {"url": f"u{n}"}) for n in range(4)]
     write_shard(tmp_path / "in" / "part-a.tar", samples[:3])
     write_shard(tmp_path / "in" / "part-b.tar", samples[3:])
+    half = [("c.jpg", picture(4)), ("c.json", b'{"url": "half \\ud83d"}'), ("d.jpg", picture(5))]
+    with tarfile.open(os.fsencode(tmp_path / "in") + b"/part-\xfc.tar", "w") as tar:  # a name that is no text
+        for name, data in half:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     with open(tmp_path / "in" / "part-b.tar", "r+b") as file:
         file.truncate(512 + 600)  # in the middle of its only picture
     summary = run(tmp_path / "in", tmp_path / "data")
-    assert summary["outcomes"] == {"ok": 3, "decode_error": 1}
+    assert summary["outcomes"] == {"ok": 5, "decode_error": 1}
     assert summary["ignored"] == {"truncated_tar": 1}
     assert [(row["url"], row["caption"], row["error"]) for row in rows_of(tmp_path / "data")] == [
-        *(("u0", "t0", None), ("u1", "t1", None), ("u2", "t2", None), ("part-b.tar/x/3", None, "truncated_tar"))
+        *(("u0", "t0", None), ("u1", "t1", None), ("u2", "t2", None), ("part-b.tar/x/3", None, "truncated_tar")),
+        *(("half ?", None, None), ("part-?.tar/d", None, None)),
     ]
     assert read_manifest(tmp_path / "data")["config"]["kind"] == "webdataset"
 
