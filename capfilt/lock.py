@@ -107,7 +107,8 @@ def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, i
             if _lock(descriptor, me, shared) and _same(path, descriptor):
                 return path, descriptor
             there = _read(os.pread(descriptor, 4096, 0))
-            lasting = there.get("world_size", me["world_size"]) != me["world_size"] or time.monotonic() > deadline
+            other = there.get("world_size", me["world_size"]) != me["world_size"] and not _is_dead(there)
+            lasting = other or time.monotonic() > deadline
             if _same(path, descriptor) and (not shared or lasting):
                 raise Occupied(_sentence(path.parent, there, me))
         except OSError as error:

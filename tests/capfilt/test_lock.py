@@ -112,6 +112,16 @@ def test_ranks_that_start_together_all_get_in(tmp_path: Path, kind: str) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_has_written_is_not_of_the_rank_that_is_just_coming_in(tmp_path: Path) -> None:
+    dead = {**lock._about(0, 1), "started": "long ago"}
+    (tmp_path / ".lock").write_text(json.dumps(dead))
+    with open(tmp_path / ".lock") as coming:
+        fcntl.flock(coming, fcntl.LOCK_EX)  # and has not said yet who it is
+        threading.Timer(0.2, lambda: fcntl.flock(coming, fcntl.LOCK_UN)).start()
+        with claimed(tmp_path, 1, 3):
+            pass
+
+
 def test_a_lease_is_renewed_and_an_old_one_is_of_a_run_that_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
