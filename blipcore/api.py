@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import eval_transform, upright_rgb
 from blipcore.model.blip import Blip
 from blipcore.model.convert import load_model, require_parts
 from blipcore.model.explain import grad_cam
@@ -128,12 +129,17 @@ class Pipeline:
         """Where each token of text r looks for what makes it match picture r: (R, L, side, side) (see `grad_cam`)."""
         self._require("itm")
         self._same_number(images, texts)
-        return grad_cam(self.model, self.tokenizer, self.pixels(images), [clean_caption(t) for t in texts], layer)
+        maps, cleaned = [], [clean_caption(text) for text in texts]
+        for start in range(0, len(images), self.batch_size):
+            some = slice(start, start + self.batch_size)
+            maps.append(grad_cam(self.model, self.tokenizer, self.pixels(images[some]), cleaned[some], layer))
+        longest = max(part.shape[1] for part in maps)
+        return torch.cat([F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in maps])
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, 3, S, S) input of the image encoder."""
+        """(B, 3, S, S) input of the image encoder: pictures as the commands see them, upright and on white."""
         transform = eval_transform(self.model.config.vision.image_size)
-        return torch.stack([transform(image.convert("RGB")) for image in images]).to(self.device)
+        return torch.stack([transform(upright_rgb(image)) for image in images]).to(self.device)
 
     def _image_embeds(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, Tensor]]:
         """(place of the first, image tokens) of each batch of pictures."""

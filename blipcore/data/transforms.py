@@ -50,20 +50,25 @@ def load_image(source: bytes | str | Path) -> Image.Image:
     384 with values off by 2 of 255 on average and up to 30.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if (turn := TURNS.get(image.getexif().get(EXIF_ORIENTATION))) is not None:
-            image = image.transpose(turn)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return image.convert("RGB")
+        return upright_rgb(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS))
     except UnidentifiedImageError:
         raise OSError("no known picture format") from None
     except OSError:
         raise
     except Exception as error:  # PIL has many ways to say damage: ValueError, SyntaxError, struct.error, RuntimeError …
         raise OSError(f"damaged picture: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture as it was opened -> 8-bit RGB, upright by its EXIF, transparency on white."""
+    turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION))
+    if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:

@@ -42,8 +42,10 @@ def grad_cam(
     ITM logit "matched", mean over heads, without the class token. Padding's rows are zero.
     """
     ids, mask = (x.to(pixels.device) for x in tokenizer(texts, model.config.text.max_positions, "enc"))
+    with torch.no_grad():
+        kv = model.text.image_kv(model.encode_image(pixels))
     with torch.enable_grad(), cross_attention_maps(model.text) as maps:
-        fused = model.text.fuse(ids, mask, model.text.image_kv(model.encode_image(pixels)))
+        fused = model.text.fuse(ids, mask, kv)
         chosen = maps[len(maps) // 2 if layer is None else layer]
         (gradient,) = torch.autograd.grad(model.itm_logits(fused)[:, 1].sum(), chosen)
     heat = (chosen.detach() * gradient.clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]  # (R, L, N-1)

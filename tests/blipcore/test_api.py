@@ -8,6 +8,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from blipcore.api import Pipeline, load
+from blipcore.data.transforms import eval_transform, load_image
 from blipcore.model.blip import Blip, BlipConfig
 from blipcore.model.convert import PARTS, save_model
 from blipcore.model.explain import cross_attention_maps, grad_cam
@@ -121,6 +122,22 @@ def test_maps_are_probabilities_and_leave_the_model_as_it_was(blip, images):
     with pytest.raises(RuntimeError, match="stop"), cross_attention_maps(model.text):
         raise RuntimeError("stop")
     assert model.text.layers[0].cross.maps is None
+
+
+def test_heat_maps_do_not_depend_on_the_batch(blip, images):
+    whole = blip.heat_maps(images, TEXTS)
+    blip.batch_size = 2
+    assert_close(blip.heat_maps(images, TEXTS), whole)
+
+
+def test_pictures_are_seen_as_the_commands_see_them(blip, tmp_path):
+    lying, exif = Image.effect_noise((30, 20), 90).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    lying.save(tmp_path / "lying.png", exif=exif)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    transform = eval_transform(CONFIG.vision.image_size)
+    for name in ("lying.png", "clear.png"):
+        assert_close(blip.pixels([Image.open(tmp_path / name)])[0], transform(load_image(tmp_path / name)))
 
 
 @pytest.mark.parametrize("frozen", [False, True])

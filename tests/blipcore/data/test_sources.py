@@ -104,6 +104,16 @@ def test_damage_in_the_middle_is_named(tmp_path):
     assert "damaged" in index(path).problem and "1 keys before" in index(path).problem
 
 
+@pytest.mark.timeout(20)
+def test_a_header_of_a_negative_size_is_damage(tmp_path):
+    """It would lead back to itself."""
+    path = tar_of(tmp_path / "a.tar", {"0.jpg": b"x", "1.jpg": b"y"}, tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[1024 + 124 : 1024 + 136] = b"-0000001130\0"
+    path.write_bytes(data)
+    assert "damaged" in index(path).problem and list(contents(path)) == ["0.jpg"]
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux shows them")
 def test_a_reader_holds_a_bounded_number_of_files(tmp_path):
     paths = [tar_of(tmp_path / f"{number}.tar", {"a.jpg": str(number).encode()}) for number in range(6)]
