@@ -234,11 +234,11 @@ def filter_(
     finish(summary, as_json, failed_shards(summary))
 
 
-@app.command(epilog="Example: capfilt pretrain data/filtered/capfilt coco.json=0.2 --out runs/r1 --steps 20000")
+@app.command(epilog="Example: capfilt pretrain data/filtered/r1=0.8 coco.json=0.2 --out runs/r1 --steps 20000")
 @sentences
 def pretrain(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATASET...", help="Filtered folder, shard set or JSON; =W weighs.")
+        list[str], typer.Argument(metavar="DATASET...", help="Filtered folder, shard set or JSON; all with =W or none.")
     ],
     out: Run,
     preset: Annotated[str | None, one_of("--preset", "base", "tiny", "large")] = None,

@@ -70,6 +70,11 @@ class Stream:
         if not specs:
             raise ValueError("no data set was given to train on")
         paths, weights = zip(*map(parse_spec, specs), strict=True)
+        if None in weights and any(weights):
+            raise ValueError(
+                f"give every data set a weight or none: {specs[weights.index(None)]} has none and would count by its "
+                "pictures, beside which a share is next to nothing"
+            )
         self.sources: list[Source] = [opener(path if is_remote(path) else Path(path), image_root) for path in paths]
         sizes = [sum(source.counts) for source in self.sources]
         self.seed, self.transform = seed, transform

@@ -201,6 +201,12 @@ def test_every_batch_has_the_same_share_of_each_data_set(tmp_path):
     assert len(stream) == 87
 
 
+def test_a_weight_beside_none_is_refused(tmp_path):
+    small, large = shard_set(tmp_path / "a", [3], "a"), shard_set(tmp_path / "b", [7], "b")
+    with pytest.raises(ValueError, match=r"a weight or none: \S+/b has none"):
+        plain(f"{small}=0.2", large)
+
+
 def test_without_weights_each_picture_counts_the_same(tmp_path):
     small, large = shard_set(tmp_path / "a", [6], "a"), shard_set(tmp_path / "b", [18], "b")
     stream = plain(small, large)
