@@ -2,16 +2,22 @@
 
 In: steps, which are names and the words a user would type. Out, in one folder: NAME.log, what the command said, and
 NAME.json, its summary, written when it has succeeded: present means done, so a job launched again goes on where it was.
+A job that is interrupted or told to end (SIGTERM) ends its steps. One that is killed cannot; the step that lives on
+holds a lock on NAME.json.partial, its output, so that it is not started a second time beside itself.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +72,20 @@ class Steps:
         Raises StepFailedError when all have ended and one did not succeed. Interrupted, it ends them.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        running = [(step, self._start(step, environment)) for step in steps if self.summary(step) is None]
-        try:
-            for _, process in running:
-                process.wait()
-        except BaseException:
-            for _, process in running:
-                process.terminate()
-            for _, process in running:
-                process.wait()
-            raise
+        running: list[tuple[Step, subprocess.Popen[bytes]]] = []
+        with _told_to_end():
+            try:
+                for step in steps:
+                    if self.summary(step) is None:
+                        running.append((step, self._start(step, environment)))
+                for _, process in running:
+                    process.wait()
+            except BaseException:
+                for _, process in running:
+                    process.terminate()
+                for _, process in running:
+                    process.wait()
+                raise
         for step, process in running:
             if process.returncode:
                 said = self.last_words(step) or "no output"
@@ -87,8 +97,34 @@ class Steps:
 
     def _start(self, step: Step, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "capfilt", *step.words, "--json"]
-        with self._partial(step).open("wb") as out, self.log(step).open("wb") as err:
-            return subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | dict(environment or {}))
+        with self._partial(step).open("ab") as out:
+            try:
+                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the step's own: it holds it for as long as it lives
+            except BlockingIOError:
+                raise StepFailedError(
+                    f"{step} is still at work, started by a run that was killed; wait until it has ended, or end it, "
+                    f"and run the same command again (see {self.log(step)})."
+                ) from None
+            out.truncate(0)
+            with self.log(step).open("wb") as err:
+                return subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | dict(environment or {}))
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM raises SystemExit, where there is a way to hear of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def claim(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -33,13 +34,14 @@ def test_a_step_is_done_once_and_leaves_its_summary(tmp_path: Path) -> None:
     assert steps.log(step).stat().st_mtime_ns == written
 
 
-def test_interrupted_it_ends_what_it_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_interrupted_it_ends_what_it_started(tmp_path: Path, number: signal.Signals, raised: type) -> None:
     steps = Steps(tmp_path / "logs")
     step = Step("served", ("demo", "--quick", "--out", str(tmp_path / "demo")))  # more than a minute's work
 
     me = threading.get_ident()
-    threading.Timer(1, signal.pthread_kill, [me, signal.SIGINT]).start()  # Ctrl-C
-    with pytest.raises(KeyboardInterrupt):
+    threading.Timer(1, signal.pthread_kill, [me, number]).start()  # Ctrl-C, or the end of a batch job
+    with pytest.raises(raised):
         steps.run(step)
     assert steps.summary(step) is None
     assert not [
@@ -47,6 +49,24 @@ def test_interrupted_it_ends_what_it_started(tmp_path: Path) -> None:
         for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
         if str(tmp_path / "demo") in line
     ]
+
+
+def test_a_step_that_outlived_its_job_is_not_started_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    steps, step = Steps(tmp_path / "logs"), Step("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data")))
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "logs" / "pack.json.partial")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as outliver:
+        assert outliver.stdout and outliver.stdout.readline() == "1\n"
+        with pytest.raises(
+            StepFailedError, match=r"capfilt pack .* is still at work, started by a run that was killed"
+        ):
+            steps.run(step)
+        outliver.communicate("\n")
+    with pytest.raises(StepFailedError, match="exited with 2"):  # there are no photos
+        steps.run(step)
 
 
 def test_a_job_claims_its_folder(tmp_path: Path) -> None:
