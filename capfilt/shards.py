@@ -189,11 +189,17 @@ def index_pictures(file: BinaryIO, end: int, problems: list[Problem]) -> dict[st
             continue
         key, part = split
         parts = samples.setdefault(key, {})
-        if part in parts:
-            problems.append(Problem("duplicate_member", member.name))
-        else:
+        first = parts.setdefault(part, member)
+        if _dotted(first) and not _dotted(member):
             parts[part] = member
+        elif first is not member and _dotted(first) == _dotted(member):
+            problems.append(Problem("duplicate_member", member.name))
     return samples
+
+
+def _dotted(member: Member) -> bool:
+    """Whether a name has more dots than one: beside 0.jpg, 0.depth.png is another field; alone it is the picture."""
+    return member.name.rpartition("/")[2].count(".") > 1
 
 
 def read_words(file: BinaryIO, end: int, parts: dict[str, Member]) -> tuple[str | None, dict]:

@@ -328,6 +328,8 @@ class Webdataset(Source):
                         yield row | {"status": "decode_error", "error": "truncated_tar"}
                     else:
                         yield row | {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
-            for problem in problems:
-                self.ignored[problem.reason] += 1
-                print(f"{name}: {problem.reason} {problem.member}", file=sys.stderr)
+            counts = Counter(problem.reason for problem in problems)
+            self.ignored.update(counts)
+            for reason, count in counts.items():  # a line each: a tar made on a Mac has one a picture
+                first = next(problem.member for problem in problems if problem.reason == reason)
+                print(f"{name}: {reason} {first}" + f" and {count - 1} more" * (count > 1), file=sys.stderr)

@@ -246,7 +246,7 @@ class ShardSource(_TarPictures):
         if "json" in members:
             try:
                 caption = json.loads(self._reader.read(tar, members["json"])).get("caption")
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 return ""
             return caption.strip() if isinstance(caption, str) else ""
         return ""

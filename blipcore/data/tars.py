@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 EXTENSIONS = {extension: extension for extension in (*IMAGE_EXTENSIONS, "txt", "json")}  # one string object each
 EXTENDED = re.compile(r"^\d+ (path|size)=(.*)$", re.MULTILINE)  # records of a pax header that matter here
 OPEN_TARS = 16  # indexed at a time, by data set; an index takes about 6 MB for 10,000 pictures
@@ -28,19 +28,23 @@ class TarIndex:
     def image(self, key: str) -> tuple[int, int] | None:
         """Offset and size of the picture of `key`, None when there is none."""
         found = self.members.get(key, {})
-        return next((found[extension] for extension in IMAGE_EXTENSIONS if extension in found), None)
+        return next((place for extension, place in found.items() if extension in IMAGE_EXTENSIONS), None)
 
 
 def index_tar(descriptor: int) -> TarIndex:
     """Index a tar by its headers alone, keeping every member that is whole when the file is cut short or damaged."""
-    index = TarIndex()
+    index, dotted = TarIndex(), []
     try:
         for name, offset, size in _members(descriptor):
             key, extension = _split(name)
             if extension in EXTENSIONS:
                 index.members.setdefault(key, {}).setdefault(EXTENSIONS[extension], (offset, size))
+            elif (last := extension.rpartition(".")[2]) in EXTENSIONS:
+                dotted.append((key, EXTENSIONS[last], (offset, size)))
     except ValueError as error:
         index.problem = f"{error}; the {len(index.members)} keys before that are used"
+    for key, extension, place in dotted:  # photo.v2.jpg is the picture where there is no other
+        index.members.setdefault(key, {}).setdefault(extension, place)
     return index
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from blipcore.data.tars import TarReader
 from capfilt import shards
 from capfilt.shards import (
     CAPTIONS,
@@ -189,6 +190,18 @@ def test_a_size_below_zero_is_damage_not_a_way_back(tmp_path: Path, size: bytes)
     problems: list = []
     assert [(p.key, p.error) for p in read_pictures(tmp_path / "0.tar", problems)] == [("a", "no_picture")]
     assert problems == [("corrupt_tar", "byte 512, after 'a.txt'")]
+
+
+def test_training_sees_the_picture_that_was_captioned(tmp_path: Path) -> None:
+    members = ["0.depth.png", "0.jpg", "1.png", "1.jpg", "2.v2.JPG", "2.v3.jpg", "x/3.jpg", "x/3.mask.png", "4.avif"]
+    tar = make_tar(tmp_path / "0.tar", [(name, name.encode()) for name in members])
+    problems: list = []
+    found = {picture.key: picture.image for picture in read_pictures(tar, problems)}
+    assert found == {"0": b"0.jpg", "1": b"1.png", "2": b"2.v2.JPG", "x/3": b"x/3.jpg", "4": b"4.avif"}
+    assert problems == [("duplicate_member", "1.jpg"), ("duplicate_member", "2.v3.jpg")]
+    reader = TarReader()
+    index = reader.index(str(tar))
+    assert {key: reader.read(str(tar), index.image(key)) for key in index.members} == found
 
 
 def test_words_that_no_table_takes(tmp_path: Path) -> None:
