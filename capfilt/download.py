@@ -303,7 +303,11 @@ def _plan_again(
         if number in answers:
             row |= _place(answers[number])
         elif row["status"] == "ok":
-            member = members[f"{row['key']}.jpg"]
+            member = members.get(f"{row['key']}.jpg")
+            if member is None:
+                raise ValueError(
+                    f"{tar} is damaged; remove it and its table, and run the command without --retry-failed."
+                )
             row |= {"body": os.fsencode(str(tar)), "offset": member.offset, "size": member.size}
         plan.append(row)
     return pa.Table.from_pylist(plan, schema=PLAN)

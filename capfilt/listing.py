@@ -53,7 +53,7 @@ def read_rows(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]
     further down when their place is reached.
     """
     kind = kind_of(path)
-    if "://" not in path and not Path(path).is_file():
+    if "://" not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"No file at {path}.")
     if kind is None:
         raise ValueError(f"{path} is of no known kind; its name must end in .{', '.join(FORMATS)} (or .gz after it).")

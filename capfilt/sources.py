@@ -107,6 +107,8 @@ class Folder(Source):
             suffix = base.rpartition(".")[2].lower() if "." in base else ""
             if suffix in PICTURES or suffix == "txt":
                 self.files.append((name, size))
+            elif not base:
+                others["folder not entered"] += 1
             else:
                 others[suffix or "no suffix"] += 1
         # by the name as it would be in lower case: IMG_1.TXT belongs to IMG_1.JPG

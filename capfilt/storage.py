@@ -188,12 +188,21 @@ def size_of(path: Place) -> int:
 def files_below(folder: Place) -> dict[str, int]:
     """Name, seen from the folder, -> bytes of each file in it and in the folders in it; nothing that is hidden.
 
-    A folder's own files come before those of the folders in it, both by name. A link to nowhere has -1 bytes.
+    A folder's own files come before those of the folders in it, both by name. A link to nowhere has -1 bytes, as has a
+    folder that is not entered, closed or behind a link, whose name ends in a slash.
     """
     if isinstance(folder, Path):
         found: dict[str, int] = {}
-        for where, inside, here in os.walk(folder):
+
+        def closed(error: OSError) -> None:
+            if Path(error.filename) == folder:
+                raise error
+            found[f"{Path(error.filename).relative_to(folder).as_posix()}/"] = -1
+
+        for where, inside, here in os.walk(folder, onerror=closed):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
+            links = (path for path in (Path(where, name) for name in inside) if path.is_symlink())
+            found.update((f"{path.relative_to(folder).as_posix()}/", -1) for path in links)
             for file in (Path(where, name) for name in sorted(here) if not name.startswith(".")):
                 found[file.relative_to(folder).as_posix()] = file.stat().st_size if file.exists() else -1
         return found

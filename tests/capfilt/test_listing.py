@@ -55,8 +55,10 @@ def test_a_broken_item_does_not_take_the_rest_into_memory(tmp_path: Path, monkey
         list(read_rows(str(tmp_path / "list.json"), COLUMNS))
 
 
-def test_any_fsspec_place(tmp_path: Path) -> None:
+def test_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = save(tmp_path / "list.csv", "csv")
+    monkeypatch.setenv("HOME", str(tmp_path))  # a YAML file has no shell to see to this
+    assert list(read_rows("~/list.csv", COLUMNS)) == ROWS
     with fsspec.open("memory://lists/list.csv.gz", "wb") as file:
         file.write(gzip.compress(Path(local).read_bytes()))
     assert list(read_rows("memory://lists/list.csv.gz", COLUMNS)) == ROWS

@@ -45,7 +45,7 @@ def folder(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
+def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = folder(tmp_path / "photos", ["b.jpg", "a.v2.jpg", "sub dir/c.JPG", ".hidden.jpg", ".trash/d.jpg"])
     (photos / "a.v2.txt").write_text("\ufeff  a text \n", encoding="utf-8")
     (photos / "sub dir" / "c.JPG.txt").write_bytes(b"bad \xff")
@@ -55,9 +55,19 @@ def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     (photos / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (photos / "linked.jpg").symlink_to(photos / "b.jpg")
     os.mkfifo(photos / "pipe.jpg")
+    (photos / "link to a folder").symlink_to(tmp_path)
+    (photos / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path: str) -> Any:
+        if str(path).endswith("closed"):  # whoever runs the tests
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
     summary = run(photos, tmp_path / "data")
     assert summary["outcomes"] == {"ok": 4, "not_found": 1, "decode_error": 2, "other": 1}
-    assert (summary["rows"], summary["ignored"], summary["kind"]) == (8, {"mov": 1}, "folder")
+    assert (summary["rows"], summary["ignored"], summary["kind"]) == (8, {"mov": 1, "folder not entered": 2}, "folder")
     assert {name: said.partition(" (")[0] for name, said in summary["for_example"].items()} == {
         "decode_error": "broken.png", "not_found": "gone.jpg", "other": "pipe.jpg"
     }  # fmt: skip
