@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import capfilt
-from capfilt.download import DownloadConfig, download
+from capfilt.download import DownloadConfig, _plan_again, download
 from capfilt.pictures import decode
 from capfilt.publish import OUTCOMES
 from capfilt.shards import IMAGES, Picture, ShardSet, read_manifest, read_pictures, read_table, write_shard
@@ -324,6 +324,13 @@ def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: 
             tar.addfile(member, io.BytesIO(data))
     answers = Staging(tmp_path).answers([0, 1])
     assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
+
+
+def test_a_tar_that_lacks_what_its_table_has_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "00000.tar", [])
+    table = pa.Table.from_pylist([{"key": "000000", "status": "ok"}], schema=IMAGES)
+    with pytest.raises(ValueError, match=r"00000\.tar is damaged; remove it and its table"):
+        _plan_again(tmp_path, table, "00000", {}, DownloadConfig("u", str(tmp_path)))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
