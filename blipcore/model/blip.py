@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blipcore.model.med import TextConfig, TextTransformer
-from blipcore.model.vit import VisionConfig, VisionTransformer
+from blipcore.model.vit import VisionConfig, VisionTransformer, require_sizes
 
 HEADS = ("itc", "itm", "vqa", "nlvr")
 
@@ -30,6 +30,7 @@ class BlipConfig:
     heads: tuple[str, ...] = ("itc", "itm")
 
     def __post_init__(self) -> None:
+        require_sizes(self, "embed_dim")
         self.heads = tuple(self.heads)
         if set(self.heads) - set(HEADS):
             raise ValueError(f"heads are {HEADS}, not {self.heads}")

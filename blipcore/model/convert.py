@@ -147,9 +147,9 @@ def require_parts(config: BlipConfig, name: str | Path, needs: Sequence[str]) ->
 def _build(config: BlipConfig, state: dict[str, Tensor], image_size: int | None) -> Blip:
     """The model of `config` with the weights `state`, its position table resized to `image_size`."""
     if image_size is not None and image_size != config.vision.image_size:
-        table = state["visual_encoder.pos_embed"].float()
         config.vision.image_size = image_size
         config.vision.__post_init__()
+        table = state["visual_encoder.pos_embed"].float()
         state["visual_encoder.pos_embed"] = resize_pos_embed(table, image_size, config.vision.patch_size)
     with torch.device("meta"):  # no time for an initialisation that is overwritten, and no draw from the global seed
         model = Blip(config)

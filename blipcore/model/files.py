@@ -54,7 +54,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             "another kind of file, or holds pickled code, which is never run"
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    pairs = state.items() if isinstance(state, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in pairs):
         raise ValueError(f"{path} is a PyTorch file, but no checkpoint: it holds no state dict of tensors")
     return state
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blipcore.model.vit import attend, init_std, recomputed
+from blipcore.model.vit import attend, init_std, recomputed, require_sizes
 
 Share = Literal["all", "all-but-sa", "all-but-ca", "none"]
 Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `KVCache.append`
@@ -46,6 +46,7 @@ class TextConfig:
     merge_from: int | None = None  # two images a text (NLVR2); from this layer on, what they tell is merged by weights
 
     def __post_init__(self) -> None:
+        require_sizes(self, "vocab_size", "width", "depth", "heads", "hidden", "max_positions", "encoder_width")
         self.roles = tuple(self.roles)
         if not self.roles or set(self.roles) - {"encode", "decode"}:
             raise ValueError(f"text roles are 'encode' and 'decode', not {self.roles}")

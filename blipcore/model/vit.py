@@ -17,6 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+def require_sizes(config: object, *names: str) -> None:
+    """ValueError unless the fields `names` of a config are whole numbers above 0."""
+    for name in names:
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number above 0, not {size!r}")
+
+
 @dataclass
 class VisionConfig:
     """Sizes of the image encoder; the defaults are ViT-B/16 at 224 pixels."""
@@ -33,6 +41,7 @@ class VisionConfig:
     activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's CLIP has the quick one
 
     def __post_init__(self) -> None:
+        require_sizes(self, "image_size", "patch_size", "width", "depth", "heads")
         if self.activation not in ("gelu", "quick_gelu"):
             raise ValueError(f"vision activation is 'gelu' or 'quick_gelu', not {self.activation!r}")
         if self.image_size % self.patch_size:

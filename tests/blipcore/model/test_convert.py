@@ -183,10 +183,11 @@ def wrong_files(tmp_path, official):
     (tmp_path / "cut.pth").write_bytes(good[: len(good) // 2])
     torch.save({"model": {"a": Trap()}}, tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "optimizer.pth")
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["text.pth", "empty.pth", "cut.pth", "code.pth", "list.pth"])
+@pytest.mark.parametrize("name", ["text.pth", "empty.pth", "cut.pth", "code.pth", "list.pth", "optimizer.pth"])
 def test_files_that_are_no_checkpoint(wrong_files, vocab, name, monkeypatch):
     monkeypatch.chdir(wrong_files)
     with pytest.raises(ValueError, match=f"{name} is no PyTorch checkpoint|{name} is a PyTorch file, but no") as caught:
@@ -218,6 +219,11 @@ def test_other_image_size_resizes_the_position_table(official, vocab):
     assert_close(larger.visual_encoder.pos_embed[:, 0], model.visual_encoder.pos_embed[:, 0])
     with pytest.raises(ValueError, match="image_size 30 is not a multiple"):
         load_model(path, tokenizer=vocab, image_size=30)
+    with pytest.raises(ValueError, match="image_size must be a whole number above 0, not 0"):
+        load_model(path, tokenizer=vocab, image_size=0)
+    for config, field in ((VisionConfig, "patch_size"), (TextConfig, "heads"), (BlipConfig, "embed_dim")):
+        with pytest.raises(ValueError, match=f"{field} must be a whole number above 0"):
+            config(**{field: 0})
 
 
 @pytest.mark.parametrize("kind", PARTS)
