@@ -40,7 +40,7 @@ def wire_url(url: str | None) -> str:
     if not host or any(letter <= " " for letter in host):
         raise ValueError(f"no host in the URL: {url[:100]}")
     try:
-        ascii_host = host if host.isascii() else host.encode("idna").decode("ascii")
+        ascii_host = host.encode("idna").decode("ascii")  # refuses labels that are empty or too long, too
     except UnicodeError:
         raise ValueError(f"not a host name: {host[:100]}") from None
     bracketed = f"[{ascii_host}]" if ":" in ascii_host else ascii_host

@@ -108,8 +108,10 @@ def test_wire_urls() -> None:
     for bad in (None, "", "  ", "cat.jpg", "file:///etc/passwd", "ftp://x/y", "http://", "http://a b/", "http://[::1"):
         with pytest.raises(ValueError):
             wire_url(bad)
-    with pytest.raises(ValueError):
-        wire_url("http://x:port/")
+    for bad in ("http://x:port/", "http://a..b/", f"http://{'a' * 64}.example/", "http://ü..b/"):
+        with pytest.raises(ValueError):
+            wire_url(bad)
+    assert wire_url("http://a_b.example./x") == "http://a_b.example./x"
 
 
 def test_private_addresses() -> None:
