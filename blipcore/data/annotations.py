@@ -50,12 +50,12 @@ def read_captions(
 
     FileNotFoundError, or ValueError with file and row. Without `need_texts` a picture may have none, as in NoCaps.
     """
-    pictures: dict[int | str, CaptionedImage] = {}
+    pictures: dict[tuple[int | str, str], CaptionedImage] = {}
     for _, row in _rows(Path(path), image_root, need_texts, part):
-        if row["image_id"] in pictures:
-            pictures[row["image_id"]]["texts"].extend(row["texts"])
+        if _picture_of(row) in pictures:
+            pictures[_picture_of(row)]["texts"].extend(row["texts"])
         else:
-            pictures[row["image_id"]] = row
+            pictures[_picture_of(row)] = row
     return list(pictures.values())
 
 
@@ -67,15 +67,20 @@ def split_captions(path: str | Path, rows: int = PART_ROWS) -> list[Part]:
     """
     path = Path(path)
     parts: list[Part] = []
-    start, stop, ids, last = BEGIN, 0, set(), None
+    start, stop, pictures, last = BEGIN, 0, set(), None
     for place, row in _rows(path, None, True, None):
-        image_id = row["image_id"]
-        if place.offset and place.number - start.number >= rows and image_id != last:
-            parts.append(Part(start, stop, len(ids)))
-            start, ids = place, set()
-        ids.add(image_id)
-        stop, last = place.number + 1, image_id
-    return [*parts, Part(start, stop, len(ids))]
+        picture = _picture_of(row)
+        if place.offset and place.number - start.number >= rows and picture != last:
+            parts.append(Part(start, stop, len(pictures)))
+            start, pictures = place, set()
+        pictures.add(picture)
+        stop, last = place.number + 1, picture
+    return [*parts, Part(start, stop, len(pictures))]
+
+
+def _picture_of(row: CaptionedImage) -> tuple[int | str, str]:
+    """What rows of one picture agree in: lists put together from several data sets may use an id twice."""
+    return row["image_id"], row["key"]
 
 
 def _rows(

@@ -29,6 +29,17 @@ def test_rows_of_one_image_become_one_picture(tmp_path):
     assert read_captions(write(tmp_path, lines, "lines.jsonl")) == expected
 
 
+def test_an_id_that_two_data_sets_use_joins_no_pictures(tmp_path):
+    """A text must never be trained on with another picture, whatever lists were put together."""
+    rows = [{"image": f"{name}/1.jpg", "caption": name, "image_id": 1} for name in ("coco", "vg", "coco")]
+    path = write(tmp_path, rows)
+    assert [(row["key"], row["texts"]) for row in read_captions(path)] == [
+        ("coco/1.jpg", ["coco", "coco"]),
+        ("vg/1.jpg", ["vg"]),
+    ]
+    assert [part.pictures for part in split_captions(path)] == [2]
+
+
 def test_lists_of_captions_and_an_image_root(tmp_path):
     """flickr30k_test.json: a row a picture."""
     rows = [{"image": "val/a.jpg", "caption": ["one", "two"]}, {"image": "/elsewhere/b.jpg", "caption": ["three"]}]
