@@ -7,6 +7,7 @@ demo's tables and `summary.json`.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Pair:
     matches: bool  # whether a perfect filter keeps it
 
 
-def judge_captions(results: Path, corpus: Path, split: str) -> dict[str, float]:
+def judge_captions(results: Path, corpus: Path, split: str) -> dict[str, float | None]:
     """`exact_match`, `true` (nothing false said) and `object_f1` of the captions that `capfilt evaluate` wrote."""
     captions = {row["image_id"]: row["caption"] for row in json.loads(results.read_text(encoding="utf-8"))}
     scenes = read_truth(corpus, split)
@@ -68,10 +69,11 @@ def read_pairs(filtered: Path, corpus: Path) -> list[Pair]:
     return pairs
 
 
-def judge_filter(pairs: list[Pair]) -> dict[str, dict[str, float]]:
+def judge_filter(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
     """For web and synthetic texts: kept share, precision, recall, ITM AUC, share that matched before and after.
 
-    A synthetic text matches when it describes the scene exactly, which is stricter than being true of it.
+    A synthetic text matches when it describes the scene exactly, which is stricter than being true of it. None is what
+    cannot be told: the precision of nothing, an AUC where no text matches.
     """
     report = {}
     for name, wanted in (("web", True), ("synthetic", False)):
@@ -80,18 +82,19 @@ def judge_filter(pairs: list[Pair]) -> dict[str, dict[str, float]]:
             continue
         kept = [pair for pair in group if pair.keep]
         right = [pair for pair in group if pair.matches]
+        auc = roc_auc([pair.itm for pair in group], [pair.matches for pair in group])
         report[name] = {
             "texts": len(group),
             "kept": len(kept) / len(group),
             "matching_before": len(right) / len(group),
             "precision": _share(pair.matches for pair in kept),
             "recall": _share(pair.keep for pair in right),
-            "itm_auc": roc_auc([pair.itm for pair in group], [pair.matches for pair in group]),
+            "itm_auc": None if math.isnan(auc) else auc,
         }
     return report
 
 
-def kept_by_kind(pairs: list[Pair]) -> dict[str, dict[str, float]]:
+def kept_by_kind(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
     """Share kept of each kind of web text, and how many there were."""
     kinds = defaultdict(list)
     for pair in pairs:
@@ -128,6 +131,6 @@ def sample_pictures(pairs: list[Pair], data: Path, out: Path, n: int = 6) -> lis
     return samples
 
 
-def _share(flags: Iterable[bool]) -> float:
+def _share(flags: Iterable[bool]) -> float | None:
     flags = list(flags)
-    return sum(flags) / len(flags) if flags else 0.0
+    return sum(flags) / len(flags) if flags else None

@@ -70,7 +70,8 @@ def filter_table(summary: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "texts" else "right")
     for name, row in summary["filter"].items():
         shares = ("matching_before", "kept", "precision", "recall", "itm_auc")
-        table.add_row(name, f"{row['texts']:,}", *(f"{100 * row[share]:.1f}" for share in shares))
+        told = ("–" if row[share] is None else f"{100 * row[share]:.1f}" for share in shares)
+        table.add_row(name, f"{row['texts']:,}", *told)
     return table
 
 

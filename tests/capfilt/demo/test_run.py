@@ -12,9 +12,11 @@ import pytest
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from capfilt.demo import art
 from capfilt.demo.chinese import is_chinese
+from capfilt.demo.judge import Pair, judge_filter
 from capfilt.demo.language import phrase
 from capfilt.demo.run import DemoConfig, Recipe, run_demo
 from capfilt.demo.scenes import sample
+from capfilt.demo.show import filter_table
 
 
 def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +35,7 @@ def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_it_ends_with_a_summary_of_every_row(finished):
     out, process = finished
     assert process.returncode == 0, process.stderr[-2000:]
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "summary.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
     assert json.loads(process.stdout) == summary
     for row in ("noisy", "bootstrapped", "human_only"):
         for measure in ("exact_match", "object_f1", "retrieval_mean_recall"):
@@ -90,6 +92,13 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no demo"):
         run_demo(DemoConfig(out=tmp_path))
+
+
+def test_what_cannot_be_told_of_a_filter_is_null():
+    pair = Pair("a", "captioner", "a dog", 0.2, False, "itm<0.5", "synthetic", matches=False)
+    told = judge_filter([pair])["synthetic"]
+    assert (told["kept"], told["precision"], told["recall"], told["itm_auc"]) == (0, None, None, None)
+    assert "–" in "".join(filter_table({"filter": {"synthetic": told}}).columns[4].cells)
 
 
 def test_scale_grows_pictures_and_steps_but_not_the_test_set():
