@@ -71,7 +71,7 @@ function verdicts(texts, threshold, data) {
 }
 
 const bestName = ({ number, by, across }) =>
-  number ? ` · best ${number} of a ${across ? "picture" : "captioner"} by ${SCORE[by]?.[0] ?? by}` : "";
+  number ? ` · best ${number} of a ${across ? "picture" : "source"} by ${SCORE[by]?.[0] ?? by}` : "";
 
 // Texts of source n that the threshold at `place` keeps: the tail of its histogram.
 const keptAt = (data, n, place) => sum(data.hangs_on_itm[n].slice(place));

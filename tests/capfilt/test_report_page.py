@@ -304,6 +304,10 @@ def test_two_data_sets_side_by_side(open_page, data: Path, filtered: Path, tmp_p
     assert page.locator("#scores .plot").count() == 6
     assert "strict · Web" in page.inner_text("#kept-table")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.set_viewport_size({"width": 390, "height": 844})  # on a phone both columns of numbers are in view
+    assert page.evaluate(
+        "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.querySelector('#compare .scroll'))"
+    )
 
 
 def test_the_same_pictures_with_both_verdicts(open_page, data: Path, filtered: Path, tmp_path: Path) -> None:
