@@ -58,6 +58,8 @@ def _members(descriptor: int) -> Iterator[tuple[str, int, int]]:
             return  # the end-of-archive block
         name, size, kind = _parse_header(header)
         size = int(extended.get("size", size))
+        if size < 0:  # the walk would go back for ever
+            raise ValueError("damaged, or no tar")
         data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
         if data + size > end:
             raise ValueError("truncated")
@@ -80,7 +82,7 @@ def _parse_header(header: bytes) -> tuple[str, int, bytes]:
     # The magic word tells a header from anything else at a tenth of the cost of the checksum; only the tars of before
     # 1988 lack it.
     size = _number(header[124:136])
-    if size < 0 or (header[257:262] != b"ustar" and _number(header[148:156]) != _checksum(header)):
+    if header[257:262] != b"ustar" and _number(header[148:156]) != _checksum(header):
         raise ValueError("damaged, or no tar")
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:  # POSIX puts the start of long names elsewhere; GNU does not

@@ -112,6 +112,11 @@ def test_a_header_of_a_negative_size_is_damage(tmp_path):
     data[1024 + 124 : 1024 + 136] = b"-0000001130\0"
     path.write_bytes(data)
     assert "damaged" in index(path).problem and list(contents(path)) == ["0.jpg"]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("0.jpg")
+        member.pax_headers = {"size": "-2000"}
+        tar.addfile(member)
+    assert "damaged" in index(path).problem and contents(path) == {}
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux shows them")
