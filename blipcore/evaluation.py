@@ -71,6 +71,7 @@ class Validation:
     answers: str | None = None  # as in EvaluateRun, and what follows too
     k: int = 128
     words: Words = "auto"
+    # Captions begin with the prompt of the task, whatever is said here.
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
     write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     batch_size: int = 64

@@ -8,7 +8,7 @@ Each `*Run` dataclass is the whole configuration of its command; its nested part
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -182,6 +182,7 @@ def _judge(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Judge | No
     how = run.validation
     if not how.annotations:
         return None
+    how = replace(how, generate=replace(how.generate, prompt=run.caption.prompt))  # captions begin as it learns them
     exam = open_exam(run.task, how.annotations, run.image_root, how)
 
     def scores(model: Blip) -> dict[str, float]:

@@ -11,10 +11,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from blipcore import evaluation
 from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
 from blipcore.model.convert import load_model
+from blipcore.model.generate import GenerateConfig
 from blipcore.model.tokenizer import BERT_SPECIALS
 from blipcore.model.vit import VisionConfig, VisionTransformer
+from blipcore.tasks.captioning import CaptioningConfig
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
 from blipcore.train.runs import Augment, FinetuneRun, PretrainRun, finetune, pretrain
@@ -95,6 +98,17 @@ def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annota
     assert evaluate(run).keys() == {"task", "model", "pictures"}
     results = json.loads(Path(run.results).read_text())
     assert [row["image_id"] for row in results] == list(range(7, 13)) and results[0].keys() == {"image_id", "caption"}
+
+
+def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annotations, tmp_path, monkeypatch):
+    asked = []
+    evaluate = evaluation.evaluate_captioning
+    monkeypatch.setattr(evaluation, "evaluate_captioning", lambda *args: asked.append(args[3]) or evaluate(*args))
+    run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN)
+    run.caption = CaptioningConfig(prompt="this is ")
+    run.validation = Validation(str(annotations), words="plain", generate=GenerateConfig(mode="greedy"))
+    finetune(run, tmp_path / "captioner")
+    assert asked and {(config.mode, config.prompt) for config in asked} == {("greedy", "this is ")}
 
 
 def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
