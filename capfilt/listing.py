@@ -208,10 +208,19 @@ def _items(file: BinaryIO) -> Iterator[Any]:
             if not text:
                 return ""
 
+    def ended() -> bool:
+        nonlocal at
+        if mark() != "]":
+            return False
+        at += 1
+        if mark():  # such as a second list, whose rows nobody would miss
+            raise JSONDecodeError("Extra data", text, at)
+        return True
+
     if mark() != "[":
         raise pa.ArrowInvalid("it must be a list of objects, one a row")
     at += 1
-    if mark() == "]":
+    if ended():
         return
     while True:
         mark()
@@ -224,7 +233,7 @@ def _items(file: BinaryIO) -> Iterator[Any]:
             text, at = text[at:] + more, 0
             continue
         yield item
-        if mark() == "]":
+        if ended():
             return
         if mark() != ",":
             raise JSONDecodeError("Expecting ',' delimiter", text, at)

@@ -85,6 +85,7 @@ def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
         ("list.json", '[{"url": "a"} {"url": "b"}]', {}, "cannot be read as json"),
         ("list.json", '[{"url": "a"}, "b"]', {}, "must be a list of objects"),
         ("list.json", "[]", {}, "has no rows"),
+        ("list.json", '[{"url": "a"}]\n[{"url": "b"}]', {}, "cannot be read as json: Extra data"),
         ("list.csv", "", {}, "no column that looks like a URL"),
         ("list.parquet", "PAR1", {}, "cannot be read as parquet"),
         ("list.txt.gz", "plain", {}, "cannot be read as txt"),
