@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
@@ -145,7 +146,19 @@ def _csv(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
         arrow_csv.open_csv(file, read_options=blocks, parse_options=layout, convert_options=as_strings) as reader,
     ):
         for batch in reader:
+            if delimiter == "\t":
+                _require_closed(batch, path)
             yield from _transposed(batch, wanted)
+
+
+def _require_closed(batch: pa.RecordBatch, path: str) -> None:
+    """ValueError where a quote has swallowed the rows after it, as in a tsv of texts that were never quoted."""
+    for column in batch.columns:
+        swallowed = column.filter(pc.match_substring_regex(column, r"(?s)\t.*\n|\n.*\t"))
+        if len(swallowed):
+            begun = f'"{swallowed[0].as_py()[:60]}'.split("\n")[0]
+            what = f"a quote that is not closed, in the cell that begins {begun!r}"
+            raise ValueError(f"{path} has {what}; remove such quotes, or give JSON lines or Parquet.")
 
 
 def _parquet(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:

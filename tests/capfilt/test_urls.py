@@ -84,6 +84,8 @@ def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
         ("list.json", '{"url": ["http://x"]}', {}, "must be a list of objects"),
         ("list.json", '[{"url": "a"} {"url": "b"}]', {}, "cannot be read as json"),
         ("list.json", '[{"url": "a"}, "b"]', {}, "must be a list of objects"),
+        ("list.tsv", 'url\ttext\na\t"one\nb\ttwo\nc\tsaid "x\n', {}, "a quote that is not closed, in the cell that"),
+        ("list.tsv", 'text\turl\n"one\ta\ntwo\tb\nsaid "x" y\tc\n', {}, "a quote that is not closed, in the cell that"),
         ("list.json", "[]", {}, "has no rows"),
         ("list.json", '[{"url": "a"}]\n[{"url": "b"}]', {}, "cannot be read as json: Extra data"),
         ("list.csv", "", {}, "no column that looks like a URL"),
