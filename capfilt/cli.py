@@ -215,6 +215,7 @@ def filter_(
     from capfilt.filter import explain_thresholds
     from capfilt.one_pass import CaptionFilterConfig, caption_and_filter
     from capfilt.threshold import as_lines
+    from capfilt.verdict import as_typed
 
     settings = resolve(CaptionFilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
@@ -226,12 +227,14 @@ def filter_(
     })  # fmt: skip
     if explain:
         told = caption_and_filter(settings, then=explain_thresholds)
-        finish(told if as_json else told | {"thresholds": None}, as_json)
+        shown = {"threshold": as_typed(told["threshold"]), "thresholds": None}
+        finish(told if as_json else told | shown, as_json)
         if not as_json:
             print("\n".join(as_lines(told["thresholds"], told["threshold"])))
         return
     summary = caption_and_filter(settings)
-    finish(summary, as_json, failed_shards(summary))
+    shown = {} if as_json else {"threshold": as_typed(summary["threshold"])}
+    finish(summary | shown, as_json, failed_shards(summary))
 
 
 @app.command(epilog="Example: capfilt pretrain data/filtered/r1=0.8 coco.json=0.2 --out runs/r1 --steps 20000")

@@ -29,7 +29,7 @@ import pyarrow.json
 
 from capfilt.shards import WEB, read_table
 from capfilt.storage import Place, open_read
-from capfilt.verdict import KEPT, Best, decide
+from capfilt.verdict import KEPT, Best, as_typed, decide
 
 SHOWN = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
 DOUBT = 0.05  # of an interval: it misses the true share no more often
@@ -247,7 +247,7 @@ def as_lines(rows: list[dict[str, Any]], used: float) -> list[str]:
     table = [head]
     for row in rows:
         mark = "*" if row["threshold"] == used else ""
-        cells = [f"{mark}{row['threshold']:g}", f"{row['kept']:,}", f"{row['share']:.1%}"]
+        cells = [mark + as_typed(row["threshold"]), f"{row['kept']:,}", f"{row['share']:.1%}"]
         cells += [f"{row['by_source'][source]:,}" for source in sources]
         for name in head[len(cells) :]:
             low, high = row.get(name, {}).get("interval", (None, None))

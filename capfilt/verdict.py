@@ -44,7 +44,9 @@ def decide(scores: pa.Table, limits: dict[str, float], best: Best = Best()) -> p
         (pa.array(_said_before(scores["key"], words, ready)), pa.scalar(DUPLICATE)),
     ]
     for name, least in limits.items():
-        cases.append((pa.array(~(_values(scores[name]) >= least)), pa.scalar(f"{name}<{least:g}")))  # also not a number
+        cases.append(
+            (pa.array(~(_values(scores[name]) >= least)), pa.scalar(f"{name}<{as_typed(least)}"))
+        )  # also not a number
     masks, names = zip(*cases, strict=True)
     reasons = _one_array(pc.case_when(pc.make_struct(*masks), *names, pa.scalar(KEPT)))
     if best.number:
@@ -55,6 +57,12 @@ def decide(scores: pa.Table, limits: dict[str, float], best: Best = Best()) -> p
         beaten = pa.array(~among_best(scores, _mask(open_to_itm), best))
         reasons = pc.if_else(pc.and_(beaten, pc.equal(reasons, KEPT)), NOT_BEST, reasons)
     return reasons
+
+
+def as_typed(threshold: float) -> str:
+    """A threshold in all its digits, to be typed again: ITM crowds at 1, and 0.999999 is not 1."""
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(float(threshold))
 
 
 def among_best(scores: pa.Table, rows: np.ndarray, best: Best) -> np.ndarray:

@@ -176,6 +176,16 @@ def test_intervals_against_published_values() -> None:
         assert exact(whole - right, whole) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
+def test_a_threshold_is_told_as_it_must_be_typed(data: Path) -> None:
+    for threshold in ("0.9999998", "0.37", "0", "1"):
+        options = ["--scores", "s", "--name", f"typed{threshold}", "--threshold", threshold]
+        told = CliRunner().invoke(app, ["filter", str(data), *options]).stdout
+        assert f"threshold    {threshold}\n" in told, told
+        assert threshold == "0" or f"itm<{threshold} " in told
+        explained = CliRunner().invoke(app, ["filter", str(data), *options, "--explain"]).stdout
+        assert f"*{threshold} " in explained
+
+
 def test_the_shortest_number_parts_texts_the_same() -> None:
     assert _shortest(0.4121, 0.4987) == 0.49
     assert _shortest(-1.0, 0.3) == 0
