@@ -46,6 +46,14 @@ class ContrastiveConfig:
     itc_across_ranks: bool = False
     itm_across_ranks: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("queue_size", "alpha_ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("momentum", "alpha", "random_negatives", "itm_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, not {getattr(self, name)}")
+
 
 def momentum_copy(model: Blip) -> Blip:
     """A frozen copy of the unimodal half of `model` (image encoder, text encoder, both projections)."""

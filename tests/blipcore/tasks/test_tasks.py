@@ -106,6 +106,13 @@ def test_one_picture_is_too_few_for_itm(model, tokenizer):
         task(task.collate(samples(TEXTS[:1])), START)
 
 
+@pytest.mark.parametrize("bad", [{"queue_size": -1}, {"alpha_ramp_steps": -1}, {"itm_share": 2.0}, {"alpha": -0.1}])
+def test_impossible_settings_are_refused(bad):
+    for config in (PretrainConfig, RetrievalConfig):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            config(**bad)
+
+
 def test_itm_on_a_share_of_the_batch_is_itm_on_a_smaller_batch(model, tokenizer):
     model.eval()
     both = samples()
