@@ -102,7 +102,11 @@ class Folder:
         """A file on this machine, fetched first where it is not; it may go again when KEEP others have come."""
         if not is_remote(self.place):
             return Path(self.place) / name
-        self._copies.mkdir(parents=True, exist_ok=True)
+        mine = self._copies.parent
+        mine.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if mine.lstat().st_uid != os.getuid():  # who would decide what pictures we see, and what our lock truncates
+            raise PermissionError(f"{mine} belongs to another user: set TMPDIR to a folder of your own")
+        self._copies.mkdir(exist_ok=True)
         with (self._copies / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for attempt in range(TRIES):

@@ -1,6 +1,7 @@
 """Data sets behind URLs: read like local ones, their tars copied once, only the last used kept."""
 
 import io
+import os
 import pickle
 import tarfile
 import time
@@ -102,6 +103,16 @@ def test_a_copy_cut_short_on_its_way_is_fetched_again(shards, monkeypatch):
     )
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert Folder(f"file://{shards}").local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes()
+
+
+def test_copies_lie_in_a_folder_of_the_users_own(shards, temporary, monkeypatch):
+    folder = Folder(f"file://{shards}")
+    assert folder.local("00000.tar").parents[1].stat().st_mode & 0o777 == 0o700
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    (temporary / f"blipcore-{owner + 1}").mkdir()  # by somebody who guessed the name
+    with pytest.raises(PermissionError, match="belongs to another user: set TMPDIR"):
+        Folder(f"file://{shards}").local("00000.tar")
 
 
 def test_forked_workers_open_the_file_system_anew(shards):
