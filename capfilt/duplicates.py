@@ -76,9 +76,6 @@ class LookAlikes:
         self.hashes = _numbers(list(hashes))
         self.hashes = self.hashes[_telling(self.hashes)]
 
-    def __len__(self) -> int:
-        return len(self.hashes)
-
     def __contains__(self, dhash: str) -> bool:
         one = _numbers([dhash])
         return bool(_telling(one)[0] and (_bits(self.hashes ^ one) <= NEAR).any())

@@ -12,9 +12,10 @@ data set card: counts, models, thresholds, what was left out.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ class ExportStage:
     scores: list[str]
     folder: Place
     format: Format
-    forbidden: LookAlikes
+    forbidden: Forbidden
     name: str = "export"
 
     def output(self, shard: str) -> Place:
@@ -105,16 +106,10 @@ class ExportStage:
             index[key] = (MISSING, len(texts))
         for picture in read_pictures(self.images.tar(shard), keys=kept):
             if picture.error is None and index[picture.key][0] == MISSING:
-                forbidden = len(self.forbidden) and self._looks_like_a_forbidden_one(picture.image)
+                forbidden = picture.image in self.forbidden
                 index[picture.key] = (CONTAMINATED if forbidden else EXPORTED, len(kept[picture.key]))
                 if not forbidden:
                     yield picture, kept[picture.key]
-
-    def _looks_like_a_forbidden_one(self, image: bytes) -> bool:
-        try:
-            return difference_hash(image) in self.forbidden
-        except DecodeError:
-            return False  # it was scored, so it could be read: whatever it is, no evaluation set shows it
 
     def _row(self, texts: list[dict[str, Any]]) -> dict[str, Any]:
         """All that is told of a picture beside its pixels."""
@@ -188,7 +183,7 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
     data, folder = Dataset.open(config.dataset), place(config.out)
     images = ShardSet.open(data.images)
     shards = [table.stem for table in data.tables]
-    forbidden = LookAlikes(look for path in config.decontaminate for look in _looks_below(Path(path)))
+    forbidden = Forbidden(config.decontaminate)
     if config.decontaminate and not len(forbidden):
         raise ValueError(f"No picture could be read below {', '.join(config.decontaminate)}: nothing to compare with.")
     with claimed(folder, config.rank, config.world_size):
@@ -239,11 +234,35 @@ def _join_lists(folder: Place, shards: list[str]) -> None:
         file.write(b"\n]\n" if before != b"[\n" else b"[]\n")
 
 
-def _looks_below(folder: Path) -> Iterator[str]:
-    """Difference hashes of the pictures in a folder."""
+class Forbidden:
+    """Pictures of evaluation sets, by their bytes and by how they look: `image in forbidden`.
+
+    Of a picture that is nearly all one colour the difference hash says too little: it is known by its bytes alone.
+    """
+
+    def __init__(self, folders: Iterable[str]) -> None:
+        looks = dict(look for folder in folders for look in _looks_below(Path(folder)))
+        self.digests, self.alikes = set(looks), LookAlikes(looks.values())
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __contains__(self, image: bytes) -> bool:
+        if not self.digests:
+            return False
+        if hashlib.sha256(image).digest() in self.digests:
+            return True
+        try:
+            return difference_hash(image) in self.alikes
+        except DecodeError:
+            return False  # it was scored, so it could be read: whatever it is, no evaluation set shows it
+
+
+def _looks_below(folder: Path) -> Iterator[tuple[bytes, str]]:
+    """SHA-256 and difference hash of each picture in a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of pictures at {folder}.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES and path.is_file():
             with suppress(DecodeError):
-                yield difference_hash(path.read_bytes())
+                yield hashlib.sha256(data := path.read_bytes()).digest(), difference_hash(data)

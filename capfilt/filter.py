@@ -74,6 +74,12 @@ class FilterConfig(ScoreConfig):
         given = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
         return {column: least for column, least in given.items() if least is not None}
 
+    def decides_by(self) -> dict[str, str]:
+        """Score column -> the setting that asks for it."""
+        best = self.choice()
+        by_best = {best.by: "best_of"} if best.number else {}
+        return by_best | ({} if self.clip_threshold is None else {"clip": "clip_threshold"})
+
 
 @dataclass
 class RewriteStage:
@@ -149,7 +155,7 @@ def _filter(
     config: FilterConfig, images: ShardSet, folder: Place, making: Making | None, progress: bool
 ) -> dict[str, Any]:
     labels = _labels(config)  # first: what is wrong with them is better told before the pictures are read
-    scored, best = _score(config, making, progress), config.choice()
+    scored, best = score_shards(config, config.decides_by(), making=making, progress=progress), config.choice()
     threshold, why = config.threshold, None
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
         threshold, why = _choose(config, _judge(config, images, scored, labels))
@@ -188,18 +194,6 @@ def _filter(
     }
 
 
-def _score(config: FilterConfig, making: Making | None, progress: bool) -> Scored:
-    """Scores that hold what the settings decide by."""
-    scored, best = score_shards(config, making=making, progress=progress), config.choice()
-    if config.clip_threshold is not None and "clip" not in scored.columns:
-        raise ValueError(f"{scored.folder} has no CLIP scores for clip_threshold; add --clip open_clip:ARCH/TAG.")
-    if best.number and best.by not in scored.columns:
-        raise ValueError(
-            f"best_of is '{best.by}', and {scored.folder} has {', '.join(scored.columns)}; --clip adds clip."
-        )
-    return scored
-
-
 def _in_manifest(best: Best) -> dict[str, Any]:
     """Settings of a choice; what is as usual goes without saying."""
     told = {"best": best.number, "best_of": best.by, "best_across": best.across}
@@ -235,7 +229,7 @@ def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Ta
 def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
     """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
     images, labels = ShardSet.open(config.data), _labels(config)
-    scored = _score(config, making, progress)
+    scored = score_shards(config, config.decides_by(), making=making, progress=progress)
     judged = _judge(config, images, scored, labels)
     try:
         threshold, why = _choose(config, judged)

@@ -95,7 +95,7 @@ class Scored:
     @property
     def columns(self) -> list[str]:
         """Names of the score columns."""
-        return [*BLIP_COLUMNS, *clip_columns(len(_clips(self.made_with)))]
+        return _columns(self.made_with)
 
 
 @dataclass
@@ -244,11 +244,26 @@ class Making(Protocol):
         """The stage that does both; its outputs are there exactly when both tables are."""
 
 
-def score_shards(config: ScoreConfig, *, making: Making | None = None, progress: bool = True) -> Scored:
-    """Score what has no scores yet; ValueError or FileNotFoundError, one sentence, for what the user can mend."""
+def score_shards(
+    config: ScoreConfig,
+    needs: Mapping[str, str] = MappingProxyType({}),
+    *,
+    making: Making | None = None,
+    progress: bool = True,
+) -> Scored:
+    """Score what has no scores yet; `needs` are columns that there must be, each with the setting that asks for it.
+
+    ValueError or FileNotFoundError, one sentence, for what the user can mend.
+    """
     images = ShardSet.open(config.data)
     captions = _find_captions(config, images, config.sources, making)
     folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
+    columns = _columns(settings)
+    if lacking := next((column for column in needs if column not in columns), None):
+        raise ValueError(
+            f"{needs[lacking]} asks for '{lacking}', and the scores are {', '.join(columns)}; "
+            "add --clip open_clip:ARCH/TAG, once for each CLIP score."
+        )
     scores = ScoreStage(config, images, folder, captions, settings["dtype"], settings.get("backend", "torch"))
     stage = making.together(scores) if making else scores
     tables, mine = {shard: scores.output(shard) for shard in images.shards}, config.share(images.shards)
@@ -378,6 +393,11 @@ def _covers(there: dict[str, Any], asked: dict[str, Any]) -> bool:
         and _clips(there)[: len(clips)] == clips
         and all(there[name] == value for name, value in asked.items() if name not in ("sources", "clip"))
     )
+
+
+def _columns(made_with: dict[str, Any]) -> list[str]:
+    """Names of the score columns of what was made with these settings."""
+    return [*BLIP_COLUMNS, *clip_columns(len(_clips(made_with)))]
 
 
 def _clips(made_with: dict[str, Any]) -> list[str]:

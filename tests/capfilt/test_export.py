@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from capfilt.export import ExportConfig, export
+from capfilt.export import ExportConfig, Forbidden, export
 from capfilt.shards import Picture, read_pictures, read_table
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -166,11 +168,17 @@ def test_pictures_of_an_evaluation_set_stay_behind(filtered: Path, kept: dict, t
     for picture in read_pictures(filtered.parents[1] / "00000.tar", keys=there):
         (tmp_path / "test" / f"{picture.key}.jpg").write_bytes(picture.image)
     (tmp_path / "test" / "broken.jpg").write_bytes(b"no picture")
+    sky, sea = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 40), "skyblue").save(sky, "PNG")
+    Image.new("RGB", (40, 40), "navy").save(sea, "PNG")
+    (tmp_path / "test" / "sky.png").write_bytes(sky.getvalue())
     config = ExportConfig(str(filtered), str(tmp_path / "out"), decontaminate=[str(tmp_path / "test")])
     counts = export(config, progress=False)["counts"]
     assert counts["contaminated"] >= 3 and counts["contaminated"] + counts["exported"] == len(kept)
     index = read_table(tmp_path / "out" / ".index" / "00000.parquet").to_pylist()
     assert {row["key"]: row["outcome"] for row in index}.items() >= {key: "contaminated" for key in there}.items()
+    forbidden = Forbidden([str(tmp_path / "test")])  # pictures of one colour are known by their bytes
+    assert sky.getvalue() in forbidden and sea.getvalue() not in forbidden
     assert "looks like a picture of an evaluation set | " in (tmp_path / "out" / "README.md").read_text()
 
 

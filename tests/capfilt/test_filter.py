@@ -240,8 +240,9 @@ def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> No
 
 def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:
     data = shards(1, 8)
-    with pytest.raises(ValueError, match="no CLIP scores for clip_threshold"):
+    with pytest.raises(ValueError, match="clip_threshold asks for 'clip', and the scores are itm, itc; add --clip"):
         run(data, tiny_filter, clip_threshold=0.1)
+    assert not (data / "scores").exists()  # told before any picture is scored
     plain = run(data, tiny_filter)
     assert "clip" not in rows(plain)[0]
     both = run(data, tiny_filter, name="both", clip=tiny_clip)
@@ -283,7 +284,7 @@ def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny
             row["text"] for row in scored if row in highest.values()
         ]
         assert best["kept"] == len(highest) and best["dropped"]["not_best"] == len(scored) - len(highest)
-    with pytest.raises(ValueError, match=r"best_of is 'clip2', and .* has itm, itc, clip; --clip adds clip\."):
+    with pytest.raises(ValueError, match=r"best_of asks for 'clip2', and the scores are itm, itc, clip; add --clip"):
         run(data, tiny_blip, name="second", clip=tiny_clip, best_of="clip2")
     with pytest.raises(ValueError, match=r"best_of is a score: itm, itc, clip, .*, not 'nice'"):
         run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
