@@ -196,7 +196,7 @@ def test_mistakes_are_one_sentence(filtered: Path, tmp_path: Path) -> None:
     def said(*words: str) -> str:
         command = [sys.executable, "-m", "capfilt", "export", *words]
         process = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert process.returncode == 2 and "Traceback" not in process.stderr
+        assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
         return process.stderr
 
     assert "format" in said(str(filtered), str(tmp_path / "a"), "--format", "csv")
