@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,16 @@ def test_a_step_is_done_once_and_leaves_its_summary(tmp_path: Path) -> None:
     assert steps.log(step).stat().st_mtime_ns == written
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard also where the tests were started with it ignored, as by a shell's `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_interrupted_it_ends_what_it_started(tmp_path: Path, number: signal.Signals, raised: type) -> None:
+def test_interrupted_it_ends_what_it_started(tmp_path: Path, heard: None, number: signal.Signals, raised: type) -> None:
     steps = Steps(tmp_path / "logs")
     step = Step("served", ("demo", "--quick", "--out", str(tmp_path / "demo")))  # more than a minute's work
 
