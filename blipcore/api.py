@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from blipcore.data.transforms import eval_transform, upright_rgb
+from blipcore.data.transforms import eval_transform
+from blipcore.data.upright import upright_rgb
 from blipcore.model.blip import Blip
 from blipcore.model.convert import load_model, require_parts
 from blipcore.model.explain import grad_cam

@@ -13,21 +13,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from blipcore.data.upright import open_picture, orientation, upright_rgb
+
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded to RGB; beyond it a picture is taken for a bomb
-
-# Raster formats only: Pillow would start Ghostscript for an EPS.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "DIB")
-
-# EXIF orientation -> what makes the picture upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # Corrupt EXIF, odd palettes and the like: nothing that whoever watches a progress bar could act on.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -44,9 +32,7 @@ class DecodeError(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Bytes of a picture -> upright 8-bit RGB: EXIF orientation applied, 16 bits scaled, transparency on white."""
     with _named_errors():
-        image = _open(data)
-        image.load()
-        return _to_rgb(_upright(image))
+        return upright_rgb(_open(data))
 
 
 class Fitted(NamedTuple):
@@ -67,14 +53,14 @@ def fit(data: bytes, longest: int = 0, quality: int = 95) -> Fitted:
     with _named_errors():
         image = _open(data)
         shrink = bool(longest) and max(image.size) > longest
-        jpeg, lying = image.format == "JPEG", _orientation(image)
+        jpeg, lying = image.format == "JPEG", orientation(image)
         original = image.size[::-1] if lying >= 5 else image.size
         if shrink and jpeg:
             image.draft(None, (2 * longest, 2 * longest))  # skips most of the work on a large photograph
         image.load()
         if jpeg and image.mode in ("RGB", "L") and lying == 1 and not shrink:
             return Fitted(data, *original, *original)
-        picture = _to_rgb(_upright(image))
+        picture = upright_rgb(image)
         if not jpeg:  # some decoders turn the picture themselves
             original = picture.size
         if shrink:
@@ -93,7 +79,7 @@ def difference_hash(data: bytes) -> str:
     with _named_errors():
         image = _open(data)
         image.draft("L", (64, 64))  # of a JPEG only what is needed is decoded
-        image = _to_rgb(_upright(image)).convert("L")
+        image = upright_rgb(image).convert("L")
         small = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] < small[:, 1:]).tobytes().hex()
 
@@ -119,9 +105,8 @@ def _named_errors() -> Iterator[None]:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError("empty")
-    Image.init()
     try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+        image = open_picture(data)
     except Image.UnidentifiedImageError:
         head = data[:256].lstrip().lower()
         what = "HTML" if head.startswith((b"<!doctype", b"<html", b"<head", b"<body")) else f"starts with {data[:8]!r}"
@@ -131,42 +116,6 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError("too_many_pixels", f"{image.width} x {image.height}")
     return image
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:  # unreadable EXIF: the picture itself is fine
-        return 1
-    return found if found in range(1, 9) else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scaled_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, whole range to 0..255; Pillow's own conversion clips at 255, which is almost white."""
-    import numpy as np
-
-    values = np.asarray(image).astype(np.float64)
-    if image.mode == "F":
-        top = 1.0 if values.max(initial=0) <= 1.0 else 255.0
-    else:
-        top = 65535.0 if values.max(initial=0) <= 65535 else float(2**31 - 1)
-    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8), mode="L")
 
 
 def _one_line(error: BaseException) -> str:

@@ -11,11 +11,11 @@ import capfilt
 ROOT = Path(capfilt.__file__).resolve().parents[1]
 # Files of capfilt that may know the model; cli.py and bootstrap.py only inside their functions.
 BRIDGES = ("captioners.py", "captioner_blip.py", "captioner_hf.py", "scorers.py", "scorer_blip.py", "scorer_clip.py")
-BRIDGES += ("cli.py", "bootstrap.py")
+BRIDGES += ("cli.py", "bootstrap.py", "pictures.py")  # the last for how a picture is read, without the model
 STAGES = ("download", "pack", "caption", "filter", "report", "export")
 # Each is imported in one file of ours, where its absence says what to install.
 ONE_DOOR = ("transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai")
-LEAVES = ("capfilt/storage.py", "capfilt/config.py", "capfilt/pictures.py", "capfilt/progress.py")
+LEAVES = ("capfilt/storage.py", "capfilt/config.py", "capfilt/progress.py", "blipcore/data/upright.py")
 LEAVES += ("blipcore/distributed.py", "blipcore/metrics.py", "blipcore/caption_scores.py")
 
 

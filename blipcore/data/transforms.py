@@ -6,7 +6,6 @@ Every random choice comes from the `random.Random` that the caller passes, so a 
 the stream.
 """
 
-import io
 import math
 import random
 from collections.abc import Callable
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from blipcore.data.upright import open_picture, upright_rgb
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,21 +25,6 @@ RATIOS = (3 / 4, 4 / 3)  # width : height of the training crop
 AUGMENTATIONS = 2  # operations drawn per picture, with replacement
 AUGMENT_PROBABILITY = 0.5  # each drawn operation is applied with this probability
 GREY = (128, 128, 128)  # what geometric operations uncover
-# Pictures of pixels only: Pillow would start Ghostscript for an EPS that calls itself a JPEG.
-Image.init()
-_PIXELS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "DIB")
-FORMATS = [name for name in _PIXELS if name in Image.OPEN]
-EXIF_ORIENTATION = 0x0112
-# What makes a picture upright; `ImageOps.exif_transpose` also writes its EXIF anew, and stumbles over parts of it.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 Transform = Callable[[Image.Image, random.Random | None], torch.Tensor]
 
@@ -50,25 +36,13 @@ def load_image(source: bytes | str | Path) -> Image.Image:
     384 with values off by 2 of 255 on average and up to 30.
     """
     try:
-        return upright_rgb(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS))
+        return upright_rgb(open_picture(source))
     except UnidentifiedImageError:
         raise OSError("no known picture format") from None
     except OSError:
         raise
     except Exception as error:  # PIL has many ways to say damage: ValueError, SyntaxError, struct.error, RuntimeError …
         raise OSError(f"damaged picture: {error}") from error
-
-
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture as it was opened -> 8-bit RGB, upright by its EXIF, transparency on white."""
-    turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION))
-    if image.mode.startswith("I;16"):  # PIL would clip 16-bit grey at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
