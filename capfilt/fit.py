@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def batch_size(asked: int | None, device: str) -> int:
-    """Pictures to read for a forward pass; without being told, more than most GPUs hold at ViT-L."""
+    """Pictures to read for a forward pass; without being told, on a GPU a first try that may be too many."""
     return asked or (256 if device.startswith("cuda") else 32)
 
 
