@@ -119,11 +119,25 @@ def load_model(
     `image_size` resizes the position table. `tokenizer` overrides the checkpoint's own; `overrides` is for official
     files alone (see `read_official`), and `numerics` for Hugging Face ones (see `huggingface_config`).
     """
+    return load_training(path_or_id, needs, tokenizer, image_size, overrides, numerics)[:2]
+
+
+def load_training(
+    path_or_id: str | Path,
+    needs: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    image_size: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    numerics: Numerics = "official",
+) -> tuple[Blip, Tokenizer, dict[str, Tensor]]:
+    """`load_model`, and the training state that an official .pth has beside the model (see `read_official`)."""
     path = locate(path_or_id)
-    config, state, _ = _read(path, overrides, numerics)
+    config, state, extra = _read(path, overrides, numerics)
     require_parts(config, path_or_id, needs)
     model = _build(config, state, image_size)
-    return model, _tokenizer_for(config, path_or_id, path, tokenizer)
+    if (table := extra.get(slow := "momentum.visual_encoder.pos_embed")) is not None:
+        extra[slow] = resize_pos_embed(table.float(), model.config.vision.image_size, model.config.vision.patch_size)
+    return model, _tokenizer_for(config, path_or_id, path, tokenizer), extra
 
 
 def _read(

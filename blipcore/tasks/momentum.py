@@ -9,6 +9,7 @@ batch. B is always a process's own.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,17 @@ class ContrastiveTask(Task):
         self.register_buffer("image_queue", nn.functional.normalize(torch.randn(width, size), dim=0))
         self.register_buffer("text_queue", nn.functional.normalize(torch.randn(width, size), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    def take_up(self, left: Mapping[str, Tensor]) -> None:
+        """Go on with the momentum encoders and queued features that a checkpoint was left with, as the official code.
+
+        `left` has our names (see `convert.read_official`). Queues of another length stay noise. Whose images the
+        features are of is not taken over: those are numbers of other annotations, equal by chance to some of these.
+        """
+        own = self.state_dict()
+        taken = [name for name in left if name.startswith("momentum.") or name in ("image_queue", "text_queue")]
+        fitting = {name: left[name] for name in taken if name in own and own[name].shape == left[name].shape}
+        self.load_state_dict(fitting, strict=False)
 
     def before_step(self, progress: Progress) -> None:
         """Clamp the temperature and move the momentum encoders toward the model."""

@@ -1,7 +1,7 @@
 """What the trainer asks of an objective. A Task owns the model and the losses; the trainer owns loop and optimiser."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         """`loss` is what to differentiate, `loss_*` its parts; other tensors are for `after_step`."""
+
+    def take_up(self, left: Mapping[str, Tensor]) -> None:
+        """Go on with what the checkpoint that `model` is from was left with beside it; here nothing."""
 
     def before_step(self, progress: Progress) -> None:
         """Momentum update and the like, before the forward passes of a step; here nothing."""

@@ -21,7 +21,7 @@ from blipcore.data.stream import Stream
 from blipcore.data.transforms import Transform, eval_transform, train_transform
 from blipcore.evaluation import Validation, open_exam
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import DEFAULT_TOKENIZER, load_model
+from blipcore.model.convert import DEFAULT_TOKENIZER, load_training
 from blipcore.model.starts import Start, image_start, load_image_start, load_text_start, text_start
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.precision import autocast, pick_device
@@ -134,7 +134,7 @@ def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     image_size = run.model.get("vision", {}).get("image_size")
     if run.init:
         own = None if (run.tokenizer or "train:").startswith("train:") else run.tokenizer
-        model, tokenizer = load_model(run.init, needs=ALL_PARTS, tokenizer=own, image_size=image_size)
+        model, tokenizer, left = load_training(run.init, ALL_PARTS, own, image_size)
         _require_sizes(run, model.config)
         image_size = model.config.vision.image_size
     preset = run.preset or "base"
@@ -148,6 +148,8 @@ def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     if text:
         load_text_start(model.text, text)
     task = PretrainTask(model, tokenizer, run.task)
+    if run.init and not (vision or text):
+        task.take_up(left)
     return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
 
 
@@ -157,7 +159,7 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     torch.manual_seed(run.train.seed)
     kind = TASKS[run.task]
     if run.init:
-        model, tokenizer = load_model(run.init, needs=kind.starts, tokenizer=run.tokenizer, image_size=run.image_size)
+        model, tokenizer, left = load_training(run.init, kind.starts, run.tokenizer, run.image_size)
         image_size = model.config.vision.image_size
     else:
         vision = PRESETS[run.preset].to_dict()["vision"] | run.model.get("vision", {})
@@ -174,6 +176,8 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
         model.config.vision.drop_path = run.drop_path
     model = model.only(*kind.parts)
     task = kind.task(model, tokenizer, getattr(run, run.task))
+    if run.init:
+        task.take_up(left)
     return Trainer(task, stream, run.train, out, resolved=asdict(run), judge=_judge(run, tokenizer, stream)).fit()
 
 

@@ -33,11 +33,18 @@ def test_the_official_pretraining_schedule():
         assert schedule(step, config) == pytest.approx(official, rel=1e-12)
 
 
+def test_the_official_finetuning_schedule():
+    """init/2 (1 + cos(pi e/E)), set as epoch e of E begins: 1, .905, .655, .345, .095 for five."""
+    config = TrainConfig(steps=50, lr=1e-5, schedule="cosine_by_epoch", decay_steps=10)
+    official = [1e-5 * 0.5 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)]
+    assert rates(config) == pytest.approx([rate for rate in official for _ in range(10)])
+
+
 def test_constant_and_unknown():
     assert set(rates(TrainConfig(steps=5, lr=0.1, schedule="constant"))) == {0.1}
     config = TrainConfig(steps=5)
     config.schedule = "linear"
-    with pytest.raises(ValueError, match="schedule is"):
+    with pytest.raises(ValueError, match="no schedule is called 'linear'"):
         schedule(0, config)
 
 

@@ -1,5 +1,6 @@
 """Runs from their settings, on pictures of one colour: what the commands train, save and refuse."""
 
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -13,13 +14,15 @@ from torch.testing import assert_close
 
 from blipcore import evaluation
 from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
-from blipcore.model.convert import load_model
+from blipcore.model.convert import load_model, load_training
+from blipcore.model.foreign import to_official
 from blipcore.model.generate import GenerateConfig
 from blipcore.model.tokenizer import BERT_SPECIALS
 from blipcore.model.vit import VisionConfig, VisionTransformer
 from blipcore.tasks.captioning import CaptioningConfig
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
+from blipcore.train import runs
 from blipcore.train.runs import Augment, FinetuneRun, PretrainRun, finetune, pretrain
 from blipcore.train.trainer import TrainConfig
 
@@ -138,6 +141,35 @@ def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_pa
     first, _ = load_model(pretrained)
     second, _ = load_model(tmp_path / "again" / "model")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
+    pretrained, annotations, tmp_path, monkeypatch
+):
+    """As the official finetuning does, whose non-strict load takes all that has its shape."""
+    model, _ = load_model(pretrained)
+    slow = {f"momentum.{name}": -tensor for name, tensor in model.only("encode", "itc").state_dict().items()}
+    del slow["momentum.temp"]
+    queues = {name: torch.randn(model.config.embed_dim, 8) for name in ("image_queue", "text_queue")}
+    left = slow | queues | {"queue_ptr": torch.tensor([3])}
+    torch.save({"model": to_official({**model.state_dict(), **left})}, tmp_path / "pretrain.pth")
+    heads = {"vision": {"heads": 2}, "text": {"heads": 2}}
+    monkeypatch.setattr(runs, "load_training", functools.partial(load_training, overrides=heads))
+    seen = []
+    monkeypatch.setattr(runs.Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
+    place = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
+    for size, image_size in ((8, 32), (16, 16)):  # the position table is resized; a queue of another length is noise
+        run = FinetuneRun("retrieval", [str(annotations)], image_size=image_size, **place)
+        run.retrieval = RetrievalConfig(queue_size=size)
+        finetune(run, tmp_path / "filter")
+        pretrain(PretrainRun([str(annotations)], task=PretrainConfig(queue_size=size), **place), tmp_path / "again")
+    for task in seen:
+        assert_close(task.momentum.text_proj.weight, slow["momentum.text_proj.weight"], rtol=0, atol=0)
+        assert (task.image_queue.shape == (model.config.embed_dim, 8)) == torch.equal(
+            task.image_queue[:, :8], queues["image_queue"]
+        )
+    assert seen[0].momentum.visual_encoder.pos_embed.shape == seen[0].model.visual_encoder.pos_embed.shape
+    assert seen[0].idx_queue.eq(-100).all() and len(seen) == 4
 
 
 def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path):
