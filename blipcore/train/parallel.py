@@ -85,6 +85,13 @@ def clip_gradients(task: Task, limit: float) -> Tensor:
     return total
 
 
+def weights_finite(task: Task) -> bool:
+    """Whether every trained weight is a number, on all processes."""
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in task.parameters() if p.requires_grad]
+    finite = torch.stack([p.detach().isfinite().all() for p in own]).all()
+    return bool(distributed.mean(finite.float()) == 1)
+
+
 def whole_model(task: Task) -> Blip:
     """The model of `task` with all of its weights; every process must ask, rank 0 gets one that is complete."""
     if not isinstance(task, FSDPModule):

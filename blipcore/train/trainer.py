@@ -28,13 +28,21 @@ from blipcore.train.checkpoint import Checkpoints, random_state, set_random_stat
 from blipcore.train.display import Display
 from blipcore.train.layers import prepare_layers, uncompiled
 from blipcore.train.optim import TrainConfig, adamw, freeze, optimizer_tensors, schedule
-from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
+from blipcore.train.parallel import (
+    accumulating,
+    average_whole_gradients,
+    clip_gradients,
+    parallelize,
+    weights_finite,
+    whole_model,
+)
 from blipcore.train.run_folder import RunFolder, stop_signals, write_text
 
 __all__ = ["Judge", "NonFiniteLossError", "TrainConfig", "Trainer"]
 
 
 SHOWN_PROBLEMS = 20  # unreadable pictures that the summary names
+MAX_SKIPPED = 100  # steps in a row; what has failed so often does not heal, and would fill days
 
 
 class NonFiniteLossError(ValueError):
@@ -51,6 +59,8 @@ class TrainState:
     seconds: float = 0.0  # in the loop, over all launches that led here
     waited: float = 0.0  # of these, waiting for data
     skipped: int = 0  # steps left out because a loss was not finite
+    skipped_in_a_row: int = 0  # of these, up to now
+    judged_step: int = 0  # `step` at the last judgement
     logged_step: int = 0  # `step`, `seconds` and `waited` at the last log
     logged_seconds: float = 0.0
     logged_waited: float = 0.0
@@ -126,6 +136,7 @@ class Trainer:
                 display.say(message)
             batches = self._batches()
             self.started = time.perf_counter() - state.seconds
+            self._judge_if_due(optimizer, log, display)  # where a judgement failed and the run was saved instead
             while state.step < config.steps:
                 self._step(optimizer, batches)
                 state.step += 1
@@ -136,10 +147,7 @@ class Trainer:
                     record, seconds_left = self._record()
                     log(record)
                     display.log(record, seconds_left)
-                if self.judge and (last or state.step % self.judge.every == 0):
-                    scores = self._validate(self.judge)
-                    log({"step": state.step} | {f"val_{name}": score for name, score in scores.items()})
-                    display.say(self._verdict(scores))
+                self._judge_if_due(optimizer, log, display)
                 # Asked once, of all processes: a signal after this line waits for the next step.
                 leaving = distributed.largest(stopped[0] if stopped else 0)
                 if last or leaving or state.step % config.save_every == 0:
@@ -181,12 +189,19 @@ class Trainer:
             outputs.append({name: value.detach() for name, value in out.items()})
         average_whole_gradients(task)
         finite = torch.stack([out["loss"] for out in outputs]).isfinite().all()
-        if config.clip:
-            finite &= clip_gradients(task, config.clip).isfinite()
+        if config.clip or config.nonfinite == "skip":
+            finite &= clip_gradients(task, config.clip or math.inf).isfinite()
         self.suspects.append((state.step, keys, finite, distributed.mean(finite.float())))
         if self.look_at_once and not self._all_finite():
             state.skipped += 1
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row == MAX_SKIPPED:
+                raise NonFiniteLossError(
+                    f"{MAX_SKIPPED} steps in a row, up to step {state.step}, had a loss or gradient that is not "
+                    "finite: lower the learning rate, or set a gradient clip"
+                )
         else:
+            state.skipped_in_a_row = 0
             optimizer.step()
             task.after_step(outputs)
             self._add_up(outputs)
@@ -247,6 +262,21 @@ class Trainer:
         }
         return record, seconds / steps * (self.config.steps - state.step)
 
+    def _judge_if_due(self, optimizer: AdamW, log: Callable[[dict[str, float]], None], display: Display) -> None:
+        """Judge the model at the steps for it; where that fails the run is saved, to begin with it when it goes on."""
+        state = self.state
+        last = state.step == self.config.steps
+        if not self.judge or state.judged_step == state.step or (state.step % self.judge.every and not last):
+            return
+        try:
+            scores = self._validate(self.judge)
+        except Exception:
+            self._save(optimizer)
+            raise
+        state.judged_step = state.step
+        log({"step": state.step} | {f"val_{name}": score for name, score in scores.items()})
+        display.say(self._verdict(scores))
+
     def _validate(self, judge: Judge) -> dict[str, float]:
         """Scores of the model as it is now; it becomes the one in best/ when it beats those before it."""
         from blipcore.model.convert import save_model
@@ -263,11 +293,12 @@ class Trainer:
                 write_text(self.folder.path / "best.json", json.dumps(state.best, indent=1) + "\n")
             return scores
 
-        with uncompiled(self.task):
-            scores = distributed.on_main(look)
-        self.task.train()
-        set_random_state(before, self.device)
-        return scores
+        try:
+            with uncompiled(self.task):
+                return distributed.on_main(look)
+        finally:
+            self.task.train()
+            set_random_state(before, self.device)
 
     def _verdict(self, scores: dict[str, float]) -> str:
         said = "  ".join(f"{name} {score:.4g}" for name, score in scores.items())
@@ -275,8 +306,13 @@ class Trainer:
         return f"step {self.state.step} on the validation set: {said}: {best}"
 
     def _save(self, optimizer: AdamW) -> None:
-        self._all_finite()  # weights that a NaN has touched must not replace good ones
         state = self.state
+        self._all_finite()  # weights that a NaN has touched must not replace good ones
+        if not weights_finite(self.task):
+            raise NonFiniteLossError(
+                f"the weights are not finite after step {state.step}, although the loss was: a gradient overflowed. "
+                "Lower the learning rate or set a gradient clip; the checkpoints before this one are good"
+            )
         state.seconds = time.perf_counter() - self.started
         for problems in distributed.everyone(state.problems):
             state.problems |= problems
@@ -308,7 +344,7 @@ class Trainer:
         if restored is None:
             return []
         readable, messages = restored
-        state = self.state = TrainState(**{name: readable[name] for name in asdict(self.state)})
+        state = self.state = TrainState(**{name: readable[name] for name in asdict(self.state) if name in readable})
         if len(readable["sums"]) == ranks:
             set_random_state(generators, self.device)
             self.config = replace(self.config, steps=state.steps)

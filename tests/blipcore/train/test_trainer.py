@@ -296,6 +296,29 @@ def test_bad_steps_can_be_skipped(shards, tmp_path):
     assert all(np.isfinite(record["loss"]) for record in records(tmp_path))
 
 
+def test_a_gradient_that_is_not_finite_is_skipped_too(shards, tmp_path):
+    run = trainer(shards, tmp_path, nonfinite="skip", steps=3)
+    run.task.model[1].weight.register_hook(lambda gradient: gradient * (torch.nan if len(run.task.seen) == 2 else 1))
+    assert run.fit()["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_skipping_ends_where_no_step_is_good(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "MAX_SKIPPED", 5)
+    run = trainer(shards, tmp_path, spoil(2, 3, *range(6, 100)), nonfinite="skip")
+    with pytest.raises(NonFiniteLossError, match="5 steps in a row, up to step 9, had a loss"):
+        run.fit()
+
+
+def test_weights_that_are_not_finite_are_not_saved(shards, tmp_path):
+    """The loss of the step that broke them was a number, so no look at losses tells."""
+    run = trainer(shards, tmp_path)
+    run.task.model[1].weight.register_hook(lambda gradient: gradient * (torch.nan if len(run.task.seen) == 8 else 1))
+    with pytest.raises(NonFiniteLossError, match="not finite after step 8"):
+        run.fit()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
+
+
 def test_clipping_bounds_the_step(shards, tmp_path):
     norms = []
 
@@ -440,6 +463,33 @@ def test_the_best_model_on_the_validation_set_is_kept(shards, tmp_path):
     assert [(record["step"], record["val_a"]) for record in judgements] == [(4, 1.0), (8, 3.0), (12, 2.0)]
     trainer(shards, tmp_path / "unjudged").fit()
     assert same(weights(tmp_path / "run"), weights(tmp_path / "unjudged"))  # judging draws from no generator
+
+
+def test_a_judgement_that_fails_loses_no_step_and_is_made_up_for(shards, tmp_path):
+    judged = []
+
+    def scores(model) -> dict[str, float]:
+        torch.rand(3)  # where it fails it may have drawn
+        if not judged:
+            raise FileNotFoundError("the validation pictures are not there")
+        return {"a": judged.pop(0)}
+
+    def run() -> Trainer:
+        run = trainer(shards, tmp_path / "run")
+        run.judge = Judge(scores, ("a",), every=6)
+        return run
+
+    with pytest.raises(FileNotFoundError, match="not there"):
+        run().fit()
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())[-1] == "step-000006"
+    judged = [3.0]
+    with pytest.raises(FileNotFoundError, match="not there"):  # of the last step
+        run().fit()
+    judged = [2.0]
+    assert run().fit()["best"]["step"] == 6
+    assert [(r["step"], r["val_a"]) for r in records(tmp_path / "run") if "val_a" in r] == [(6, 3.0), (12, 2.0)]
+    trainer(shards, tmp_path / "unjudged").fit()
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "unjudged"))
 
 
 def test_frozen_parameters_stay(shards, tmp_path):
