@@ -3,7 +3,7 @@
 Lengths, penalty, filters and beam bookkeeping are those of the library the official code was written for (transformers
 4.15), so a beam search reproduces its token ids. The image is encoded once: its tokens, or their cross-attention keys
 and values, serve all steps and all captions of the picture, which also share the pass over the prompt; self-attention
-keeps a preallocated cache.
+keeps a preallocated cache (`decoding`).
 
 Sampling draws its noise from a counter-based generator keyed by (seed, sample key, caption index), one number a step.
 What a picture gets therefore does not depend on its batch, on the order of pictures or on the number of workers.
@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 
 from blipcore.model.blip import Blip
+from blipcore.model.decoding import decoding
 from blipcore.model.generate_config import GenerateConfig
 from blipcore.model.med import ImageKV, TextTransformer
 from blipcore.model.tokenizer import Tokenizer
-
-# Finished pictures are carried along until they are this share of the batch: dropping them copies the image tokens, or
-# keys and values, of all others, which costs as much as several steps.
-DROP_SHARE = 0.25
 
 
 @dataclass
@@ -88,12 +85,12 @@ def _sample(
 ) -> Generated:
     """Sample with `noise` (R, steps), R = B * num_captions, or take the likeliest token at every step without it."""
     B, n, device = len(kv), config.num_captions, kv.layers[0].device
-    cache = text.new_cache(B, config.max_length)
+    decoder = decoding(text, kv, config.max_length)
     ids = torch.tensor([prompt] * B, device=device)
-    logits = text.logits(text.decode(ids, None, kv, cache)[:, -1]).float()
+    logits = decoder.read(ids)
     if n > 1:
         of = torch.arange(B, device=device).repeat_interleave(n)
-        cache.select(of)
+        decoder.select(of)
         ids, logits = ids[of], logits[of]
     rows = torch.arange(B * n)  # which caption each row of the shrinking batch is
     done = torch.zeros(B * n, dtype=torch.bool)
@@ -101,7 +98,7 @@ def _sample(
     logprob = torch.zeros(B * n, device=device)
     for step in range(config.max_length - len(prompt)):
         if step > 0:
-            logits = text.logits(text.decode(ids[:, -1:], None, kv, cache)[:, -1]).float()
+            logits = decoder.read(ids[:, -1:])
         scores = _constrain(logits, ids, sep, config)
         token = (
             scores.argmax(1).cpu() if noise is None else _draw(scores / config.temperature, noise[rows, step], config)
@@ -116,12 +113,12 @@ def _sample(
             break
         ids = torch.cat([ids, token[:, None].to(device)], dim=1)
         finished = done.view(-1, n).all(1)
-        if finished.float().mean() >= DROP_SHARE:
-            pictures = (~finished).nonzero()[:, 0]
+        pictures = (~finished).nonzero()[:, 0]
+        if decoder.worth_dropping(len(pictures)):
             alive = (pictures[:, None] * n + torch.arange(n)).flatten()
             on_device = alive.to(device)
-            cache.select(on_device)
-            kv, ids = kv.select(pictures.to(device)), ids[on_device]
+            decoder.select(on_device, pictures.to(device))
+            ids = ids[on_device]
             rows, done = rows[alive], done[alive]
     return Generated(captions, logprob.tolist())
 
@@ -170,13 +167,13 @@ def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int
     nb, device = config.beams, kv.layers[0].device
     stored: list[list[_Hypothesis]] = [[] for _ in range(len(kv))]
     live = list(range(len(kv)))  # pictures that are still searched, nb rows each
-    cache = text.new_cache(len(kv) * nb, config.max_length)
+    decoder = decoding(text, kv, config.max_length)
     ids = torch.tensor([prompt] * (len(kv) * nb), device=device)
     total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(len(live))  # all beams start equal: use one
     logprob = torch.zeros_like(total)
     for length in range(len(prompt), config.max_length):
         new = ids if length == len(prompt) else ids[:, -1:]
-        own = text.logits(text.decode(new, None, kv, cache)[:, -1]).float().log_softmax(1)
+        own = decoder.read(new).log_softmax(1)
         V = own.shape[1]
         scores = (_constrain(own, ids, sep, config) + total[:, None]).view(len(live), nb * V)
         best, flat = scores.topk(2 * nb, dim=1)
@@ -202,9 +199,8 @@ def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int
         if not still:
             return _best(stored, config)
         source = torch.tensor([row for row, *_ in kept], device=device)
-        cache.select(source)
-        if len(still) < len(live):
-            kv = kv.select(torch.tensor([slot for slot, _ in still], device=device))
+        fewer = len(still) < len(live)
+        decoder.select(source, torch.tensor([slot for slot, _ in still], device=device) if fewer else None)
         token, total, logprob = (torch.tensor(column, device=device) for column in list(zip(*kept, strict=True))[1:])
         ids = torch.cat([ids[source], token[:, None]], dim=1)
         live = [picture for _, picture in still]

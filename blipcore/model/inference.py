@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blipcore.model.blip import Blip
+from blipcore.model.decoding import Steps
 from blipcore.model.openvino import OpenVinoEncoder
 from blipcore.model.vit import VisionTransformer
 from blipcore.precision import Backend, Dtype, resolve_backend, resolve_dtype
@@ -33,6 +34,8 @@ def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Back
             block.compile()
     if torch.device(device).type == "cpu":
         keep_memory()
+    else:
+        model.text.steps = Steps()
     return model
 
 

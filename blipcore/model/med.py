@@ -14,7 +14,7 @@ out where few words will be read with the image. The other ways of sharing in Ta
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -75,25 +75,36 @@ class ImageKV:
         """The first n images, without a copy."""
         if n == len(self):
             return self
-        return ImageKV([kv[:, :n] for kv in self.layers], self.mask[:n] if self.mask is not None else None)
+        return ImageKV(self.each(lambda kv: kv[:, :n]), self.mask[:n] if self.mask is not None else None)
 
     def select(self, index: Tensor) -> "ImageKV":
         """The rows of `index` (R,), in its order and with repetition."""
         mask = self.mask.index_select(0, index) if self.mask is not None else None
-        selected = {id(kv): kv.index_select(1, index) for kv in {id(kv): kv for kv in self.layers}.values()}
-        return ImageKV([selected[id(kv)] for kv in self.layers], mask)
+        return ImageKV(self.each(lambda kv: kv.index_select(1, index)), mask)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What `change` makes of the layers' items; one that several layers share is changed once."""
+        changed = {id(kv): change(kv) for kv in {id(kv): kv for kv in self.layers}.values()}
+        return [changed[id(kv)] for kv in self.layers]
 
 
+@dataclass
 class KVCache:
-    """Preallocated self-attention keys and values of the decoder; `length` tokens are filled in every row."""
+    """Preallocated self-attention keys and values of the decoder; `length` tokens are filled in every row.
 
-    def __init__(self, config: TextConfig, rows: int, length: int, like: Tensor) -> None:
-        shape = (config.depth, 2, rows, config.heads, length, config.width // config.heads)
-        self.data = like.new_empty(shape)
-        self.length = 0
+    Where `at` is given, a one-element tensor, it says in place of `length` where the next token comes, so that the same
+    operations do for every step: all of `data` is attended to, behind a mask.
+    """
+
+    data: Tensor  # (depth, 2, R, H, room, d)
+    length: int = 0
+    at: Tensor | None = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of the new tokens (R, H, new, d) and return those of all tokens so far."""
+        if self.at is not None:
+            self.data[layer].index_copy_(3, self.at, torch.stack([k, v]))
+            return self.data[layer, 0], self.data[layer, 1]
         end = self.length + k.shape[2]
         self.data[layer, 0, :, :, self.length : end] = k
         self.data[layer, 1, :, :, self.length : end] = v
@@ -126,8 +137,9 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)
         words = ids if ids.is_floating_point() else self.word(ids)
         return self.dropout(self.norm(words + self.position(positions)))
 
@@ -338,6 +350,7 @@ class TextTransformer(nn.Module):
         self.config = config
         self.embeddings, self.decode_embeddings = per_role(config, config.share != "none", lambda: Embeddings(config))
         self.layers = nn.ModuleList(TextLayer(config, index) for index in range(config.depth))
+        self.steps: Any = None  # `decoding.Steps` where they are recorded
         self.recompute = 0  # of so many layers, the last ones, activations are not kept but computed again
         self.lm_head = LMHead(config) if "decode" in config.roles else None
         self.apply(self._init)
@@ -415,14 +428,18 @@ class TextTransformer(nn.Module):
         With a cache, `ids` are the new tokens only, `mask` is None (generated rows have no padding) and the cache
         moves forward by their number.
         """
-        start = cache.length if cache is not None else 0
-        x = self._decoder_embeddings()(ids, start)
-        new = ids.shape[1]
-        allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
-        if mask is not None:
-            allowed = allowed & mask.bool()[:, None, None, :]
-        if new == 1 and mask is None:
-            allowed = None  # one new token sees everything before it
+        start, new = (cache.length if cache is not None else 0), ids.shape[1]
+        if cache is not None and cache.at is not None:
+            positions = cache.at
+            allowed = torch.arange(cache.data.shape[4], device=ids.device)[None] <= positions
+        else:
+            positions = torch.arange(start, start + new, device=ids.device)
+            allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
+            if mask is not None:
+                allowed = allowed & mask.bool()[:, None, None, :]
+            elif new == 1:
+                allowed = None  # one new token sees everything before it
+        x = self._decoder_embeddings()(ids, positions)
         x = self._layers(x, "decode", allowed, kv, None, cache)
         if cache is not None:
             cache.length += new
@@ -443,4 +460,6 @@ class TextTransformer(nn.Module):
         like = self._decoder_embeddings().word.weight
         if torch.is_autocast_enabled(like.device.type):
             like = like.new_empty(0, dtype=torch.get_autocast_dtype(like.device.type))
-        return KVCache(self.config, rows, length, like)
+        config = self.config
+        shape = (config.depth, 2, rows, config.heads, length, config.width // config.heads)
+        return KVCache(like.new_empty(shape))
