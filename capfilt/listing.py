@@ -13,6 +13,7 @@ import zlib
 from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from itertools import chain, islice
 from json import JSONDecodeError
 from pathlib import Path
@@ -101,7 +102,10 @@ def _read(path: str, kind: str, columns: Sequence[Column]) -> Iterator[tuple[Any
     ) as error:
         if not is_damage(error):
             raise
-        raise ValueError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())[:300]}") from None
+        why = " ".join(str(error).split())[:300]
+        if "straddling object" in why:  # arrow's words for a row that does not fit into a block
+            why = f"a row is longer than {BLOCK >> 20} MB, as where a quote is not closed."
+        raise ValueError(f"{path} cannot be read as {kind}: {why}") from None
 
 
 def is_damage(error: Exception) -> bool:
@@ -134,10 +138,11 @@ def _csv(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
         header = file.readline().decode("utf-8-sig").rstrip("\r\n")
     names = next(csv.reader([header], delimiter=delimiter), [])
     wanted = choose(names, columns, path)
+    suspicious: str | None = _swallowed(names, wanted[0], delimiter)
     as_strings = arrow_csv.ConvertOptions(
         column_types={name: pa.string() for name in names},
         strings_can_be_null=False,
-        include_columns=list(dict.fromkeys(filter(None, wanted))),
+        include_columns=list(dict.fromkeys(names)),  # a quote may swallow rows in a column that nobody wants
     )
     layout = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     blocks = arrow_csv.ReadOptions(block_size=BLOCK, use_threads=False)
@@ -146,19 +151,40 @@ def _csv(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
         arrow_csv.open_csv(file, read_options=blocks, parse_options=layout, convert_options=as_strings) as reader,
     ):
         for batch in reader:
-            if delimiter == "\t":
-                _require_closed(batch, path)
+            if suspicious and (cell := _first_like(suspicious, batch)) is not None:
+                _require_closed(path, delimiter, cell)
+                suspicious = None  # well-formed all through: such cells are meant
             yield from _transposed(batch, wanted)
 
 
-def _require_closed(batch: pa.RecordBatch, path: str) -> None:
-    """ValueError where a quote has swallowed the rows after it, as in a tsv of texts that were never quoted."""
-    for column in batch.columns:
-        swallowed = column.filter(pc.match_substring_regex(column, r"(?s)\t.*\n|\n.*\t"))
-        if len(swallowed):
-            begun = f'"{swallowed[0].as_py()[:60]}'.split("\n")[0]
+def _swallowed(names: Sequence[str], first: str | None, delimiter: str) -> str:
+    """What a cell looks like that may have swallowed rows, since a quote in it is not closed: a regular expression.
+
+    In a tsv that is a tab beside a line's end. Commas and line ends stand in captions too: there it is a line of as
+    many cells as the file has columns, with a URL or a picture's name where the file has them.
+    """
+    if delimiter == "\t":
+        return r"(?s)\t.*\n|\n.*\t"
+    at = names.index(first) if first in names else 0
+    named = r'[ "]*(?:[A-Za-z0-9]+://[^\n,]*|[^\n,]*\.(?i:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)"? *)'
+    return rf"\n(?:[^\n,]*,){{{at}}}{named}(?:,[^\n,]*){{{len(names) - 1 - at}}}(?:\n|$)"
+
+
+def _first_like(pattern: str, batch: pa.RecordBatch) -> str | None:
+    found = (column.filter(pc.match_substring_regex(column, pattern)) for column in batch.columns)
+    return next((cells[0].as_py() for cells in found if len(cells)), None)
+
+
+def _require_closed(path: str, delimiter: str, cell: str) -> None:
+    """ValueError unless every quote of the file is closed at the end of its cell; `cell` looks as if one was not."""
+    with _open(path) as file, TextIOWrapper(file, encoding="utf-8", errors="replace", newline="") as text:
+        try:
+            for _ in csv.reader(text, delimiter=delimiter, strict=True):
+                pass
+        except csv.Error:
+            begun = f'"{cell[:60]}'.split("\n")[0]
             what = f"a quote that is not closed, in the cell that begins {begun!r}"
-            raise ValueError(f"{path} has {what}; remove such quotes, or give JSON lines or Parquet.")
+            raise ValueError(f"{path} has {what}; remove such quotes, or give JSON lines or Parquet.") from None
 
 
 def _parquet(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:

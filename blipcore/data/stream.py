@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from blipcore import distributed
-from blipcore.data.places import is_remote
+from blipcore.data.places import Folder, is_remote
 from blipcore.data.sources import Picture, Source, open_source
 from blipcore.data.transforms import Transform, load_image
 
@@ -187,11 +187,13 @@ class Stream:
 def parse_spec(spec: str) -> tuple[str, Fraction | None]:
     """Split "path=weight" at the last "=" that a number follows; a path that exists as it is has no weight."""
     path, equals, number = spec.rpartition("=")
-    if not equals or (not is_remote(spec) and Path(spec).exists()):
+    if not equals:
         return spec, None
     try:
         weight = Fraction(number)
     except (ValueError, ZeroDivisionError):
+        return spec, None
+    if Folder(spec).exists() if is_remote(spec) else Path(spec).exists():
         return spec, None
     if weight <= 0:
         raise ValueError(f"the weight of a data set must be above 0, but {spec} says {number}")
@@ -328,9 +330,11 @@ def _undisturbed(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # only this tells who sends a signal; macOS has no such call
+    if hasattr(signal, "sigwaitinfo"):  # only this tells who sends a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+    else:  # macOS: out of reach of what goes to the group (but not of Slurm, which names every process)
+        os.setpgid(0, 0)
 
 
 def _end_when_told(parent: int) -> None:

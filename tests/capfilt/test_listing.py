@@ -78,3 +78,36 @@ def test_values_become_texts() -> None:
     assert [as_text(value) for value in ("a", None, 3, ["a"], "\ud83d")] == ["a", None, "3", '["a"]', "?"]
     with pytest.raises(ValueError, match="not bytes"):
         as_text(b"a")
+
+
+ROWS_AFTER = "http://h/1,one\nhttp://h/2,two\n"
+UNCLOSED = {
+    "to the end": 'url,caption\nhttp://a,"x y\n' + ROWS_AFTER,
+    "to the next quote": 'url,caption\nhttp://a,"x y\n' + ROWS_AFTER + 'http://b,"z\n' + ROWS_AFTER,
+    "of another column": 'url,alt,caption\nhttp://a,"x,y\nhttp://b,q,r\nhttp://c,"s,t\n',
+    "before the url": 'caption,url\n"x,http://a\ny,http://b\n"z,http://c\n',
+    "of a file name": 'image,caption\na.jpg,"x\nb c.JPG,y\nd.png,z\n',
+}
+
+
+@pytest.mark.parametrize("content", UNCLOSED.values(), ids=UNCLOSED)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "list.csv").write_text(content)
+    columns = (Column("a URL", ("url", "image"), None, ""), Column("a caption", ("caption",), None, "", needed=False))
+    with pytest.raises(ValueError, match=r'a quote that is not closed, in the cell that begins \'"x'):
+        list(read_rows(str(tmp_path / "list.csv"), columns))
+
+
+def test_captions_may_have_lines_that_look_like_rows(tmp_path: Path) -> None:
+    content = 'url,caption\nhttp://a,"a photo of ""it""\nhttp://x.org, CC-BY"\n' + ROWS_AFTER
+    (tmp_path / "list.csv").write_text(content)
+    columns = (Column("a URL", ("url",), None, ""), Column("a caption", ("caption",), None, ""))
+    rows = list(read_rows(str(tmp_path / "list.csv"), columns))
+    assert rows[0] == ("http://a", 'a photo of "it"\nhttp://x.org, CC-BY') and len(rows) == 3
+
+
+def test_a_quote_that_is_not_closed_in_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "BLOCK", 1 << 10)
+    (tmp_path / "list.csv").write_text('url\nhttp://a\n"http://b\n' + "http://c\n" * 1000)
+    with pytest.raises(ValueError, match=r"a row is longer than .* as where a quote is not closed"):
+        list(read_rows(str(tmp_path / "list.csv"), (Column("a URL", ("url",), None, ""),)))

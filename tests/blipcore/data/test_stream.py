@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import signal
@@ -12,6 +13,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,17 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_one_that_trains(tmp
     batches = iter(plain(tmp_path).loader(list, 2, 0, 9, workers=1))
     next(batches)
     (worker,) = batches._workers
+    worker.terminate()  # as Python does with a worker that is left when it ends
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def test_a_signal_to_the_group_spares_the_workers_where_nothing_tells_who_sends_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # as on macOS
+    batches = iter(plain(shard_set(tmp_path, [5])).loader(list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
     worker.terminate()  # as Python does with a worker that is left when it ends
     worker.join(30)
     assert worker.exitcode == 0
@@ -250,6 +263,10 @@ def test_specs(tmp_path, monkeypatch):
     assert parse_spec("date=2024") == ("date=2024", None)  # exists as it stands
     assert parse_spec("date=2024=2") == ("date=2024", 2)
     assert parse_spec("data=1/0") == ("data=1/0", None)
+    fsspec.filesystem("memory").pipe("/specs/year=2024/00000.tar", b"")
+    assert parse_spec("memory://specs/year=2024") == ("memory://specs/year=2024", None)
+    assert parse_spec("memory://specs/year=2024=2") == ("memory://specs/year=2024", 2)
+    assert parse_spec("memory://specs/year=3") == ("memory://specs/year", 3)
     for weight in ("0", "-1"):
         with pytest.raises(ValueError, match="must be above 0"):
             parse_spec(f"data={weight}")
