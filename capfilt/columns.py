@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -53,16 +54,20 @@ class TableColumns(ABC):
 
     def read(self, row: int) -> tuple[Any, ...]:
         """The cells of a row."""
-        if row < self._next or self._next < 0 or row - self._next > 10 * ROWS:
+        if not 0 <= self._next <= row or self._is_nearer(row):
             self._rows, self._next = self._read_from(row), row
-        while True:
-            cells = next(self._rows)
-            self._next += 1
-            if self._next > row:
-                return cells
+        at, self._next = self._next, -1  # where reading fails there is nothing to go on from
+        for cells in islice(self._rows, row - at, None):
+            self._next = row + 1
+            return cells
+        raise ValueError(f"{self.path} has no row {row}; it is not the file that was listed.")
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return self._read_from(0)
+
+    @abstractmethod
+    def _is_nearer(self, row: int) -> bool:
+        """Whether reading may begin after the row that would come next, and so nearer to this one."""
 
     @abstractmethod
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
@@ -84,6 +89,9 @@ class ParquetColumns(TableColumns):
         self._starts = [0]
         for group in range(meta.num_row_groups):
             self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
+
+    def _is_nearer(self, row: int) -> bool:
+        return self._starts[bisect_right(self._starts, row) - 1] > self._next  # a row group is read from its start
 
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
         group = bisect_right(self._starts, row) - 1
@@ -112,6 +120,9 @@ class DatasetColumns(TableColumns):
     def __init__(self, path: str, names: Sequence[str]):
         super().__init__(path, names)
         self._data = load_dataset(path)
+
+    def _is_nearer(self, row: int) -> bool:
+        return row - self._next > ROWS
 
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
         for start in range(row, len(self._data), ROWS):

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from capfilt import engine
 from capfilt.config import to_dict
-from capfilt.duplicates import mark_duplicates
+from capfilt.duplicates import mark_duplicates, marked
 from capfilt.fetch import FetchConfig
 from capfilt.guard import PRIVATE, Limits
 from capfilt.listing import fingerprint
@@ -113,12 +113,14 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         failed, stopped = _fetch_all(out, staging, pending, config, progress)
         if config.retry_failed and not stopped:
             failed |= _retry(out, staging, finished, manifest, config, progress)
-        counts = manifest.settle(tables, tables, failed, changed=bool(pending) or config.retry_failed)
+        changed = bool(pending) or config.retry_failed or "counts" not in manifest.content
+        counts = manifest.settle(tables, tables, failed, changed)
         there = present(tables.values())
         if len(there) == len(shards) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
         ready = [shard for shard in shards if tables[shard] in there]
-        marked = mark_duplicates(out, ready, config.duplicates) if config.duplicates else {}
+        kind = config.duplicates or (marked(out) if changed else "")
+        duplicates = mark_duplicates(out, ready, kind) if kind else {}
     ok = counts.get("ok", 0)
     return {
         "stage": "download",
@@ -129,7 +131,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
         "shards": {"done": len(ready) - len(finished), "skipped": len(finished), "failed": failed},
         "stopped": stopped,
-        "duplicates": marked,
+        "duplicates": duplicates,
         "seconds": round(time.monotonic() - start, 1),
     }
 

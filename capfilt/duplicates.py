@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.manifest import Manifest
-from capfilt.shards import read_table, write_table
+from capfilt.shards import read_manifest, read_table, write_table
 from capfilt.storage import Place
 
 DUPLICATES = pa.schema(
@@ -67,6 +67,12 @@ def mark_duplicates(folder: Place, shards: Iterable[str], kind: str) -> dict[str
     counts = {name: int(count) for name, count in Counter(kinds[of >= 0].tolist()).items()}
     manifest.finish(counts)
     return counts
+
+
+def marked(folder: Place) -> str:
+    """The kind of duplicates that are marked in `folder`, "" where none are."""
+    there = read_manifest(folder / "duplicates")
+    return "" if there is None else there["config"]["kind"]
 
 
 class LookAlikes:

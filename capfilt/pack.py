@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from capfilt import engine
 from capfilt.config import to_dict
-from capfilt.duplicates import mark_duplicates
+from capfilt.duplicates import mark_duplicates, marked
 from capfilt.listing import as_text
 from capfilt.manifest import Manifest, forget_if_empty
 from capfilt.publish import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
@@ -94,7 +94,8 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         if not ran.failed:
             shutil.rmtree(staging, ignore_errors=True)
         done = [shard for shard in tables if shard not in ran.failed]
-        marked = mark_duplicates(out, done, config.duplicates) if config.duplicates else {}
+        kind = config.duplicates or (marked(out) if ran.done else "")
+        duplicates = mark_duplicates(out, done, kind) if kind else {}
         wrong = _examples([tables[shard] for shard in done], {name for name in OUTCOMES if counts.get(name)} - {"ok"})
     ok = counts.get("ok", 0)
     return {
@@ -108,7 +109,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         "for_example": wrong,
         "ignored": dict(source.ignored),
         "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
-        "duplicates": marked,
+        "duplicates": duplicates,
         "seconds": round(ran.seconds, 1),
     }
 

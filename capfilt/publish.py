@@ -131,7 +131,7 @@ class Publish:
         return place(self.out) / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
-        """Nothing to load."""
+        self.bodies = _Bodies(self.max_bytes)
 
     def run(self, shard: str) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
@@ -146,22 +146,23 @@ class Publish:
 
     def _pictures(self, rows: list[dict[str, Any]]) -> Iterator[Picture]:
         """The rows that are pictures; `rows` are completed in passing."""
-        bodies = _Bodies(self.max_bytes)
         try:
             for row in rows:
                 if row["status"] != "ok":
                     continue
-                data = self._body(row, bodies)
+                data = self._body(row)
                 if data is not None and (row["sha256"] is not None or (data := self._fitted(row, data))):
                     engine.advance(1)
                     about = {name: row[name] for name in IMAGES.names if row[name] is not None}
                     yield Picture(row["key"], data, row["caption"], about)
-        finally:
-            bodies.close()
+        except BaseException:
+            self.bodies.close()
+            raise
+        self.bodies.close(but_tables=True)
 
-    def _body(self, row: dict[str, Any], bodies: _Bodies) -> bytes | None:
+    def _body(self, row: dict[str, Any]) -> bytes | None:
         try:
-            return bodies.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
+            return self.bodies.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
         except NoBodyError as error:
             row["status"], row["error"] = error.outcome, str(error)
         except FileNotFoundError:
@@ -215,7 +216,10 @@ class NoBodyError(Exception):
 
 
 class _Bodies:
-    """Reads the bytes of pictures; keeps what it has read from last, for rows come in order."""
+    """Reads the bytes of pictures; keeps what it has read from last, for rows come in order.
+
+    A table stays open for the next shard: a row group, which may be all of it, can be read from its start alone.
+    """
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -270,7 +274,9 @@ class _Bodies:
         self.close()
         self.path, self.open = path, opened
 
-    def close(self) -> None:
-        if self.open is not None:
-            self.open.close()
+    def close(self, but_tables: bool = False) -> None:
+        """Let go of what was read from last."""
+        if self.open is None or (but_tables and isinstance(self.open, TableColumns)):
+            return
+        self.open.close()
         self.path = self.open = None

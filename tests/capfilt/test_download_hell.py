@@ -159,8 +159,11 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     data = tmp_path / "data"
     settings = {"urls": listing(tmp_path / "u.txt", rows), "out": str(data), "shard_size": 10, "retries": 0}
     settings |= {"allow_private": True, "workers": 1}
-    first = download(DownloadConfig(**settings), progress=False)
+    first = download(DownloadConfig(**settings, duplicates="exact"), progress=False)
     assert first["outcomes"] == {"ok": 10, "not_found": 10, "server_error": 10}
+    marks = sorted((data / "duplicates").glob("*.parquet"))
+    for path in marks:
+        path.unlink()
     before, pictures = rows_of(data), {sample.key: sample.image for sample in read_pictures(data / "00000.tar")}
 
     web.mended.set()
@@ -181,6 +184,7 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     monkeypatch.undo()
     plain = download(DownloadConfig(**settings), progress=False)  # ends what was begun, and counts anew
     assert plain["outcomes"] == {"ok": 20, "not_found": 10}
+    assert len(marks) == 3 and all(path.exists() for path in marks)  # there are other pictures now
     again = download(DownloadConfig(**settings, retry_failed=True), progress=False)
 
     assert again["outcomes"] == {"ok": 20, "not_found": 10}

@@ -64,6 +64,22 @@ def test_they_can_be_marked_later(tmp_path: Path) -> None:
     assert pack(config, progress=False)["duplicates"] == {"exact": 1}
 
 
+def test_they_are_marked_anew_where_a_shard_is(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(encode(photo(number // 2), "JPEG"))
+    data, marks = tmp_path / "data", tmp_path / "data" / "duplicates" / "00000.parquet"
+    config = PackConfig(str(tmp_path / "photos"), str(data), shard_size=2, workers=1, duplicates="near")
+    assert pack(config, progress=False)["duplicates"] == {"exact": 2}
+    before = marks.read_bytes()
+    config.duplicates = ""
+    marks.unlink()
+    assert pack(config, progress=False)["duplicates"] == {}  # no picture has changed
+    (data / "00000.parquet").unlink()
+    assert pack(config, progress=False)["duplicates"] == {"exact": 2}
+    assert marks.read_bytes() == before
+
+
 def test_a_set_without_pictures_has_no_duplicates(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")

@@ -255,6 +255,27 @@ def test_texts_after_the_first_are_judged_too(tmp_path: Path, tiny_filter: Path)
     assert [tuple(row.values()) for row in table.to_pylist()] == [("web", "one"), ("more", "uno"), ("web", "two")]
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_row_group_of_many_shards_is_read_once(tmp_path: Path, monkeypatch, broken: bool) -> None:
+    """From its start for every shard would be work that grows with the square of its rows."""
+    cells = [picture(number) for number in range(60)]
+    pq.write_table(pa.table({"jpg": cells}), tmp_path / "a.parquet")
+    starts: list[int] = []
+    read_from = columns.ParquetColumns._read_from
+
+    def watched(self: columns.ParquetColumns, row: int) -> Iterator[tuple[Any, ...]]:
+        starts.append(row)
+        for number, found in enumerate(read_from(self, row), row):
+            if broken and number == 25 and len(starts) == 1:
+                raise ValueError("damaged for once")
+            yield found
+
+    monkeypatch.setattr(columns.ParquetColumns, "_read_from", watched)
+    assert run(tmp_path / "a.parquet", tmp_path / "data", shard_size=10)["ok"] == 60
+    assert starts == ([0, 20] if broken else [0])  # the shard that failed is read again
+    assert [sample.image for sample in pictures_of(tmp_path / "data")] == cells
+
+
 @pytest.mark.parametrize("struct", [False, True])
 def test_parquet_with_image_bytes(tmp_path: Path, struct: bool) -> None:
     whole = [picture(number) for number in range(150)]
