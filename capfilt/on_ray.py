@@ -73,13 +73,16 @@ class Actors:
                 need = f"{self.threads} CPU and {self.gpus} GPU"
                 print(f"waiting for Ray to place workers that take {need} each", file=sys.stderr, flush=True)
         self.placed = True
-        return [(self.pending.pop(reference), self._told(reference)) for reference in ready]
+        workers = [(self.pending.pop(reference), reference) for reference in ready]
+        return [(worker, self._told(worker, reference)) for worker, reference in workers]
 
-    def _told(self, reference: Any) -> Told:
+    def _told(self, worker: Actor, reference: Any) -> Told:
         try:
             return Told(*self.ray.get(reference))
         except self.ray.exceptions.RayError as error:  # of the actor, its process or its machine
-            return Told("gone", describe(error))
+            # Its answer may be lost, or its method have raised, while it lives on and keeps the place of the next one.
+            self.ray.kill(worker.handle)
+            return Told("gone", describe(getattr(error, "cause", None) or error))
 
     def dismiss(self) -> None:
         """End all workers, and a cluster that is our own."""

@@ -57,6 +57,15 @@ def test_failures_and_deaths_cost_their_shard_alone(toy, tmp_path: Path) -> None
     assert ray.is_initialized()
 
 
+def test_a_worker_that_is_given_up_makes_room_for_the_next(toy, tmp_path: Path) -> None:
+    """An error that the worker did not catch leaves its actor alive, with the processors that its successor needs."""
+    workers = int(ray.cluster_resources()["CPU"])
+    stage = toy(interrupted_once=("00000", "00001"))
+    summary = run(stage, SHARDS, workers=workers, device="cpu", engine="ray", progress=False)
+    assert (summary.done, summary.failed) == (5, {})
+    assert len((tmp_path / "00000.tries").read_text().split()) == 2
+
+
 def test_what_no_retry_can_mend_is_raised(toy, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a filter"):
         run(toy(setup_error="ValueError"), SHARDS, device="cpu", engine="ray", progress=False)

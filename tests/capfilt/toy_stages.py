@@ -22,6 +22,7 @@ class Toy:
     fails_once: tuple[str, ...] = ()
     dies: tuple[str, ...] = ()
     dies_once: tuple[str, ...] = ()
+    interrupted_once: tuple[str, ...] = ()
     disk_full: tuple[str, ...] = ()
     setup_error: str = ""
     seconds: float = 0.0
@@ -45,6 +46,8 @@ class Toy:
             raise ValueError(f"shard {shard}\nis bad")
         if shard in self.dies or (first and shard in self.dies_once):
             os.kill(os.getpid(), signal.SIGKILL)
+        if first and shard in self.interrupted_once:
+            raise BaseException("by what no stage expects")  # noqa: TRY002
         if shard in self.disk_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.output(shard)))
         time.sleep(self.seconds)
