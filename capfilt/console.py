@@ -6,6 +6,7 @@
 import functools
 import json
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -72,18 +73,31 @@ def sentences(command: F) -> F:
     @functools.wraps(command)
     def wrapped(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            try:
+                command(*args, **options)
+            finally:
+                sys.stdout.flush()  # here, where it may fail
         except KeyboardInterrupt:
             _fail("stopped; run the same command again to go on.", 130)
         except Exception as error:
             told = _told(error)
-            if told is None:
-                raise
+            if told is None or (isinstance(error, BrokenPipeError) and _is_unread()):
+                raise  # of the second kind Typer makes a quiet end, as of `capfilt ... | head`
             if os.environ.get("CAPFILT_DEBUG") == "1":
                 traceback.print_exc()
             _fail(*told)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _is_unread() -> bool:
+    """Whether whoever read our output has left."""
+    try:
+        stdout = select.poll()
+        stdout.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return bool(stdout.poll(0))
 
 
 def _told(error: Exception) -> tuple[str, int] | None:

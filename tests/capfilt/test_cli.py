@@ -47,6 +47,19 @@ def run(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("says", ["finish({'ok': 1}, as_json=True)", "print('ok')"])
+def test_who_reads_no_further_is_told_nothing(says: str, unbuffered: str) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    program = f"import typer\nfrom capfilt.console import *\n@sentences\ndef say():\n    {says}\ntyper.run(say)"
+    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=variables, timeout=120)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_help_is_there_in_under_a_second_and_loads_nothing_heavy() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = shell("--help")

@@ -47,7 +47,7 @@ class Toy:
         if shard in self.dies or (first and shard in self.dies_once):
             os.kill(os.getpid(), signal.SIGKILL)
         if first and shard in self.interrupted_once:
-            raise BaseException("by what no stage expects")  # noqa: TRY002
+            raise BaseException("by what no stage expects")
         if shard in self.disk_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.output(shard)))
         time.sleep(self.seconds)
