@@ -35,7 +35,7 @@ from capfilt.captioners import (
 )
 from capfilt.fit import Fit, batch_size
 from capfilt.lock import claimed
-from capfilt.look import look
+from capfilt.look import Look
 from capfilt.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.readahead import Ready, speed
 from capfilt.shards import CAPTIONS, WEB, ShardSet, write_table
@@ -95,7 +95,7 @@ class CaptionStage:
 
     def setup(self, device: str) -> None:
         config = self.config
-        self._batch_size, self._fit = batch_size(config.batch_size, device), Fit()
+        self._look, self._fit = Look(self.images, batch_size(config.batch_size, device)), Fit()
         self._captioner: Captioner = open_captioner(
             config.model,
             config.speech,
@@ -108,7 +108,7 @@ class CaptionStage:
         )
 
     def run(self, shard: str) -> dict[str, int]:
-        return look(self.images.tar(shard), [self.begin(shard)], self._batch_size)
+        return self._look(shard, lambda: [self.begin(shard)])
 
     def begin(self, shard: str, said: Said | None = None) -> Captions:
         """The captions of a shard, to be shown its pictures; they are put into `said` too, as they are made."""

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -30,6 +31,7 @@ from capfilt.worker import (
     own_cores,
     pick_device,
     set_up,
+    upcoming,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "own_cores",
     "pick_device",
     "run",
+    "upcoming",
 ]
 
 
@@ -84,7 +87,7 @@ class Workers(Protocol):
 
     def hire(self, index: int) -> Any: ...
 
-    def give(self, worker: Any, shard: str) -> None: ...
+    def give(self, worker: Any, shard: str, upcoming: str | None) -> None: ...
 
     def listen(self) -> list[tuple[Any, Told]]: ...
 
@@ -147,7 +150,7 @@ def _run_here(stage: Stage, todo: list[str], device: str, book: _Book) -> None:
         raise told.value
     while queue:
         shard = queue.popleft()
-        if book.settle(shard, attempt(stage, shard, book.tick)):
+        if book.settle(shard, attempt(stage, shard, book.tick, queue[0] if queue else None)):
             queue.appendleft(shard)
 
 
@@ -161,8 +164,10 @@ def _run_with(crew: Workers, todo: list[str], size: int, book: _Book) -> None:
                 hired[crew.hire(index)] = _Hired(index)
             for worker, of in hired.items():
                 if queue and of.ready and of.shard is None:
-                    of.shard = queue.popleft()
-                    crew.give(worker, of.shard)
+                    others = {other.upcoming for other in hired.values() if other is not of}
+                    of.shard, of.upcoming = _pick(queue, others)
+                    queue.remove(of.shard)
+                    crew.give(worker, of.shard, of.upcoming)
             for worker, told in crew.listen():
                 of = hired[worker]
                 if told.kind == "tick":
@@ -187,6 +192,16 @@ class _Hired:
     index: int
     ready: bool = False  # has loaded its models
     shard: str | None = None  # what it works on
+    upcoming: str | None = None  # what it does next unless another, with nothing else to do, has come before it
+
+
+def _pick(queue: deque[str], expected: set[str | None]) -> tuple[str, str | None]:
+    """Two shards of the queue for a worker to do, now and next; those that others expect only where none is left.
+
+    Of these it is the last, whose reader has begun with another one most recently.
+    """
+    free = [shard for shard in islice(queue, len(expected) + 2) if shard not in expected]
+    return (free[0], free[1] if len(free) > 1 else None) if free else (queue[-1], None)
 
 
 class _Book:

@@ -59,9 +59,9 @@ class Actors:
         self.pending[worker.handle.set_up.remote()] = worker
         return worker
 
-    def give(self, worker: Actor, shard: str) -> None:
-        """Have a worker do a shard."""
-        self.pending[worker.handle.attempt.remote(shard)] = worker
+    def give(self, worker: Actor, shard: str, upcoming: str | None) -> None:
+        """Have a worker do a shard, and tell it what it will probably do next."""
+        self.pending[worker.handle.attempt.remote(shard, upcoming)] = worker
 
     def listen(self) -> list[tuple[Actor, Told]]:
         """Wait until workers tell something; one that is `gone` is not asked again."""
@@ -101,8 +101,8 @@ class _Work:
     def set_up(self) -> tuple[str, Any]:
         return tuple(portable(set_up(self.stage, self.device, 0, self.threads)))  # Ray shows it its own GPU alone
 
-    def attempt(self, shard: str) -> tuple[str, Any]:
-        return tuple(portable(attempt(self.stage, shard, None)))
+    def attempt(self, shard: str, upcoming: str | None) -> tuple[str, Any]:
+        return tuple(portable(attempt(self.stage, shard, upcoming=upcoming)))
 
 
 def _import_ray() -> Any:

@@ -14,7 +14,7 @@ from capfilt.caption import CaptionConfig, CaptionStage, captioning
 from capfilt.config import resolve
 from capfilt.engine import Stage
 from capfilt.filter import FilterConfig, filter_shards
-from capfilt.look import look
+from capfilt.look import Viewer
 from capfilt.score import ScoreStage, Texts
 from capfilt.storage import Place, present
 
@@ -94,7 +94,8 @@ class OnePass:
     def run(self, shard: str) -> dict[str, int]:
         if shard in self.captioned:
             return self.score.run(shard)
+        return self.score.look(shard, lambda: self._begin(shard))
+
+    def _begin(self, shard: str) -> list[Viewer]:
         said: Texts = {}
-        captions = self.caption.begin(shard, said)
-        scores = self.score.begin(shard, {self.caption.config.name: said})
-        return look(self.caption.images.tar(shard), [captions, scores], self.score.batch_size)
+        return [self.caption.begin(shard, said), self.score.begin(shard, {self.caption.config.name: said})]

@@ -43,10 +43,10 @@ class Processes:
         self.crew.append(Process(index, process, here))
         return self.crew[-1]
 
-    def give(self, worker: Process, shard: str) -> None:
-        """Have a worker do a shard."""
+    def give(self, worker: Process, shard: str, upcoming: str | None) -> None:
+        """Have a worker do a shard, and tell it what it will probably do next."""
         with suppress(OSError):  # it has just died: its pipe tells
-            worker.pipe.send(shard)
+            worker.pipe.send((shard, upcoming))
 
     def listen(self) -> list[tuple[Process, Told]]:
         """Wait until workers tell something; one that is `gone` belongs to the crew no more."""
@@ -84,7 +84,8 @@ def _work(pipe: Connection, stage: Stage, device: str, index: int, threads: int)
             pipe.send(portable(told))
             if told.kind == "raise":
                 return
-            told = attempt(stage, pipe.recv(), _Ticker(pipe))
+            shard, upcoming = pipe.recv()
+            told = attempt(stage, shard, _Ticker(pipe), upcoming)
 
 
 def _die_with_parent() -> None:

@@ -1,18 +1,20 @@
-"""A tar in, decoded and preprocessed pictures out, in tar order and ahead of the model.
+"""A tar in, decoded and preprocessed pictures out, in tar order and ahead of the model; then the tar that follows.
 
-Decoding runs in threads (Pillow releases the interpreter lock) while the model works on the pictures before, so a
-device does not wait for JPEGs. Reading is the consumer's: next to nothing where the file is local, while a remote one
-comes ahead in blocks. What comes out does not depend on the number of threads.
+One thread reads and a few decode (Pillow releases the interpreter lock) while the model works on the pictures before,
+so that a device waits neither for JPEGs nor, between two tars, for the next one to be listed and its first pictures to
+be decoded. What comes out does not depend on the number of threads, nor on what was read ahead.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import Any, Generic, TypeVar
 
 from capfilt.pictures import DecodeError, decode
@@ -32,12 +34,13 @@ class Ready(Generic[T]):
     error: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class ReadAhead(Generic[T]):
-    """Pictures of a tar through `prepare` (any function of an RGB picture), `ahead` of them in flight.
+    """Pictures of a tar through `prepare` (any function of an RGB picture), `ahead` of them in flight at most.
 
     After iteration `counts` holds pictures, undecodable ones and problems of the tar by reason, and `waited` the
-    seconds that the consumer has stood still for a picture.
+    seconds that the consumer has stood still for a picture. What cannot be read is raised where its pictures would
+    have come, which ends the reading of the tar that follows too, as leaving in the middle does.
     """
 
     tar: Place
@@ -46,18 +49,33 @@ class ReadAhead(Generic[T]):
     threads: int = 2
     counts: Counter[str] = field(default_factory=Counter)
     waited: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    _hands: _Hands | None = field(default=None, init=False)
+    _followed: bool = field(default=False, init=False)
+    _problems: list[Problem] = field(default_factory=list, init=False)
+    _coming: SimpleQueue[Future[Ready[T] | None]] = field(default_factory=SimpleQueue, init=False)  # None: the end
+
+    def then(self, tar: Place) -> ReadAhead[T]:
+        """The same of the tar that follows, read when this one has been to its end, in the room that this one leaves.
+
+        Iterate over it after this one, or close it.
+        """
+        following = ReadAhead(tar, self.prepare, self.ahead, self.threads)
+        following._hands, self._followed = self._begin(), True
+        following._hands.tars.put(following)
+        return following
+
+    def close(self) -> None:
+        """End all reading and decoding, also of the tar that follows."""
+        if self._hands is not None:
+            self._hands.drop()
 
     def __iter__(self) -> Iterator[Ready[T]]:
-        problems: list[Problem] = []
-        asked = time.perf_counter()
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        self.started = asked = time.perf_counter()
+        hands = self._begin()
         try:
-            pictures = read_pictures(self.tar, problems)
-            coming = deque(pool.submit(self._ready, picture) for picture in islice(pictures, self.ahead))
-            while coming:
-                ready = coming.popleft().result()
-                coming.extend(pool.submit(self._ready, picture) for picture in islice(pictures, 1))
+            while (ready := self._coming.get().result()) is not None:
+                hands.room.release()
                 self.waited += time.perf_counter() - asked
                 self.counts["pictures"] += 1
                 if ready.error is not None:
@@ -65,9 +83,13 @@ class ReadAhead(Generic[T]):
                     self.counts[f"undecodable/{ready.error}"] += 1
                 yield ready
                 asked = time.perf_counter()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self.counts.update(f"tar/{problem.reason}" for problem in problems)
+        except BaseException:
+            hands.drop()
+            raise
+        if not self._followed:
+            hands.drop()
+        self.waited += time.perf_counter() - asked
+        self.counts.update(f"tar/{problem.reason}" for problem in self._problems)
 
     def batches(self, size: int) -> Iterator[list[Ready[T]]]:
         """Runs of pictures of which `size` (the last run fewer) can be used; undecodable ones travel along."""
@@ -86,6 +108,25 @@ class ReadAhead(Generic[T]):
         """Milliseconds since the start, and those of them that the consumer has waited: counts for `speed`."""
         return {"waited_ms": round(1000 * self.waited), "busy_ms": round(1000 * (time.perf_counter() - self.started))}
 
+    def _begin(self) -> _Hands:
+        if self._hands is None:
+            self._hands = _Hands(self.ahead, self.threads)
+            self._hands.tars.put(self)
+        return self._hands
+
+    def _read(self, hands: _Hands) -> None:
+        """Read the tar to its end, a picture whenever there is room for one: in the thread that reads."""
+        end: Future[Ready[T] | None] = Future()
+        try:
+            with closing(read_pictures(self.tar, self._problems)) as pictures:
+                while hands.room.acquire() and not hands.dropped and (picture := next(pictures, None)) is not None:
+                    self._coming.put(hands.decoders.submit(self._ready, picture))
+            end.set_result(None)
+        except BaseException as error:  # or the consumer would wait for ever
+            end.set_exception(error)
+        hands.room.release()  # it was taken for a picture that has not come
+        self._coming.put(end)
+
     def _ready(self, picture: Picture) -> Ready[T]:
         if picture.error is not None:
             return Ready(picture.key, picture.text, None, picture.error)
@@ -93,6 +134,29 @@ class ReadAhead(Generic[T]):
             return Ready(picture.key, picture.text, self.prepare(decode(picture.image)))
         except DecodeError as error:
             return Ready(picture.key, picture.text, None, error.reason)
+
+
+class _Hands:
+    """Threads: one reads tars in turn, the others decode; there is room for `ahead` pictures of all tars together."""
+
+    def __init__(self, ahead: int, threads: int):
+        self.room = Semaphore(ahead)
+        self.tars: SimpleQueue[ReadAhead[Any] | None] = SimpleQueue()
+        self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self.dropped = False
+        # a daemon: it may stand waiting for room, which is no reason for a process not to end
+        Thread(target=self._read, name="read", daemon=True).start()
+
+    def _read(self) -> None:
+        while (tar := self.tars.get()) is not None and not self.dropped:
+            tar._read(self)
+
+    def drop(self) -> None:
+        """End the threads, which finish the picture, or wait for the bytes, that they are at."""
+        self.dropped = True
+        self.room.release()
+        self.tars.put(None)
+        self.decoders.shutdown(wait=False, cancel_futures=True)
 
 
 def decode_threads(cores: int) -> int:

@@ -19,12 +19,11 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-from PIL import Image
 
 from capfilt import engine
 from capfilt.fit import Fit, batch_size
 from capfilt.lock import claimed
-from capfilt.look import look
+from capfilt.look import Each, Look
 from capfilt.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.readahead import Ready
 from capfilt.scorers import (
@@ -118,7 +117,7 @@ class ScoreStage:
         from capfilt.scorer_clip import OpenClipScorer
 
         config = self.config
-        self.batch_size = batch_size(config.batch_size, device)
+        self.look = Look(self.images, batch_size(config.batch_size, device))
         blip = BlipScorer(
             config.model,
             first_token=config.first_token,
@@ -133,7 +132,7 @@ class ScoreStage:
         self._scorers = [(scorer, Fit()) for scorer in scorers]
 
     def run(self, shard: str) -> dict[str, int]:
-        return look(self.images.tar(shard), [self.begin(shard)], self.batch_size)
+        return self.look(shard, lambda: [self.begin(shard)])
 
     def begin(self, shard: str, made: Mapping[str, Texts] = MappingProxyType({})) -> Scores:
         """The scores of a shard, to be shown its pictures; captions that are only being `made` are not read."""
@@ -165,13 +164,13 @@ class Scores:
     counts: dict[str, int]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.prepare = Each(tuple(scorer.prepare for scorer, _ in self.scorers))
+
     @property
     def columns(self) -> list[str]:
         """Names of the score columns."""
         return [column for scorer, _ in self.scorers for column in scorer.columns]
-
-    def prepare(self, image: Image.Image) -> list[Any]:
-        return [scorer.prepare(image) for scorer, _ in self.scorers]
 
     def see(self, batch: Sequence[Ready[Any]]) -> None:
         of_batch: list[list[dict[str, Any]]] = []

@@ -37,8 +37,8 @@ class Threads:
         worker.thread.start()
         return worker
 
-    def give(self, worker: Thread, shard: str) -> None:
-        """Have a worker do a shard."""
+    def give(self, worker: Thread, shard: str, upcoming: str | None) -> None:
+        """Have a worker do a shard; stages of tables have nothing to read ahead."""
         worker.shards.put(shard)
 
     def listen(self) -> list[tuple[Thread, Told]]:
@@ -56,6 +56,6 @@ class Threads:
         try:
             self.told.put((worker, set_up(self.stage, self.device, index)))
             while (shard := worker.shards.get()) is not None:
-                self.told.put((worker, attempt(self.stage, shard, None)))
+                self.told.put((worker, attempt(self.stage, shard)))
         except BaseException as error:  # or the others would wait for this one
             self.told.put((worker, Told("raise", error)))

@@ -63,26 +63,36 @@ def set_up(stage: Stage, device: str, index: int, threads: int | None = None) ->
     return Told("ready")
 
 
-def attempt(stage: Stage, shard: str, report: Callable[[int], None] | None) -> Told:
-    """Run a shard; `report` is told of pictures on the way."""
-    global _report
-    before, _report = _report, report
+def attempt(stage: Stage, shard: str, report: Callable[[int], None] | None = None, upcoming: str | None = None) -> Told:
+    """Run a shard; `report` is told of pictures on the way, `upcoming` is what this worker will probably do next."""
+    global _report, _upcoming
+    before = _report, _upcoming
+    _report, _upcoming = report, upcoming
     try:
         return Told("done", stage.run(shard))
     except Exception as error:
         _trace()
         return Told("raise", error) if _is_fatal(error, stage.output(shard)) else Told("failed", describe(error))
     finally:
-        _report = before
+        _report, _upcoming = before
 
 
 _report: Callable[[int], None] | None = None  # of the shard in hand
+_upcoming: str | None = None
 
 
 def advance(pictures: int) -> None:
     """For a stage to call while it runs a shard: that many more pictures are through (moves the rate display only)."""
     if _report is not None:
         _report(pictures)
+
+
+def upcoming() -> str | None:
+    """For a stage to call while it runs a shard: what it will probably be given next, and may begin to read.
+
+    It may be given another one, or none, for what others do in the meantime.
+    """
+    return _upcoming
 
 
 # ---------------------------------------------------------------------------------------------------- errors

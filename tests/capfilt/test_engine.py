@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 import capfilt
-from capfilt.engine import describe, limit_threads, pick_device, run
+from capfilt.engine import _pick, describe, limit_threads, pick_device, run
 
 SHARDS = [f"{number:05d}" for number in range(6)]
 CREWS = [(1, "local"), (2, "local"), (2, "threads")]
@@ -45,6 +46,41 @@ def test_every_shard_once_and_then_never_again(toy, tmp_path: Path, capsys, work
     assert (summary.done, summary.skipped) == (0, 6)
     assert "all 6 shards are done already" in capsys.readouterr().err
     assert [tries(tmp_path, shard) for shard in SHARDS] == [1] * 6
+
+
+def hints(folder: Path) -> dict[str, str]:
+    """What each shard's worker was told that it would do next."""
+    return {path.stem: path.read_text() for path in sorted(folder.glob("*.upcoming"))}
+
+
+def test_a_worker_hears_what_it_will_do_next(toy, tmp_path: Path) -> None:
+    run(toy(fails_once=("00002",)), SHARDS, device="cpu", progress=False)
+    assert hints(tmp_path) == dict(zip(SHARDS, [*SHARDS[1:], ""], strict=True))
+
+
+def test_what_a_busy_worker_would_do_next_is_done_by_one_that_has_nothing(toy, tmp_path: Path) -> None:
+    summary = run(toy(slow=("00000",)), SHARDS, workers=2, device="cpu", progress=False)
+    assert (summary.done, [tries(tmp_path, shard) for shard in SHARDS]) == (6, [1] * 6)
+    workers = {shard: (tmp_path / f"{shard}.tries").read_text() for shard in SHARDS}
+    expected = hints(tmp_path)["00000"]
+    if expected:  # the other worker may have had time for all before this one was ready
+        assert workers[expected] != workers["00000"]
+    last = [shard for shard in SHARDS if hints(tmp_path)[shard] not in ("", expected)]
+    assert all(workers[shard] == workers[hints(tmp_path)[shard]] for shard in last)
+
+
+@pytest.mark.parametrize(
+    ("queue", "others", "picked"),
+    [
+        ("abcd", "", ("a", "b")),
+        ("abcd", "ac", ("b", "d")),
+        ("ab", "a", ("b", None)),
+        ("ab", "ab", ("b", None)),  # all are expected
+        ("ab", "z", ("a", "b")),  # done by another in the meantime
+    ],
+)
+def test_picking_leaves_what_others_expect(queue: str, others: str, picked: tuple[str, str | None]) -> None:
+    assert _pick(deque(queue), {None, *others}) == picked
 
 
 @pytest.mark.parametrize(("workers", "engine"), CREWS)

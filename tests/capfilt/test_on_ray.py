@@ -52,6 +52,7 @@ def test_failures_and_deaths_cost_their_shard_alone(toy, tmp_path: Path) -> None
     assert (summary.done, summary.counts) == (4, {"pictures": 40, "odd": 1})
     tries = [len((tmp_path / f"{shard}.tries").read_text().split()) for shard in SHARDS]
     assert tries == [1, 2, 2, 2, 1]
+    assert (tmp_path / "00000.upcoming").read_text() in SHARDS[1:]
     (tmp_path / "00001.txt").write_text("by hand")
     assert run(stage, SHARDS, workers=2, device="cpu", engine="ray", progress=False).skipped == 5
     assert ray.is_initialized()

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from capfilt.engine import advance
+from capfilt.engine import advance, upcoming
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Toy:
     disk_full: tuple[str, ...] = ()
     setup_error: str = ""
     seconds: float = 0.0
+    slow: tuple[str, ...] = ()
 
     def output(self, shard: str) -> Path:
         return self.folder / f"{shard}.txt"
@@ -40,6 +41,7 @@ class Toy:
     def run(self, shard: str) -> dict[str, int]:
         with open(self.folder / f"{shard}.tries", "a") as file:
             file.write(f"{os.getpid()}\n")
+        (self.folder / f"{shard}.upcoming").write_text(upcoming() or "")
         first = len((self.folder / f"{shard}.tries").read_text().split()) == 1
         advance(3)
         if shard in self.fails or (first and shard in self.fails_once):
@@ -50,7 +52,7 @@ class Toy:
             raise BaseException("by what no stage expects")
         if shard in self.disk_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.output(shard)))
-        time.sleep(self.seconds)
+        time.sleep(1.0 if shard in self.slow else self.seconds)
         temporary = self.output(shard).with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(f"{shard} {self.device}\n")
         temporary.rename(self.output(shard))
