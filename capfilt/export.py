@@ -18,8 +18,10 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -158,9 +160,9 @@ class ExportStage:
         return pa.schema(columns.items(), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
     def _json(self, shard: str, pictures: Iterator[Pair]) -> None:
-        lines, folders = io.StringIO(), set[Place]()
+        lines, folders, taken = io.StringIO(), set[Place](), set[str]()
         for picture, texts in pictures:
-            name = f"images/{shard}/{picture.key}.{suffix_of(picture.image)}"
+            name = _free(f"images/{shard}/{picture.key}", f".{suffix_of(picture.image)}", taken)
             path = self.folder / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +223,14 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
 def _key(shard: str, picture: Picture) -> str:
     """A key that no other shard has; to webdataset it would end at a dot, which the name of a tar may have."""
     return f"{shard.replace('.', '_')}_{picture.key}"
+
+
+def _free(stem: str, suffix: str, taken: set[str]) -> str:
+    """The file's name, numbered where a file system that takes A for a has it already; notes it in `taken`."""
+    names = (f"{stem}{more}{suffix}" for more in chain([""], (f"-{number}" for number in count(2))))
+    name = next(name for name in names if normalize("NFC", name.casefold()) not in taken)
+    taken.add(normalize("NFC", name.casefold()))
+    return name
 
 
 def _join_lists(folder: Place, shards: list[str]) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_tars_and_keys_of_others_stay_apart(tmp_path: Path, drawn) -> None:
     for row in rows:
         assert (tmp_path / "lists" / row["image"]).read_bytes() == stored[row["image_id"].removeprefix("part_v1_")]
     assert not any(path.exists() for path in left)
+
+
+def test_files_that_differ_in_case_alone_stay_apart(tmp_path: Path, drawn) -> None:
+    """A list that is made here is read on a Mac, whose file system takes A.png for a.png."""
+    keys = ("a", "A", "a-2", "A-2", "e\u0301", "\u00e9", "b")
+    data = write_set(tmp_path / "data", lambda number: replace(drawn(number), key=keys[number]), len(keys), 1)
+    stored = {picture.key: picture.image for picture in read_pictures(data / "00000.tar")}
+    export(ExportConfig(str(filter_set(data, threshold=0.0)), str(tmp_path / "lists"), "json"), progress=False)
+    rows = json.loads((tmp_path / "lists" / "pairs.json").read_text())
+    names = {row["image_id"].removeprefix("00000_"): row["image"] for row in rows}
+    assert len({unicodedata.normalize("NFC", name).lower() for name in names.values()}) == len(names) == len(keys)
+    assert names["a"] == "images/00000/a.png" and names["A"] == "images/00000/A-2.png"
+    assert all((tmp_path / "lists" / name).read_bytes() == stored[key] for key, name in names.items())
 
 
 def test_pictures_of_an_evaluation_set_stay_behind(filtered: Path, kept: dict, tmp_path: Path, draw) -> None:
