@@ -12,7 +12,7 @@ from blipcore.model.convert import load_model
 from blipcore.model.generate import GenerateConfig, generate, prompt_that_fits
 from blipcore.model.inference import for_inference
 from blipcore.model.repository import fingerprint
-from blipcore.precision import Backend, Dtype, to_device
+from blipcore.precision import Backend, Dtype, stack_on
 
 
 class BlipCaptioner:
@@ -40,7 +40,7 @@ class BlipCaptioner:
     @torch.inference_mode()
     def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
         """Captions of (3, S, S) pixel tensors, `settings.num_captions` for each."""
-        pixels = to_device(torch.stack(list(inputs)), self.device)
+        pixels = stack_on(inputs, self.device)
         said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
         rows = [(self.tokenizer.decode(ids), p) for ids, p in zip(said.ids, said.logprob, strict=True)]
         n = self.settings.num_captions

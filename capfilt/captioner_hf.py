@@ -57,6 +57,8 @@ class HfCaptioner:
         except (ValueError, OSError, KeyError, ImportError) as error:
             why = " ".join(str(error).split())[:300]
             raise ValueError(f"{model} is no image-text-to-text model that transformers can load ({why}).") from None
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # what a model's own code means by "cuda"
         self.precision, self.model = precision, loaded.to(device).eval()
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.tokenizer.padding_side = "left"

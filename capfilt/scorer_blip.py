@@ -12,7 +12,7 @@ from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import load_model
 from blipcore.model.inference import for_inference
 from blipcore.model.tokenizer import clean_caption
-from blipcore.precision import to_device
+from blipcore.precision import stack_on
 from capfilt.scorers import BLIP_COLUMNS, ROWS, Backend, Dtype, FirstToken, by_picture, fingerprint
 
 TEXT_TOKENS = 35  # official ITM text budget, first token and [SEP] included
@@ -51,7 +51,7 @@ class BlipScorer:
     @torch.inference_mode()
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """ITM probability and ITC cosine of the texts of (3, S, S) pixel tensors."""
-        pixels = to_device(torch.stack(list(inputs)), self.device)
+        pixels = stack_on(inputs, self.device)
         flat = [clean_caption(text) for of_picture in texts for text in of_picture]  # R rows
         picture = torch.tensor([b for b, of_picture in enumerate(texts) for _ in of_picture], dtype=torch.long)
         itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))

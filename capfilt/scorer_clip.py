@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blipcore.model.torchvision_shim import import_open_clip
-from blipcore.precision import autocast, to_device
+from blipcore.precision import autocast, stack_on
 from capfilt.scorers import ROWS, Dtype, by_picture, open_clip_fingerprint, parse_open_clip
 
 
@@ -35,7 +35,7 @@ class OpenClipScorer:
     @torch.inference_mode()
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """Cosine of the texts of (3, S, S) pixel tensors."""
-        pixels = to_device(torch.stack(list(inputs)), self.device)
+        pixels = stack_on(inputs, self.device)
         flat = [text for of_picture in texts for text in of_picture]  # R rows
         picture = torch.tensor([b for b, of_picture in enumerate(texts) for _ in of_picture], dtype=torch.long)
         clip = torch.zeros(len(flat))

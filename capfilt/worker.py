@@ -151,14 +151,16 @@ def pick_device(device: str, index: int) -> str:
         return device
     import torch
 
-    if device not in ("auto", "cuda"):
-        try:
-            return str(torch.device(device))
-        except RuntimeError:
-            raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'.") from None
+    try:
+        number = torch.device("cuda" if device == "auto" else device).index
+    except RuntimeError:
+        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'.") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and count == 0:
-        raise ValueError("No CUDA device was found; use --device cpu.")
+    if device.startswith("cuda") and count <= (number or 0):
+        found = "No CUDA device was found" if count == 0 else f"The last CUDA device is cuda:{count - 1}"
+        raise ValueError(f"{found}; use --device cpu or auto.")
+    if device not in ("auto", "cuda"):
+        return device
     return f"cuda:{index % count}" if count else "cpu"
 
 

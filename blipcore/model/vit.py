@@ -79,14 +79,23 @@ def init_std(width: int) -> float:
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to vectors, row by row."""
+    """Non-overlapping patches to vectors, row by row: a convolution, which on a GPU is written as the product it is.
+
+    There cuDNN would round float32 to TF32, which torch does in no other product of the model.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)  # (B, N-1, W)
+        weight, bias = self.proj.weight, self.proj.bias
+        pixels = pixels.to(weight.dtype)
+        if pixels.device.type == "cpu":
+            return self.proj(pixels).flatten(2).transpose(1, 2)  # (B, N-1, W)
+        side = weight.shape[-1]
+        patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, 3, rows, side, columns, side)
+        return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1), bias)
 
 
 class Attention(nn.Module):

@@ -25,6 +25,9 @@ def prepare_layers(task: nn.Module, config: TrainConfig, device: str) -> None:
         if isinstance(module, VisionTransformer | TextTransformer):
             module.recompute = config.recompute
     compiles = config.compile if config.compile is not None else torch.device(device).type == "cuda"
+    if compiles:
+        # Of DDP inside torch.compile, which would cut layers where its buckets of gradients end: they are small enough.
+        torch._dynamo.config.optimize_ddp = False
     for module in task.modules() if compiles else ():
         if isinstance(module, Block):
             module.compile()

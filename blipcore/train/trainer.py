@@ -120,6 +120,8 @@ class Trainer:
         finished = distributed.on_main(self.folder.claim)
         if finished is not None:
             return finished
+        if self.device.startswith("cuda:"):
+            torch.cuda.set_device(self.device)  # torch's checkpoints wait for the copies of the current device alone
         freeze(self.task.model, self.config.freeze)
         self.task.to(self.device).train()
         prepare_layers(self.task, self.config, self.device)

@@ -166,8 +166,13 @@ def test_bad_arguments_are_sentences(toy) -> None:
 
 def test_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cpu", 3) == "cpu"
-    assert pick_device("cuda:1", 3) == "cuda:1"
     assert pick_device("auto", 0).split(":")[0] in ("cpu", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [pick_device("auto", index) for index in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert pick_device("cuda:1", 2) == "cuda:1"
+    with pytest.raises(ValueError, match="The last CUDA device is cuda:1; use --device cpu or auto"):
+        pick_device("cuda:2", 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     limit_threads(8)
     assert os.environ["OMP_NUM_THREADS"] == "2"

@@ -53,6 +53,7 @@ CATALOGUE = {
     "caption data --model captioner --name web": "must be letters, digits, . _ \\+ or -, and not 'web'",
     "caption data --model captioner --device gpu": "device is auto, cpu, cuda or cuda:N, not 'gpu'",
     "caption data --model captioner --device cuda": "No CUDA device was found; use --device cpu",
+    "caption data --model captioner --device cuda:1": "No CUDA device was found; use --device cpu",
     "caption data --model captioner --engine slurm": "input should be 'local' or 'ray', but got 'slurm'",
     "caption data --model captioner --workers 0": "workers must be at least 1, not 0",
     "caption data --model captioner --rank 4 --world-size 2": "rank must be 0 to world_size - 1, not 4 of 2",
