@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +10,13 @@ from torch import Tensor
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import load_model
 from blipcore.model.inference import for_inference
+from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import clean_caption
 from blipcore.precision import stack_on
 from capfilt.scorers import BLIP_COLUMNS, ROWS, Backend, Dtype, FirstToken, by_picture, fingerprint
 
 TEXT_TOKENS = 35  # official ITM text budget, first token and [SEP] included
+CPU_ROWS = 16  # pairs a forward pass on a CPU, which is no faster with more: fewer differ less in length
 
 
 class BlipScorer:
@@ -43,6 +44,7 @@ class BlipScorer:
         self.fingerprint = fingerprint(model, tokenizer)
         self.first_token: FirstToken = first_token
         self.device = device
+        self.rows = CPU_ROWS if torch.device(device).type == "cpu" else ROWS
         blip, self.tokenizer = load_model(model, needs=("itm", "itc", "encode"), tokenizer=tokenizer)
         self.model = for_inference(blip, device, dtype, backend)
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
@@ -53,30 +55,27 @@ class BlipScorer:
         """ITM probability and ITC cosine of the texts of (3, S, S) pixel tensors."""
         pixels = stack_on(inputs, self.device)
         flat = [clean_caption(text) for of_picture in texts for text in of_picture]  # R rows
+        ids, mask = self.tokenizer(flat, self.max_length)  # (R, L)
+        lengths = mask.sum(1)
         picture = torch.tensor([b for b, of_picture in enumerate(texts) for _ in of_picture], dtype=torch.long)
         itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
         image_embeds = self.model.encode_image(pixels)  # (B, N, W)
         image_feat = self.model.image_feat(image_embeds)  # (B, E)
-        tokens = sum(len(text.split(" ")) + 4 for text in flat) / len(inputs)  # of a picture's texts, roughly
-        kv = self.model.text.image_kv(image_embeds, text_tokens=tokens)
+        kv = self.model.text.image_kv(image_embeds, text_tokens=int(lengths.sum()) / len(inputs))
         # texts of like length share a forward pass, so that little of it is padding
-        order = sorted(range(len(flat)), key=lambda row: (len(flat[row].split(" ")), row))
-        for start in range(0, len(flat), ROWS):
-            rows = torch.tensor(order[start : start + ROWS])
+        for rows in lengths.argsort(stable=True).split(self.rows):
             of = picture[rows].to(self.device)
-            some = [flat[row] for row in rows.tolist()]
-            itm[rows] = self._itm(some, kv.select(of))
-            itc[rows] = (self._text_feat(some) * image_feat[of]).sum(-1).float().cpu()
+            some = [part[rows, : lengths[rows[-1]]].to(self.device) for part in (ids, mask)]
+            itm[rows] = self._itm(*some, kv.select(of))
+            itc[rows] = (self._text_feat(*some) * image_feat[of]).sum(-1).float().cpu()
         return {"itm": by_picture(itm.tolist(), texts), "itc": by_picture(itc.tolist(), texts)}
 
-    def _itm(self, texts: list[str], kv: Any) -> Tensor:
-        ids, mask = self._tokens(texts, self.first_token)
+    def _itm(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
+        if self.first_token == "enc":
+            ids = ids.clone()
+            ids[:, 0] = self.tokenizer.enc
         logits = self.model.itm_logits(self.model.text.fuse(ids, mask, kv))  # (R, 2)
         return logits.float().softmax(-1)[:, 1].cpu()
 
-    def _text_feat(self, texts: list[str]) -> Tensor:
-        return self.model.text_feat(self.model.text.encode(*self._tokens(texts, "cls")))  # (R, E)
-
-    def _tokens(self, texts: list[str], first: FirstToken) -> tuple[Tensor, Tensor]:
-        ids, mask = self.tokenizer(texts, self.max_length, first)
-        return ids.to(self.device), mask.to(self.device)
+    def _text_feat(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.model.text_feat(self.model.text.encode(ids, mask))  # (R, E)

@@ -50,7 +50,7 @@ def flat(scores: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("rows", [2, 128])
 @pytest.mark.parametrize("first", ["enc", "cls"])
 def test_blip_scores_are_by_the_book(tiny_filter: Path, draw, first: str, rows: int, monkeypatch) -> None:
-    monkeypatch.setattr(scorer_blip, "ROWS", rows)
+    monkeypatch.setattr(scorer_blip, "CPU_ROWS", rows)
     scorer = BlipScorer(str(tiny_filter), first_token=first, dtype="fp32")
     scores = scorer.score([scorer.prepare(draw(number)) for number in range(4)], TEXTS)
     assert tuple(scores) == scorer.columns == ("itm", "itc")

@@ -10,10 +10,10 @@ import torch
 
 from blipcore.model import inference
 from blipcore.model.blip import Blip, BlipConfig
-from blipcore.model.inference import for_inference
+from blipcore.model.inference import PackedLinear, for_inference
 from blipcore.model.med import TextConfig
 from blipcore.model.vit import VisionConfig, VisionTransformer
-from blipcore.precision import resolve_backend
+from blipcore.precision import resolve_backend, supports_bf16
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 VISION = VisionConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2)
@@ -78,6 +78,25 @@ def test_compiled_blocks_say_the_same(monkeypatch) -> None:
 def test_a_compiled_encoder_says_the_same() -> None:
     found = for_inference(blip(), "cpu", "bf16", "compile").encode_image(PIXELS)
     assert difference(found, blip().encode_image(PIXELS)) < 0.03
+
+
+@pytest.mark.skipif(not supports_bf16("cpu"), reason="needs a CPU with bf16 units")
+@torch.inference_mode()
+def test_packed_weights_give_the_same_numbers() -> None:
+    plain, packed = blip().bfloat16(), for_inference(blip(), "cpu", "bf16")
+    layers = [name for name, module in packed.named_modules() if isinstance(module, PackedLinear)]
+    assert len(layers) == 2 * 4 + 2 * 8 + 4  # of the image encoder, the text body and the heads
+    left = {name for name, module in packed.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert left == {"text.layers.0.cross.kv", "text.layers.1.cross.kv"}
+    ids = torch.randint(0, 40, (2, 5), generator=torch.Generator().manual_seed(2))
+    said = []
+    for model in (plain, packed):
+        embeds = model.visual_encoder(PIXELS[:2].bfloat16())
+        text, kv = model.text, model.text.image_kv(embeds)
+        mask = torch.ones_like(ids)
+        said.append([model.itm_logits(text.fuse(ids, mask, kv)), text.logits(text.decode(ids, mask, kv))])
+    for found, expected in zip(said[1], said[0], strict=True):
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
 
 
 @torch.inference_mode()
