@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blipcore.model.med import TextConfig, TextTransformer
-from blipcore.model.vit import VisionConfig, VisionTransformer, require_sizes
+from blipcore.model.vit import VisionConfig, VisionTransformer, require_numbers, require_sizes
 
 HEADS = ("itc", "itm", "vqa", "nlvr")
 
@@ -31,6 +31,7 @@ class BlipConfig:
 
     def __post_init__(self) -> None:
         require_sizes(self, "embed_dim")
+        require_numbers(self.text, 1, "dropout", "eps")
         self.heads = tuple(self.heads)
         if set(self.heads) - set(HEADS):
             raise ValueError(f"heads are {HEADS}, not {self.heads}")
@@ -38,6 +39,8 @@ class BlipConfig:
             raise ValueError("all heads need the text role 'encode'")
         if ("nlvr" in self.heads) != (self.text.merge_from is not None):
             raise ValueError("text.merge_from is for the head 'nlvr', which needs it")
+        if self.text.merge_from is not None:
+            require_numbers(self.text, self.text.depth, "merge_from")
         if self.text.encoder_width != self.vision.width:
             raise ValueError(f"text.encoder_width {self.text.encoder_width} must be vision.width {self.vision.width}")
 

@@ -267,9 +267,12 @@ def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tup
     """Config and model state, under our names, of a Hugging Face BLIP folder for captioning, retrieval or VQA."""
     folder = Path(folder)
     raw, state = read_json(folder / "config.json"), read_weights(folder)
-    config = huggingface_config(raw, state, folder, numerics)
-    if "temp" in raw and "itc" in config.heads:  # our own export keeps it there
-        state["temp"] = torch.tensor(raw["temp"])
+    try:
+        config = huggingface_config(raw, state, folder, numerics)
+        if "temp" in raw and "itc" in config.heads:  # our own export keeps it there
+            state["temp"] = torch.tensor(raw["temp"] * 1.0)
+    except (AttributeError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
     return config, translate(state, config, folder, hf=True)
 
 
@@ -299,7 +302,7 @@ def _read_ours(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
         raise ValueError(f"{folder} has format version {raw.get('version')}, this program reads {VERSION}: update it")
     try:
         config = BlipConfig.from_dict(raw["config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes no model: {error}") from error
     state = read_weights(folder)
     require_same(folder, state, shapes(config))

@@ -219,6 +219,15 @@ def require_fit(
         raise ValueError(f"the tensors in {path} do not make the {what}: {text}")
 
 
+def shape_in(state: Mapping[str, Tensor], name: str, dimensions: int, path: object) -> torch.Size:
+    """The shape of a tensor; ValueError unless it is there, not empty, and has so many dimensions."""
+    if name not in state:
+        raise ValueError(f"{path} lacks the tensor {name}")
+    if state[name].ndim != dimensions or not state[name].numel():
+        raise ValueError(f"{path} has {name} in the shape {tuple(state[name].shape)}, which no such model has")
+    return state[name].shape
+
+
 def parts_of(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Text roles and heads of a foreign state dict, told by which groups of tensors it has."""
     groups = {name.partition(".")[0] for name in state}
@@ -237,30 +246,28 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
     roles, heads = parts_of(state, path)
     stack = _STACKS[roles[-1]]
 
-    def shape(name: str) -> torch.Size:
-        if name not in state:
-            raise ValueError(f"{path} lacks the tensor {name}")
-        return state[name].shape
+    def shape(name: str, dimensions: int) -> torch.Size:
+        return shape_in(state, name, dimensions, path)
 
     def depth(prefix: str) -> int:
         return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
 
-    width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight")
-    side = round((shape("visual_encoder.pos_embed")[1] - 1) ** 0.5)
-    hidden, text_width = shape(f"{stack}.encoder.layer.0.intermediate.dense.weight")
+    width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
+    side = round((shape("visual_encoder.pos_embed", 3)[1] - 1) ** 0.5)
+    hidden, text_width = shape(f"{stack}.encoder.layer.0.intermediate.dense.weight", 2)
     vision = {
         "image_size": side * patch,
         "patch_size": patch,
         "width": width,
         "depth": depth("visual_encoder.blocks."),
-        "mlp_ratio": shape("visual_encoder.blocks.0.mlp.fc1.weight")[0] / width,
+        "mlp_ratio": shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
     }
     text = {
-        "vocab_size": shape(f"{stack}.embeddings.word_embeddings.weight")[0],
+        "vocab_size": shape(f"{stack}.embeddings.word_embeddings.weight", 2)[0],
         "width": text_width,
         "depth": depth(f"{stack}.encoder.layer."),
         "hidden": hidden,
-        "max_positions": shape(f"{stack}.embeddings.position_embeddings.weight")[0],
+        "max_positions": shape(f"{stack}.embeddings.position_embeddings.weight", 2)[0],
         "encoder_width": width,
         "roles": roles,
     }
@@ -277,5 +284,5 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
                 f"make a blipcore folder of it with `capfilt convert --set model.{section}.heads=N`"
             )
         found.setdefault("heads", found["width"] // 64)
-    embed_dim = {"embed_dim": shape("vision_proj.weight")[0]} if "itc" in heads else {}
+    embed_dim = {"embed_dim": shape("vision_proj.weight", 2)[0]} if "itc" in heads else {}
     return BlipConfig.from_dict({"vision": vision, "text": text, "heads": heads, **embed_dim})

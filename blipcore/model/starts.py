@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from blipcore.model.files import read_tensors, read_weights
-from blipcore.model.foreign import official_names, require_fit, require_same
+from blipcore.model.foreign import official_names, require_fit, require_same, shape_in
 from blipcore.model.med import TextTransformer
 from blipcore.model.repository import download, locate, read_json
 from blipcore.model.torchvision_shim import import_open_clip, import_timm
@@ -81,13 +81,16 @@ def image_start(source: str) -> Start:
     for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
         if name not in state:
             raise ValueError(f"{source} holds no ViT with a class token and square patches: it lacks {name}")
-    width, _, _, patch = state["patch_embed.proj.weight"].shape
+    width, _, _, patch = shape_in(state, "patch_embed.proj.weight", 4, source)
+    hidden, _ = shape_in(state, "blocks.0.mlp.fc1.weight", 2, source)
+    if shape_in(state, "pos_embed", 3, source)[2] != width:
+        raise ValueError(f"{source} has positions of another width than its patches have")
     state.setdefault("patch_embed.proj.bias", torch.zeros(width))  # CLIP's has none
     sizes = {
         "width": width,
         "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
         "patch_size": patch,
-        "mlp_ratio": len(state["blocks.0.mlp.fc1.weight"]) / width,
+        "mlp_ratio": hidden / width,
     }
     return Start(source, sizes, {"pre_norm": "norm_pre.weight" in state} | traits, state)
 
@@ -114,14 +117,14 @@ def text_start(source: str) -> Start:
     for name in ("embeddings.position_embeddings.weight", "encoder.layer.0.intermediate.dense.weight"):
         if name not in state:
             raise ValueError(f"{source} holds no BERT: it lacks {name}")
-    hidden, width = state["encoder.layer.0.intermediate.dense.weight"].shape
+    hidden, width = shape_in(state, "encoder.layer.0.intermediate.dense.weight", 2, source)
     sizes = {
         "width": width,
         "depth": len({name.split(".")[2] for name in state if name.startswith("encoder.layer.")}),
         "heads": raw.get("num_attention_heads", 12),
         "hidden": hidden,
     }
-    rows = len(state["embeddings.position_embeddings.weight"])
+    rows, _ = shape_in(state, "embeddings.position_embeddings.weight", 2, source)
     traits = {"eps": raw.get("layer_norm_eps", 1e-12), "max_positions": rows}
     return Start(source, sizes, traits, state)
 
@@ -207,7 +210,8 @@ def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not name.startswith(CLASSIFIERS):
             out[name] = tensor
     if "cls_token" in out:  # open_clip's have no leading dimensions
-        out |= {name: out[name].reshape(1, -1, out["cls_token"].numel()) for name in ("cls_token", "pos_embed")}
+        tables = [name for name in ("cls_token", "pos_embed") if name in out and out[name].numel() and out[name].ndim]
+        out |= {name: out[name].reshape(1, -1, out[name].shape[-1]) for name in tables}
     return out
 
 

@@ -16,13 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+LARGEST = {"depth": 1 << 10, "heads": 1 << 10}  # beyond these, and 1 << 24 for a width, a config is damaged
+
 
 def require_sizes(config: object, *names: str) -> None:
-    """ValueError unless the fields `names` of a config are whole numbers above 0."""
+    """ValueError unless the fields `names` of a config are whole numbers above 0, and sizes that a model may have."""
     for name in names:
-        size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
+        size, most = getattr(config, name), LARGEST.get(name, 1 << 24)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a whole number above 0, not {size!r}")
+        if size > most:
+            raise ValueError(f"{name} must be at most {most}, not {size}")
+
+
+def require_numbers(config: object, most: float, *names: str) -> None:
+    """ValueError unless the fields `names` of a config are numbers from 0 to `most`."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
+            raise ValueError(f"{name} must be a number from 0 to {most:g}, not {value!r}")
 
 
 @dataclass
@@ -42,6 +54,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         require_sizes(self, "image_size", "patch_size", "width", "depth", "heads")
+        require_numbers(self, 1, "drop_path", "eps")
+        require_numbers(self, 1 << 10, "mlp_ratio")
         if self.activation not in ("gelu", "quick_gelu"):
             raise ValueError(f"vision activation is 'gelu' or 'quick_gelu', not {self.activation!r}")
         if self.image_size % self.patch_size:
@@ -202,6 +216,8 @@ def resize_pos_embed(pos_embed: Tensor, image_size: int, patch_size: int) -> Ten
     Bicubic without antialiasing or corner alignment, as official checkpoints are loaded at another resolution.
     """
     old, new = int((pos_embed.shape[1] - 1) ** 0.5), image_size // patch_size
+    if not 0 < old * old == pos_embed.shape[1] - 1:
+        raise ValueError(f"a position table of {pos_embed.shape[1]} rows is none of a square grid and a class token")
     if old == new:
         return pos_embed
     cls, grid = pos_embed[:, :1], pos_embed[:, 1:]

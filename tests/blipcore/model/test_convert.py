@@ -1,6 +1,7 @@
 """Checkpoints: our folders, official files made from random models, and everything that is none of them."""
 
 import json
+import re
 import shutil
 
 import huggingface_hub
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from blipcore.model import convert
 from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import load_model, read_official, save_model
+from blipcore.model.convert import load_model, read_official, save_huggingface, save_model
 from blipcore.model.foreign import official_names, to_official
 from blipcore.model.med import TextConfig
 from blipcore.model.repository import fingerprint
@@ -104,6 +105,65 @@ def test_training_state_of_an_official_file(tmp_path):
     assert extra.keys() == momentum.keys() | queues.keys()
     for name, tensor in (momentum | queues).items():
         assert_close(extra[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 4), (1, 0, 64), (0, 0, 0, 0), (64, 3, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "visual_encoder.patch_embed.proj.weight",
+        "visual_encoder.pos_embed",
+        "visual_encoder.blocks.0.mlp.fc1.weight",
+        "vision_proj.weight",
+        "text_decoder.bert.embeddings.word_embeddings.weight",
+        "text_decoder.bert.embeddings.position_embeddings.weight",
+        "text_decoder.bert.encoder.layer.0.intermediate.dense.weight",
+    ],
+)
+def test_a_tensor_that_sizes_are_read_from_has_a_shape_of_its_kind(official, vocab, name, shape):
+    path, _ = official("pretrain", lambda state: state.update({name: torch.zeros(shape)}))
+    with pytest.raises(ValueError, match=re.escape(f"has {name} in the shape {shape}, which no such model has")):
+        load_model(path, tokenizer=vocab)
+
+
+DAMAGED = {
+    "vision.width": (0, "a", None, 10**9, True),
+    "vision.depth": (0, 10**9),
+    "vision.mlp_ratio": (-1, None, 10**19, [1]),
+    "text.hidden": (0, 10**19, True),
+    "text.dropout": ("a", None, float("nan")),
+    "vision": ("a", [1]),
+    "embed_dim": (10**19,),
+}
+OF_TRANSFORMERS = {
+    "vision_config.hidden_size": (0, "a", None, 10**9, True),
+    "vision_config.num_hidden_layers": (0, 10**9),
+    "vision_config.intermediate_size": (-1, None, 10**19, [1]),
+    "text_config.vocab_size": (0, 10**19, True),
+    "text_config.hidden_dropout_prob": ("a", [1]),
+    "text_config": ("a", [1], 7),
+    "temp": ("a", None),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("save", "damaged"), [(save_model, DAMAGED), (save_huggingface, OF_TRANSFORMERS)])
+def test_a_damaged_config_is_a_sentence(tmp_path, tokenizer, save, damaged):
+    save(tmp_path / "model", random_model("retrieval"), tokenizer)
+    file = tmp_path / "model" / "config.json"
+    whole = file.read_text()
+    for name, values in damaged.items():
+        for value in values:
+            content = json.loads(whole)
+            *sections, key = name.split(".") if save is save_huggingface else ("config", *name.split("."))
+            part = content
+            for section in sections:
+                part = part[section]
+            assert key in part, name
+            part[key] = value
+            file.write_text(json.dumps(content))
+            with pytest.raises(ValueError, match=r"\S"):
+                load_model(tmp_path / "model")
 
 
 def test_number_of_official_tensors():

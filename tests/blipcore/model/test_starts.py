@@ -237,3 +237,15 @@ def test_text_models_that_do_not_fit(bert, tmp_path):
     (folder / "config.json").write_text('{"model_type": "distilbert"}')
     with pytest.raises(ValueError, match="is a 'distilbert' model"):
         text_start(str(folder))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 4), (64,), (1, 0, 64), (64, 3, 0, 0), (1, 4, 64)], ids=str)
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "norm.weight"])
+def test_an_encoder_with_a_tensor_of_an_odd_shape_is_a_sentence(tmp_path, name, shape):
+    config = VisionConfig(image_size=16, patch_size=8, width=64, depth=1, heads=1)
+    encoder = VisionTransformer(config)
+    if encoder.state_dict()[name].shape == shape:
+        return
+    torch.save(encoder.state_dict() | {name: torch.zeros(shape)}, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"shape|width|rows"):
+        load_image_start(encoder, image_start(str(tmp_path / "vit.pth")))
