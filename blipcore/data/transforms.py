@@ -1,7 +1,9 @@
-"""Encoded picture -> RGB -> normalised float tensor: the two transforms of BLIP, in PIL and torch alone.
+"""Encoded picture -> RGB -> square of bytes: the two transforms of BLIP, in PIL and torch alone.
 
-In: bytes, a path or a `PIL.Image`. Out: a float tensor (3, S, S) with CLIP's mean and deviation. The training transform
-is a random resized crop, a flip and (optionally) BLIP's RandAugment; the evaluation transform is a plain square resize.
+In: bytes, a path or a `PIL.Image`. Out: a uint8 tensor (3, S, S), which the image encoder normalises
+(`vit.normalised`): a quarter of what floats would be for processes, memory and device to pass on. The training
+transform is a random resized crop, a flip and (optionally) BLIP's RandAugment; the evaluation transform is a plain
+square resize.
 Every random choice comes from the `random.Random` that the caller passes, so a sample is a function of its position in
 the stream.
 """
@@ -17,9 +19,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blipcore.data.upright import open_picture, upright_rgb
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 RATIOS = (3 / 4, 4 / 3)  # width : height of the training crop
 AUGMENTATIONS = 2  # operations drawn per picture, with replacement
@@ -46,14 +45,7 @@ def load_image(source: bytes | str | Path) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # (3, S, S), 0..255
-    return torch.addcmul(_SHIFT, pixels, _SCALE)
-
-
-# (pixel / 255 - mean) / std as one multiply-add.
-_STD = torch.tensor(CLIP_STD).view(3, 1, 1)
-_SCALE = 1.0 / (255.0 * _STD)
-_SHIFT = -torch.tensor(CLIP_MEAN).view(3, 1, 1) / _STD
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)

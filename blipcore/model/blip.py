@@ -114,7 +114,7 @@ class Blip(nn.Module):
             self.cls_head = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 2))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> image_embeds (B, N, W)."""
+        """(B, 3, S, S) pixels, uint8 or normalised, -> image_embeds (B, N, W)."""
         return self.visual_encoder(pixels)
 
     def image_feat(self, image_embeds: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blipcore.model.vit import Block, VisionTransformer
+from blipcore.model.vit import Block, VisionTransformer, normalised
 
 CHUNK = 4  # pictures a call: more are no faster, and their activations take memory
 GROUP = 256  # numbers of a token that share a scale in int8; fewer round less, and cost more from 128 down
@@ -66,7 +66,7 @@ class OpenVinoEncoder(nn.Module):
             }
             self._compiled = core().compile_model(self._graph, "CPU", options)
             self._graph = None
-        some = [self._compiled([part.float().numpy()])[0] for part in pixels.split(CHUNK)]
+        some = [self._compiled([normalised(part).float().numpy()])[0] for part in pixels.split(CHUNK)]
         return torch.cat([torch.from_numpy(tokens).to(self.dtype) for tokens in some])
 
 

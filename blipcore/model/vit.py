@@ -1,7 +1,7 @@
 """The image encoder: a pre-LN Vision Transformer whose every output token feeds cross-attention (paper section 3.1).
 
-In: normalised pixels. Out: `image_embeds`, one vector a token, class token first. Parameter names are timm's,
-so DeiT/AugReg files and the official checkpoints load without renaming.
+In: pixels, as bytes or normalised. Out: `image_embeds`, one vector a token, class token first. Parameter names are
+timm's, so DeiT/AugReg files and the official checkpoints load without renaming.
 
 Letters used in shapes, here and in the whole package:
 B pictures or texts, R rows (picture-text pairs), S image side in pixels, N image tokens (1 class token + patches),
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LARGEST = {"depth": 1 << 10, "heads": 1 << 10}  # beyond these, and 1 << 24 for a width, a config is damaged
 
 
@@ -92,6 +94,21 @@ def init_std(width: int) -> float:
     return 0.02 * max(1.0, 768 / width) ** 0.5
 
 
+# (pixel / 255 - mean) / std as one multiply-add.
+_SCALE = (1.0 / (255.0 * torch.tensor(CLIP_STD))).tolist()
+_SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).tolist()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes (..., 3, S, S) as float32 pixels with CLIP's mean and deviation; floats are taken to be such pixels."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    # Filled in on the device: for a copy to a GPU the host would wait until all before it is done.
+    channels = [[torch.full((1, 1), value, device=pixels.device) for value in values] for values in (_SHIFT, _SCALE)]
+    shift, scale = (torch.stack(values) for values in channels)
+    return torch.addcmul(shift, pixels.float(), scale)
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to vectors, row by row: a convolution, which on a GPU is written as the product it is.
 
@@ -104,7 +121,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         weight, bias = self.proj.weight, self.proj.bias
-        pixels = pixels.to(weight.dtype)
+        pixels = normalised(pixels).to(weight.dtype)
         if pixels.device.type == "cpu":
             return self.proj(pixels).flatten(2).transpose(1, 2)  # (B, N-1, W)
         side = weight.shape[-1]
@@ -160,7 +177,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B, 3, S, S) normalised pixels -> (B, N, W) tokens, all of them after the final LayerNorm."""
+    """(B, 3, S, S) pixels (see `normalised`) -> (B, N, W) tokens, all of them after the final LayerNorm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

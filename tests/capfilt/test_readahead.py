@@ -195,4 +195,4 @@ def test_the_wait_is_measured(tar: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "pictures_per_second": 25.0, "data_wait_share": 0.1
     }  # fmt: skip
     assert speed({}, 2.0, "pictures") == {}
-    assert [decode_threads(cores) for cores in (0, 1, 6, 64)] == [1, 1, 6, 8]
+    assert [decode_threads(cores) for cores in (0, 1, 6, 64)] == [1, 1, 6, 16]

@@ -189,7 +189,7 @@ def test_samples_are_complete_and_ids_tell_pictures_apart(tmp_path):
     stream = plain(json_path, shards, shards)
     samples = [stream.sample(position) for position in range(40)]
     assert set(samples[0]) == {"image", "text", "key", "image_id", "source", "epoch"}
-    assert samples[0]["image"].shape == (3, 4, 4) and samples[0]["image"].dtype == torch.float32
+    assert samples[0]["image"].shape == (3, 4, 4) and samples[0]["image"].dtype == torch.uint8
     names = {}
     for sample in samples:
         names.setdefault(sample["image_id"], set()).add(sample["key"])

@@ -10,8 +10,6 @@ import torch
 from PIL import Image, ImageOps, features
 
 from blipcore.data.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
     OPERATIONS,
     eval_transform,
     load_image,
@@ -19,6 +17,7 @@ from blipcore.data.transforms import (
     random_crop,
     train_transform,
 )
+from blipcore.model.vit import CLIP_MEAN, CLIP_STD, normalised
 
 
 @pytest.fixture
@@ -34,7 +33,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def test_evaluation_is_a_bicubic_square_resize_with_clip_normalisation(picture):
-    tensor = eval_transform(32)(picture, None)
+    read = eval_transform(32)(picture, None)
+    assert read.dtype == torch.uint8 and read.is_contiguous()  # stacked and moved as it is
+    tensor = normalised(read)
     pixels = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = (pixels - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 32, 32)

@@ -12,7 +12,7 @@ from blipcore.model import inference
 from blipcore.model.blip import Blip, BlipConfig
 from blipcore.model.inference import PackedLinear, for_inference
 from blipcore.model.med import TextConfig
-from blipcore.model.vit import VisionConfig, VisionTransformer
+from blipcore.model.vit import VisionConfig, VisionTransformer, normalised
 from blipcore.precision import resolve_backend, supports_bf16
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -54,6 +54,8 @@ def test_image_tokens_are_those_of_the_plain_model(dtype: str, backend: str, off
     assert found.shape == expected.shape and difference(found, expected) < off
     # by a hair: what is measured is that each layer is where it belongs, and a mean would be far off
     assert difference(found.mean(1, keepdim=True), expected) > 10 * off
+    bytes_ = torch.arange(6 * 3 * 32 * 32).view_as(PIXELS).mul(7).remainder(256).to(torch.uint8)
+    assert torch.equal(model.encode_image(bytes_), model.encode_image(normalised(bytes_)))
 
 
 @needs_openvino

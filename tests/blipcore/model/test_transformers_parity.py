@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blipcore.data.transforms import CLIP_MEAN, CLIP_STD
 from blipcore.model.convert import load_model, save_huggingface
 from blipcore.model.foreign import to_official
 from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
 from blipcore.model.torchvision_shim import heal_torchvision
+from blipcore.model.vit import CLIP_MEAN, CLIP_STD
 
 heal_torchvision()
 transformers = pytest.importorskip("transformers")

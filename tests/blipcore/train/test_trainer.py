@@ -22,6 +22,7 @@ import blipcore.model.convert
 from blipcore.data import stream as stream_module
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
+from blipcore.model.vit import normalised
 from blipcore.train import trainer as trainer_module
 from blipcore.train.checkpoint import random_state
 from blipcore.train.run_folder import diff
@@ -85,7 +86,7 @@ class Brightness(nn.Module):
     def forward(self, batch: dict, progress) -> dict:
         self.seen.append(batch["keys"])
         self.on_batch(self, batch)
-        guess = self.model(batch["pixels"])[:, 0]
+        guess = self.model(normalised(batch["pixels"]))[:, 0]
         loss = (guess - batch["numbers"]).square().mean() + 0.01 * self.queue.sum()
         return {"loss": loss, "loss_square": loss.detach(), "guess": guess}
 
@@ -260,11 +261,11 @@ def test_a_launcher_hands_a_signal_on_and_so_it_comes_twice(shards, tmp_path, mo
 
 
 def spoil(*batch_numbers: int):
-    """Make the pictures of some batches NaN."""
+    """Make what some batches are compared with NaN."""
 
     def on_batch(task: Brightness, batch: dict) -> None:
         if len(task.seen) in batch_numbers:
-            batch["pixels"].fill_(torch.nan)
+            batch["numbers"].fill_(torch.nan)
 
     return on_batch
 
