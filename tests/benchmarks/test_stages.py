@@ -1,5 +1,6 @@
 """The benchmarks of captioning and filtering run, on the same work for all; scores and lengths are compared here."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_quick_run_prints_the_table(capsys):
     filtering.main(QUICK)
     out = capsys.readouterr().out
     assert "| capfilt | fp32 |" in out and "x one pair fp32" in out
+
+
+@pytest.mark.slow  # it runs in a process of its own, since it sets where S3 lies, and starts another for the store
+def test_small_shards_prints_its_table():
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    options = ["--shards", "3", "--pictures", "4", "--picture-size", "32", "--latency", "0", "--rounds", "1"]
+    command = [sys.executable, str(Path(stages.__file__).with_name("small_shards.py")), *options]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
+    assert [line.split("|")[1:3] for line in told.splitlines()[2:]] == [
+        [f" {where} ", f" {ahead} "] for where in ("local", "S3") for ahead in ("no", "yes")
+    ]
 
 
 def test_operations_of_vit_base():
