@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from PIL import Image
 
-from blipcore.data.upright import open_picture, orientation, upright_rgb
+from blipcore.data.upright import EXIF_ORIENTATION, open_picture, orientation, upright_rgb
 
 MAX_PIXELS = 80_000_000  # about 240 MB once decoded to RGB; beyond it a picture is taken for a bomb
 
@@ -45,13 +45,17 @@ class Fitted(NamedTuple):
     original_height: int
 
 
-def fit(data: bytes, longest: int = 0, quality: int = 95) -> Fitted:
+def fit(data: bytes, longest: int = 0, quality: int = 95, told: int = 1) -> Fitted:
     """Make bytes of any kind into an upright JPEG whose longer side is at most `longest` (0: as it is).
 
-    An upright JPEG in RGB or grey that is small enough keeps its bytes; all pixels are decoded in any case.
+    An upright JPEG in RGB or grey that is small enough keeps its bytes; all pixels are decoded in any case. `told` is
+    an orientation that counts where the bytes hold none.
     """
     with _named_errors():
         image = _open(data)
+        if told != 1:
+            with suppress(Exception):  # struct.error and what else an EXIF that cannot be read raises
+                image.getexif().setdefault(EXIF_ORIENTATION, told)
         shrink = bool(longest) and max(image.size) > longest
         jpeg, lying = image.format == "JPEG", orientation(image)
         original = image.size[::-1] if lying >= 5 else image.size

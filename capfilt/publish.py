@@ -57,6 +57,7 @@ PLAN = pa.schema(
         ("column", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
+        ("orientation", pa.int8()),  # EXIF's, of a picture that has lost it
     ]
 )
 
@@ -177,7 +178,7 @@ class Publish:
 
     def _fitted(self, row: dict[str, Any], data: bytes) -> bytes | None:
         try:
-            fitted = fit(data, self.image_size, self.quality)
+            fitted = fit(data, self.image_size, self.quality, row.get("orientation") or 1)
         except DecodeError as error:
             row["status"] = "too_large" if error.reason == "too_many_pixels" else "decode_error"
             row["error"] = str(error)

@@ -31,6 +31,16 @@ from capfilt.urls import CAPTION_NAMES, URL_NAMES
 PICTURES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
 PATH_NAMES = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
 TEXTS_NAMES = (*CAPTION_NAMES, "captions", "texts", "sentences")
+# What img2dataset's `exif` calls the orientations that are not upright; the pictures that it makes smaller lose theirs.
+TURNED = {
+    "Mirrored horizontal": 2,
+    "Rotated 180": 3,
+    "Mirrored vertical": 4,
+    "Mirrored horizontal then rotated 90 CCW": 5,
+    "Rotated 90 CW": 6,
+    "Mirrored horizontal then rotated 90 CW": 7,
+    "Rotated 90 CCW": 8,
+}
 LONGEST_TEXT = 1 << 20  # bytes of a name.txt
 
 Row = dict[str, Any]
@@ -306,6 +316,14 @@ def _texts(value: Any) -> list[str | None]:
     return [None] if isinstance(value, bytes) else [as_text(value)]
 
 
+def _orientation(meta: Row) -> int | None:
+    """EXIF's orientation of the picture that an img2dataset sample was made of, None where it was upright."""
+    try:
+        return TURNED.get(json.loads(meta["exif"])["Image Orientation"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
 class Webdataset(Source):
     """Tars of other makers: samples of a picture, with a text or not. Tars are read where they end or are damaged."""
 
@@ -329,7 +347,8 @@ class Webdataset(Source):
                     elif image.offset + image.size > end:
                         yield row | {"status": "decode_error", "error": "truncated_tar"}
                     else:
-                        yield row | {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
+                        at = {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
+                        yield row | at | {"orientation": _orientation(meta)}
             counts = Counter(problem.reason for problem in problems)
             self.ignored.update(counts)
             for reason, count in counts.items():  # a line each: a tar made on a Mac has one a picture

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from blipcore.data.upright import EXIF_ORIENTATION, TURNS
 from capfilt import columns
 from capfilt.filter import FilterConfig, filter_shards
 from capfilt.pack import PackConfig, pack
@@ -343,6 +346,36 @@ def test_other_webdatasets(tmp_path: Path) -> None:
         *(("half ?", None, None), ("part-?.tar/d", None, None)),
     ]
     assert read_manifest(tmp_path / "data")["config"]["kind"] == "webdataset"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pictures_of_img2dataset_are_turned_as_their_lost_exif_says(tmp_path: Path, kind: str) -> None:
+    """It encodes pictures anew without looking at their orientation, which is then in the sample's `exif` alone."""
+    exifread = pytest.importorskip("exifread", reason="comes with img2dataset")
+    upright = Image.open(io.BytesIO(picture(3))).convert("RGB").crop((0, 0, 40, 20)).resize((160, 80))
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    samples = []
+    for lying in range(1, 9):
+        stored, with_exif, without = upright, io.BytesIO(), io.BytesIO()
+        if lying > 1:
+            stored = upright.transpose(undo.get(lying, TURNS[lying]))
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = lying
+        stored.save(with_exif, "JPEG", exif=exif)
+        stored.save(without, kind, quality=95)
+        tags = exifread.process_file(with_exif, details=False)
+        meta = {"exif": json.dumps({name: str(value).strip() for name, value in tags.items()})}
+        samples += [Picture(f"{lying}", without.getvalue(), None, meta)]
+        samples += [Picture(f"{lying}kept", with_exif.getvalue(), None, meta)]
+    samples += [Picture("odd", without.getvalue(), None, {"exif": "[1"}), Picture("none", without.getvalue(), None, {})]
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in" / "0.tar", samples)
+    run(tmp_path / "in", tmp_path / "data")
+    packed = [np.asarray(Image.open(io.BytesIO(sample.image)), float) for sample in pictures_of(tmp_path / "data")]
+    assert len(packed) == 18
+    for pixels in packed[:16]:
+        assert pixels.shape == (80, 160, 3) and np.abs(pixels - np.asarray(upright)).mean() < 6
+    assert packed[16].shape == packed[17].shape == (160, 80, 3)
 
 
 @pytest.mark.parametrize(
