@@ -270,21 +270,21 @@ class Trainer:
         last = state.step == self.config.steps
         if not self.judge or state.judged_step == state.step or (state.step % self.judge.every and not last):
             return
+        model = whole_model(self.task)
         try:
-            scores = self._validate(self.judge)
-        except Exception:
+            scores = self._validate(self.judge, model)
+        except Exception:  # of rank 0, and so of all
             self._save(optimizer)
             raise
         state.judged_step = state.step
         log({"step": state.step} | {f"val_{name}": score for name, score in scores.items()})
         display.say(self._verdict(scores))
 
-    def _validate(self, judge: Judge) -> dict[str, float]:
+    def _validate(self, judge: Judge, model: Blip) -> dict[str, float]:
         """Scores of the model as it is now; it becomes the one in best/ when it beats those before it."""
         from blipcore.model.convert import save_model
 
         state, before = self.state, random_state(self.device)
-        model = whole_model(self.task)
 
         def look() -> dict[str, float]:
             scores = judge.scores(model.to(self.device).eval())
