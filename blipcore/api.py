@@ -25,9 +25,10 @@ from blipcore.model.blip import Blip
 from blipcore.model.convert import load_model, require_parts
 from blipcore.model.explain import grad_cam
 from blipcore.model.generate import GenerateConfig, generate, generate_from
+from blipcore.model.inference import for_inference
 from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer, clean_caption
-from blipcore.precision import Dtype, autocast, pick_device
+from blipcore.precision import Dtype, pick_device
 from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, question_kv, rank_answers, tokenize_questions
 
 BEST_CAPTION = GenerateConfig(mode="beam", repetition_penalty=1.0)  # as BLIP is evaluated on COCO
@@ -46,7 +47,7 @@ def load(
     """A checkpoint of any kind (see `load_model`), ready on `device`; `dtype` "auto" is bf16 where it is fast."""
     model, words = load_model(path_or_id, tokenizer=tokenizer, image_size=image_size)
     device = pick_device(device)
-    return Pipeline(str(path_or_id), model.to(device), words, device, dtype)
+    return Pipeline(str(path_or_id), for_inference(model, device, dtype), words, device)
 
 
 @dataclass
@@ -57,7 +58,6 @@ class Pipeline:
     model: Blip
     tokenizer: Tokenizer
     device: str = "cpu"
-    dtype: Dtype = "fp32"
     batch_size: int = 32
 
     @torch.inference_mode()
@@ -65,11 +65,10 @@ class Pipeline:
         """The best caption of each picture; what a nucleus `config` draws depends on its place in the list."""
         self._require("decode")
         said = []
-        with autocast(self.device, self.dtype):
-            for start, some in self._image_embeds(images):
-                keys = [str(start + row) for row in range(len(some))]
-                rows = generate(self.model, some, self.tokenizer, config, keys).ids
-                said += [self.tokenizer.decode(ids) for ids in rows[:: config.num_captions]]
+        for start, some in self._image_embeds(images):
+            keys = [str(start + row) for row in range(len(some))]
+            rows = generate(self.model, some, self.tokenizer, config, keys).ids
+            said += [self.tokenizer.decode(ids) for ids in rows[:: config.num_captions]]
         return said
 
     @torch.inference_mode()
@@ -80,11 +79,10 @@ class Pipeline:
         self._require("itm")
         self._same_number(images, texts)
         scores: list[float] = []
-        with autocast(self.device, self.dtype):
-            for start, some in self._image_embeds(images):
-                ids, mask = self._tokens(texts[start : start + len(some)], first)
-                fused = self.model.text.fuse(ids, mask, self.model.text.image_kv(some))
-                scores += self.model.itm_logits(fused).softmax(1)[:, 1].tolist()
+        for start, some in self._image_embeds(images):
+            ids, mask = self._tokens(texts[start : start + len(some)], first)
+            fused = self.model.text.fuse(ids, mask, self.model.text.image_kv(some))
+            scores += self.model.itm_logits(fused).softmax(1)[:, 1].tolist()
         return scores
 
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
@@ -96,8 +94,7 @@ class Pipeline:
         """Unit vectors (B, E) of pictures in the space that they share with texts."""
         self._require("itc")
         feats = [torch.empty(0, self.model.config.embed_dim)]
-        with autocast(self.device, self.dtype):
-            feats += [self.model.image_feat(some).cpu() for _, some in self._image_embeds(images)]
+        feats += [self.model.image_feat(some).cpu() for _, some in self._image_embeds(images)]
         return torch.cat(feats)
 
     @torch.inference_mode()
@@ -105,10 +102,9 @@ class Pipeline:
         """Unit vectors (T, E) of texts in the space that they share with pictures."""
         self._require("itc")
         feats = [torch.empty(0, self.model.config.embed_dim)]
-        with autocast(self.device, self.dtype):
-            for start in range(0, len(texts), self.batch_size):
-                hidden = self.model.text.encode(*self._tokens(texts[start : start + self.batch_size], "cls"))
-                feats.append(self.model.text_feat(hidden).cpu())
+        for start in range(0, len(texts), self.batch_size):
+            hidden = self.model.text.encode(*self._tokens(texts[start : start + self.batch_size], "cls"))
+            feats.append(self.model.text_feat(hidden).cpu())
         return torch.cat(feats)
 
     @torch.inference_mode()
@@ -119,11 +115,10 @@ class Pipeline:
         self._require("vqa")
         self._same_number(images, questions)
         answers: list[str] = []
-        with autocast(self.device, self.dtype):
-            for start, some in self._image_embeds(images):
-                asked = tokenize_questions(self.tokenizer, questions[start : start + len(some)], VQAConfig())
-                kv = question_kv(self.model, some, *(x.to(self.device) for x in asked))
-                answers += self._rank(kv, candidates) if candidates else self._write(kv)
+        for start, some in self._image_embeds(images):
+            asked = tokenize_questions(self.tokenizer, questions[start : start + len(some)], VQAConfig())
+            kv = question_kv(self.model, some, *(x.to(self.device) for x in asked))
+            answers += self._rank(kv, candidates) if candidates else self._write(kv)
         return answers
 
     def heat_maps(self, images: Sequence[Image.Image], texts: Sequence[str], layer: int | None = None) -> Tensor:

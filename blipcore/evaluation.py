@@ -19,8 +19,9 @@ from blipcore.data.transforms import eval_transform
 from blipcore.model.blip import Blip
 from blipcore.model.convert import load_model
 from blipcore.model.generate import GenerateConfig
+from blipcore.model.inference import for_inference, keep_memory
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.precision import autocast, pick_device
+from blipcore.precision import Dtype, pick_device
 from blipcore.tasks.captioning import evaluate_captioning
 from blipcore.tasks.classification import evaluate_classification, evaluate_classification_by_vqa
 from blipcore.tasks.nlvr import evaluate_nlvr
@@ -59,7 +60,7 @@ class EvaluateRun:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     batch_size: int = 64
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
 
 
 @dataclass
@@ -94,10 +95,11 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     exam = open_exam(run.task, run.annotations, run.image_root, run, to_score=not run.results)
     model, tokenizer = load_model(run.model, needs=exam.needs, tokenizer=run.tokenizer, image_size=run.image_size)
     device = pick_device(run.device)
-    model.to(device).eval()
+    model = for_inference(model, device, run.dtype)
+    if device == "cpu":
+        keep_memory()
     pictures = Pictures(exam.records, eval_transform(model.config.vision.image_size), run.batch_size)
-    with autocast(device, run.dtype):
-        scores, results = exam.mark(model, tokenizer, pictures)
+    scores, results = exam.mark(model, tokenizer, pictures)
     if run.results:
         Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"task": run.task, "model": run.model, "pictures": len(exam.records), **scores}

@@ -10,7 +10,7 @@ from torch import Tensor
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import load_model
 from blipcore.model.generate import GenerateConfig, generate, prompt_that_fits
-from blipcore.model.inference import for_inference
+from blipcore.model.inference import for_inference, keep_memory
 from blipcore.model.repository import fingerprint
 from blipcore.precision import Backend, Dtype, stack_on
 
@@ -34,6 +34,8 @@ class BlipCaptioner:
         self.device = device
         blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
         self.model = for_inference(blip, device, dtype, backend)
+        if device == "cpu":
+            keep_memory()
         self.prepare = eval_transform(blip.config.vision.image_size)
         prompt_that_fits(blip.text, self.tokenizer, self.settings)  # before the first picture is read
 

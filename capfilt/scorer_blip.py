@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blipcore.data.transforms import eval_transform
 from blipcore.model.convert import load_model
-from blipcore.model.inference import for_inference
+from blipcore.model.inference import for_inference, keep_memory
 from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import clean_caption
 from blipcore.precision import stack_on
@@ -47,6 +47,8 @@ class BlipScorer:
         self.rows = CPU_ROWS if torch.device(device).type == "cpu" else ROWS
         blip, self.tokenizer = load_model(model, needs=("itm", "itc", "encode"), tokenizer=tokenizer)
         self.model = for_inference(blip, device, dtype, backend)
+        if device == "cpu":
+            keep_memory()
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
         self.prepare = eval_transform(blip.config.vision.image_size)
 

@@ -48,6 +48,6 @@ def grad_cam(
         fused = model.text.fuse(ids, mask, kv)
         chosen = maps[len(maps) // 2 if layer is None else layer]
         (gradient,) = torch.autograd.grad(model.itm_logits(fused)[:, 1].sum(), chosen)
-    heat = (chosen.detach() * gradient.clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]  # (R, L, N-1)
+    heat = (chosen.detach().float() * gradient.float().clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]  # (R, L, N-1)
     side = model.config.vision.image_size // model.config.vision.patch_size
     return heat.unflatten(2, (side, side))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from blipcore.model.blip import Blip
 from blipcore.model.decoding import Steps
 from blipcore.model.openvino import OpenVinoEncoder
-from blipcore.model.vit import VisionTransformer
 from blipcore.precision import Backend, Dtype, resolve_backend, resolve_dtype, supports_bf16
 
 CHUNK = 4  # pictures that a CPU encodes at a time: their activations still fit its caches
@@ -26,8 +25,6 @@ def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Back
     encoder = model.visual_encoder
     if backend.startswith("openvino"):
         model.visual_encoder = OpenVinoEncoder(encoder, kind, int8=backend == "openvino-int8")
-    elif torch.device(device).type == "cpu":
-        model.visual_encoder = ByFew(encoder)
     model.to(device, kind).eval().requires_grad_(False)
     if backend == "compile":
         for block in encoder.blocks:
@@ -35,21 +32,10 @@ def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Back
     elif kind == torch.bfloat16 and torch.device(device).type == "cpu" and supports_bf16(device):
         pack(model)
     if torch.device(device).type == "cpu":
-        keep_memory()
+        encoder.at_once = CHUNK
     else:
         model.text.steps = Steps()
     return model
-
-
-class ByFew(nn.Module):
-    """An image encoder that works through a batch `CHUNK` pictures at a time."""
-
-    def __init__(self, encoder: VisionTransformer) -> None:
-        super().__init__()
-        self.config, self.encoder = encoder.config, encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.cat([self.encoder(part) for part in pixels.split(CHUNK)])
 
 
 class PackedLinear(nn.Module):
@@ -75,7 +61,7 @@ def pack(model: nn.Module) -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory for the next tensor; without glibc nothing changes.
+    """Have glibc keep freed memory for the next tensor; without glibc nothing changes. For a process of our own alone.
 
     By default blocks of megabytes go back to the system when freed, and the next ones cost a fault a page.
     """

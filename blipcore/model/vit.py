@@ -188,6 +188,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
         self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.at_once: int | None = None  # pictures that go through together, the others after them
         self.recompute = 0  # of so many blocks, the last ones, activations are not kept but computed again
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         if not self.pos_embed.is_meta:  # weights will be loaded: nothing to draw
@@ -204,6 +205,8 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         side = self.config.image_size
         assert pixels.shape[-2:] == (side, side), f"pixels are {tuple(pixels.shape[-2:])}, the model wants {side}"
+        if self.at_once and len(pixels) > self.at_once:
+            return torch.cat([self(part) for part in pixels.split(self.at_once)])
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
         x = self.norm_pre(x)

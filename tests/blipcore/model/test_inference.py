@@ -157,7 +157,7 @@ def test_a_cpu_encodes_a_few_pictures_at_a_time(monkeypatch) -> None:
     forward = VisionTransformer.forward
     monkeypatch.setattr(VisionTransformer, "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
     for_inference(blip(), "cpu", "fp32").encode_image(PIXELS)
-    assert seen == [inference.CHUNK, len(PIXELS) - inference.CHUNK]
+    assert seen == [len(PIXELS), inference.CHUNK, len(PIXELS) - inference.CHUNK]
 
 
 ENCODER_ENDS_ELSEWHERE = """
