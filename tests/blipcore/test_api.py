@@ -130,6 +130,11 @@ def test_heat_maps_do_not_depend_on_the_batch(blip, images):
     assert_close(blip.heat_maps(images, TEXTS), whole)
 
 
+def test_heat_maps_in_bf16_are_near_those_in_fp32(folder, blip, images):
+    whole, near = (pipeline.heat_maps(images, TEXTS) for pipeline in (blip, load(folder, device="cpu", dtype="bf16")))
+    assert near.dtype == torch.float32 and (near - whole).norm() < 0.1 * whole.norm()
+
+
 def test_pictures_are_seen_as_the_commands_see_them(blip, tmp_path):
     lying, exif = Image.effect_noise((30, 20), 90).convert("RGB"), Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
