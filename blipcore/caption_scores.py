@@ -52,6 +52,8 @@ def caption_scores(
     tokens = iter(tokenise([*hypotheses, *(text for own in references for text in own)]))
     found = {row: [next(tokens)] for row in range(len(hypotheses))}
     truth = {row: [next(tokens) for _ in own] for row, own in enumerate(references)}
+    if not any(text for own in truth.values() for text in own):
+        raise ValueError("the reference captions hold no word")
 
     scorers, left_out = _scorers(ptb)
     scores: dict[str, Any] = _score(scorers, left_out, truth, found)

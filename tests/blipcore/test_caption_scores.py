@@ -173,3 +173,8 @@ def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Spice, "compute_score", fail)
     assert "its Java program failed" in module.caption_scores(["a red cat"], REFERENCES[:1])["left_out"]["SPICE"]
+
+
+def test_references_without_a_word_are_a_sentence():
+    with pytest.raises(ValueError, match="the reference captions hold no word"):
+        caption_scores(["a dog", "a cat"], [["!"], ["", "..."]], "plain")
