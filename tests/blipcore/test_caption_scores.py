@@ -177,4 +177,4 @@ def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path):
 
 def test_references_without_a_word_are_a_sentence():
     with pytest.raises(ValueError, match="the reference captions hold no word"):
-        caption_scores(["a dog", "a cat"], [["!"], ["", "..."]], "plain")
+        caption_scores(["a dog", "a cat"], [["!"], ["", "..."]])
