@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 MINILM := .venv/.minilm
 ARGS ?=
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow gpu lint clean
 
 demo: $(STAMP)  ## the whole loop on the embedded corpus, into demo/ (ARGS="--rows all --seed 1")
 	$(BIN)/capfilt demo --out demo $(ARGS)
@@ -15,6 +15,15 @@ test: $(STAMP) $(MINILM)  ## the default suite
 
 test-slow: $(STAMP) $(MINILM)  ## checks of minutes
 	$(BIN)/pytest -m slow $(ARGS)
+
+PYTHON_GPU ?= $(BIN)/python
+
+gpu:  ## what only a GPU can show: its tests, then the benchmarks (see examples/gpu.md)
+	$(PYTHON_GPU) -m pytest -m gpu
+	$(PYTHON_GPU) tests/benchmarks/caption.py
+	$(PYTHON_GPU) tests/benchmarks/filter.py
+	$(PYTHON_GPU) tests/benchmarks/train_step.py
+	$(PYTHON_GPU) tests/benchmarks/retrieval_evaluation.py --images 1000 --k 256 --batch 64
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 
 from blipcore.model.blip import PRESETS, Blip
-from blipcore.precision import autocast, pick_device
+from blipcore.model.inference import for_inference
+from blipcore.precision import pick_device
 from blipcore.tasks.retrieval import match_pairs
 
 LENGTHS = [min(35, max(8, round(random.Random(n).gauss(12, 2.5)))) for n in range(1000)]
@@ -46,7 +47,7 @@ def main() -> None:
 
     config = PRESETS[args.preset]
     config = replace(config, vision=replace(config.vision, image_size=args.image_size)).only("encode", "itc", "itm")
-    model = Blip(config).to(device).eval()
+    model = for_inference(Blip(config), device, args.dtype)
     texts = args.images * args.texts
     length = torch.tensor([LENGTHS[n % len(LENGTHS)] for n in range(texts)])
     mask = (torch.arange(35)[None] < length[:, None]).long().to(device)
@@ -66,7 +67,7 @@ def main() -> None:
             pixels = torch.randn(last - first, 3, args.image_size, args.image_size, generator=draw).to(device)
             some = pairs[(pairs >= first * texts) & (pairs < last * texts)]
             started = time.perf_counter()
-            with torch.inference_mode(), autocast(device, args.dtype):
+            with torch.inference_mode():
                 way(model, pixels, ids, mask, some // texts - first, some % texts, args.rows)
             seconds += time.perf_counter() - started
         rates[way.__name__] = len(pairs) / seconds

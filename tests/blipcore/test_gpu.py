@@ -22,8 +22,10 @@ from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Progress, with_first
+from blipcore.train.launch import launch
 from blipcore.train.layers import prepare_layers
 from blipcore.train.optim import TrainConfig
+from blipcore.train.runs import PretrainRun, pretrain
 from blipcore.train.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -159,6 +161,42 @@ def test_no_step_waits_for_the_device(name, compiled, model, tokenizer, annotati
     stream = Stream([str(annotations)], train_transform(48, 0.5, False, 0.5), seed=0)
     summary = Trainer(TASKS[name](model, tokenizer), stream, config, tmp_path, {}).fit()
     assert summary["steps"] == 8 and summary["losses"]["loss"] > 0
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_with_the_same_dropout(model, tokenizer, annotations, tmp_path):
+    def fit(folder: str, stop: bool = False) -> dict:
+        config = TrainConfig(
+            steps=6, batch_size=4, compile=False, dtype="fp32", device="cuda", log_every=3, save_every=3
+        )
+        stream = Stream([str(annotations)], train_transform(48, 0.5, False, 0.5), seed=0)
+        task = CaptioningTask(copy.deepcopy(model).only("decode"), tokenizer, CaptioningConfig())
+        trainer = Trainer(task, stream, config, tmp_path / folder, {})
+        if not stop:
+            return trainer.fit()
+        saved = trainer._save
+        trainer._save = lambda optimizer: (saved(optimizer), 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
+        return {}
+
+    whole = fit("whole")
+    fit("stopped", stop=True)
+    assert fit("stopped")["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_gpus_learn_what_two_processes_on_the_cpu_learn(how, compiled, annotations, tmp_path):
+    def losses(device: str) -> dict:
+        contrast = PretrainConfig(queue_size=16, negatives="argmax", itm_across_ranks=True)
+        train = TrainConfig(steps=4, batch_size=4, dtype="fp32", parallel=how, device=device, log_every=4, save_every=2)
+        train.compile = compiled and device == "cuda"
+        run = PretrainRun([str(annotations)], "tiny", tokenizer="train:60", task=contrast, train=train)
+        return launch(2, pretrain, run, tmp_path / device)["losses"]
+
+    assert losses("cuda") == pytest.approx(losses("cpu"), rel=1e-2)
 
 
 def test_recomputed_activations_save_memory(model, tokenizer):

@@ -152,6 +152,7 @@ def test_a_full_gpu_keeps_nothing(monkeypatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("options", [{}, {"num_captions": 3}, {"mode": "beam"}])
 def test_captions_of_a_gpu_are_those_without_graphs(options: dict[str, Any], monkeypatch) -> None:
     recorded: list[int] = []
