@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from capfilt.worker import EngineError
 
 T = TypeVar("T")
+SHORT = ("out of memory", "ALLOC_FAILED")  # as torch and CUDA say it; cuBLAS and cuDNN, of their workspaces
 
 
 def batch_size(asked: int | None, device: str) -> int:
@@ -53,10 +54,10 @@ def _try(run: Callable[..., T], part: Sequence[Any]) -> T | None:
     try:
         return run(*part)
     except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not any(words in str(error) for words in SHORT):
             raise
+    import torch
+
     # not in the except clause, whose error keeps the model's tensors alive
     gc.collect()
     torch.cuda.empty_cache()

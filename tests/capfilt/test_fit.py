@@ -20,6 +20,8 @@ class Gpu:
 
     def __call__(self, numbers: list[int]) -> list[int]:
         self.given.append(len(numbers))
+        if len(numbers) > 2 * self.room:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         if len(numbers) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [2 * number for number in numbers]
