@@ -23,16 +23,16 @@ def for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Back
     """`model` itself, on `device` and in `dtype`, its image encoder through `backend`; no more to be trained."""
     backend = resolve_backend(device, dtype, backend)
     kind = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
-    encoder = model.visual_encoder
+    encoder, cpu = model.visual_encoder, torch.device(device).type == "cpu"
     if backend.startswith("openvino"):
         model.visual_encoder = OpenVinoEncoder(encoder, kind, int8=backend == "openvino-int8")
     model.to(device, kind).eval().requires_grad_(False)
     if backend == "compile":
         for block in encoder.blocks:
             block.compile()
-    elif kind == torch.bfloat16 and torch.device(device).type == "cpu" and supports_bf16(device):
+    elif cpu and kind == torch.bfloat16 and supports_bf16(device) and torch.backends.mkldnn.is_available():
         pack(model)
-    if torch.device(device).type == "cpu":
+    if cpu:
         encoder.at_once = CHUNK
     else:
         model.text.steps = Steps()
