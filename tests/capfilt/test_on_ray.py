@@ -109,6 +109,7 @@ def killing_one() -> tuple[threading.Thread, list[int]]:
     return threading.Thread(target=kill), killed
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_shard_changes_no_byte(shards, tiny_blip: Path, cluster) -> None:
     """Of both stages: the bytes are those of a process here."""
     data = shards(4, 60)
