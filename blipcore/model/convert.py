@@ -119,20 +119,18 @@ def load_model(
     `image_size` resizes the position table. `tokenizer` overrides the checkpoint's own; `overrides` is for official
     files alone (see `read_official`), and `numerics` for Hugging Face ones (see `huggingface_config`).
     """
-    return load_training(path_or_id, needs, tokenizer, image_size, overrides, numerics)[:2]
+    path = locate(path_or_id)
+    config, state, _ = _read(path, overrides, numerics)
+    require_parts(config, path_or_id, needs)
+    return _build(config, state, image_size), _tokenizer_for(config, path_or_id, path, tokenizer)
 
 
 def load_training(
-    path_or_id: str | Path,
-    needs: Sequence[str] = (),
-    tokenizer: str | Path | None = None,
-    image_size: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    numerics: Numerics = "official",
+    path_or_id: str | Path, needs: Sequence[str], tokenizer: str | Path | None, image_size: int | None
 ) -> tuple[Blip, Tokenizer, dict[str, Tensor]]:
     """`load_model`, and the training state that an official .pth has beside the model (see `read_official`)."""
     path = locate(path_or_id)
-    config, state, extra = _read(path, overrides, numerics)
+    config, state, extra = _read(path)
     require_parts(config, path_or_id, needs)
     model = _build(config, state, image_size)
     if (table := extra.get(slow := "momentum.visual_encoder.pos_embed")) is not None:
@@ -141,7 +139,7 @@ def load_training(
 
 
 def _read(
-    path: Path, overrides: Mapping[str, Any] | None, numerics: Numerics
+    path: Path, overrides: Mapping[str, Any] | None = None, numerics: Numerics = "official"
 ) -> tuple[BlipConfig, dict[str, Tensor], dict[str, Tensor]]:
     """Config, model state and training state of a checkpoint of any kind."""
     if path.is_file():

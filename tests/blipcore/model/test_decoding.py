@@ -10,35 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from random_captioner import TOKENIZER, random_captioner
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from blipcore.model import decoding
-from blipcore.model.blip import Blip, BlipConfig
+from blipcore.model.blip import Blip
 from blipcore.model.decoding import Recorded, Steps, record
 from blipcore.model.generate import GenerateConfig, Generated, generate
 from blipcore.model.inference import for_inference
-from blipcore.model.med import TextConfig
-from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from blipcore.model.vit import VisionConfig
-
-TOKENIZER = Tokenizer.from_vocab([*BERT_SPECIALS, "a", "picture", "of", *(f"w{i}" for i in range(24))])
-
-
-def blip(heads: int = 2) -> Blip:
-    """A random captioner that likes to stop; with more heads, several captions are fewer words than make keys pay."""
-    torch.manual_seed(0)
-    config = BlipConfig(
-        VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),
-        TextConfig(len(TOKENIZER), 16, 2, heads, 32, 32, encoder_width=16, dropout=0.0, roles=("decode",)),
-        heads=(),
-    )
-    model = Blip(config).eval()
-    with torch.no_grad():
-        for parameter in model.text.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-        model.text.lm_head.bias[TOKENIZER.sep] += 1.0
-    return model
 
 
 def traced(step: Callable[[], Tensor], device: torch.device, beside: Recorded | None) -> Recorded:
@@ -96,7 +76,7 @@ def batches(model: Blip, config: GenerateConfig, sizes: list[int]) -> list[Gener
     ],
 )
 def test_captions_are_those_without_replay(replays: list[int], options: dict[str, Any], heads: int) -> None:
-    model, config = blip(heads), GenerateConfig(**{"max_length": 16, "min_length": 1, **options})
+    model, config = random_captioner(heads), GenerateConfig(**{"max_length": 16, "min_length": 1, **options})
     sizes = [9, 9, 5, 12, 12]  # of which 12 are more than there was room for
     expected = batches(model, config, sizes)
     model.text.steps = Steps()
@@ -111,7 +91,7 @@ def test_captions_are_those_without_replay(replays: list[int], options: dict[str
 
 def test_sizes_of_recorded_steps(replays: list[int]) -> None:
     steps = Steps()
-    model = blip()
+    model = random_captioner()
     steps.take_images(model.text.image_kv(torch.zeros(100, 5, 16)))
     assert [steps.size(n) for n in (1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 17, 25, 64, 65, 96, 97, 100)] == [
         *(1, 2, 3, 4, 6, 6, 8, 12, 12, 16, 24, 32, 64, 96, 96, 100, 100)
@@ -125,7 +105,7 @@ def test_a_step_that_replays_wrongly_is_not_used(monkeypatch) -> None:
     def broken(step: Callable[[], Tensor], device: torch.device, beside: Recorded | None) -> Recorded:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    model, config = blip(), GenerateConfig(max_length=20, min_length=10)
+    model, config = random_captioner(), GenerateConfig(max_length=20, min_length=10)
     expected = batches(model, config, [6, 6])
     monkeypatch.setattr(Steps, "MET", 2)
     for kind, why in ((stale, "largest apart"), (broken, "not permitted")):
@@ -140,7 +120,7 @@ def test_a_full_gpu_keeps_nothing(monkeypatch) -> None:
     def full(step: Callable[[], Tensor], device: torch.device, beside: Recorded | None) -> Recorded:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    model = blip()
+    model = random_captioner()
     monkeypatch.setattr(Steps, "MET", 2)
     monkeypatch.setattr(decoding, "record", full)
     model.text.steps = Steps()
@@ -161,7 +141,10 @@ def test_captions_of_a_gpu_are_those_without_graphs(options: dict[str, Any], mon
 
     monkeypatch.setattr(decoding, "record", counting)
     config = GenerateConfig(max_length=20, min_length=1, **options)
-    plain, graphed = for_inference(blip(), "cuda", "fp32"), for_inference(blip(), "cuda", "fp32")
+    plain, graphed = (
+        for_inference(random_captioner(), "cuda", "fp32"),
+        for_inference(random_captioner(), "cuda", "fp32"),
+    )
     plain.text.steps = None
     sizes = [9, 9, 5, 1, 9, 12, 7, 12]
     expected, found = batches(plain, config, sizes), batches(graphed, config, sizes)

@@ -4,38 +4,24 @@ import math
 
 import pytest
 import torch
+from random_captioner import TOKENIZER, random_captioner
 from torch import Tensor
 
-from blipcore.model.blip import Blip, BlipConfig
+from blipcore.model.blip import Blip
 from blipcore.model.generate import GenerateConfig, _constrain, _draw, generate, sample_noise
-from blipcore.model.med import TextConfig
-from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from blipcore.model.vit import VisionConfig
+from blipcore.model.tokenizer import Tokenizer
 
 PICTURES = 9
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    words = ["a", "picture", "of", *(f"w{i}" for i in range(24))]
-    return Tokenizer.from_vocab([*BERT_SPECIALS, *words])
+    return TOKENIZER
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer) -> Blip:
-    """A random captioner whose next-token distributions are neither flat nor certain, and which likes to stop."""
-    torch.manual_seed(0)
-    config = BlipConfig(
-        VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),
-        TextConfig(len(tokenizer), 16, 2, 2, 32, 32, encoder_width=16, dropout=0.0, roles=("decode",)),
-        heads=(),
-    )
-    model = Blip(config).eval()
-    with torch.no_grad():
-        for parameter in model.text.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-        model.text.lm_head.bias[tokenizer.sep] += 1.0
-    return model
+def model() -> Blip:
+    return random_captioner()
 
 
 @pytest.fixture(scope="module")

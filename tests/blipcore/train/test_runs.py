@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from blipcore import evaluation
 from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
-from blipcore.model.convert import load_model, load_training
+from blipcore.model import convert
+from blipcore.model.convert import load_model
 from blipcore.model.foreign import to_official
 from blipcore.model.generate import GenerateConfig
 from blipcore.model.tokenizer import BERT_SPECIALS
@@ -154,7 +155,7 @@ def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
     left = slow | queues | {"queue_ptr": torch.tensor([3])}
     torch.save({"model": to_official({**model.state_dict(), **left})}, tmp_path / "pretrain.pth")
     heads = {"vision": {"heads": 2}, "text": {"heads": 2}}
-    monkeypatch.setattr(runs, "load_training", functools.partial(load_training, overrides=heads))
+    monkeypatch.setattr(convert, "_read", functools.partial(convert._read, overrides=heads))
     seen = []
     monkeypatch.setattr(runs.Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
     place = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
