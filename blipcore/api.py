@@ -19,16 +19,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from blipcore.checkpoints.load import load_model, require_parts
 from blipcore.data.transforms import eval_transform
-from blipcore.data.upright import upright_rgb
+from blipcore.device import Dtype, pick_device
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate, generate_from
+from blipcore.inference.prepare import for_inference
+from blipcore.io.images import upright_rgb
+from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
-from blipcore.model.convert import load_model, require_parts
 from blipcore.model.explain import grad_cam
-from blipcore.model.generate import GenerateConfig, generate, generate_from
-from blipcore.model.inference import for_inference
-from blipcore.model.med import ImageKV
 from blipcore.model.tokenizer import Tokenizer, clean_caption
-from blipcore.precision import Dtype, pick_device
 from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, question_kv, rank_answers, tokenize_questions
 
 BEST_CAPTION = GenerateConfig(mode="beam", repetition_penalty=1.0)  # as BLIP is evaluated on COCO

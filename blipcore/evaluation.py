@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from blipcore.caption_scores import Words, require_scorers
+from blipcore.checkpoints.load import load_model
 from blipcore.data.annotations import read_captions
-from blipcore.data.answers import read_answers, read_pairs, read_questions
 from blipcore.data.classes import read_classes, read_templates
-from blipcore.data.pictures import Pictures, Record
+from blipcore.data.eval_batches import Pictures, Record
 from blipcore.data.transforms import eval_transform
+from blipcore.data.vqa_nlvr import read_answers, read_pairs, read_questions
+from blipcore.device import Dtype, pick_device
+from blipcore.generate.config import GenerateConfig
+from blipcore.inference.prepare import for_inference, keep_memory
+from blipcore.metrics.captions import Words, require_scorers
 from blipcore.model.blip import Blip
-from blipcore.model.convert import load_model
-from blipcore.model.generate import GenerateConfig
-from blipcore.model.inference import for_inference, keep_memory
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.precision import Dtype, pick_device
 from blipcore.tasks.captioning import evaluate_captioning
 from blipcore.tasks.classification import evaluate_classification, evaluate_classification_by_vqa
 from blipcore.tasks.nlvr import evaluate_nlvr

@@ -99,7 +99,7 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Fetch a list of URLs into shards; every row ends with an outcome. Run it again to finish what is left."""
-    from capfilt import download as stage
+    from capfilt.ingest import download as stage
 
     settings = resolve(stage.DownloadConfig, config, sets or (), {
         "urls": urls, "out": data, "url_col": url_col, "caption_col": caption_col, "shard_size": shard_size,
@@ -129,7 +129,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Make shards of pictures that you have; each ends with an outcome. Run it again to finish what is left."""
-    from capfilt import pack as stage
+    from capfilt.ingest import pack as stage
 
     settings = resolve(stage.PackConfig, config, sets or (), {
         "source": source, "out": data, "annotations": annotations, "image_col": image_col, "caption_col": caption_col,
@@ -166,7 +166,7 @@ def caption(
     as_json: Json = False,
 ) -> None:
     """Write synthetic captions: DATA/captions/NAME, one table a shard."""
-    from capfilt.caption import CaptionConfig, caption_shards
+    from capfilt.caption.stage import CaptionConfig, caption_shards
 
     settings = resolve(CaptionConfig, config, sets or (), {
         "data": data, "model": model, "server.base_url": base_url,
@@ -212,10 +212,10 @@ def filter_(
     as_json: Json = False,
 ) -> None:
     """Score texts against their pictures, keep what matches, rewrite: DATA/filtered/NAME, one table a shard."""
-    from capfilt.filter import explain_thresholds
-    from capfilt.one_pass import CaptionFilterConfig, caption_and_filter
-    from capfilt.threshold import as_lines
-    from capfilt.verdict import as_typed
+    from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_filter
+    from capfilt.filter.decide import as_typed
+    from capfilt.filter.stage import explain_thresholds
+    from capfilt.filter.threshold import as_lines
 
     settings = resolve(CaptionFilterConfig, config, sets or (), {
         "data": data, "model": model, "threshold": threshold, "labels": labels, "target": target,
@@ -367,13 +367,14 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Turn any BLIP checkpoint into another kind: same tensors, same numbers."""
-    from blipcore.model import convert as checkpoints
+    from blipcore.checkpoints.convert import ConvertRun
+    from blipcore.checkpoints.convert import convert as convert_checkpoint
 
-    settings = resolve(checkpoints.ConvertRun, None, sets or (), {
+    settings = resolve(ConvertRun, None, sets or (), {
         "source": source, "target": target, "to": to.value, "task": task, "tokenizer": tokenizer,
         "image_size": image_size, "numerics": numerics,
     })  # fmt: skip
-    finish(checkpoints.convert(settings), as_json)
+    finish(convert_checkpoint(settings), as_json)
 
 
 @app.command(epilog="Example: capfilt report data/filtered/r2 --compare data/filtered/r1 --out report.html")
@@ -386,7 +387,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Show what the filter did: one HTML file with counts, scores, a threshold to move and pictures."""
-    from capfilt import report as page
+    from capfilt.report import stage as page
 
     settings = resolve(page.ReportConfig, None, (), {
         "dataset": dataset, "compare": compare or None, "out": out, "pictures": pictures,
@@ -426,7 +427,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Hand the kept pairs on to other trainers: open_clip, datasets, BLIP's lists."""
-    from capfilt import export as stage
+    from capfilt.export import stage
 
     settings = resolve(stage.ExportConfig, None, (), {
         "dataset": dataset, "out": out, "format": format, "decontaminate": decontaminate or None,
@@ -449,8 +450,9 @@ def bootstrap(
     from rich.console import Console
 
     from capfilt import bootstrap as loop
+    from capfilt.bootstrap_plan import BootstrapConfig
 
-    settings = resolve(loop.BootstrapConfig, config, sets or (), {"rounds": rounds})
+    settings = resolve(BootstrapConfig, config, sets or (), {"rounds": rounds})
     if dry_run:
         finish(loop.dry_run(settings, Console(highlight=False, stderr=as_json)), as_json)
     else:

@@ -138,7 +138,7 @@ def device() -> Finding:
     """What `--device auto` and `--dtype auto` mean here."""
     import torch
 
-    from capfilt.scorers import resolve_dtype
+    from blipcore.device import resolve_dtype
 
     if torch.cuda.is_available():
         number, about = torch.cuda.device_count(), torch.cuda.get_device_properties(0)

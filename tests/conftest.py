@@ -4,8 +4,5 @@ Helpers that other processes import by name too lie beside the tests of `blipcor
 """
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.append(str(Path(__file__).parent / "blipcore"))

@@ -46,7 +46,7 @@ def understand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         resolve(*args)
         raise typer.Exit
 
-    monkeypatch.setattr("capfilt.cli.resolve", resolved)
+    monkeypatch.setattr("capfilt.config.resolve", resolved)
     monkeypatch.setattr("capfilt.doctor.examine", lambda folder: [Finding("disk", "ok", folder)])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")

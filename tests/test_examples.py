@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image, ImageDraw
-
-import capfilt
-
-sys.path.insert(0, str(Path(__file__).parent / "capfilt"))
 from s3 import Store, files, upload
 from vlm_server import KEY, VlmServer
 from web import Web
+
+import capfilt
 
 EXAMPLES = Path(capfilt.__file__).resolve().parents[1] / "examples"
 
@@ -131,8 +129,9 @@ def models(tmp_path: Path) -> Path:
     """A folder with `captioner` and `filter`, of random weights."""
     import torch
 
+    from blipcore.checkpoints.load import PARTS
+    from blipcore.checkpoints.save import save_model
     from blipcore.model.blip import Blip
-    from blipcore.model.convert import PARTS, save_model
     from blipcore.model.tokenizer import Tokenizer
     from blipcore.train.runs import sizes
 

@@ -41,8 +41,9 @@ EXAMPLES = [part.split("```")[0] for part in PYTHON.split("```python\n")[1:]]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with what the examples open: models of random weights, and a picture."""
+    from blipcore.checkpoints.load import PARTS
+    from blipcore.checkpoints.save import save_model
     from blipcore.model.blip import Blip
-    from blipcore.model.convert import PARTS, save_model
     from blipcore.model.tokenizer import Tokenizer
     from blipcore.train.runs import sizes
 

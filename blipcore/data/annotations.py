@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from blipcore.data.json_rows import BEGIN, Place, first_character, read_rows
+from blipcore.io.json_rows import BEGIN, Place, first_character, read_rows
 
 PART_ROWS = 50_000  # of a list, in memory at a time
 COCO_NUMBER = re.compile(r"COCO_\w+_(\d{12})\.\w+$")  # in the names of COCO's pictures: what its servers call them

@@ -12,62 +12,26 @@ tars without a table are read by their headers.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blipcore.data.annotations import read_captions, split_captions
-from blipcore.data.answers import read_pairs, read_questions, split_rows
-from blipcore.data.json_rows import LINES
-from blipcore.data.places import Folder, is_remote
-from blipcore.data.tars import TarReader
+from blipcore.data.annotation_sources import AnnotationSource
+from blipcore.data.source import Picture, Source, _image_id
+from blipcore.io.json_rows import LINES
+from blipcore.io.tar_cache import Folder, is_remote
+from blipcore.io.tars import TarReader
 
 TABLE_COLUMNS = ("key", "text", "keep")
 IMAGE_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as img2dataset and `capfilt` write it
 HAVE_PICTURE = ("ok", "success")  # what the two of them call a row whose picture is in the tar
 THREADS = 8  # that count shards
 STRETCH = 32  # shards that a thread counts in one go
-
-
-class Picture(NamedTuple):
-    """A picture's key, the texts one may be drawn from, and an integer equal for equal pictures of a source."""
-
-    key: str
-    texts: tuple[str, ...]
-    image_id: int
-    second: "Picture | None" = None  # of a pair
-    more: Mapping[str, Any] = MappingProxyType({})  # what else a task wants in the sample
-
-
-class Source(Protocol):
-    """A data set seen as shards of pictures."""
-
-    name: str
-    counts: list[int]  # pictures with at least one text, by shard
-    problems: dict[str, str]  # what was wrong with whole files: name -> reason
-
-    def load(self, shard: int) -> list[Picture]:
-        """The pictures of a shard, in the order of its file."""
-        ...
-
-    def read(self, shard: int, picture: Picture) -> bytes:
-        """The encoded picture; raises OSError when it cannot be had."""
-        ...
-
-    def where(self, shard: int, picture: Picture) -> str:
-        """What to call a picture in a report."""
-        ...
-
-    def ahead(self, shards: Iterable[int]) -> None:
-        """Prepare for reading these shards next."""
-        ...
 
 
 def open_source(path: str | Path, image_root: str | Path | None = None) -> Source:
@@ -100,10 +64,6 @@ def _no_data_set(place: object) -> NoReturn:
 
 def _first_problem(problems: dict[str, str]) -> str:
     return "".join(f" ({name}: {reason})" for name, reason in list(problems.items())[:1])
-
-
-def _image_id(key: str) -> int:
-    return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big")
 
 
 class _TarPictures:
@@ -250,68 +210,3 @@ class ShardSource(_TarPictures):
                 return ""
             return caption.strip() if isinstance(caption, str) else ""
         return ""
-
-
-class AnnotationSource:
-    """An annotation file, its rows in parts of which only a few are in memory; the pictures are files."""
-
-    def __init__(self, path: Path, image_root: str | Path | None) -> None:
-        self.name, self.path = str(path), path
-        self.root = Path(image_root) if image_root is not None else path.parent
-        self.problems: dict[str, str] = {}
-        self.parts = self.split(path)
-        self.counts = [part.pictures for part in self.parts]
-
-    split = staticmethod(split_captions)
-
-    def load(self, shard: int) -> list[Picture]:
-        """The pictures of a part, in the order of the file."""
-        rows = read_captions(self.path, self.root, part=self.parts[shard])
-        return [Picture(row["key"], tuple(row["texts"]), _image_id(str(row["image_id"]))) for row in rows]
-
-    def ahead(self, shards: Iterable[int]) -> None:
-        """Nothing to prepare."""
-
-    def where(self, shard: int, picture: Picture) -> str:
-        """What to call a picture in a report."""
-        return picture.key
-
-    def read(self, shard: int, picture: Picture) -> bytes:
-        """The encoded picture; raises OSError."""
-        try:
-            return (self.root / picture.key).read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError("no such file") from None
-
-
-class QuestionSource(AnnotationSource):
-    """A VQA file: a "picture" is a row, its text the question; a picture of several questions counts several times."""
-
-    split = staticmethod(split_rows)
-
-    def load(self, shard: int) -> list[Picture]:
-        """The questions of a part, with their answers and the answers' weights."""
-        rows = read_questions(self.path, self.root, part=self.parts[shard])
-        return [
-            Picture(
-                row["key"],
-                (row["question"],),
-                _image_id(row["key"]),
-                more={"answers": list(row["weights"]), "weights": list(row["weights"].values())},
-            )
-            for row in rows
-        ]
-
-
-class PairSource(AnnotationSource):
-    """An NLVR2 file: a "picture" is a row of two, its text the sentence."""
-
-    split = staticmethod(split_rows)
-
-    def load(self, shard: int) -> list[Picture]:
-        """The pairs of a part, each with its label."""
-        pairs = []
-        for row in read_pairs(self.path, self.root, part=self.parts[shard]):
-            left, right = (Picture(key, (row["sentence"],), _image_id(key)) for key in row["keys"])
-            pairs.append(left._replace(second=right, more={"label": row["label"]}))
-        return pairs

@@ -11,35 +11,25 @@ Every step is a function of (seed, n) alone. So resuming is starting at n, sever
 ranks take their slice of each global batch without talking to each other.
 """
 
-import math
-import os
 import random
-import signal
-import threading
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from blipcore import distributed
-from blipcore.data.places import Folder, is_remote
-from blipcore.data.sources import Picture, Source, open_source
+from blipcore.data.shuffle import Mixture, Shuffle, draw
+from blipcore.data.source import Picture, Sample, Source
+from blipcore.data.sources import open_source
 from blipcore.data.transforms import Transform, load_image
+from blipcore.io.tar_cache import Folder, is_remote
 
 WINDOW = 8  # shards whose pictures are shuffled together; their keys and texts are what memory holds
-MAX_PERIOD = 1 << 16  # slots of the mixing schedule: shares are exact to 1/65536
 MAX_REPLACEMENTS = 1000  # unreadable pictures in a row after which the data set counts as broken
 MAX_PROBLEMS = 10_000  # names of unreadable pictures that are remembered
-
-Sample = dict[str, Any]
 
 
 class UnreadablePictureError(Exception):
@@ -123,24 +113,6 @@ class Stream:
         if name not in self.problems and len(self.problems) < MAX_PROBLEMS:
             self.problems[name] = self._fresh[name] = reason
 
-    def loader(
-        self, collate: Callable[[list[Sample]], Any], batch_size: int, start: int, batches: int, workers: int = 0
-    ) -> DataLoader:
-        """This rank's next `batches` batches (collated, with the problems met) from position `start` of the stream.
-
-        Their order does not depend on the number of workers. A batch of every rank together is a stretch of the stream.
-        In the place of a batch that cannot be had stands the error: raised in a worker it would come with a traceback.
-        """
-        return DataLoader(
-            _Batches(self, collate, batch_size, start),
-            batch_size=None,
-            sampler=range(batches),
-            num_workers=workers,
-            collate_fn=_as_is,
-            worker_init_fn=_undisturbed,
-            generator=torch.Generator(),  # so that starting it draws nothing from the generator that dropout uses
-        )
-
     def _read(self, number: int, place: int, position: int) -> Sample:
         source, shuffle = self.sources[number], self._shuffles[number]
         at, window = shuffle.locate(place), shuffle.window_of(place)
@@ -198,146 +170,3 @@ def parse_spec(spec: str) -> tuple[str, Fraction | None]:
     if weight <= 0:
         raise ValueError(f"the weight of a data set must be above 0, but {spec} says {number}")
     return path, weight
-
-
-def draw(choices: int, *what: object) -> int:
-    """A number below `choices` that depends on `what` alone (not on any generator's state)."""
-    digest = blake2b("/".join(map(str, what)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % choices
-
-
-class Mixture:
-    """Smooth weighted round robin as a closed form: which source, and which of its positions, stands at position n.
-
-    Each slot of a period goes to the source that lags most behind its share. Any run of samples then holds the share of
-    each source to within one sample for two sources, and to within two for any number.
-    """
-
-    def __init__(self, weights: Sequence[Fraction]) -> None:
-        turns = whole_shares(weights, MAX_PERIOD)
-        self.turns, self.period = turns, sum(turns)
-        shares, taken = np.array(turns), np.zeros(len(turns), dtype=np.int64)
-        self._source = np.empty(self.period, dtype=np.int16)
-        self._place = np.empty(self.period, dtype=np.int32)
-        lag = np.zeros(len(turns), dtype=np.int64)  # slots owed to each source, times the period
-        for slot in range(self.period):
-            lag += shares
-            source = int(lag.argmax())
-            lag[source] -= self.period
-            self._source[slot], self._place[slot] = source, taken[source]
-            taken[source] += 1
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """(source, position in that source)."""
-        rounds, slot = divmod(position, self.period)
-        source = int(self._source[slot])
-        return source, rounds * self.turns[source] + int(self._place[slot])
-
-
-def whole_shares(weights: Sequence[Fraction], limit: int) -> list[int]:
-    """Small whole numbers in the proportion of the weights: exact when they add up to `limit` or less, else rounded."""
-    scale = math.lcm(*(weight.denominator for weight in weights))
-    exact = [int(weight * scale) for weight in weights]
-    exact = [number // math.gcd(*exact) for number in exact]
-    if sum(exact) <= limit:
-        return exact
-    return [max(1, round(Fraction(number * limit, sum(exact)))) for number in exact]
-
-
-class Place(NamedTuple):
-    """Where a source position leads: the epoch it belongs to, the shard, and the row in the shard."""
-
-    epoch: int
-    shard: int
-    row: int
-
-
-class Shuffle:
-    """Shuffles a source without holding it: shards by epoch, then the rows of `window` neighbouring shards together."""
-
-    def __init__(self, counts: Sequence[int], seed: Sequence[int], window: int) -> None:
-        self.counts = np.array(counts, dtype=np.int64)
-        self.seed, self.window = tuple(seed), window
-        self.total = int(self.counts.sum())
-        self._epoch: tuple[int, np.ndarray, list[int]] = (-1, self.counts, [])
-        self._rows: tuple[int, int, np.ndarray, np.ndarray] = (-1, -1, self.counts, self.counts)
-
-    def locate(self, position: int) -> Place:
-        """The place of the picture at a position of the endless shuffled sequence."""
-        epoch, offset = divmod(position, self.total)
-        shards, starts = self._order(epoch)
-        number = bisect_right(starts, offset) - 1
-        order, ends = self._window_order(epoch, number, shards)
-        row = int(order[offset - starts[number]])
-        which = int(np.searchsorted(ends, row, side="right"))
-        before = int(ends[which - 1]) if which else 0
-        return Place(epoch, int(shards[number * self.window + which]), row - before)
-
-    def window_of(self, position: int) -> tuple[int, int]:
-        """The epoch and the window that a position lies in."""
-        epoch, offset = divmod(position, self.total)
-        return epoch, bisect_right(self._order(epoch)[1], offset) - 1
-
-    def coming(self, position: int) -> list[int]:
-        """The shards of the window of a position, then those of the next one."""
-        epoch, number = self.window_of(position)
-        shards = self._order(epoch)[0][number * self.window : (number + 2) * self.window].tolist()
-        if (number + 1) * self.window >= len(self.counts):
-            shards += self._order(epoch + 1)[0][: self.window].tolist()
-        return shards
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, list[int]]:
-        """The shards in this epoch's order and the position at which each window starts."""
-        if self._epoch[0] != epoch:
-            shards = np.random.default_rng([*self.seed, epoch]).permutation(len(self.counts))
-            before = np.concatenate([[0], np.cumsum(self.counts[shards])])
-            self._epoch = epoch, shards, before[:-1][:: self.window].tolist()
-        return self._epoch[1], self._epoch[2]
-
-    def _window_order(self, epoch: int, number: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a window in their shuffled order, and where each of its shards ends before shuffling."""
-        if self._rows[:2] != (epoch, number):
-            sizes = self.counts[shards[number * self.window : (number + 1) * self.window]]
-            order = np.random.default_rng([*self.seed, epoch, number]).permutation(int(sizes.sum()))
-            self._rows = epoch, number, order, np.cumsum(sizes)
-        return self._rows[2], self._rows[3]
-
-
-class _Batches(Dataset):
-    """Batch i of this rank, as a map: a worker that is asked for batch i needs to know nothing of the others."""
-
-    def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int) -> None:
-        self.stream, self.collate, self.batch_size, self.start = stream, collate, batch_size, start
-        self.rank, self.ranks = distributed.rank(), distributed.world_size()
-
-    def __getitem__(self, index: int) -> tuple[Any, dict[str, str]]:
-        first = self.start + (index * self.ranks + self.rank) * self.batch_size
-        try:
-            batch = self.collate([self.stream.sample(first + row) for row in range(self.batch_size)])
-        except (ValueError, OSError) as error:
-            batch = error
-        return batch, self.stream.take_problems()
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _undisturbed(worker: int) -> None:
-    """Leave signals to the process that trains: it saves and ends its workers, and Slurm and Ctrl-C tell all of them.
-
-    A worker that such a signal kills would end the training process before it has saved.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # only this tells who sends a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
-    else:  # macOS: out of reach of what goes to the group (but not of Slurm, which names every process)
-        os.setpgid(0, 0)
-
-
-def _end_when_told(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

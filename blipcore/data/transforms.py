@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from blipcore.data.upright import open_picture, upright_rgb
+from blipcore.io.images import open_picture, upright_rgb
 
 RATIOS = (3 / 4, 4 / 3)  # width : height of the training crop
 AUGMENTATIONS = 2  # operations drawn per picture, with replacement

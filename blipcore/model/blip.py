@@ -7,91 +7,14 @@ classifier.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blipcore.model.med import TextConfig, TextTransformer
-from blipcore.model.vit import VisionConfig, VisionTransformer, require_numbers, require_sizes
-
-HEADS = ("itc", "itm", "vqa", "nlvr")
-
-
-@dataclass
-class BlipConfig:
-    """Sizes and parts of a BLIP model."""
-
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    embed_dim: int = 256  # width of the joint ITC space
-    heads: tuple[str, ...] = ("itc", "itm")
-
-    def __post_init__(self) -> None:
-        require_sizes(self, "embed_dim")
-        require_numbers(self.text, 1, "dropout", "eps")
-        self.heads = tuple(self.heads)
-        if set(self.heads) - set(HEADS):
-            raise ValueError(f"heads are {HEADS}, not {self.heads}")
-        if self.heads and "encode" not in self.text.roles:
-            raise ValueError("all heads need the text role 'encode'")
-        if ("nlvr" in self.heads) != (self.text.merge_from is not None):
-            raise ValueError("text.merge_from is for the head 'nlvr', which needs it")
-        if self.text.merge_from is not None:
-            require_numbers(self.text, self.text.depth, "merge_from")
-        if self.text.encoder_width != self.vision.width:
-            raise ValueError(f"text.encoder_width {self.text.encoder_width} must be vision.width {self.vision.width}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for config.json."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BlipConfig":
-        """The inverse of `to_dict`; raises ValueError on a key that is not a field."""
-        parts = {"vision": VisionConfig, "text": TextConfig}
-        known = {f.name for f in fields(cls)}
-        for section, part in [("", cls), *parts.items()]:
-            names = {f.name for f in fields(part)}
-            given = set(values.get(section, {}) if section else values)
-            if given - names:
-                raise ValueError(f"unknown model config keys {sorted(given - names)}; known are {sorted(names)}")
-        built = {name: parts[name](**value) if name in parts else value for name, value in values.items()}
-        return cls(**{name: built[name] for name in known & built.keys()})
-
-    def only(self, *needs: str) -> "BlipConfig":
-        """The same sizes with only the roles and heads in `needs` (of encode, decode, itc, itm, vqa, nlvr)."""
-        roles = tuple(role for role in ("encode", "decode") if role in needs)
-        heads = tuple(head for head in HEADS if head in needs)
-        merge_from = None
-        if "nlvr" in heads:  # the upper half merges: layers 6 to 11 of BERT-base, as in the official model
-            merge_from = self.text.depth // 2 if self.text.merge_from is None else self.text.merge_from
-        return replace(self, text=replace(self.text, roles=roles, merge_from=merge_from), heads=heads)
-
-    @property
-    def answer_text(self) -> TextConfig:
-        """Sizes of VQA's answer decoder: those of the text body, with question states to attend to."""
-        return replace(self.text, roles=("decode",), encoder_width=self.text.width)
-
-
-PRESETS = {
-    # For laptops and the demo: 48-pixel pictures, a vocabulary trained on the captions, a step takes milliseconds.
-    "tiny": BlipConfig(
-        VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4),
-        TextConfig(
-            vocab_size=512, width=128, depth=3, heads=4, hidden=512, max_positions=64, encoder_width=128, dropout=0.0
-        ),
-        embed_dim=64,
-    ),
-    "base": BlipConfig(),
-    # drop_path is 0.1 wherever ViT-L appears in the official code, also in pre-training and in the momentum copy.
-    "large": BlipConfig(
-        VisionConfig(width=1024, depth=24, heads=16, drop_path=0.1),
-        TextConfig(encoder_width=1024),
-    ),
-}
+from blipcore.model.config import BlipConfig
+from blipcore.model.text import TextTransformer
+from blipcore.model.vit import VisionTransformer
 
 
 class Blip(nn.Module):

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from blipcore.model.attention import CrossRead
 from blipcore.model.blip import Blip
-from blipcore.model.med import CrossRead, TextTransformer
+from blipcore.model.text import TextTransformer
 from blipcore.model.tokenizer import Tokenizer
 
 

@@ -20,7 +20,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from blipcore.model.repository import SETTINGS, TOKENIZER_FILES, VOCABULARIES, download
+from blipcore.io.hub import SETTINGS, TOKENIZER_FILES, VOCABULARIES, download
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEC, ENC = "[DEC]", "[ENC]"

@@ -8,90 +8,15 @@ B pictures or texts, R rows (picture-text pairs), S image side in pixels, N imag
 W vision width, L text tokens, D text width, H heads, V vocabulary, E joint embedding width, Q queue length.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from blipcore.model.attention import attend, init_std, recomputed
+from blipcore.model.config import VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-LARGEST = {"depth": 1 << 10, "heads": 1 << 10}  # beyond these, and 1 << 24 for a width, a config is damaged
-
-
-def require_sizes(config: object, *names: str) -> None:
-    """ValueError unless the fields `names` of a config are whole numbers above 0, and sizes that a model may have."""
-    for name in names:
-        size, most = getattr(config, name), LARGEST.get(name, 1 << 24)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number above 0, not {size!r}")
-        if size > most:
-            raise ValueError(f"{name} must be at most {most}, not {size}")
-
-
-def require_numbers(config: object, most: float, *names: str) -> None:
-    """ValueError unless the fields `names` of a config are numbers from 0 to `most`."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
-            raise ValueError(f"{name} must be a number from 0 to {most:g}, not {value!r}")
-
-
-@dataclass
-class VisionConfig:
-    """Sizes of the image encoder; the defaults are ViT-B/16 at 224 pixels."""
-
-    image_size: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
-    eps: float = 1e-6
-    pre_norm: bool = False  # a LayerNorm before the first block, as in CLIP's image encoders
-    activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's CLIP has the quick one
-
-    def __post_init__(self) -> None:
-        require_sizes(self, "image_size", "patch_size", "width", "depth", "heads")
-        require_numbers(self, 1, "drop_path", "eps")
-        require_numbers(self, 1 << 10, "mlp_ratio")
-        if self.activation not in ("gelu", "quick_gelu"):
-            raise ValueError(f"vision activation is 'gelu' or 'quick_gelu', not {self.activation!r}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise ValueError(f"vision width {self.width} is not a multiple of its {self.heads} heads")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention of (..., H, Lq, d) queries over (..., H, Lk, d) keys; `mask` is True where allowed.
-
-    On CPU in bfloat16 the products are written out: torch's fused kernel takes 2 to 8 times longer there to train
-    (measured with torch 2.13 at 37 to 577 tokens); in float32 and on GPU the fused one is as fast or faster.
-    """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return F.dropout(scores.softmax(-1), dropout) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-
-
-def recomputed(layer: nn.Module, *inputs: object) -> Tensor:
-    """`layer(*inputs)`, of which the backward pass keeps the inputs alone and computes the rest again."""
-    return checkpoint(layer, *inputs, use_reentrant=False)
-
-
-def init_std(width: int) -> float:
-    """Standard deviation of new weights: the official 0.02 at the official widths, larger in narrower models.
-
-    What a layer passes on grows with sqrt(width) times this. At 128 a plain 0.02 leaves queries and keys so small that
-    attention stays flat and a captioner names the second object of a picture only after a thousand steps.
-    """
-    return 0.02 * max(1.0, 768 / width) ** 0.5
 
 
 # (pixel / 255 - mean) / std as one multiply-add.

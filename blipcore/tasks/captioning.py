@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from blipcore import distributed
-from blipcore.caption_scores import Words, caption_scores
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
+from blipcore.metrics.captions import Words, caption_scores
 from blipcore.model.blip import Blip
-from blipcore.model.generate import GenerateConfig, generate
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.losses import IGNORE, lm_loss, scored
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, Task, with_first

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blipcore.data.pictures import Pictures
-from blipcore.metrics import NEVER, retrieval_ranks
+from blipcore.data.eval_batches import Pictures
+from blipcore.metrics.ranking import NEVER, retrieval_ranks
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from blipcore.tasks.vqa import WRITE_ANSWERS, evaluate_vqa

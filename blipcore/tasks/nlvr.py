@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from blipcore.data.pictures import Pictures
-from blipcore.data.stream import draw
+from blipcore.data.eval_batches import Pictures
+from blipcore.data.shuffle import draw
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from blipcore.tasks.task import Batch, Outputs, Progress, Task

@@ -8,8 +8,8 @@ from torch import Tensor
 from blipcore import distributed
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
+from blipcore.tasks.contrastive import ContrastiveConfig, ContrastiveTask
 from blipcore.tasks.losses import IGNORE, lm_loss, scored
-from blipcore.tasks.momentum import ContrastiveConfig, ContrastiveTask
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from blipcore import distributed
-from blipcore.data.pictures import Pictures
-from blipcore.metrics import retrieval_ranks, retrieval_recall
+from blipcore.data.eval_batches import Pictures
+from blipcore.metrics.ranking import retrieval_ranks, retrieval_recall
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
-from blipcore.tasks.momentum import ContrastiveConfig, ContrastiveTask
+from blipcore.tasks.contrastive import ContrastiveConfig, ContrastiveTask
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
 
 

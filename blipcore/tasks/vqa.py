@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blipcore.data.answers import Question
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
+from blipcore.data.vqa_nlvr import Question
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate_from
+from blipcore.metrics.vqa import vqa_accuracy
+from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
-from blipcore.model.generate import GenerateConfig, generate_from
-from blipcore.model.med import ImageKV, TextTransformer
+from blipcore.model.text import TextTransformer
 from blipcore.model.tokenizer import Tokenizer, clean_question
 from blipcore.tasks.losses import IGNORE, text_losses
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
-from blipcore.vqa_accuracy import vqa_accuracy
 
 ROWS = 512  # candidate answers that go through the decoder at a time: each token of theirs has logits of all words
 # The official beam search for answers.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
-from blipcore.precision import Dtype
+from blipcore.device import Dtype
 
 Parallel = Literal["ddp", "fsdp"]
 

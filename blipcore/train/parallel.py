@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blipcore import distributed
 from blipcore.model.blip import Blip
-from blipcore.model.med import TextLayer
+from blipcore.model.text import TextLayer
 from blipcore.model.vit import Block
 from blipcore.tasks.task import Task
 from blipcore.train.optim import Parallel

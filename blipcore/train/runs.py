@@ -15,22 +15,27 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from blipcore import distributed
-from blipcore.data.pictures import Pictures
-from blipcore.data.sources import PairSource, QuestionSource, Source, open_source
+from blipcore.checkpoints.load import DEFAULT_TOKENIZER, load_training
+from blipcore.checkpoints.start_from import Start, image_start, load_image_start, load_text_start, text_start
+from blipcore.data.annotation_sources import PairSource, QuestionSource
+from blipcore.data.eval_batches import Pictures
+from blipcore.data.source import Source
+from blipcore.data.sources import open_source
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import Transform, eval_transform, train_transform
+from blipcore.device import autocast, pick_device
 from blipcore.evaluation import Validation, open_exam
-from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import DEFAULT_TOKENIZER, load_training
-from blipcore.model.starts import Start, image_start, load_image_start, load_text_start, text_start
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.precision import autocast, pick_device
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.vqa import VQAConfig, VQATask
-from blipcore.train.trainer import Judge, TrainConfig, Trainer
+from blipcore.train.optim import TrainConfig
+from blipcore.train.trainer import Trainer
+from blipcore.train.validation import Judge
 
 ALL_PARTS = ("encode", "decode", "itc", "itm")
 

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from blipcore import distributed
+from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
+from blipcore.device import autocast, memory_gb, pick_device, to_device
 from blipcore.model.blip import Blip
-from blipcore.precision import autocast, memory_gb, pick_device, to_device
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
+from blipcore.train.compile import prepare_layers, uncompiled
 from blipcore.train.display import Display
-from blipcore.train.layers import prepare_layers, uncompiled
+from blipcore.train.finite import NonFiniteLossError
 from blipcore.train.optim import TrainConfig, adamw, freeze, optimizer_tensors, schedule
 from blipcore.train.parallel import (
     accumulating,
@@ -37,16 +39,13 @@ from blipcore.train.parallel import (
     whole_model,
 )
 from blipcore.train.run_folder import RunFolder, stop_signals, write_text
+from blipcore.train.validation import Judge
 
 __all__ = ["Judge", "NonFiniteLossError", "TrainConfig", "Trainer"]
 
 
 SHOWN_PROBLEMS = 20  # unreadable pictures that the summary names
 MAX_SKIPPED = 100  # steps in a row; what has failed so often does not heal, and would fill days
-
-
-class NonFiniteLossError(ValueError):
-    """A loss or gradient became infinite or NaN; the message names the pictures of the batch."""
 
 
 @dataclass
@@ -67,15 +66,6 @@ class TrainState:
     losses: dict[str, float] = field(default_factory=dict)  # means over the last complete log interval
     best: dict[str, float] = field(default_factory=dict)  # on the validation set: step, value and scores
     problems: dict[str, str] = field(default_factory=dict)  # unreadable pictures and shards: name -> reason
-
-
-@dataclass
-class Judge:
-    """How the model is judged while it trains; the best one so far is kept beside the run."""
-
-    scores: Callable[[Blip], dict[str, float]]  # on rank 0
-    by: tuple[str, ...]  # the best model has the largest sum of these scores
-    every: int  # steps; the last step is judged too
 
 
 class Trainer:
@@ -170,7 +160,9 @@ class Trainer:
         """Micro-batches from where the run stands, whatever happened before."""
         config, state = self.config, self.state
         left = (config.steps - state.step) * config.accumulate
-        return iter(self.stream.loader(self.task.collate, config.batch_size, state.position, left, config.workers))
+        return iter(
+            make_loader(self.stream, self.task.collate, config.batch_size, state.position, left, config.workers)
+        )
 
     def _step(self, optimizer: AdamW, batches: Iterator[tuple[Batch, dict[str, str]]]) -> None:
         """One optimiser step; on a GPU nothing in it waits for the device."""
@@ -282,7 +274,7 @@ class Trainer:
 
     def _validate(self, judge: Judge, model: Blip) -> dict[str, float]:
         """Scores of the model as it is now; it becomes the one in best/ when it beats those before it."""
-        from blipcore.model.convert import save_model
+        from blipcore.checkpoints.save import save_model
 
         state, before = self.state, random_state(self.device)
 
@@ -389,7 +381,7 @@ class Trainer:
         }
 
     def _export(self, summary: dict[str, Any], model: Blip) -> None:
-        from blipcore.model.convert import save_model
+        from blipcore.checkpoints.save import save_model
 
         self.folder.finish(summary)
         save_model(self.folder.model, model, self.task.tokenizer)

@@ -35,7 +35,7 @@ from capfilt.demo import art
 from capfilt.demo.language import phrase, references
 from capfilt.demo.noise import NOISE_MIX, web_text
 from capfilt.demo.scenes import INVERSE, Scene, description, draw, sample
-from capfilt.shards import write_json
+from capfilt.shards.format import write_json
 
 JPEG = {
     "format": "JPEG",

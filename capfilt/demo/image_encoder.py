@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from blipcore.data.transforms import train_transform
-from blipcore.model.vit import VisionConfig, VisionTransformer
-from blipcore.precision import autocast
+from blipcore.device import autocast
+from blipcore.model.config import VisionConfig
+from blipcore.model.vit import VisionTransformer
 from capfilt.demo.corpus import PLACES, labelled_pictures
 
 SHIPPED = Path(__file__).parent / "image_encoder.safetensors"

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from blipcore.metrics import roc_auc
+from blipcore.io.samples import read_pictures
+from blipcore.metrics.ranking import roc_auc
 from capfilt.demo.corpus import read_truth
 from capfilt.demo.language import exact_match, is_true, object_f1
 from capfilt.demo.scenes import Scene
-from capfilt.shards import WEB, ShardSet, read_pictures
+from capfilt.shards.format import WEB
+from capfilt.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True)

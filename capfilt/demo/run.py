@@ -29,9 +29,10 @@ from rich.console import Console
 from capfilt.demo import image_encoder, judge, show
 from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
-from capfilt.report import ReportConfig, report
-from capfilt.shards import write_json, write_table
-from capfilt.steps import Step, Steps, claim
+from capfilt.engine.commands import Step, Steps, claim
+from capfilt.report.stage import ReportConfig, report
+from capfilt.shards.format import write_json
+from capfilt.shards.tables import write_table
 
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row

@@ -15,13 +15,17 @@ import tempfile
 import pyarrow.parquet as pq
 import torch
 
+from blipcore.checkpoints.load import load_model
 from blipcore.data.transforms import eval_transform, load_image
-from blipcore.model.convert import load_model
-from blipcore.model.generate import GenerateConfig, _constrain, generate, sample_noise
-from blipcore.model.inference import for_inference
-from blipcore.precision import resolve_backend
-from capfilt.score import ScoreConfig, score_shards
-from capfilt.shards import ShardSet, read_pictures
+from blipcore.device import resolve_backend
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
+from blipcore.generate.sample import _constrain, sample_noise
+from blipcore.inference.prepare import for_inference
+from blipcore.io.samples import read_pictures
+from capfilt.filter.config import ScoreConfig
+from capfilt.filter.score import score_shards
+from capfilt.shards.shard_set import ShardSet
 
 BATCH = 64
 HALF = 0.5

@@ -19,21 +19,18 @@ import argparse
 import importlib.util
 import json
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import stages
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import stages
-
-from blipcore.model.generate import GenerateConfig
-from blipcore.model.torchvision_shim import heal_torchvision
-from blipcore.precision import pick_device, supports_bf16
+from blipcore.device import pick_device, supports_bf16
+from blipcore.generate.config import GenerateConfig
+from blipcore.torchvision_shim import heal_torchvision
 
 PEERS = ["transformers fp32", "transformers bf16"]
 
@@ -83,9 +80,9 @@ class Capfilt:
     def __init__(
         self, work: Path, dtype: str, device: str, backend: str, tokens: int, captions: int, batch_size: int
     ) -> None:
-        from capfilt.caption import CaptionConfig, CaptionStage
-        from capfilt.captioners import resolve_backend
-        from capfilt.shards import ShardSet
+        from blipcore.device import resolve_backend
+        from capfilt.caption.stage import CaptionConfig, CaptionStage
+        from capfilt.shards.shard_set import ShardSet
 
         says = GenerateConfig(prompt="", max_length=tokens + 1, min_length=tokens + 1, num_captions=captions)
         config = CaptionConfig(

@@ -18,7 +18,6 @@ the operations of a pair are those of its text and of half its picture, encoded 
 import argparse
 import json
 import platform
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 import stages
+import torch
 from caption import options, settle
 
-from blipcore.model.torchvision_shim import heal_torchvision
-from capfilt.shards import CAPTIONS, write_table
+from blipcore.torchvision_shim import heal_torchvision
+from capfilt.shards.format import CAPTIONS
+from capfilt.shards.tables import write_table
 
 PEERS = ["one pair fp32", "transformers fp32", "transformers bf16"]
 SYNTHETIC = "synthetic"
@@ -94,9 +92,10 @@ class Capfilt:
     """The scoring stage of `capfilt filter`."""
 
     def __init__(self, work: Path, dtype: str, device: str, backend: str, batch_size: int) -> None:
-        from capfilt.score import ScoreConfig, ScoreStage
-        from capfilt.scorers import resolve_backend
-        from capfilt.shards import ShardSet
+        from blipcore.device import resolve_backend
+        from capfilt.filter.config import ScoreConfig
+        from capfilt.filter.score import ScoreStage
+        from capfilt.shards.shard_set import ShardSet
 
         config = ScoreConfig(
             data=str(work / "data"), model=str(work / "blipcore"), first_token="cls", batch_size=batch_size

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blipcore.checkpoints.names import to_official
 from blipcore.model.blip import Blip
-from blipcore.model.foreign import to_official
-from blipcore.model.torchvision_shim import heal_torchvision
+from blipcore.tasks.contrastive import FLOOR
 from blipcore.tasks.losses import IGNORE, clamp_temperature, itc_loss, soft_targets
-from blipcore.tasks.momentum import FLOOR
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.task import Batch, Outputs, Progress, with_first
+from blipcore.torchvision_shim import heal_torchvision
 
 
 class Official(nn.Module):

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import torch
 
-from blipcore.model.blip import PRESETS, Blip
-from blipcore.model.inference import for_inference
-from blipcore.precision import pick_device
+from blipcore.device import pick_device
+from blipcore.inference.prepare import for_inference
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
 from blipcore.tasks.retrieval import match_pairs
 
 LENGTHS = [min(35, max(8, round(random.Random(n).gauss(12, 2.5)))) for n in range(1000)]

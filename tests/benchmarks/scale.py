@@ -31,12 +31,18 @@ from unittest import mock
 import pyarrow as pa
 from PIL import Image
 
-from capfilt import caption, score, scorer_blip
-from capfilt.caption import CaptionConfig, CaptionStage, caption_shards
-from capfilt.filter import FilterConfig, RewriteStage, filter_shards
-from capfilt.readahead import ReadAhead
-from capfilt.score import ScoreStage
-from capfilt.shards import CAPTIONS, Picture, filtered_schema, write_shard, write_table
+from blipcore.io.samples import Picture
+from capfilt.caption import stage as caption
+from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
+from capfilt.filter import blip as scorer_blip
+from capfilt.filter import score
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.rewrite import RewriteStage
+from capfilt.filter.score import ScoreStage
+from capfilt.filter.stage import filter_shards
+from capfilt.pictures.read_ahead import ReadAhead
+from capfilt.shards.format import CAPTIONS, filtered_schema, write_shard
+from capfilt.shards.tables import write_table
 
 ROWS = 10_000  # to a shard, as `download` and `pack` make them
 WORDS = [

@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -19,12 +18,10 @@ from pathlib import Path
 from unittest import mock
 
 import stages
-
-from capfilt import engine
-from capfilt.caption import CaptionConfig, caption_shards
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "capfilt"))
 from s3 import Store, upload
+
+from capfilt.caption.stage import CaptionConfig, caption_shards
+from capfilt.engine import run as engine
 
 
 class Late(Store):

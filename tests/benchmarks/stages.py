@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageDraw
 
-from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import save_huggingface, save_model
+from blipcore.checkpoints.save import save_huggingface, save_model
+from blipcore.io.samples import Picture
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from capfilt.engine import Stage
-from capfilt.shards import Picture, write_shard
+from capfilt.engine.worker import Stage
+from capfilt.shards.format import write_shard
 
 SHARD = "00000"
 

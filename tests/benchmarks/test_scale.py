@@ -7,12 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from capfilt.caption import CaptionConfig, CaptionStage, caption_shards
-from capfilt.filter import FilterConfig, filter_shards
-
-sys.path.insert(0, str(Path(__file__).parent))
 import scale
+
+from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
 
 watching: list[tuple[str, Counter[str]]] = []  # a folder, and what has been opened or listed in it
 

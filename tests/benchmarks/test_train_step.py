@@ -1,13 +1,11 @@
 """The benchmark runs, and the paths that it times compute the same gradients."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parent))
 import train_step
 
 FP32 = ("official:fp32", "unfused:fp32", "ours:fp32")

@@ -51,12 +51,13 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.precision import autocast, pick_device, supports_bf16
+from blipcore.device import autocast, pick_device, supports_bf16
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.tasks.losses import IGNORE, lm_loss
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.task import Batch, Outputs, Progress, with_first
-from blipcore.train.layers import prepare_layers
+from blipcore.train.compile import prepare_layers
 from blipcore.train.optim import TrainConfig, adamw
 
 PAD = 0

@@ -8,14 +8,15 @@ from PIL import Image
 from torch.testing import assert_close
 
 from blipcore.api import Pipeline, load
+from blipcore.checkpoints.load import PARTS
+from blipcore.checkpoints.save import save_model
 from blipcore.data.transforms import eval_transform, load_image
-from blipcore.model.blip import Blip, BlipConfig
-from blipcore.model.convert import PARTS, save_model
+from blipcore.generate.config import GenerateConfig
+from blipcore.model.attention import CrossRead
+from blipcore.model.blip import Blip
+from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
 from blipcore.model.explain import cross_attention_maps, grad_cam
-from blipcore.model.generate import GenerateConfig
-from blipcore.model.med import CrossRead, TextConfig
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from blipcore.model.vit import VisionConfig
 
 WORDS = ["a", "picture", "of", "dog", "red", "bus", "##s"]
 CONFIG = BlipConfig(

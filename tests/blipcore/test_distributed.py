@@ -12,6 +12,7 @@ from PIL import Image
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from blipcore import distributed
+from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform
 
@@ -59,7 +60,7 @@ def test_the_slices_of_the_ranks_make_the_global_batch(tmp_path):
     stream = Stream([str(tmp_path)], eval_transform(4), 0)
 
     def batches(size: int) -> list[list[str]]:
-        return [[sample["key"] for sample in batch] for batch, _ in stream.loader(list, size, 0, 3)]
+        return [[sample["key"] for sample in batch] for batch, _ in make_loader(stream, list, size, 0, 3)]
 
     whole, slices = batches(8), []
     for rank in range(4):

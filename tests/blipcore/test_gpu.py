@@ -10,20 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from blipcore.checkpoints.load import load_model
+from blipcore.checkpoints.save import save_model
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform, train_transform
-from blipcore.model.blip import PRESETS, Blip
-from blipcore.model.convert import load_model, save_model
-from blipcore.model.generate import GenerateConfig, generate
-from blipcore.model.inference import for_inference
+from blipcore.device import autocast, supports_bf16
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
+from blipcore.inference.prepare import for_inference
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.precision import autocast, supports_bf16
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Progress, with_first
+from blipcore.train.compile import prepare_layers
 from blipcore.train.launch import launch
-from blipcore.train.layers import prepare_layers
 from blipcore.train.optim import TrainConfig
 from blipcore.train.runs import PretrainRun, pretrain
 from blipcore.train.trainer import Trainer

@@ -10,15 +10,16 @@ from PIL import Image
 from pretend_gpu import pretend_gpu
 
 from blipcore.api import Pipeline, load
-from blipcore.data.pictures import Pictures
+from blipcore.checkpoints.save import save_model
+from blipcore.data.eval_batches import Pictures
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform, train_transform
-from blipcore.model.blip import PRESETS, Blip
-from blipcore.model.convert import save_model
-from blipcore.model.generate import GenerateConfig
-from blipcore.model.inference import for_inference
+from blipcore.device import autocast, to_device
+from blipcore.generate.config import GenerateConfig
+from blipcore.inference.prepare import for_inference
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.precision import autocast, to_device
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
 from blipcore.tasks.classification import evaluate_classification
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, evaluate_nlvr
@@ -28,7 +29,8 @@ from blipcore.tasks.task import Progress, Task
 from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, VQATask, evaluate_vqa
 from blipcore.train.optim import TrainConfig, adamw
 from blipcore.train.parallel import clip_gradients
-from blipcore.train.trainer import Judge, Trainer
+from blipcore.train.trainer import Trainer
+from blipcore.train.validation import Judge
 
 pytestmark = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs torch's build for CPUs")
 

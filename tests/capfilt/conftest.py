@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from capfilt.shards import Picture, write_shard
+from blipcore.io.samples import Picture
+from capfilt.shards.format import write_shard
 
 WORDS = ["a", "picture", "of", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "one", "two", "three"]
 WORDS += ["on", "the", "left", "right", "and", "with"]
@@ -21,11 +22,10 @@ def _save_tiny_model(folder: Path, *parts: str, seed: int = 0) -> Path:
     """A random BLIP with these parts (of encode, decode, itc, itm), large weights so that its answers differ."""
     import torch
 
-    from blipcore.model.blip import Blip, BlipConfig
-    from blipcore.model.convert import save_model
-    from blipcore.model.med import TextConfig
+    from blipcore.checkpoints.save import save_model
+    from blipcore.model.blip import Blip
+    from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
     from blipcore.model.tokenizer import Tokenizer
-    from blipcore.model.vit import VisionConfig
 
     tokenizer = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"])
     sizes = BlipConfig(
@@ -76,7 +76,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """`open_clip:ARCH/FILE` of a random model of an architecture made up for the tests; no download."""
     import torch
 
-    from blipcore.model.torchvision_shim import heal_torchvision
+    from blipcore.torchvision_shim import heal_torchvision
 
     heal_torchvision()
     import open_clip

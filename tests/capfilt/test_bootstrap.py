@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from capfilt.bootstrap import BootstrapConfig, Part, left, plan
+from capfilt.bootstrap import left
+from capfilt.bootstrap_plan import BootstrapConfig, Part, plan
 from capfilt.config import resolve
-from capfilt.steps import Step
+from capfilt.engine.commands import Step
 
 TRAIN = {"batch_size": 4, "steps": 2, "log_every": 1}
 

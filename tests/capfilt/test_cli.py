@@ -14,12 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
+from web import Web
 
 import capfilt
 from capfilt.cli import app
-
-sys.path.insert(0, str(Path(__file__).parent))
-from web import Web
 
 COMMANDS = ("download", "caption", "filter", "pretrain", "finetune", "evaluate", "convert", "report", "doctor", "demo")
 HEAVY = (
@@ -96,7 +94,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     def broken(config: object) -> dict:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("capfilt.download.download", broken)
+    monkeypatch.setattr("capfilt.ingest.download.download", broken)
     assert isinstance(run("download", "a.txt", "b").exception, KeyError)
 
 
@@ -115,7 +113,7 @@ def test_errors_become_sentences(error, sentence: str, code: int, monkeypatch: p
     def broken(config: object) -> dict:
         raise error
 
-    monkeypatch.setattr("capfilt.download.download", broken)
+    monkeypatch.setattr("capfilt.ingest.download.download", broken)
     result = run("download", "a.txt", "b")
     assert (result.stderr, result.exit_code) == (sentence, code)
 

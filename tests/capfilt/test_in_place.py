@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from web import Web
 
 import capfilt
-from capfilt.caption import CaptionConfig, caption_shards
-from capfilt.filter import FilterConfig, filter_shards
-from capfilt.shards import ShardSet, read_table
-
-sys.path.insert(0, str(Path(__file__).parent))
-from web import Web
+from capfilt.caption.stage import CaptionConfig, caption_shards
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
+from capfilt.shards.shard_set import ShardSet
+from capfilt.shards.tables import read_table
 
 # Without the packages that it imports for other ends; they cost each of its processes seconds.
 IMG2DATASET = """

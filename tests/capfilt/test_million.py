@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from capfilt.manifest import Manifest
-from capfilt.shards import CAPTIONS, IMAGES, scores_schema, write_table
+from capfilt.shards.format import CAPTIONS, IMAGES, scores_schema
+from capfilt.shards.manifest import Manifest
+from capfilt.shards.tables import write_table
 
 pytestmark = pytest.mark.slow
 SHARDS, PICTURES = 100, 5_000  # a web text and a caption of each picture

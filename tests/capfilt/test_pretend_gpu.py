@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pretend_gpu import pretend_gpu
-
-from blipcore.model.generate import GenerateConfig
-from capfilt.captioner_blip import BlipCaptioner
-from capfilt.captioner_hf import HfCaptioner
-from capfilt.chat import ChatConfig
-from capfilt.scorer_blip import BlipScorer
-from capfilt.scorer_clip import OpenClipScorer
-
-sys.path.insert(0, str(Path(__file__).parent))
 from tiny_vlm import save_tiny_vlm
+
+from blipcore.generate.config import GenerateConfig
+from capfilt.caption.blip import BlipCaptioner
+from capfilt.caption.chat import ChatConfig
+from capfilt.caption.hf import HfCaptioner
+from capfilt.filter.blip import BlipScorer
+from capfilt.filter.clip import OpenClipScorer
 
 pytestmark = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs torch's build for CPUs")
 

@@ -15,16 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import contents
 
 import capfilt
-from capfilt.caption import CaptionConfig, CaptionStage, caption_shards
+from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
 from capfilt.config import resolve
-from capfilt.engine import EngineError
-from capfilt.filter import FilterConfig, filter_shards
-from capfilt.lock import Occupied
-
-sys.path.insert(0, str(Path(__file__).parent))
-from folders import contents
+from capfilt.errors import EngineError
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
+from capfilt.shards.lock import Occupied
 
 SHARDS = 4
 

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from capfilt import storage
-from capfilt.caption import CaptionConfig, caption_shards
-from capfilt.download import DownloadConfig, download
-from capfilt.export import ExportConfig, export
-from capfilt.filter import FilterConfig, filter_shards
-from capfilt.lock import Occupied, claimed
-from capfilt.pack import PackConfig, pack
-from capfilt.report import ReportConfig, report
-from capfilt.shards import read_pictures
-from capfilt.storage import place
-
-sys.path.insert(0, str(Path(__file__).parent))
 from folders import contents
 from s3 import VARIABLES, Store, files, upload
 from web import Web, picture
+
+from blipcore.io import storage
+from blipcore.io.samples import read_pictures
+from blipcore.io.storage import place
+from capfilt.caption.stage import CaptionConfig, caption_shards
+from capfilt.export.stage import ExportConfig, export
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
+from capfilt.ingest.download import DownloadConfig, download
+from capfilt.ingest.pack import PackConfig, pack
+from capfilt.report.stage import ReportConfig, report
+from capfilt.shards.lock import Occupied, claimed
 
 pytest.importorskip("s3fs", reason="S3 needs the extra s3")
 pytest.importorskip("moto", reason="the S3 server is moto's")
@@ -188,8 +186,8 @@ def test_download_reads_and_writes_there(store: Store, tmp_path: Path, monkeypat
 def test_report_export_and_pretrain_read_and_write_there(
     store: Store, here: Path, tiny_blip: Path, tmp_path: Path
 ) -> None:
+    from blipcore.train.optim import TrainConfig
     from blipcore.train.runs import PretrainRun, pretrain
-    from blipcore.train.trainer import TrainConfig
 
     upload(here, "s3://bucket/whole")
     filtered = "s3://bucket/whole/filtered/b"

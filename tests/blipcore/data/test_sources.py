@@ -14,7 +14,7 @@ import pytest
 import webdataset
 
 from blipcore.data.sources import open_source
-from blipcore.data.tars import TarIndex, TarReader, index_tar
+from blipcore.io.tars import TarIndex, TarReader, index_tar
 
 
 def tar_of(path: Path, members: dict[str, bytes], form: int = tarfile.PAX_FORMAT, mtime: float = 0) -> Path:

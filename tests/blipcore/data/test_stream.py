@@ -20,7 +20,9 @@ import torch
 from PIL import Image
 
 from blipcore.data import stream as stream_module
-from blipcore.data.stream import Mixture, Shuffle, Stream, parse_spec, whole_shares
+from blipcore.data.loader import make_loader
+from blipcore.data.shuffle import Mixture, Shuffle, whole_shares
+from blipcore.data.stream import Stream, parse_spec
 from blipcore.data.transforms import eval_transform, train_transform
 
 
@@ -104,7 +106,7 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers):
 
     def batches(count: int, start: int) -> list[tuple]:
         stream = Stream([str(tmp_path)], train_transform(4, 0.2, True, 0.5), 3)
-        loader = stream.loader(list, 4, 4 * start, 12 - start, count)
+        loader = make_loader(stream, list, 4, 4 * start, 12 - start, count)
         return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], met) for batch, met in loader]
 
     alone, spread = batches(0, 0), batches(workers, 0)
@@ -115,13 +117,13 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers):
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sends a signal")
 def test_a_signal_to_all_processes_leaves_the_workers_to_the_one_that_trains(tmp_path):
-    batches = iter(plain(shard_set(tmp_path, [5])).loader(list, 2, 0, 9, workers=1))
+    batches = iter(make_loader(plain(shard_set(tmp_path, [5])), list, 2, 0, 9, workers=1))
     next(batches)
     (worker,) = batches._workers
     for name in ("TERM", "INT", "USR1"):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # a stranger's, not the parent's
     assert len(list(batches)) == 8
-    batches = iter(plain(tmp_path).loader(list, 2, 0, 9, workers=1))
+    batches = iter(make_loader(plain(tmp_path), list, 2, 0, 9, workers=1))
     next(batches)
     (worker,) = batches._workers
     worker.terminate()  # as Python does with a worker that is left when it ends
@@ -131,7 +133,7 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_one_that_trains(tmp
 
 def test_a_signal_to_the_group_spares_the_workers_where_nothing_tells_who_sends_it(tmp_path, monkeypatch):
     monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # as on macOS
-    batches = iter(plain(shard_set(tmp_path, [5])).loader(list, 2, 0, 9, workers=1))
+    batches = iter(make_loader(plain(shard_set(tmp_path, [5])), list, 2, 0, 9, workers=1))
     next(batches)
     (worker,) = batches._workers
     assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
@@ -143,7 +145,7 @@ def test_a_signal_to_the_group_spares_the_workers_where_nothing_tells_who_sends_
 def test_a_loader_draws_nothing_from_the_generator_of_dropout(tmp_path):
     stream = plain(shard_set(tmp_path, [8]))
     before = torch.get_rng_state()
-    list(stream.loader(list, 2, 0, 3, workers=1))
+    list(make_loader(stream, list, 2, 0, 3, workers=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 

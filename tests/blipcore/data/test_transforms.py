@@ -9,14 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
-from blipcore.data.transforms import (
-    OPERATIONS,
-    eval_transform,
-    load_image,
-    rand_augment,
-    random_crop,
-    train_transform,
-)
+from blipcore.data.transforms import OPERATIONS, eval_transform, load_image, rand_augment, random_crop, train_transform
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD, normalised
 
 

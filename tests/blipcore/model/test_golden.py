@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from blipcore.checkpoints.load import load_model, read_official
+from blipcore.checkpoints.names import official_names
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate, generate_from
 from blipcore.model.blip import Blip
-from blipcore.model.convert import load_model, read_official
-from blipcore.model.foreign import official_names
-from blipcore.model.generate import GenerateConfig, generate, generate_from
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import resize_pos_embed
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
@@ -25,14 +26,7 @@ from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, pair_logits
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Progress, with_first
-from blipcore.tasks.vqa import (
-    WRITE_ANSWERS,
-    VQAConfig,
-    VQATask,
-    question_kv,
-    rank_answers,
-    tokenize_questions,
-)
+from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, VQATask, question_kv, rank_answers, tokenize_questions
 
 FOLDER = Path(os.environ.get("BLIPCORE_GOLDEN") or Path(__file__).resolve().parents[4] / "shared" / "golden")
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden outputs of the official code in {FOLDER}")

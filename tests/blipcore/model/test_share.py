@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.convert import load_model, save_model
-from blipcore.model.foreign import to_official
-from blipcore.model.generate import GenerateConfig, generate
+from blipcore.checkpoints.load import load_model
+from blipcore.checkpoints.names import to_official
+from blipcore.checkpoints.save import save_model
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.task import Progress

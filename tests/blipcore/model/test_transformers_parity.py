@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blipcore.model.convert import load_model, save_huggingface
-from blipcore.model.foreign import to_official
-from blipcore.model.generate import GenerateConfig, generate
+from blipcore.checkpoints.load import load_model
+from blipcore.checkpoints.names import to_official
+from blipcore.checkpoints.save import save_huggingface
+from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from blipcore.model.torchvision_shim import heal_torchvision
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD
+from blipcore.torchvision_shim import heal_torchvision
 
 heal_torchvision()
 transformers = pytest.importorskip("transformers")

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from blipcore.model.blip import PRESETS, Blip
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
 from blipcore.model.tokenizer import Tokenizer
 
 WORDS = ["a", "red", "blue", "green", "dog", "cat", "and", "on", "the", "mat"]

@@ -7,11 +7,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
 from blipcore.data.transforms import eval_transform
-from blipcore.model.blip import PRESETS, Blip, BlipConfig
-from blipcore.model.generate import generate_from
-from blipcore.model.med import ImageKV
+from blipcore.generate.generate import generate_from
+from blipcore.model.attention import ImageKV
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer, clean_question
 from blipcore.tasks.losses import IGNORE, lm_loss, text_losses
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, other_side

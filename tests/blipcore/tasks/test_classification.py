@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
 from blipcore.data.transforms import eval_transform
 from blipcore.tasks.classification import class_accuracy, class_features, evaluate_classification
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
 from blipcore.data.transforms import eval_transform
-from blipcore.metrics import retrieval_ranks, retrieval_recall
+from blipcore.metrics.ranking import retrieval_ranks, retrieval_recall
 from blipcore.tasks.retrieval import evaluate_retrieval, match_pairs, shortlist
 from blipcore.tasks.task import with_first
 

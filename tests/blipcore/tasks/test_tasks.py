@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blipcore.data.pictures import Pictures
+from blipcore.data.eval_batches import Pictures
 from blipcore.data.transforms import eval_transform
-from blipcore.model.blip import PRESETS, Blip
-from blipcore.model.generate import GenerateConfig
+from blipcore.generate.config import GenerateConfig
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask, same_text

@@ -13,19 +13,20 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from blipcore import evaluation
+from blipcore.checkpoints import load as convert
+from blipcore.checkpoints.load import load_model
+from blipcore.checkpoints.names import to_official
 from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
-from blipcore.model import convert
-from blipcore.model.convert import load_model
-from blipcore.model.foreign import to_official
-from blipcore.model.generate import GenerateConfig
+from blipcore.generate.config import GenerateConfig
+from blipcore.model.config import VisionConfig
 from blipcore.model.tokenizer import BERT_SPECIALS
-from blipcore.model.vit import VisionConfig, VisionTransformer
-from blipcore.tasks.captioning import CaptioningConfig
+from blipcore.model.vit import VisionTransformer
+from blipcore.tasks.captioning import CaptioningConfig, evaluate_captioning
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
-from blipcore.train import runs
+from blipcore.train.optim import TrainConfig
 from blipcore.train.runs import Augment, FinetuneRun, PretrainRun, finetune, pretrain
-from blipcore.train.trainer import TrainConfig
+from blipcore.train.trainer import Trainer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 SMALL = {
@@ -106,7 +107,7 @@ def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annota
 
 def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annotations, tmp_path, monkeypatch):
     asked = []
-    evaluate = evaluation.evaluate_captioning
+    evaluate = evaluate_captioning
     monkeypatch.setattr(evaluation, "evaluate_captioning", lambda *args: asked.append(args[3]) or evaluate(*args))
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN)
     run.caption = CaptioningConfig(prompt="this is ")
@@ -157,7 +158,7 @@ def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
     heads = {"vision": {"heads": 2}, "text": {"heads": 2}}
     monkeypatch.setattr(convert, "_read", functools.partial(convert._read, overrides=heads))
     seen = []
-    monkeypatch.setattr(runs.Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
+    monkeypatch.setattr(Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
     place = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
     for size, image_size in ((8, 32), (16, 16)):  # the position table is resized; a queue of another length is noise
         run = FinetuneRun("retrieval", [str(annotations)], image_size=image_size, **place)
@@ -322,7 +323,7 @@ def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp
     ]:
         with pytest.raises(ValueError, match=words):
             evaluate(EvaluateRun(**{"task": "caption", "annotations": str(annotations), "model": "nowhere"} | how))
-    monkeypatch.setattr("blipcore.caption_scores.has_java", lambda: False)
+    monkeypatch.setattr("blipcore.metrics.captions.has_java", lambda: False)
     with pytest.raises(ValueError, match="needs Java"):
         evaluate(EvaluateRun("caption", str(annotations), "nowhere", words="ptb"))
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)

@@ -18,15 +18,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import blipcore.model.convert
+import blipcore.checkpoints.load
 from blipcore.data import stream as stream_module
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import train_transform
 from blipcore.model.vit import normalised
 from blipcore.train import trainer as trainer_module
 from blipcore.train.checkpoint import random_state
+from blipcore.train.finite import NonFiniteLossError
+from blipcore.train.optim import TrainConfig
 from blipcore.train.run_folder import diff
-from blipcore.train.trainer import Judge, NonFiniteLossError, TrainConfig, Trainer
+from blipcore.train.trainer import Trainer
+from blipcore.train.validation import Judge
 
 
 @pytest.fixture(scope="module")

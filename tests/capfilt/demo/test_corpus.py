@@ -12,15 +12,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from capfilt.demo import art
-from capfilt.demo.corpus import (
-    FATES,
-    PLACES,
-    CorpusConfig,
-    labelled_pictures,
-    read_truth,
-    url_table,
-    write_corpus,
-)
+from capfilt.demo.corpus import FATES, PLACES, CorpusConfig, labelled_pictures, read_truth, url_table, write_corpus
 from capfilt.demo.language import exact_match
 from capfilt.demo.noise import MATCHES
 from capfilt.demo.scenes import Scene

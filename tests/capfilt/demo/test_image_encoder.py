@@ -1,6 +1,6 @@
 import torch
 
-from blipcore.model.starts import image_start, load_image_start
+from blipcore.checkpoints.start_from import image_start, load_image_start
 from blipcore.model.vit import VisionTransformer
 from capfilt.demo import art
 from capfilt.demo.corpus import labelled_pictures

@@ -1,0 +1,169 @@
+"""transformers' BLIP folders: what its config.json means here, and our models written so that it opens them.
+
+In: the config and tensors of a `BlipFor…` folder, or a model of ours. Out: a `BlipConfig`, or the files that make such
+a folder: config, tokenizer, image processor and generation settings. The tensors' names are in `foreign`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from blipcore.checkpoints.names import parts_of
+from blipcore.model.blip import Blip
+from blipcore.model.config import BlipConfig
+from blipcore.model.tokenizer import Tokenizer
+
+# Whose numbers a Hugging Face model gives where its config.json departs from the code that its weights come from.
+Numerics = Literal["official", "transformers"]
+RELEASED = {"text_width": 768, "text_heads": 12, "vision_eps": 1e-6}
+DROPOUT = LABEL_SMOOTHING = 0.1  # in training
+TRANSFORMERS_VISION_EPS = 1e-5
+# The transformers class for (text roles, heads); the others have none.
+HF_CLASSES = {
+    (("decode",), ()): "BlipForConditionalGeneration",
+    (("encode",), ("itc", "itm")): "BlipForImageTextRetrieval",
+    (("encode",), ("vqa",)): "BlipForQuestionAnswering",
+}
+
+
+def huggingface_config(
+    raw: Mapping[str, Any], state: Mapping[str, Tensor], path: object, numerics: Numerics = "official"
+) -> BlipConfig:
+    """Config of a Hugging Face BLIP from its config.json, with transformers' defaults for keys it leaves out.
+
+    The released models were trained with an image encoder LayerNorm eps of 1e-6 and with 12 text heads; the config
+    files of their conversions say 1e-5, and older ones 8 heads. A model of the released text width is taken for one of
+    them, and "official" corrects the two; "transformers" takes every file at its word. It also does so for a dropout of
+    0, transformers' default, which "official" reads as the 0.1 that BLIP is trained with.
+    """
+    if raw.get("model_type") != "blip":
+        raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'")
+    vision, text = raw.get("vision_config") or {}, raw.get("text_config") or {}
+    for part in (vision, text):
+        if part.get("hidden_act", "gelu") != "gelu":
+            raise ValueError(f"{path} uses the activation {part['hidden_act']!r}; BLIP is built with 'gelu'")
+    roles, heads = parts_of(state, path)
+    width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 768)
+    vision_eps, text_heads = vision.get("layer_norm_eps", TRANSFORMERS_VISION_EPS), text.get("num_attention_heads", 8)
+    dropout = text.get("hidden_dropout_prob", 0.0)
+    if numerics == "official":
+        dropout = dropout or DROPOUT
+        if text_width == RELEASED["text_width"]:
+            text_heads = RELEASED["text_heads"]
+            vision_eps = RELEASED["vision_eps"] if vision_eps == TRANSFORMERS_VISION_EPS else vision_eps
+    return BlipConfig.from_dict(
+        {
+            "vision": {
+                "image_size": vision.get("image_size", 384),
+                "patch_size": vision.get("patch_size", 16),
+                "width": width,
+                "depth": vision.get("num_hidden_layers", 12),
+                "heads": vision.get("num_attention_heads", 12),
+                "mlp_ratio": vision.get("intermediate_size", 3072) / width,
+                "eps": vision_eps,
+            },
+            "text": {
+                "vocab_size": text.get("vocab_size", 30524),
+                "width": text_width,
+                "depth": text.get("num_hidden_layers", 12),
+                "heads": text_heads,
+                "hidden": text.get("intermediate_size", 3072),
+                "max_positions": text.get("max_position_embeddings", 512),
+                "encoder_width": width,
+                "dropout": dropout,
+                "eps": text.get("layer_norm_eps", 1e-12),
+                "roles": roles,
+            },
+            "embed_dim": raw.get("image_text_hidden_size", 256),
+            "heads": heads,
+        }
+    )
+
+
+def to_huggingface_config(config: BlipConfig, tokenizer: Tokenizer, target: object) -> dict[str, Any]:
+    """The config.json with which transformers builds the same model; the inverse of `huggingface_config`."""
+    name = HF_CLASSES.get((config.text.roles, config.heads))
+    if name is None:
+        parts = ", ".join((*config.text.roles, *config.heads))
+        raise ValueError(
+            f"{target} was not written, as transformers has no BLIP class of these parts ({parts}): "
+            "it knows captioners (--task caption), retrieval models (--task retrieval) and VQA models"
+        )
+    if "vqa" in config.heads and config.text.width != config.vision.width:
+        raise ValueError(
+            f"{target} was not written: transformers' answer decoder reads states of the image's width "
+            f"{config.vision.width}, and BLIP's question states have width {config.text.width}"
+        )
+    vision, text = config.vision, config.text
+    return {
+        "model_type": "blip",
+        "architectures": [name],
+        "dtype": "float32",
+        "image_text_hidden_size": config.embed_dim,
+        "projection_dim": config.embed_dim,
+        "label_smoothing": LABEL_SMOOTHING,
+        "tie_word_embeddings": True,
+        "vision_config": {
+            "model_type": "blip_vision_model",
+            "hidden_size": vision.width,
+            "intermediate_size": int(vision.width * vision.mlp_ratio),
+            "num_hidden_layers": vision.depth,
+            "num_attention_heads": vision.heads,
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_act": "gelu",
+            "layer_norm_eps": vision.eps,
+        },
+        "text_config": {
+            "model_type": "blip_text_model",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "encoder_hidden_size": text.encoder_width,
+            "intermediate_size": text.hidden,
+            "projection_dim": text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.heads,
+            "max_position_embeddings": text.max_positions,
+            "hidden_act": "gelu",
+            "layer_norm_eps": text.eps,
+            "hidden_dropout_prob": text.dropout,
+            "attention_probs_dropout_prob": text.dropout,
+            "label_smoothing": LABEL_SMOOTHING,
+            "bos_token_id": tokenizer.bos,
+            "eos_token_id": tokenizer.sep,
+            "sep_token_id": tokenizer.sep,
+            "pad_token_id": tokenizer.pad,
+        },
+    }
+
+
+def folder_files(model: Blip, tokenizer: Tokenizer, target: object) -> dict[str, dict[str, Any]]:
+    """The JSON files, by name, that make a transformers folder out of `model`'s weights and `tokenizer`'s files."""
+    config = to_huggingface_config(model.config, tokenizer, target)
+    if model.temp is not None:
+        config["temp"] = model.temp.item()  # transformers passes it over; it makes the way back exact
+    side = model.config.vision.image_size
+    special = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.sep, "pad_token_id": tokenizer.pad}
+    return {
+        "config.json": config,
+        "generation_config.json": special,
+        "preprocessor_config.json": {
+            "processor_class": "BlipProcessor",
+            "image_processor_type": "BlipImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": side, "width": side},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # CLIP's
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        "tokenizer_config.json": {
+            "processor_class": "BlipProcessor",
+            "model_max_length": model.config.text.max_positions,
+            **tokenizer.settings(),
+        },
+    }

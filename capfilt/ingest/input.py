@@ -1,0 +1,76 @@
+"""The protocol of an input of `capfilt pack`, and the rows it yields."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from blipcore.io.samples import PICTURE_SUFFIXES
+from blipcore.io.storage import Place
+from capfilt.ingest.lists import as_text
+from capfilt.ingest.urls import CAPTION_NAMES
+
+# What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
+PICTURES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
+
+
+PATH_NAMES = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
+
+
+TEXTS_NAMES = (*CAPTION_NAMES, "captions", "texts", "sentences")
+
+
+Row = dict[str, Any]
+
+
+class Columns(NamedTuple):
+    """Columns that the user names; those of None are found by their usual names."""
+
+    image: str | None  # of paths or of bytes
+    caption: str | None
+
+
+@dataclass
+class Source(ABC):
+    """Pictures and their texts: iterating gives a plan's rows, with `texts` in place of its caption.
+
+    `files` is what it is made of, as (name, size): with the settings, what tells one source from another.
+    """
+
+    kind: str
+    files: list[tuple[str, int]]
+    extra: str = ""  # fingerprint of an annotation file
+    ignored: Counter[str] = field(default_factory=Counter)  # what is none of a picture, by kind
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names and sizes, and of the annotation's content."""
+        digest = hashlib.sha256(self.extra.encode())
+        for name, size in self.files:
+            digest.update(f"{name}\0{size}\n".encode("utf-8", errors="surrogateescape"))
+        return digest.hexdigest()[:16]
+
+
+def _of_file(root: Place, name: str, texts: list[str | None]) -> Row:
+    row = {"url": name, "texts": texts}
+    try:
+        return row | {"body": os.fsencode(str(root / name))}
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON may hold: no file has such a name
+        return row | {"status": "bad_url", "error": "no path"}
+
+
+def _texts(value: Any) -> list[str | None]:
+    """The texts of a cell: one, a list of them, or a list of objects with one each."""
+    if isinstance(value, (list, tuple)):
+        return [text for item in value for text in _texts(item)]
+    if isinstance(value, dict):
+        return _texts(next((value[name] for name in ("raw", "caption", "text") if name in value), None))
+    return [None] if isinstance(value, bytes) else [as_text(value)]

@@ -1,0 +1,131 @@
+"""Annotation files of VQA and NLVR2: what is read from each format, and the sentences for what is not one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from blipcore.data.annotation_sources import PairSource, QuestionSource
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import eval_transform
+from blipcore.data.vqa_nlvr import read_answers, read_pairs, read_questions, split_rows
+
+VQA = {"question_id": 9, "question": "what?", "image": "a.png", "dataset": "vqa", "answer": ["red"] * 7 + ["blue"] * 3}
+VG = {"question_id": 10, "question": "where?", "image": "b.png", "dataset": "vg", "answer": "here"}
+PAIR = {"images": ["a.png", "b.png"], "sentence": "both are one", "label": "True", "identifier": "x"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(*rows: object, name: str = "rows.json") -> Path:
+        (tmp_path / name).write_text(json.dumps(list(rows)))
+        return tmp_path / name
+
+    return to_file
+
+
+def test_vqa_and_visual_genome(write):
+    first, second = read_questions(write(VQA, VG))
+    assert (first["question_id"], first["question"], first["key"]) == (9, "what?", "a.png")
+    assert first["answers"] == VQA["answer"] and first["weights"] == pytest.approx({"red": 0.7, "blue": 0.3})
+    assert second["answers"] == ["here"] and second["weights"] == {"here": 0.2}
+    assert read_questions(write(VQA), image_root="/pictures")[0]["image"] == Path("/pictures/a.png")
+
+
+def test_easy_vqa(write):
+    path = write(["what shape is it?", "circle", 17], ["is it red?", "no", 17])
+    first, second = read_questions(path)
+    assert first["image"] == path.parent / "images" / "17.png" and first["weights"] == {"circle": 1.0}
+    assert [first["question_id"], second["question_id"]] == [0, 1]
+
+
+def test_a_test_split_has_no_answers(write):
+    path = write({name: VQA[name] for name in ("question_id", "question", "image")})
+    assert read_questions(path, need_answers=False)[0]["answers"] == []
+    with pytest.raises(ValueError, match=r'rows\.json, row 0: it has no "answer" to learn from'):
+        read_questions(path)
+
+
+@pytest.mark.parametrize("label", ["True", True])
+def test_pairs(write, label):
+    (pair,) = read_pairs(write(PAIR | {"label": label}))
+    assert pair["keys"] == ("a.png", "b.png") and pair["label"] is True and pair["sentence"] == "both are one"
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "message"),
+    [
+        (read_questions, "text", "a row must be an object"),
+        (read_questions, ["what?", "red"], "a row must be an object"),
+        (read_questions, VQA | {"image": None}, '"image" must be a path, found None'),
+        (read_questions, VQA | {"question": " "}, '"question" must be a text'),
+        (read_questions, VQA | {"answer": ["red", 2]}, '"answer" must be a text or a list of texts'),
+        (read_questions, VQA | {"question_id": [1]}, '"question_id" must be a number or a string'),
+        (read_pairs, [1], "a row must be an object"),
+        (read_pairs, PAIR | {"images": ["a.png"]}, '"images" must be two paths'),
+        (read_pairs, PAIR | {"sentence": 3}, '"sentence" must be a text'),
+        (read_pairs, PAIR | {"label": "yes"}, '"label" must be "True" or "False", found \'yes\''),
+        (read_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", found 1'),
+    ],
+)
+def test_bad_rows_are_named(write, read, row, message):
+    good = PAIR if read is read_pairs else VQA
+    with pytest.raises(ValueError, match=message) as caught:
+        read(write(good, row))
+    assert str(caught.value).startswith(f"{write(good, row)}, row 1: ")
+
+
+def test_missing_and_empty_files(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_questions(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="holds no rows"):
+        read_pairs(write())
+
+
+def test_parts_hold_every_row_once(write):
+    path = write(*(VQA | {"question_id": n} for n in range(7)))
+    parts = split_rows(path, rows=3)
+    assert [part.pictures for part in parts] == [3, 3, 1]
+    assert [[q["question_id"] for q in read_questions(path, part=part)] for part in parts] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]
+
+
+def test_candidate_answers(tmp_path):
+    (tmp_path / "answers.txt").write_text("red\n\nblue \nred\n")
+    (tmp_path / "answers.json").write_text('["red", "blue"]')
+    assert read_answers(tmp_path / "answers.txt") == read_answers(tmp_path / "answers.json") == ["red", "blue"]
+    (tmp_path / "answers.json").write_text('{"red": 1}')
+    with pytest.raises(ValueError, match="must hold a list of texts"):
+        read_answers(tmp_path / "answers.json")
+    with pytest.raises(FileNotFoundError, match="answer list"):
+        read_answers(tmp_path / "none.txt")
+
+
+def test_samples_of_both_kinds(write, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
+    stream = Stream([str(write(VQA, VG))], eval_transform(4), opener=QuestionSource)
+    drawn = {sample["text"]: sample for sample in map(stream.sample, range(2))}
+    assert drawn["what?"]["answers"] == ["red", "blue"] and drawn["what?"]["weights"] == pytest.approx([0.7, 0.3])
+    assert drawn["where?"]["answers"] == ["here"] and drawn["where?"]["image"].shape == (3, 4, 4)
+
+    stream = Stream([str(write(PAIR))], eval_transform(4), opener=PairSource)
+    sample = stream.sample(0)
+    left, right = sample["image"]
+    assert sample["label"] is True and not torch.equal(left, right)
+    assert left[0].sum() > right[0].sum()  # red, blue
+    assert stream.sample(1)["epoch"] == 1
+
+
+def test_a_pair_without_one_of_its_pictures_is_named(write, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "c.png")
+    path = write(PAIR, PAIR | {"images": ["a.png", "c.png"]})
+    stream = Stream([str(path)], eval_transform(4), opener=PairSource)
+    assert {stream.sample(n)["image"].shape for n in range(2)} == {torch.Size([2, 3, 4, 4])}
+    assert stream.take_problems() == {"b.png": "no such file"}

@@ -1,0 +1,135 @@
+"""Streaming of JSON rows: the same rows as json.loads gives, from any place, in little memory, with named errors."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections import deque
+
+import pytest
+
+from blipcore.io import json_rows
+from blipcore.io.json_rows import first_character, read_rows
+
+ROWS = [{"image": f"å{i}.jpg", "caption": "日本" * (i % 7) + 'x\n"[{', "n": [1, 2.5, None]} for i in range(50)]
+ROWS += ["text", [], [1.5], {}]
+
+
+def files(tmp_path) -> list:
+    """The same rows in every spelling that the reader knows."""
+    texts = {
+        "dense.json": json.dumps(ROWS, separators=(",", ":")),
+        "plain.json": json.dumps(ROWS, ensure_ascii=False),
+        "indented.json": "\ufeff \n" + json.dumps(ROWS, ensure_ascii=False, indent=2) + "\n",
+        "lines.jsonl": "\n".join(map(json.dumps, ROWS)) + "\n\n",
+        "windows.jsonl": "\r\n".join(map(json.dumps, ROWS)),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode())
+    return [tmp_path / name for name in texts]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
+def test_the_same_rows_whatever_the_spelling_and_the_place_of_the_reads(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+    for path in files(tmp_path):
+        places, rows = zip(*read_rows(path), strict=True)
+        assert list(rows) == ROWS and [place.number for place in places] == list(range(len(ROWS)))
+        for place in places[::9]:
+            again = list(read_rows(path, place))
+            assert [row for _, row in again] == ROWS[place.number :] and again[0][0] == place
+
+
+def test_an_empty_list_has_no_rows(tmp_path):
+    (tmp_path / "a.json").write_text(" [ ] ")
+    (tmp_path / "a.jsonl").write_text("\n")
+    assert list(read_rows(tmp_path / "a.json")) == list(read_rows(tmp_path / "a.jsonl")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "list of rows: it begins with ''"),
+        (b'{"image": 1}', "list of rows: it begins with"),
+        (b"[", "row 0 is not valid JSON, or cut short"),
+        (b'[{"a": 1}', "row 1: the file ends here"),
+        (b'[{"a": 1},', "row 1 is not valid JSON, or cut short"),
+        (b'[{"a": 1}, {"a": ', "row 1 is not valid JSON, or cut short"),
+        (b'[{"a": 1} {"a": 2}]', "row 1: no comma"),
+        (b'[{"a": 1}, {a: 2}]', "row 1 is not valid JSON.*property name"),
+        (b'[{"a": 1}] [2]', "goes on after the end"),
+        (b'[{"a": "\xff"}]', "row 0 or soon after is not UTF-8"),
+        (b"[" + b"[" * 200_000, "row 0 is nested too deeply"),
+    ],
+)
+def test_damage_is_named_by_file_and_row(tmp_path, content, words):
+    (tmp_path / "rows.json").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        list(read_rows(tmp_path / "rows.json"))
+    assert "rows.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_rows_before_the_damage_are_read(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\nnonsense\n')
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert [next(rows)[1], next(rows)[1]] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(ValueError, match="row 2 is not valid JSON"):
+        next(rows)
+
+
+def test_a_string_without_end_does_not_read_the_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_rows, "CHUNK", 100)
+    monkeypatch.setattr(json_rows, "LONGEST_ROW", 1000)
+    (tmp_path / "rows.json").write_text('["' + "x" * 100_000)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="cut short: Unterminated string"):
+        list(read_rows(tmp_path / "rows.json"))
+    assert tracemalloc.get_traced_memory()[1] < 60_000
+    tracemalloc.stop()
+
+
+def test_the_first_character_tells_a_list_from_an_object(tmp_path):
+    for text, first in (("  [1]", "["), ('\ufeff\n{"a": 1}', "{"), ("", "")):
+        (tmp_path / "a.json").write_text(text, encoding="utf-8")
+        assert first_character(tmp_path / "a.json") == first
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        first_character(tmp_path / "absent.json")
+
+
+def write_long_list(path, rows: int) -> int:
+    with path.open("w") as file:
+        for i in range(rows):
+            row = {"image": f"/data/cc3m/{i:012d}.jpg", "caption": f"a man rides wave {i} on top of a surfboard"}
+            file.write((", " if i else "[") + json.dumps(row))
+        file.write("]")
+    return path.stat().st_size
+
+
+def test_memory_does_not_follow_the_length_of_the_file(tmp_path):
+    size = write_long_list(tmp_path / "long.json", 60_000)
+    tracemalloc.start()
+    ((last, _),) = deque(read_rows(tmp_path / "long.json"), maxlen=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert last.number == 59_999 and [place for place, _ in read_rows(tmp_path / "long.json", last)] == [last]
+    assert size > 5e6 and peak < 4.5e6  # a window of a megabyte, its text, and the copies while it moves on
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_list_of_ten_million_rows_is_a_data_set_in_little_memory(tmp_path):
+    """The peak resident memory of a process that splits a gigabyte of rows and loads a part of them."""
+    size = write_long_list(tmp_path / "long.json", 10_000_000)
+    code = """
+import resource, sys
+from pathlib import Path
+from blipcore.data.sources import open_source
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = open_source(Path(sys.argv[1]))
+assert sum(source.counts) == 10_000_000 and len(source.load(7)) == source.counts[7]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "long.json")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+    print(f"{size / 1e6:.0f} MB of JSON, {grown / 1e6:.0f} MB of memory")
+    assert size > 8e8 and grown < 2e8

@@ -1,0 +1,45 @@
+"""Progress goes to stderr: plain lines where there is no terminal, nothing where it is not wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from capfilt.engine import progress
+from capfilt.engine.progress import Display
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch):
+    """A clock that the test moves."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_rate_and_time_left_are_of_this_run(clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Display("caption", 10, done=4) as display:
+        clock.now += 5
+        display.advance(1, pictures=50)  # too early for a line
+        clock.now += 15
+        display.advance(1, pictures=50)
+        assert capsys.readouterr().err == "caption: 6 of 10 shards, 5.0 pictures/s, 0:00:40 left\n"
+        display.say("shard 00003 failed: why")
+        display.advance(4)
+    assert capsys.readouterr() == ("", "shard 00003 failed: why\ncaption: 10 of 10 shards, 5.0 pictures/s\n")
+
+
+def test_nothing_is_said_where_nothing_was_done_or_nobody_asked(clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Display("caption", 10, done=10):
+        pass
+    with Display("caption", 10, shown=False) as display:
+        clock.now += 60
+        display.advance(10)
+        display.say("hidden")
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,152 @@
+"""The guard under every request: private addresses, sizes and times, at every hop."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+import urllib.error
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web import Web, picture
+
+from capfilt.ingest.fetch import safe_opener as guard
+from capfilt.ingest.fetch.safe_opener import Limits, Refused, opener
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+def get(url: str, seconds: float = 30, private: bool = True, timeout: float = 5) -> bytes:
+    with opener(Limits(100_000, seconds, private)).open(url, timeout=timeout) as response:
+        return response.read()
+
+
+def test_bodies_come_whole_and_errors_as_urllib_has_them(web: Web) -> None:
+    assert get(f"{web.url}/good/7.jpg") == picture(7)
+    assert get(f"{web.url}/redirect/8.jpg") == picture(8)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(f"{web.url}/missing")
+    with pytest.raises(urllib.error.HTTPError, match="infinite loop"):
+        get(f"{web.url}/loop")
+    with pytest.raises(http.client.IncompleteRead):
+        get(f"{web.url}/short")
+    with pytest.raises(http.client.RemoteDisconnected):
+        get(f"{web.url}/reset")
+    with pytest.raises(TimeoutError, match="timed out"):
+        get(f"{web.url}/hang", timeout=0.2)
+
+
+def test_private_addresses_are_refused_before_a_request_is_made(web: Web) -> None:
+    for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:127.0.0.1]"):
+        with pytest.raises(Refused, match="private address"):
+            get(f"http://{host}:{web.server_port}/private", private=False)
+    assert web.hits["/private"] == 0
+
+
+def test_a_redirect_to_a_private_address_is_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "is_public", lambda ip: ip != "127.0.0.2")
+    assert get(f"{web.url}/redirect/9.jpg", private=False) == picture(9)
+    with pytest.raises(Refused, match=r"private address: 127\.0\.0\.2 is"):
+        get(f"{web.url}/elsewhere/9.jpg", private=False)
+
+
+def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(web: Web, monkeypatch) -> None:
+    """DNS rebinding: a name that is public for the check and private for the connection."""
+    answers, real = iter(["127.0.0.1", "127.0.0.2"] * 2), socket.getaddrinfo
+    asked: list[str] = []
+
+    def lookup(host: str, *args: Any, **options: Any) -> Any:
+        asked.append(host)
+        return real(next(answers) if host == "rebind.test" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(guard, "is_public", lambda ip: ip == "127.0.0.1")
+    assert get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False) == picture(9)
+    with pytest.raises(Refused, match=r"private address: rebind\.test is 127\.0\.0\.2"):
+        get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False)
+    assert asked.count("rebind.test") == 2
+
+
+def test_a_host_that_wants_rest_is_left_alone(web: Web) -> None:
+    director = opener(Limits(100_000, 5, True))
+    with pytest.raises(urllib.error.HTTPError, match=r"503: Service Unavailable \(Retry-After: \d{9,}\)"):
+        director.open(f"{web.url}/closed/1.jpg", timeout=5)
+    with pytest.raises(Refused, match=r"429: not asked, the host rests \(Retry-After: \d{9,}\)"):
+        director.open(f"{web.url}/good/1.jpg", timeout=5)
+    assert (web.hits["/closed/1.jpg"], web.hits["/good/1.jpg"]) == (1, 0)
+    director, start = opener(Limits(100_000, 5, True)), time.monotonic()
+    with pytest.raises(urllib.error.HTTPError, match=r"429: Too Many Requests \(Retry-After: 1\)"):
+        director.open(f"{web.url}/busy/2.jpg", timeout=5)
+    assert director.open(f"{web.url}/busy/2.jpg", timeout=5).read() == picture(2)
+    assert 1 <= time.monotonic() - start < 4
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """Answers for every host: /busy wants an hour of rest, /inside redirects to a private address."""
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.send_response({"busy": 429, "inside": 302}.get(name, 200))
+        self.send_header("Retry-After", "3600")
+        self.send_header("Location", "http://169.254.169.254/latest")
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def test_behind_a_proxy_hosts_are_still_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        director = opener(Limits(100_000, 5, False))
+        with pytest.raises(urllib.error.HTTPError, match="429"):
+            director.open("http://a.example/busy", timeout=5)
+        with pytest.raises(Refused, match="the host rests"):
+            director.open("http://a.example/1.jpg", timeout=5)
+        assert director.open("http://b.example/1.jpg", timeout=5).read() == b"http://b.example/1.jpg"
+        for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg", "http://%31%30.0.0.1/1.jpg"):
+            with pytest.raises(Refused, match=r"private address: (169\.254\.169\.254|10\.0\.0\.1)"):
+                director.open(url, timeout=5)
+        server.shutdown()
+
+
+def test_a_rest_without_end_is_none() -> None:
+    assert [guard._seconds(said) for said in ("9" * 400, "soon", "-3", None)] == [None, None, 0.0, None]
+
+
+def test_reserved_content_is_refused(web: Web) -> None:
+    with pytest.raises(Refused, match="tdm-reservation: 1"):
+        get(f"{web.url}/reserved/1.jpg")
+
+
+def test_only_http_is_spoken(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    for url in (f"file://{tmp_path}/secret", "ftp://127.0.0.1/x", "data:text/plain,x"):
+        with pytest.raises(urllib.error.URLError, match="unknown url type"):
+            get(url)
+    with pytest.raises(urllib.error.HTTPError, match="not allowed"):
+        get(f"{web.url}/tofile")
+
+
+def test_size_and_time_are_bounded(web: Web) -> None:
+    with pytest.raises(Refused, match="larger than 100000 bytes: 1000000000"):
+        get(f"{web.url}/fat")
+    with pytest.raises(Refused, match="larger than 100000 bytes"):
+        get(f"{web.url}/endless")
+    for slow in ("dripbody", "dripchunk", "driphead"):
+        start = time.monotonic()
+        with pytest.raises(Refused, match=r"not complete after 0\.5 s"):
+            get(f"{web.url}/{slow}", seconds=0.5)
+        assert time.monotonic() - start < 4

@@ -1,0 +1,174 @@
+"""Pictures of every kind come out as the upright RGB that a person sees, or with the reason why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capfilt.pictures import decode as pictures
+from capfilt.pictures.decode import DecodeError, decode, fit, picture_size
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def corners() -> Image.Image:
+    """32 x 24, upper half red, lower left green, lower right blue."""
+    image = Image.new("RGB", (32, 24), "red")
+    image.paste((0, 255, 0), (0, 12, 16, 24))
+    image.paste((0, 0, 255), (16, 12, 32, 24))
+    return image
+
+
+def near(pixel: tuple[int, ...], colour: tuple[int, int, int], slack: int = 12) -> bool:
+    return all(abs(a - b) <= slack for a, b in zip(pixel, colour, strict=True))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    stored = corners() if undo is None else corners().transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert image.size == (32, 24)
+    assert near(image.getpixel((16, 3)), (255, 0, 0))
+    assert near(image.getpixel((4, 20)), (0, 255, 0))
+    assert near(image.getpixel((28, 20)), (0, 0, 255))
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    grey = np.asarray(decode(encode(Image.fromarray(ramp), "PNG")))
+    assert grey.shape == (16, 16, 3)
+    assert np.array_equal(grey[..., 0], np.rint(ramp / 257).astype(np.uint8))
+    tiff = decode(encode(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "TIFF"))
+    assert np.asarray(tiff)[..., 1].mean() == pytest.approx(127.5, abs=0.5)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    image = corners().convert("RGBA")
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    assert decode(encode(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.putpixel((0, 0), 0)
+    decoded = decode(encode(palette, "PNG", transparency=0))
+    assert decoded.getpixel((0, 0)) == (255, 255, 255)
+    assert decoded.getpixel((2, 2)) == (10, 20, 30)
+    two = Image.new("LA", (4, 4), (100, 255))
+    two.putpixel((1, 1), (0, 0))
+    assert decode(encode(two, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+    assert decode(encode(two, "PNG")).getpixel((2, 2)) == (100, 100, 100)
+
+
+def test_other_modes_and_kinds() -> None:
+    assert near(decode(encode(corners().convert("CMYK"), "JPEG", quality=95)).getpixel((16, 3)), (255, 0, 0), 20)
+    assert decode(encode(corners().convert("L"), "JPEG")).mode == "RGB"
+    assert decode(encode(corners().convert("1"), "PNG")).mode == "RGB"
+    assert near(decode(encode(corners(), "WEBP", lossless=True)).getpixel((4, 20)), (0, 255, 0))
+    frames = [corners(), Image.new("RGB", (32, 24), "black")]
+    moving = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert near(moving.getpixel((4, 20)), (0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>404</html>", "not_a_picture"),
+        (b"\x00" * 100, "not_a_picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_a_picture"),
+        (encode(corners(), "JPEG")[:-40], "truncated"),
+        (encode(corners(), "PNG")[:-30], "truncated"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_any_cut_or_flipped_byte_is_a_decode_error_or_a_picture() -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+        whole = encode(corners(), kind)
+        for _ in range(60):
+            data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+            try:
+                assert decode(bytes(data)).mode == "RGB"
+            except DecodeError as error:
+                assert error.reason in {"not_a_picture", "truncated", "corrupt", "too_many_pixels"}
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encode(Image.new("1", (30_000, 30_000)), "PNG")
+    with warnings.catch_warnings(), pytest.raises(DecodeError) as caught:
+        warnings.simplefilter("error")
+        decode(bomb)
+    assert caught.value.reason == "too_many_pixels"
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 32 * 24 - 1)
+    with pytest.raises(DecodeError, match="too_many_pixels: 32 x 24"):
+        decode(encode(corners(), "PNG"))
+
+
+def test_picture_size_reads_the_header_alone() -> None:
+    assert picture_size(encode(corners(), "PNG")[:60]) == (32, 24)
+
+
+def test_fit_keeps_the_bytes_of_a_sound_small_jpeg() -> None:
+    data = encode(corners(), "JPEG")
+    assert fit(data, 512) == (data, 32, 24, 32, 24)
+    grey = encode(corners().convert("L"), "JPEG")
+    assert fit(grey, 0).data == grey
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_fit_makes_a_jpeg_of_everything_else(kind: str) -> None:
+    fitted = fit(encode(corners(), kind), 512)
+    assert fitted[1:] == (32, 24, 32, 24)
+    assert fitted.data[:3] == b"\xff\xd8\xff"
+    assert near(decode(fitted.data).getpixel((4, 20)), (0, 255, 0), 60)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_fit_turns_and_shrinks(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = corners().resize((1280, 960), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_90)
+    fitted = fit(encode(large, kind, exif=exif), 256)
+    assert fitted[1:] == (256, 192, 1280, 960)
+    image = decode(fitted.data)
+    assert image.size == (256, 192)
+    assert near(image.getpixel((128, 20)), (255, 0, 0))
+    assert near(image.getpixel((40, 150)), (0, 255, 0))
+    assert near(image.getpixel((200, 150)), (0, 0, 255))
+    turned_only = fit(encode(large, kind, exif=exif))
+    assert turned_only[1:] == (1280, 960, 1280, 960)
+    assert Image.open(io.BytesIO(turned_only.data)).getexif().get(0x0112, 1) == 1
+
+
+def test_fit_decodes_all_of_the_picture_and_gives_the_same_bytes_twice() -> None:
+    whole = encode(corners().resize((640, 480)), "JPEG")
+    for longest in (0, 64):
+        with pytest.raises(DecodeError, match="truncated"):
+            fit(whole[:-400], longest)
+    assert fit(whole, 100) == fit(whole, 100)
+    assert fit(encode(Image.new("RGB", (2000, 3)), "PNG"), 100)[1:3] == (100, 1)

@@ -1,0 +1,173 @@
+"""What the tests have several processes do; a file of its own because the processes import it by name."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+
+from blipcore import distributed
+from blipcore.data.loader import make_loader
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import train_transform
+from blipcore.device import memory_gb
+from blipcore.model.blip import Blip
+from blipcore.model.config import PRESETS
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
+from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
+from blipcore.tasks.task import Progress, Task
+from blipcore.train.checkpoint import Checkpoints
+from blipcore.train.optim import TrainConfig, adamw
+from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
+from blipcore.train.trainer import Trainer
+
+WORDS = ["a", "red", "blue", "green", "dog", "cat", "and"]
+TEXTS = ["a red dog", "a blue cat and a dog", "a green dog", "red", "blue", "a cat", "a green cat and a red dog", "dog"]
+IMAGE_IDS = [0, 1, 2, 3, 0, 4, 5, 1]  # two pictures have a text on each of two processes
+
+
+def tiny_task(name: str, text: dict[str, Any] | None = None, **options: Any) -> Task:
+    """A task on a random model; `text` changes the sizes of the text transformer, `options` the task."""
+    tokenizer = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    torch.manual_seed(0)
+    config = PRESETS["tiny"]
+    vision = replace(config.vision, image_size=16, width=32, depth=2, heads=2)
+    sizes = {"vocab_size": len(tokenizer), "width": 32, "heads": 2, "hidden": 64, "encoder_width": 32} | (text or {})
+    model = Blip(replace(config, vision=vision, text=replace(config.text, **sizes), embed_dim=16))
+    if name == "caption":
+        return CaptioningTask(model.only("decode"), tokenizer, CaptioningConfig(prompt="a ", **options))
+    if name == "retrieval":
+        return RetrievalTask(model.only("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=12, **options))
+    return PretrainTask(model, tokenizer, PretrainConfig(queue_size=12, **options))
+
+
+def samples() -> list[dict[str, Any]]:
+    noise = torch.Generator().manual_seed(1)
+    return [
+        {"key": str(row), "image": torch.randn(3, 16, 16, generator=noise), "text": text, "image_id": IMAGE_IDS[row]}
+        for row, text in enumerate(TEXTS)
+    ]
+
+
+def train_in_turn(scenarios: list[tuple]) -> list[dict[str, Any]]:
+    """`train_two_steps` for each (name, how, micro, options)."""
+    return [train_two_steps(name, how, micro, **options) for name, how, micro, options in scenarios]
+
+
+def train_two_steps(name: str, how: str, micro: int, clip: float = 0.0, **options: Any) -> dict[str, Any]:
+    """Losses, first gradients and final state of two steps on all samples, in batches of `micro` on each process."""
+    task = tiny_task(name, **options)
+    module = parallelize(task.train(), how)
+    # Biases of keys have no gradient but rounding, which Adam would blow up to full steps with its usual eps.
+    optimizer = adamw(task, TrainConfig(lr=1e-3, eps=1e-4))
+    rank, ranks = distributed.rank(), distributed.world_size()
+    starts = range(rank * micro, len(TEXTS), ranks * micro)
+    batches = [task.collate(samples()[start : start + micro]) for start in starts]
+    told: dict[str, Any] = {"losses": []}
+    for step in range(2):
+        task.before_step(Progress(step, 2))
+        outputs = []
+        for number, batch in enumerate(batches):
+            with accumulating(module, last=number == len(batches) - 1):
+                out = module(batch, Progress(step, 2))
+                (out["loss"] / len(batches)).backward()
+            outputs.append({key: value.detach() for key, value in out.items()})
+        average_whole_gradients(task)
+        if clip:
+            told["norm"] = clip_gradients(task, clip)
+        names = [key for key in outputs[0] if key.startswith("loss")]
+        own = torch.stack([torch.stack([out[key] for out in outputs]).mean() for key in names])
+        told["losses"].append(dict(zip(names, distributed.mean(own).tolist(), strict=True)))
+        gradients = {key: whole(p.grad) for key, p in task.named_parameters() if p.requires_grad}
+        told.setdefault("gradients", gradients)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.after_step(outputs)
+    told["state"] = {key: whole(value) for key, value in task.state_dict().items()}
+    exported = whole_model(task).state_dict()
+    if distributed.is_main():
+        told["exported"] = {key: value.clone() for key, value in exported.items()}
+    return told
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+
+
+class Fatal(NamedTuple):
+    """How a process of `train_run` ends: by `signal` on `rank`, at `place` of step `step` or of the save after it."""
+
+    rank: int
+    step: int
+    place: Literal["before", "after", "write", "publish"] = "before"
+    signal: int = signal.SIGKILL
+
+
+def train_run(
+    data: Path, out: Path, fatal: Fatal | None = None, how: str = "ddp", **changes: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """A run of 11 steps with dropout, drawn negatives and a save every 4: its summary and the keys it saw."""
+    settings = {"steps": 11, "batch_size": 4, "lr": 1e-3, "log_every": 3, "save_every": 4, "seed": 5} | changes
+    config = TrainConfig(device="cpu", dtype="fp32", parallel=how, **settings)
+    task = tiny_task("pretrain", text={"dropout": 0.1})
+    seen: list[str] = []
+    task.collate = SeenCollate(task.collate, seen)
+    if fatal and fatal.rank == distributed.rank():
+        arm(task, fatal)
+    stream = Stream([str(data)], train_transform(16, 0.5, False, 0.5), config.seed)
+    return Trainer(task, stream, config, out, {"run": "test"}).fit(), seen
+
+
+class SeenCollate:
+    """Collates, and keeps the keys."""
+
+    def __init__(self, collate: Any, seen: list[str]) -> None:
+        self.collate, self.seen = collate, seen
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        self.seen += [sample["key"] for sample in samples]
+        return self.collate(samples)
+
+
+def arm(task: Task, fatal: Fatal) -> None:
+    """Make this process end where `fatal` says."""
+    owner, name = {
+        "before": (task, "before_step"),
+        "after": (task, "after_step"),
+        "write": (HuggingFaceStorageWriter, "write_data"),
+        "publish": (Checkpoints, "_publish"),
+    }[fatal.place]
+    ordinary, steps = getattr(owner, name), {"done": -1}
+
+    def before_step(progress: Progress) -> None:
+        steps["done"] = progress.step
+        if fatal.place == "before" and progress.step == fatal.step:
+            os.kill(os.getpid(), fatal.signal)
+        plain_before_step(progress)
+
+    def deadly(*args: Any) -> Any:
+        told = ordinary(*args) if fatal.place != "publish" else None
+        if steps["done"] >= fatal.step:
+            os.kill(os.getpid(), fatal.signal)
+        return ordinary(*args) if fatal.place == "publish" else told
+
+    plain_before_step, task.before_step = task.before_step, before_step
+    if fatal.place != "before":
+        setattr(owner, name, deadly)
+
+
+def stream_memory(folder: Path, steps: int) -> tuple[float, float]:
+    """MB that this process takes after a fifth of `steps` batches of 4, and after all of them."""
+    stream = Stream([str(folder)], train_transform(4, 0.5, False, 0.5), 0)
+    taken = []
+    for step, _ in enumerate(make_loader(stream, list, 4, 0, steps), 1):
+        if step in (steps // 5, steps):
+            taken.append(memory_gb("cpu") * 1000)
+    return taken[0], taken[1]
