@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blipcore.io.storage import place
+from blipcore.io.storage import to_path
 from capfilt.caption.stage import CaptionConfig
 from capfilt.caption_and_filter import SHARED, CaptionFilterConfig
 from capfilt.config import resolve
@@ -178,6 +178,6 @@ def _images(run: Any, nproc: int, pictures: int | None = None, steps: int | None
 
 def _pictures(config: BootstrapConfig) -> int | None:
     """Pictures of the shard set: its manifest counts them, or, in a set of others, the first filtering did."""
-    manifest = read_manifest(place(config.data)) or {}
+    manifest = read_manifest(to_path(config.data)) or {}
     filtered = Steps(Path(config.out) / "logs").summary(Step("1-filter", ())) or {}
     return manifest.get("counts", {}).get("ok") or filtered.get("counts", {}).get("pictures")

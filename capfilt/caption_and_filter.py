@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from blipcore.io.storage import Place, present
+from blipcore.io.storage import AnyPath, existing
 from capfilt.caption.stage import CaptionConfig, CaptionStage, captioning
 from capfilt.config import resolve
 from capfilt.engine.worker import Stage
@@ -55,7 +55,7 @@ def caption_and_filter(
         return then(config, progress=progress)
     with captioning(config.captions()) as job:
         tables = {shard: job.stage.output(shard) for shard in job.stage.images.shards}
-        there = present(tables.values())
+        there = existing(tables.values())
         making = Making(job.stage, {shard for shard, table in tables.items() if table in there})
         summary = then(config, making=making, progress=progress)
         failed = summary.get("shards", {}).get("failed", {})
@@ -83,7 +83,7 @@ class OnePass:
     captioned: set[str]  # shards whose captions were there when the run began
     name: str = "caption and score"
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         """The table that is written last, or captions that are missing though their scores are there."""
         return (self.score if shard in self.captioned else self.caption).output(shard)
 

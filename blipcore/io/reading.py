@@ -9,16 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blipcore.io.storage import AHEAD, BLOCK, Place, Remote, size_of
+from blipcore.io.storage import AHEAD, BLOCK, AnyPath, Remote, file_size
 from blipcore.io.writing import _told_where
 
 
-def open_read(path: Place) -> BinaryIO:
+def open_read(path: AnyPath) -> BinaryIO:
     """A file to read from and to seek in."""
     return open(path, "rb") if isinstance(path, Path) else _Ranges(path)  # type: ignore[return-value]
 
 
-def read_tail(path: Place, size: int = 64 << 10) -> bytes:
+def read_tail(path: AnyPath, size: int = 64 << 10) -> bytes:
     """The last `size` bytes of a file, or all of a smaller one."""
     if isinstance(path, Remote):
         return path._ask(lambda fs, inner: fs.cat_file(inner, start=-size))
@@ -35,7 +35,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, remote: Remote):
         self.remote = remote
-        self.end = size_of(remote)
+        self.end = file_size(remote)
         self.position = 0
         self._blocks: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import Place, place
+from blipcore.io.storage import AnyPath, to_path
 
 PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm"])
 
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 def read_pictures(
-    tar_path: str | Place, problems: list[Problem] | None = None, keys: Container[str] | None = None
+    tar_path: str | AnyPath, problems: list[Problem] | None = None, keys: Container[str] | None = None
 ) -> Iterator[Picture]:
     """Samples of a tar in the order of their first members, each key once; what is wrong is appended to `problems`.
 
@@ -51,7 +51,7 @@ def read_pictures(
     readable picture comes with `error` = `no_picture` or `truncated_tar`.
     """
     problems = [] if problems is None else problems
-    with open_read(place(tar_path)) as file:
+    with open_read(to_path(tar_path)) as file:
         end = file.seek(0, io.SEEK_END)
         for key, parts in index_pictures(file, end, problems).items():
             if keys is not None and key not in keys:

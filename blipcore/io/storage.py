@@ -87,11 +87,11 @@ class Remote:
             return None
 
     def iterdir(self) -> Iterator[Remote]:
-        return (self / name for name in names(self))
+        return (self / name for name in list_names(self))
 
     def glob(self, pattern: str) -> Iterator[Remote]:
         """Entries of this folder that match; no `**`."""
-        return (self / name for name in names(self) if fnmatch.fnmatchcase(name, pattern))
+        return (self / name for name in list_names(self) if fnmatch.fnmatchcase(name, pattern))
 
     def read_bytes(self) -> bytes:
         return self._ask(lambda fs, path: fs.cat_file(path))
@@ -124,10 +124,10 @@ class Remote:
         return _patiently(attempt, self.url)
 
 
-Place: TypeAlias = Path | Remote
+AnyPath: TypeAlias = Path | Remote
 
 
-def place(path: str | Path | Remote) -> Place:
+def to_path(path: str | Path | Remote) -> AnyPath:
     """The place that a path or URL means; `~` and `file://` are local."""
     if isinstance(path, Remote | Path):
         return path
@@ -139,17 +139,17 @@ def place(path: str | Path | Remote) -> Place:
     return Remote(f"{scheme}://{rest.rstrip('/')}")
 
 
-def join(folder: Place, reference: str) -> Place:
+def resolve_reference(folder: AnyPath, reference: str) -> AnyPath:
     """The place that `reference`, relative to `folder` or whole, means."""
     if "://" in reference or os.path.isabs(reference):
-        return place(reference)
+        return to_path(reference)
     return (folder / reference).resolve()
 
 
 # ---------------------------------------------------------------------------------------------------- listing
 
 
-def names(folder: Place) -> list[str]:
+def list_names(folder: AnyPath) -> list[str]:
     """Names in a folder, sorted, by one listing; none where there is no folder."""
     try:
         if isinstance(folder, Path):
@@ -160,27 +160,27 @@ def names(folder: Place) -> list[str]:
     return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
 
 
-def present(places: Iterable[Place]) -> set[Place]:
+def existing(places: Iterable[AnyPath]) -> set[AnyPath]:
     """Those of the files that exist, by one listing for each folder whatever their number."""
-    by_folder: dict[Place, dict[str, Place]] = {}
+    by_folder: dict[AnyPath, dict[str, AnyPath]] = {}
     for one in places:
         by_folder.setdefault(one.parent, {})[one.name] = one
-    return {files[name] for folder, files in by_folder.items() for name in names(folder) if name in files}
+    return {files[name] for folder, files in by_folder.items() for name in list_names(folder) if name in files}
 
 
-def modified(path: Place) -> float:
+def modified_time(path: AnyPath) -> float:
     """When a file was last written, by the clock of where it lies, in seconds since 1970."""
     if isinstance(path, Path):
         return path.stat().st_mtime
     return path._ask(lambda fs, inner: fs.modified(inner)).timestamp()
 
 
-def size_of(path: Place) -> int:
+def file_size(path: AnyPath) -> int:
     """Bytes of a file."""
     return path.stat().st_size if isinstance(path, Path) else path._ask(lambda fs, inner: fs.info(inner)["size"])
 
 
-def files_below(folder: Place) -> dict[str, int]:
+def list_files(folder: AnyPath) -> dict[str, int]:
     """Name, seen from the folder, -> bytes of each file in it and in the folders in it; nothing that is hidden.
 
     A folder's own files come before those of the folders in it, both by name. A link to nowhere has -1 bytes, as has a

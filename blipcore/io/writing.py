@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from blipcore.io.storage import FULL, UNKNOWN, Place, Remote, _file_system, _has_folders, names
+from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, _file_system, _has_folders, list_names
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def _told_where(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def committed(path: Place) -> Iterator[BinaryIO]:
+def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
     """A file that appears under `path`, in a folder that is there, only when the block has ended well."""
     # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -69,9 +69,9 @@ def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
             raise
 
 
-def sweep(folder: Place, targets: Iterable[str] | None = None) -> None:
+def remove_temporary_files(folder: AnyPath, targets: Iterable[str] | None = None) -> None:
     """Remove temporary files that a killed run has left in `folder`: all, or those that were to become `targets`."""
     wanted = None if targets is None else set(targets)
-    for name in names(folder):
+    for name in list_names(folder):
         if name.startswith(".") and name.endswith(".tmp") and (wanted is None or name[1:-13] in wanted):
             (folder / name).unlink(missing_ok=True)

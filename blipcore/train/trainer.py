@@ -41,9 +41,6 @@ from blipcore.train.parallel import (
 from blipcore.train.run_folder import RunFolder, stop_signals, write_text
 from blipcore.train.validation import Judge
 
-__all__ = ["Judge", "NonFiniteLossError", "TrainConfig", "Trainer"]
-
-
 SHOWN_PROBLEMS = 20  # unreadable pictures that the summary names
 MAX_SKIPPED = 100  # steps in a row; what has failed so often does not heal, and would fill days
 

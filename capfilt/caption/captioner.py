@@ -12,26 +12,11 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
-from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype
+from blipcore.device import Backend, Dtype
 from blipcore.generate.config import GenerateConfig
 from blipcore.io.hub import fingerprint
 from capfilt.caption.chat import Caption, ChatConfig
 from capfilt.caption.server import OpenAICaptioner, ServerConfig, openai_fingerprint
-
-__all__ = [
-    "Backend",
-    "Caption",
-    "Captioner",
-    "ChatConfig",
-    "Dtype",
-    "GenerateConfig",
-    "ServerConfig",
-    "captioner_fingerprint",
-    "kind_of",
-    "open_captioner",
-    "resolve_backend",
-    "resolve_dtype",
-]
 
 ACCEPTED = (
     "a blipcore checkpoint folder, an official BLIP .pth file, a Hugging Face BLIP folder or hub id, "

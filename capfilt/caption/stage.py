@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype
 from blipcore.generate.config import GenerateConfig
-from blipcore.io.storage import Place, place
+from blipcore.io.storage import AnyPath, to_path
 from capfilt.caption.captioner import Captioner, captioner_fingerprint, kind_of, open_captioner
 from capfilt.caption.chat import Caption, ChatConfig
 from capfilt.caption.server import ServerConfig
@@ -30,7 +30,7 @@ from capfilt.pictures.batching import Fit, batch_size
 from capfilt.pictures.read_ahead import Ready, speed
 from capfilt.pictures.shard_pass import Look
 from capfilt.shards.format import CAPTIONS, WEB
-from capfilt.shards.lock import claimed
+from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest, begun_with, forget_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
@@ -39,7 +39,7 @@ MADE_WITH = {"blip": ("torch", "tokenizers"), "hf": ("torch", "transformers"), "
 
 
 @dataclass
-class CaptionConfig(engine.Crew):
+class CaptionConfig(engine.EngineConfig):
     """What to caption, with which model, and how it speaks."""
 
     data: str  # shard set with the pictures
@@ -79,12 +79,12 @@ class CaptionStage:
 
     config: CaptionConfig
     images: ShardSet
-    folder: Place
+    folder: AnyPath
     dtype: Literal["bf16", "fp32"] | None  # None where it is not ours to choose
     backend: Backend = "torch"
     name: str = "caption"
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -115,7 +115,7 @@ Said = dict[str, list[tuple[int, str | None]]]  # key -> its captions with their
 class Captions:
     """The captions of a shard while its pictures go by: a `look.Viewer`."""
 
-    def __init__(self, captioner: Captioner, fit: Fit, output: Place, said: Said | None) -> None:
+    def __init__(self, captioner: Captioner, fit: Fit, output: AnyPath, said: Said | None) -> None:
         self.captioner, self.fit, self.output, self.said = captioner, fit, output, said
         self.prepare = captioner.prepare
         self.rows: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
@@ -161,7 +161,7 @@ class Captioning:
 def captioning(config: CaptionConfig) -> Iterator[Captioning]:
     """Hold the folder of these captions, its manifest begun, while the block writes them."""
     images = ShardSet.open(config.data)
-    folder = place(config.out or config.data) / "captions" / config.name
+    folder = to_path(config.out or config.data) / "captions" / config.name
     kind, device = kind_of(config.model), pick_device(config.device, 0)
     dtype = None if kind == "openai" else resolve_dtype(device, config.dtype)
     settings = {
@@ -169,7 +169,7 @@ def captioning(config: CaptionConfig) -> Iterator[Captioning]:
         "generate" if kind == "blip" else "chat": asdict(config.speech),
         "dtype": dtype,
     }
-    with claimed(folder, config.rank, config.world_size):
+    with lock_folder(folder, config.rank, config.world_size):
         if config.world_size == 1:
             forget_if_empty(folder)
         packages = (*MADE_WITH[kind], "pillow", "pyarrow")

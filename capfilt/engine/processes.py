@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from capfilt.engine.worker import Stage, Told, attempt, cores, portable, set_up
+from capfilt.engine.worker import ShardOutcome, Stage, attempt, cores, portable, set_up
 
 
 @dataclass(eq=False)
@@ -48,19 +48,19 @@ class Processes:
         with suppress(OSError):  # it has just died: its pipe tells
             worker.pipe.send((shard, upcoming))
 
-    def listen(self) -> list[tuple[Process, Told]]:
+    def listen(self) -> list[tuple[Process, ShardOutcome]]:
         """Wait until workers tell something; one that is `gone` belongs to the crew no more."""
         by_pipe = {worker.pipe: worker for worker in self.crew}
         return [(by_pipe[pipe], self._hear(by_pipe[pipe])) for pipe in wait(list(by_pipe))]
 
-    def _hear(self, worker: Process) -> Told:
+    def _hear(self, worker: Process) -> ShardOutcome:
         try:
             return worker.pipe.recv()
         except (EOFError, OSError):
             self.crew.remove(worker)
             worker.process.join()
             worker.pipe.close()
-            return Told("gone", _exit(worker.process.exitcode))
+            return ShardOutcome("gone", _exit(worker.process.exitcode))
 
     def dismiss(self) -> None:
         """End all workers."""
@@ -104,7 +104,7 @@ class _Ticker:
     def __call__(self, pictures: int) -> None:
         self.pending += pictures
         if time.monotonic() - self.last >= 0.5:
-            self.pipe.send(Told("tick", self.pending))
+            self.pipe.send(ShardOutcome("tick", self.pending))
             self.pending, self.last = 0, time.monotonic()
 
 

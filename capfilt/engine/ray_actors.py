@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from capfilt.engine.worker import Stage, Told, attempt, describe, portable, set_up
+from capfilt.engine.worker import ShardOutcome, Stage, attempt, describe, portable, set_up
 
 PATIENCE = 60.0  # seconds without a placed worker after which to say what is waited for
 
@@ -63,7 +63,7 @@ class Actors:
         """Have a worker do a shard, and tell it what it will probably do next."""
         self.pending[worker.handle.attempt.remote(shard, upcoming)] = worker
 
-    def listen(self) -> list[tuple[Actor, Told]]:
+    def listen(self) -> list[tuple[Actor, ShardOutcome]]:
         """Wait until workers tell something; one that is `gone` is not asked again."""
         ready: list[Any] = []
         while not ready:
@@ -76,13 +76,13 @@ class Actors:
         workers = [(self.pending.pop(reference), reference) for reference in ready]
         return [(worker, self._told(worker, reference)) for worker, reference in workers]
 
-    def _told(self, worker: Actor, reference: Any) -> Told:
+    def _told(self, worker: Actor, reference: Any) -> ShardOutcome:
         try:
-            return Told(*self.ray.get(reference))
+            return ShardOutcome(*self.ray.get(reference))
         except self.ray.exceptions.RayError as error:  # of the actor, its process or its machine
             # Its answer may be lost, or its method have raised, while it lives on and keeps the place of the next one.
             self.ray.kill(worker.handle)
-            return Told("gone", describe(getattr(error, "cause", None) or error))
+            return ShardOutcome("gone", describe(getattr(error, "cause", None) or error))
 
     def dismiss(self) -> None:
         """End all workers, and a cluster that is our own."""

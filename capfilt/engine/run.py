@@ -15,44 +15,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from blipcore.io.storage import present
-from blipcore.io.writing import sweep
+from blipcore.io.storage import existing
+from blipcore.io.writing import remove_temporary_files
 from capfilt.engine.processes import Processes
 from capfilt.engine.progress import Display
 from capfilt.engine.threads import Threads
 from capfilt.engine.worker import (
+    ShardOutcome,
     Stage,
-    Told,
-    advance,
     attempt,
-    cores,
-    describe,
-    limit_threads,
-    own_cores,
-    pick_device,
     set_up,
-    upcoming,
 )
 from capfilt.errors import EngineError
 
-__all__ = [
-    "Crew",
-    "EngineError",
-    "Stage",
-    "Summary",
-    "advance",
-    "cores",
-    "describe",
-    "limit_threads",
-    "own_cores",
-    "pick_device",
-    "run",
-    "upcoming",
-]
-
 
 @dataclass(kw_only=True)
-class Crew:
+class EngineConfig:
     """Who does the shards; no table depends on it. Configs of stages inherit from it."""
 
     workers: int = 1  # processes, or Ray actors; with GPUs, one for each is a good start
@@ -90,7 +68,7 @@ class Workers(Protocol):
 
     def give(self, worker: Any, shard: str, upcoming: str | None) -> None: ...
 
-    def listen(self) -> list[tuple[Any, Told]]: ...
+    def listen(self) -> list[tuple[Any, ShardOutcome]]: ...
 
     def dismiss(self) -> None: ...
 
@@ -117,10 +95,10 @@ def run(
         raise ValueError(f"workers must be at least 1, not {workers}.")
     shards = list(shards)
     outputs = {shard: stage.output(shard) for shard in shards}
-    there = present(outputs.values())  # one listing, however many there are
+    there = existing(outputs.values())  # one listing, however many there are
     todo = [shard for shard, output in outputs.items() if output not in there]
     for folder in {outputs[shard].parent for shard in todo}:
-        sweep(folder, (outputs[shard].name for shard in todo))
+        remove_temporary_files(folder, (outputs[shard].name for shard in todo))
     summary = Summary(skipped=len(shards) - len(todo))
     start = time.monotonic()
     with Display(stage.name, len(shards), done=summary.skipped, shown=progress) as display:
@@ -217,7 +195,7 @@ class _Book:
         self.ticked[worker] += pictures
         self.display.advance(pictures=pictures)
 
-    def settle(self, shard: str, told: Told, worker: int = 0) -> bool:
+    def settle(self, shard: str, told: ShardOutcome, worker: int = 0) -> bool:
         """Write down what became of a shard; whether it is to be done again."""
         ticked = self.ticked.pop(worker, 0)
         if told.kind == "raise":

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from capfilt.engine.worker import Stage, Told, attempt, set_up
+from capfilt.engine.worker import ShardOutcome, Stage, attempt, set_up
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Threads:
     def __init__(self, stage: Stage, device: str):
         self.stage, self.device = stage, device
         self.crew: list[Thread] = []
-        self.told: queue.SimpleQueue[tuple[Any, Told]] = queue.SimpleQueue()
+        self.told: queue.SimpleQueue[tuple[Any, ShardOutcome]] = queue.SimpleQueue()
 
     def hire(self, index: int) -> Thread:
         """Start a worker, which tells `ready`."""
@@ -41,7 +41,7 @@ class Threads:
         """Have a worker do a shard; stages of tables have nothing to read ahead."""
         worker.shards.put(shard)
 
-    def listen(self) -> list[tuple[Thread, Told]]:
+    def listen(self) -> list[tuple[Thread, ShardOutcome]]:
         """Wait until a worker tells something."""
         return [self.told.get()]
 
@@ -58,4 +58,4 @@ class Threads:
             while (shard := worker.shards.get()) is not None:
                 self.told.put((worker, attempt(self.stage, shard)))
         except BaseException as error:  # or the others would wait for this one
-            self.told.put((worker, Told("raise", error)))
+            self.told.put((worker, ShardOutcome("raise", error)))

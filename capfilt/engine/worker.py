@@ -1,6 +1,6 @@
 """What happens inside a worker, whatever started it: the models are loaded once, then shard after shard is run.
 
-What becomes of it is told as a `Told`: `ready`, `done` with counts, `failed` with a reason, `raise` with an error
+What becomes of it is told as a `ShardOutcome`: `ready`, `done` with counts, `failed` with a reason, `raise` with an error
 that every other worker would meet too.
 """
 
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from blipcore.io.storage import FULL, Place
+from blipcore.io.storage import FULL, AnyPath
 from capfilt.errors import EngineError
 
 # Trying the next shard after one of these only fails again, so they end the run ...
@@ -26,7 +26,7 @@ class Stage(Protocol):
 
     name: str
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         """The file that the shard ends in; it exists exactly when the shard is done."""
 
     def setup(self, device: str) -> None:
@@ -36,14 +36,14 @@ class Stage(Protocol):
         """Do one shard, write `output(shard)` atomically, return counts (`pictures` among them gives the rate)."""
 
 
-class Told(NamedTuple):
+class ShardOutcome(NamedTuple):
     """A worker's message: ready, tick (pictures), done (counts), failed (why), raise (error) or gone (why)."""
 
     kind: str
     value: Any = None
 
 
-def set_up(stage: Stage, device: str, index: int, threads: int | None = None) -> Told:
+def set_up(stage: Stage, device: str, index: int, threads: int | None = None) -> ShardOutcome:
     """Load the models of the worker `index`, which has `threads` compute threads for itself (None: as they are)."""
     global _share
     try:
@@ -55,20 +55,26 @@ def set_up(stage: Stage, device: str, index: int, threads: int | None = None) ->
             limit_threads(threads)  # again, for a torch that setup has brought in
     except Exception as error:
         _trace()
-        return Told("raise", error)
-    return Told("ready")
+        return ShardOutcome("raise", error)
+    return ShardOutcome("ready")
 
 
-def attempt(stage: Stage, shard: str, report: Callable[[int], None] | None = None, upcoming: str | None = None) -> Told:
+def attempt(
+    stage: Stage, shard: str, report: Callable[[int], None] | None = None, upcoming: str | None = None
+) -> ShardOutcome:
     """Run a shard; `report` is told of pictures on the way, `upcoming` is what this worker will probably do next."""
     global _report, _upcoming
     before = _report, _upcoming
     _report, _upcoming = report, upcoming
     try:
-        return Told("done", stage.run(shard))
+        return ShardOutcome("done", stage.run(shard))
     except Exception as error:
         _trace()
-        return Told("raise", error) if _is_fatal(error, stage.output(shard)) else Told("failed", describe(error))
+        return (
+            ShardOutcome("raise", error)
+            if _is_fatal(error, stage.output(shard))
+            else ShardOutcome("failed", describe(error))
+        )
     finally:
         _report, _upcoming = before
 
@@ -94,24 +100,26 @@ def upcoming() -> str | None:
 # ---------------------------------------------------------------------------------------------------- errors
 
 
-def _is_fatal(error: Exception, output: Place) -> bool:
+def _is_fatal(error: Exception, output: AnyPath) -> bool:
     if not isinstance(error, OSError):
         return isinstance(error, EngineError)
     concerns_output = str(error.filename).startswith(str(output.parent))
     return error.errno in FATAL or (error.errno in FATAL_OUTPUT and concerns_output)
 
 
-def portable(told: Told) -> Told:
+def portable(told: ShardOutcome) -> ShardOutcome:
     """The same message with an error that survives pickling, of the same kind where the kind matters."""
     error = told.value
     if told.kind != "raise":
         return told
     if isinstance(error, OSError) and error.errno is not None:
-        return Told("raise", OSError(error.errno, error.strerror, error.filename))  # picks FileNotFoundError by itself
+        return ShardOutcome(
+            "raise", OSError(error.errno, error.strerror, error.filename)
+        )  # picks FileNotFoundError by itself
     for kind in (FileNotFoundError, ImportError, ValueError, EngineError):
         if isinstance(error, kind):
-            return Told("raise", kind(str(error)))
-    return Told("raise", RuntimeError(describe(error)))
+            return ShardOutcome("raise", kind(str(error)))
+    return ShardOutcome("raise", RuntimeError(describe(error)))
 
 
 def describe(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from blipcore.io.storage import join
+from blipcore.io.storage import resolve_reference
 from capfilt.filter.decide import Best
 from capfilt.filter.filtered_set import Dataset
 from capfilt.shards.format import read_manifest
@@ -56,7 +56,7 @@ def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[
     lines += [f"| {source} | {all_:,} | {kept:,} |" for source, (all_, kept) in sorted(judged.items())]
     lines += ["", "## How it was made", ""]
     for parent in data.manifest.get("parents", []):
-        made = read_manifest(join(data.folder, parent)) or {}
+        made = read_manifest(resolve_reference(data.folder, parent)) or {}
         settings = made.get("config", {})
         told = [
             f"`{name}`: {settings[name]}"

@@ -24,14 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.samples import Picture, read_pictures
-from blipcore.io.storage import Place, place, present
-from blipcore.io.writing import committed, sweep
+from blipcore.io.storage import AnyPath, existing, to_path
+from blipcore.io.writing import atomic_write, remove_temporary_files
 from capfilt.engine import run as engine
 from capfilt.export.card import card
 from capfilt.export.decontaminate import Forbidden
 from capfilt.filter.filtered_set import Dataset
 from capfilt.shards.format import suffix_of, write_json, write_shard, write_text
-from capfilt.shards.lock import claimed
+from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import counts_of_each, read_table, write_table
@@ -44,7 +44,7 @@ VIEWER_ROWS = 100  # of a Parquet row group: the hub's viewer reads whole groups
 
 
 @dataclass
-class ExportConfig(engine.Crew):
+class ExportConfig(engine.EngineConfig):
     """`capfilt export`."""
 
     dataset: str  # a filtered folder
@@ -59,15 +59,15 @@ class ExportStage:
     """Writes the kept pairs of one shard."""
 
     images: ShardSet
-    filtered: Place
+    filtered: AnyPath
     sources: list[str]
     scores: list[str]
-    folder: Place
+    folder: AnyPath
     format: Format
     forbidden: Forbidden
     name: str = "export"
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         return self.folder / ".index" / f"{shard}.parquet"  # written last; hidden, `datasets` passes it by
 
     def setup(self, device: str) -> None:
@@ -119,7 +119,7 @@ class ExportStage:
     def _parquet(self, shard: str, pictures: Iterator[Pair]) -> None:
         schema = self._schema()
         with (
-            committed(self.folder / f"{shard}.parquet") as file,
+            atomic_write(self.folder / f"{shard}.parquet") as file,
             pq.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
             rows: list[dict[str, Any]] = []
@@ -148,15 +148,15 @@ class ExportStage:
         return pa.schema(columns.items(), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
     def _json(self, shard: str, pictures: Iterator[Pair]) -> None:
-        lines, folders, taken = io.StringIO(), set[Place](), set[str]()
+        lines, folders, taken = io.StringIO(), set[AnyPath](), set[str]()
         for picture, texts in pictures:
             name = _free(f"images/{shard}/{picture.key}", f".{suffix_of(picture.image)}", taken)
             path = self.folder / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                sweep(path.parent)  # of what a killed run has left
+                remove_temporary_files(path.parent)  # of what a killed run has left
                 folders.add(path.parent)
-            with committed(path) as file:
+            with atomic_write(path) as file:
                 file.write(picture.image)
             for row in texts:
                 pair = {"image": name, "caption": row["text"], "image_id": _key(shard, picture), **row}
@@ -170,13 +170,13 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
     Raises ValueError or FileNotFoundError, one sentence, for a folder that `capfilt filter` has not made or finished,
     pictures that have been moved, or an `out` made with other settings.
     """
-    data, folder = Dataset.open(config.dataset), place(config.out)
+    data, folder = Dataset.open(config.dataset), to_path(config.out)
     images = ShardSet.open(data.images)
     shards = [table.stem for table in data.tables]
     forbidden = Forbidden(config.decontaminate)
     if config.decontaminate and not len(forbidden):
         raise ValueError(f"No picture could be read below {', '.join(config.decontaminate)}: nothing to compare with.")
-    with claimed(folder, config.rank, config.world_size):
+    with lock_folder(folder, config.rank, config.world_size):
         manifest = Manifest.begin(
             folder,
             "export",
@@ -187,11 +187,11 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
         )
         stage = ExportStage(images, data.folder, data.sources, data.columns, folder, config.format, forbidden)
         mine = config.share(shards)
-        sweep(folder, [f"{shard}.{end}" for shard in mine for end in ("tar", "parquet")])
-        sweep(folder / "parts", [f"{shard}.jsonl" for shard in mine])
+        remove_temporary_files(folder, [f"{shard}.{end}" for shard in mine for end in ("tar", "parquet")])
+        remove_temporary_files(folder / "parts", [f"{shard}.jsonl" for shard in mine])
         ran = engine.run(stage, mine, workers=config.workers, device="cpu", engine=config.engine, progress=progress)
         counts = manifest.settle({s: stage.output(s) for s in shards}, mine, ran.failed, changed=ran.done > 0)
-        whole = len(present(stage.output(shard) for shard in shards)) == len(shards)
+        whole = len(existing(stage.output(shard) for shard in shards)) == len(shards)
         if whole and config.format == "json":
             _join_lists(folder, shards)
         if whole and config.format == "webdataset":  # what open_clip asks for where it is not told the number
@@ -221,9 +221,9 @@ def _free(stem: str, suffix: str, taken: set[str]) -> str:
     return name
 
 
-def _join_lists(folder: Place, shards: list[str]) -> None:
+def _join_lists(folder: AnyPath, shards: list[str]) -> None:
     """`pairs.json`, one JSON list of the parts, a line a pair; never more than a part in memory."""
-    with committed(folder / "pairs.json") as file:
+    with atomic_write(folder / "pairs.json") as file:
         before = b"[\n"
         for shard in shards:
             for line in (folder / "parts" / f"{shard}.jsonl").read_bytes().splitlines():

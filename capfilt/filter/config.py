@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from blipcore.device import Backend, Dtype
-from blipcore.io.storage import Place, place
+from blipcore.io.storage import AnyPath, to_path
 from capfilt.engine import run as engine
 from capfilt.filter.decide import Best
 from capfilt.filter.labels import parse_target
@@ -15,7 +15,7 @@ from capfilt.filter.scorer import FirstToken
 
 
 @dataclass(kw_only=True)
-class ScoreConfig(engine.Crew):
+class ScoreConfig(engine.EngineConfig):
     """Which texts of which pictures to score, and with what."""
 
     data: str  # shard set with the pictures
@@ -45,9 +45,9 @@ class ScoreConfig(engine.Crew):
         return [self.clip] if isinstance(self.clip, str) else self.clip or []
 
     @property
-    def root(self) -> Place:
+    def root(self) -> AnyPath:
         """Where this work is written."""
-        return place(self.out or self.data)
+        return to_path(self.out or self.data)
 
 
 @dataclass(kw_only=True)

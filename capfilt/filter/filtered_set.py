@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blipcore.io.storage import Place, names, place
+from blipcore.io.storage import AnyPath, list_names, to_path
 from capfilt.filter.decide import KEPT, Best, hangs_on_itm
 from capfilt.shards.format import SCORES, VERDICT, images_of, read_manifest
 from capfilt.shards.tables import read_table
@@ -34,8 +34,8 @@ class Batch:
 class Dataset:
     """An output of `capfilt filter`, as its manifest describes it."""
 
-    folder: Place
-    tables: list[Place]
+    folder: AnyPath
+    tables: list[AnyPath]
     sources: list[str]
     columns: list[str]  # of scores
     limits: dict[str, float]
@@ -43,9 +43,9 @@ class Dataset:
     manifest: dict[str, Any]
 
     @staticmethod
-    def open(path: str | Place) -> Dataset:
+    def open(path: str | AnyPath) -> Dataset:
         """`filtered/<name>`, or a shard set that was filtered once; else an error in one sentence."""
-        folder = _filtered_folder(place(path))
+        folder = _filtered_folder(to_path(path))
         manifest = read_manifest(folder) or {}
         tables = _tables(folder)
         if not tables:
@@ -56,7 +56,7 @@ class Dataset:
         return Dataset(folder, tables, config["sources"], columns, config["limits"], best, manifest)
 
     @property
-    def images(self) -> Place:
+    def images(self) -> AnyPath:
         """The shard set with the pictures; it may have been moved away since."""
         return images_of(self.folder)
 
@@ -81,17 +81,17 @@ class Dataset:
             )
 
 
-def _tables(folder: Place) -> list[Place]:
-    return [folder / name for name in names(folder) if name.endswith(".parquet") and not name.startswith(".")]
+def _tables(folder: AnyPath) -> list[AnyPath]:
+    return [folder / name for name in list_names(folder) if name.endswith(".parquet") and not name.startswith(".")]
 
 
-def _filtered_folder(folder: Place) -> Place:
+def _filtered_folder(folder: AnyPath) -> AnyPath:
     manifest = read_manifest(folder)
     if manifest is not None and manifest["stage"] == "filter":
         return folder
-    if not (folder.is_dir() if isinstance(folder, Path) else names(folder)):
+    if not (folder.is_dir() if isinstance(folder, Path) else list_names(folder)):
         raise FileNotFoundError(f"No folder at {folder}.")
-    inside = [folder / "filtered" / name for name in names(folder / "filtered") if not name.startswith(".")]
+    inside = [folder / "filtered" / name for name in list_names(folder / "filtered") if not name.startswith(".")]
     if len(inside) == 1:
         return inside[0]
     if inside:
@@ -99,7 +99,7 @@ def _filtered_folder(folder: Place) -> Place:
     raise ValueError(f"{folder} is no output of `capfilt filter`; give DATA/filtered/NAME.")
 
 
-def downloads(images: Place) -> dict[str, int]:
+def downloads(images: AnyPath) -> dict[str, int]:
     """Outcome -> rows, over the shard set's own tables; empty where there are none."""
     found: Counter[str] = Counter()
     for path in _tables(images):

@@ -8,7 +8,7 @@ from typing import Any
 
 from blipcore.device import resolve_backend, resolve_dtype
 from blipcore.io.hub import fingerprint
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.engine.worker import pick_device
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import BLIP_COLUMNS, clip_columns, open_clip_fingerprint
@@ -16,7 +16,7 @@ from capfilt.shards.format import read_manifest
 from capfilt.shards.manifest import begun_with, forget_if_empty
 
 
-def _origin(captions: Place | None) -> str:
+def _origin(captions: AnyPath | None) -> str:
     """What a source's texts were made with, in 16 hex digits; more shards of the same make do not change it."""
     manifest = read_manifest(captions) if captions else None
     if manifest is None:
@@ -24,7 +24,7 @@ def _origin(captions: Place | None) -> str:
     return hashlib.sha256(json.dumps(manifest["config"], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[str, Any]]:
+def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPath, dict[str, Any]]:
     """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
     asked: dict[str, Any] = {"sources": origins}
     if config.model is not None:
@@ -62,7 +62,7 @@ def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[Place, dict[s
     return folder, asked if backend == "torch" else asked | {"backend": backend}  # whose rounding is another
 
 
-def _find_scores(config: ScoreConfig, asked: dict[str, Any], finished: bool) -> tuple[Place, dict[str, Any]] | None:
+def _find_scores(config: ScoreConfig, asked: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
     """A folder of scores, finished or at least begun, that covers what is `asked`, and what it is made with."""
     place = config.root / "scores"
     for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
@@ -78,7 +78,7 @@ def _find_scores(config: ScoreConfig, asked: dict[str, Any], finished: bool) -> 
     return None
 
 
-def rescore(folder: Place) -> str:
+def rescore(folder: AnyPath) -> str:
     """What to do about scores that no longer fit."""
     return f"delete {folder}, or score into another folder with --scores NAME"
 

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.json
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.shards.format import WEB
 from capfilt.shards.tables import read_table
 
@@ -25,7 +25,7 @@ def _every_second(keys: pa.ChunkedArray) -> np.ndarray:
     return np.isin(np.array(keys.to_pylist(), object).astype(str), drawn[1::2])
 
 
-def read_labels(path: Place) -> pa.Table:
+def read_labels(path: AnyPath) -> pa.Table:
     """key, source, index, match of a labelled file; ValueError, one sentence, for what cannot be understood."""
     suffix = path.name.rpartition(".")[2].lower()
     try:

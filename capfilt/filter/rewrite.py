@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, Best, decide
 from capfilt.filter.find_scores import rescore
 from capfilt.filter.score import CAPTION_COLUMNS
@@ -21,15 +21,15 @@ class RewriteStage:
     """Rewrites a shard: its scores, whether a row is kept and why, where its picture came from. Tables only."""
 
     images: ShardSet
-    scores: Place
+    scores: AnyPath
     columns: list[str]  # of scores
-    captions: dict[str, Place | None]
+    captions: dict[str, AnyPath | None]
     limits: dict[str, float]
     best: Best
-    folder: Place
+    folder: AnyPath
     name: str = "rewrite"
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -59,7 +59,7 @@ class RewriteStage:
         row = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
         return {name: table[name].take(row) if name in table.column_names else nothing for name in ("url", "sha256")}
 
-    def _require_unchanged(self, table: pa.Table, source: str, path: Place) -> None:
+    def _require_unchanged(self, table: pa.Table, source: str, path: AnyPath) -> None:
         scored = table.filter(pc.equal(table["source"], source)).select(CAPTION_COLUMNS)
         now = read_table(path, CAPTION_COLUMNS).cast(scored.schema)
         order = [("key", "ascending"), ("index", "ascending")]

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from blipcore.device import Backend
-from blipcore.io.storage import Place, present
+from blipcore.io.storage import AnyPath, existing
 from capfilt.engine import run as engine
 from capfilt.engine.worker import Stage
 from capfilt.filter.config import ScoreConfig
@@ -29,7 +29,7 @@ from capfilt.pictures.batching import Fit, batch_size
 from capfilt.pictures.read_ahead import Ready
 from capfilt.pictures.shard_pass import Each, Look
 from capfilt.shards.format import WEB, read_manifest, scores_schema
-from capfilt.shards.lock import claimed
+from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
@@ -41,9 +41,9 @@ CAPTION_COLUMNS = ["key", "index", "text"]
 class Scored:
     """Tables of scores for the sources asked for (and perhaps more), and how they came to be."""
 
-    folder: Place
+    folder: AnyPath
     made_with: dict[str, Any]  # what the scores depend on, as in their manifest
-    captions: dict[str, Place | None]  # sources asked for -> folder of their captions, None for the web texts
+    captions: dict[str, AnyPath | None]  # sources asked for -> folder of their captions, None for the web texts
     counts: dict[str, int]  # of all shards, or of this rank's until all are there
     ran: engine.Summary
 
@@ -59,13 +59,13 @@ class ScoreStage:
 
     config: ScoreConfig
     images: ShardSet
-    folder: Place
-    captions: dict[str, Place | None]
+    folder: AnyPath
+    captions: dict[str, AnyPath | None]
     dtype: Literal["bf16", "fp32"]
     backend: Backend = "torch"
     name: str = "score"
 
-    def output(self, shard: str) -> Place:
+    def output(self, shard: str) -> AnyPath:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
@@ -114,7 +114,7 @@ class Scores:
     """The scores of a shard while its pictures go by: a `look.Viewer`."""
 
     scorers: list[tuple[Scorer, Fit]]
-    output: Place
+    output: AnyPath
     web: dict[str, str | None] | None  # what the shard's own table knows; a tar's own texts go before it
     captions: dict[str, Texts]  # taken out as their pictures come
     counts: dict[str, int]
@@ -170,7 +170,7 @@ class Scores:
                         row[column] = score
 
 
-def read_captions(path: Place) -> dict[str, list[tuple[int, str | None]]]:
+def read_captions(path: AnyPath) -> dict[str, list[tuple[int, str | None]]]:
     """key -> [(index, text)] of a captions table."""
     table = read_table(path, CAPTION_COLUMNS)
     found: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
@@ -193,7 +193,7 @@ class Making(Protocol):
     """Captions that are written in the same pass over the pictures."""
 
     source: str
-    folder: Place  # with their manifest
+    folder: AnyPath  # with their manifest
 
     def together(self, scores: ScoreStage) -> Stage:
         """The stage that does both; its outputs are there exactly when both tables are."""
@@ -222,7 +222,7 @@ def score_shards(
     scores = ScoreStage(config, images, folder, captions, settings["dtype"], settings.get("backend", "torch"))
     stage = making.together(scores) if making else scores
     tables, mine = {shard: scores.output(shard) for shard in images.shards}, config.share(images.shards)
-    complete = len(present(map(stage.output, images.shards))) == len(tables)
+    complete = len(existing(map(stage.output, images.shards))) == len(tables)
     finished = complete and "counts" in (read_manifest(folder) or {})
     if not complete:
         if config.model is None or len(config.clips) < len(_clips(settings)):
@@ -231,7 +231,7 @@ def score_shards(
             )
         scores.captions = _find_captions(config, images, list(settings["sources"]), making)
     # finished scores are only read, by any number of runs at a time
-    with nullcontext() if finished else claimed(folder, config.rank, config.world_size):
+    with nullcontext() if finished else lock_folder(folder, config.rank, config.world_size):
         packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
         packages += ("openvino",) if "openvino" in settings.get("backend", "") else ()
         shared = finished or config.world_size > 1
@@ -247,14 +247,14 @@ def score_shards(
 
 def _find_captions(
     config: ScoreConfig, images: ShardSet, sources: list[str], making: Making | None
-) -> dict[str, Place | None]:
+) -> dict[str, AnyPath | None]:
     """Source -> folder of its captions (None for "web"), web first, then by name; all finished or being made."""
     places = [config.root / "captions", images.path / "captions"]
     # a folder without a table is what `capfilt caption` leaves when its model cannot be loaded
     begun = [path for root in reversed(places) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
     there = {path.name: path for path in begun} | ({making.source: making.folder} if making else {})
     wanted = set(sources or [WEB, *there])
-    found: dict[str, Place | None] = {WEB: None} if WEB in wanted else {}
+    found: dict[str, AnyPath | None] = {WEB: None} if WEB in wanted else {}
     for name in sorted(wanted - {WEB}):
         if name not in there:
             known = ", ".join([WEB, *sorted(there)])
@@ -263,7 +263,7 @@ def _find_captions(
         if making is not None and name == making.source:
             continue
         tables = [there[name] / f"{shard}.parquet" for shard in images.shards]
-        lacking = [path.stem for path in sorted(set(tables) - present(tables))]
+        lacking = [path.stem for path in sorted(set(tables) - existing(tables))]
         if lacking:
             raise ValueError(
                 f"{there[name]} lacks {len(lacking)} of {len(tables)} shards ({lacking[0]} first); run the same "

@@ -17,24 +17,6 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
-from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype
-from blipcore.io.hub import fingerprint
-
-__all__ = [
-    "BLIP_COLUMNS",
-    "Backend",
-    "Dtype",
-    "FirstToken",
-    "Scorer",
-    "by_picture",
-    "clip_columns",
-    "fingerprint",
-    "open_clip_fingerprint",
-    "parse_open_clip",
-    "resolve_backend",
-    "resolve_dtype",
-]
-
 FirstToken = Literal["enc", "cls"]
 BLIP_COLUMNS = ("itm", "itc")
 ROWS = 128  # (picture, text) pairs a forward pass: their copies of the pictures' keys and values take the memory

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from blipcore.io.storage import Place, place, present
+from blipcore.io.storage import AnyPath, existing, to_path
 from capfilt.engine import run as engine
 from capfilt.engine.worker import cores
 from capfilt.filter import threshold as thresholds
@@ -25,7 +25,7 @@ from capfilt.filter.labels import read_labels
 from capfilt.filter.rewrite import RewriteStage
 from capfilt.filter.score import Making, Scored, score_shards
 from capfilt.pictures.read_ahead import speed
-from capfilt.shards.lock import claimed
+from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest, forget_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
@@ -40,12 +40,12 @@ def filter_shards(config: FilterConfig, *, making: Making | None = None, progres
     """
     images = ShardSet.open(config.data)
     folder = config.root / "filtered" / config.name
-    with claimed(folder, config.rank, config.world_size):
+    with lock_folder(folder, config.rank, config.world_size):
         return _filter(config, images, folder, making, progress)
 
 
 def _filter(
-    config: FilterConfig, images: ShardSet, folder: Place, making: Making | None, progress: bool
+    config: FilterConfig, images: ShardSet, folder: AnyPath, making: Making | None, progress: bool
 ) -> dict[str, Any]:
     labels = _labels(config)  # first: what is wrong with them is better told before the pictures are read
     scored, best = score_shards(config, config.decides_by(), making=making, progress=progress), config.choice()
@@ -103,12 +103,12 @@ def _choose(config: FilterConfig, judged: thresholds.Judged) -> tuple[float, str
 
 
 def _labels(config: FilterConfig) -> pa.Table | None:
-    return read_labels(place(config.labels)) if config.labels else None
+    return read_labels(to_path(config.labels)) if config.labels else None
 
 
 def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Table | None) -> thresholds.Judged:
     paths = [scored.folder / f"{shard}.parquet" for shard in images.shards]
-    there = present(paths)
+    there = existing(paths)
     if len(there) < len(paths):
         raise ValueError(
             f"{len(paths) - len(there)} of {len(paths)} shards have no scores yet, and a threshold is chosen over "

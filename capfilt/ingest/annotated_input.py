@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.ingest.input import PATH_NAMES, TEXTS_NAMES, Columns, Row, Source, _of_file, _texts
 from capfilt.ingest.lists import Column, fingerprint, read_rows
 
@@ -18,7 +18,7 @@ from capfilt.ingest.lists import Column, fingerprint, read_rows
 class Annotated(Source):
     """The pictures that a file names, under a folder, and their texts."""
 
-    def __init__(self, path: Place, root: Place, rows: Iterator[tuple[Any, list[Any]]]):
+    def __init__(self, path: AnyPath, root: AnyPath, rows: Iterator[tuple[Any, list[Any]]]):
         super().__init__("annotations", [], fingerprint(str(path)))
         self.root, self.rows = root, rows
 
@@ -40,7 +40,7 @@ class Annotated(Source):
                 yield _of_file(roots[0], inside, texts)
 
 
-def _seen_from(root: Place, name: str) -> str | None:
+def _seen_from(root: AnyPath, name: str) -> str | None:
     """A path, relative to `root` or whole, as it is seen from there; None when it lies outside."""
     here = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2]
     name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
@@ -48,7 +48,7 @@ def _seen_from(root: Place, name: str) -> str | None:
     return os.path.relpath(whole, here) if os.path.commonpath([here, whole]) == here else None
 
 
-def _annotated(path: Place, root: Place, columns: Columns) -> Annotated:
+def _annotated(path: AnyPath, root: AnyPath, columns: Columns) -> Annotated:
     if path.name.endswith(".json") and (coco := _coco(path)) is not None:
         return Annotated(path, root, coco)
     wanted = (
@@ -61,7 +61,7 @@ def _annotated(path: Place, root: Place, columns: Columns) -> Annotated:
     return Annotated(path, root, grouped)
 
 
-def _coco(path: Place) -> Iterator[tuple[Any, list[Any]]] | None:
+def _coco(path: AnyPath) -> Iterator[tuple[Any, list[Any]]] | None:
     """(file name, texts) of COCO's `{"images": [...], "annotations": [...]}`, None for JSON of another kind."""
     if not path.is_file():
         raise FileNotFoundError(f"No file at {path}.")

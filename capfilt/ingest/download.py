@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from blipcore.io.reading import open_read
 from blipcore.io.samples import walk_tar
-from blipcore.io.storage import Place, names, present
-from blipcore.io.writing import committed
+from blipcore.io.storage import AnyPath, existing, list_names
+from blipcore.io.writing import atomic_write
 from capfilt.config import to_dict
 from capfilt.engine import run as engine
 from capfilt.engine.worker import cores
@@ -109,7 +109,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
             total, _ = split(staging, pairs, INPUT, config.shard_size)
         shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
         tables = {shard: out / f"{shard}.parquet" for shard in shards}
-        before = present(tables.values())
+        before = existing(tables.values())
         pending = [shard for shard in shards if tables[shard] not in before]
         finished = [shard for shard in shards if tables[shard] in before]
         if progress and not pending and not config.retry_failed:
@@ -121,7 +121,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
             failed |= _retry(out, staging, finished, manifest, config, progress)
         changed = bool(pending) or config.retry_failed or "counts" not in manifest.content
         counts = manifest.settle(tables, tables, failed, changed)
-        there = present(tables.values())
+        there = existing(tables.values())
         if len(there) == len(shards) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
         ready = [shard for shard in shards if tables[shard] in there]
@@ -146,7 +146,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
 
 
 def _fetch_all(
-    out: Place, staging: Path, pending: list[str], config: DownloadConfig, progress: bool
+    out: AnyPath, staging: Path, pending: list[str], config: DownloadConfig, progress: bool
 ) -> tuple[dict[str, str], str | None]:
     """Fetch and publish these shards; returns those that failed with the reason, and why the run stopped early."""
     failed: dict[str, str] = {}
@@ -185,7 +185,7 @@ def _discard(folder: Path) -> None:
 
 
 def _publish(
-    out: Place, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
+    out: AnyPath, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
     stage = Publish(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
     crew = max(1, min(config.workers or cores(), rows // 500))  # a process costs a second to start
@@ -259,9 +259,11 @@ def _place(answer: Answer) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- another day
 
 
-def _require_no_stage(out: Place) -> None:
-    for folder in (out / stage / name for stage in ("captions", "scores", "filtered") for name in names(out / stage)):
-        if any(name.endswith(".parquet") for name in names(folder)):
+def _require_no_stage(out: AnyPath) -> None:
+    for folder in (
+        out / stage / name for stage in ("captions", "scores", "filtered") for name in list_names(out / stage)
+    ):
+        if any(name.endswith(".parquet") for name in list_names(folder)):
             raise ValueError(
                 f"{folder} was made from these shards, which --retry-failed would change; delete it first, or "
                 "download the failed rows as a list of their own."
@@ -269,7 +271,7 @@ def _require_no_stage(out: Place) -> None:
 
 
 def _retry(
-    out: Place, staging: Path, shards: list[str], manifest: Manifest, config: DownloadConfig, progress: bool
+    out: AnyPath, staging: Path, shards: list[str], manifest: Manifest, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
     """Ask again for the rows of finished shards that may mend; a shard with such rows is written anew."""
     failed: dict[str, str] = {}
@@ -300,7 +302,7 @@ def _retry(
 
 
 def _plan_again(
-    out: Place, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig
+    out: AnyPath, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig
 ) -> pa.Table:
     """The plan of a shard as it is, with new answers for some of its rows; its pictures stay as they are."""
     tar = out / f"{shard}.tar"
@@ -321,7 +323,7 @@ def _plan_again(
     return pa.Table.from_pylist(plan, schema=PLAN)
 
 
-def _finish_swaps(out: Place, staging: Path) -> None:
+def _finish_swaps(out: AnyPath, staging: Path) -> None:
     """Put shards that were written anew in the place of the old ones; a kill in between leaves the shard unfinished."""
     for table in sorted((staging / AGAIN).glob("*.parquet")):
         (out / table.name).unlink(missing_ok=True)
@@ -330,10 +332,10 @@ def _finish_swaps(out: Place, staging: Path) -> None:
         _move(table, out / table.name)
 
 
-def _move(source: Path, target: Place) -> None:
+def _move(source: Path, target: AnyPath) -> None:
     if isinstance(target, Path):
         os.replace(source, target)
         return
-    with open(source, "rb") as file, committed(target) as there:
+    with open(source, "rb") as file, atomic_write(target) as there:
         shutil.copyfileobj(file, there)
     source.unlink()

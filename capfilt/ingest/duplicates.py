@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.pictures.look_alikes import NEAR, _bits, _numbers, _telling
 from capfilt.shards.format import read_manifest
 from capfilt.shards.manifest import Manifest
@@ -30,7 +30,7 @@ DUPLICATES = pa.schema(
 ROTATION, WINDOW = 8, 32  # hashes are sorted by every 8th rotation and compared with so many that follow
 
 
-def mark_duplicates(folder: Place, shards: Iterable[str], kind: str) -> dict[str, int]:
+def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[str, int]:
     """Write `folder/duplicates` for the pictures of these shards; `kind` is "exact", or "near" for both kinds."""
     shards = list(shards)
     if not shards:
@@ -69,7 +69,7 @@ def mark_duplicates(folder: Place, shards: Iterable[str], kind: str) -> dict[str
     return counts
 
 
-def marked(folder: Place) -> str:
+def marked(folder: AnyPath) -> str:
     """The kind of duplicates that are marked in `folder`, "" where none are."""
     there = read_manifest(folder / "duplicates")
     return "" if there is None else there["config"]["kind"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from blipcore.io.samples import PICTURE_SUFFIXES
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.ingest.lists import as_text
 from capfilt.ingest.urls import CAPTION_NAMES
 
@@ -59,7 +59,7 @@ class Source(ABC):
         return digest.hexdigest()[:16]
 
 
-def _of_file(root: Place, name: str, texts: list[str | None]) -> Row:
+def _of_file(root: AnyPath, name: str, texts: list[str | None]) -> Row:
     row = {"url": name, "texts": texts}
     try:
         return row | {"body": os.fsencode(str(root / name))}

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from blipcore.io.reading import open_read
 from blipcore.io.samples import Problem, index_pictures, read_words
-from blipcore.io.storage import Place, files_below, place, size_of
+from blipcore.io.storage import AnyPath, file_size, list_files, to_path
 from capfilt.ingest.annotated_input import _annotated
 from capfilt.ingest.input import PICTURES, TEXTS_NAMES, Columns, Row, Source, _of_file, _texts
 from capfilt.ingest.lists import Column, choose, kind_of
@@ -40,22 +40,22 @@ LONGEST_TEXT = 1 << 20  # bytes of a name.txt
 
 def open_source(source: str, annotations: str | None, columns: Columns) -> Source:
     """Tell what `source` is; ValueError or FileNotFoundError, one sentence, when it is nothing that can be packed."""
-    path = place(source)
+    path = to_path(source)
     if not path.exists():
         raise FileNotFoundError(f"Nothing at {path}.")
     if annotations is not None:
-        return _annotated(place(annotations), path if path.is_dir() else path.parent, columns)
+        return _annotated(to_path(annotations), path if path.is_dir() else path.parent, columns)
     if is_saved_dataset(path):
         return SavedDataset(path, columns)
     if path.is_file():
         if path.name.endswith(".tar"):
-            return Webdataset(path.parent, {path.name: size_of(path)})
+            return Webdataset(path.parent, {path.name: file_size(path)})
         if path.name.endswith(".parquet") and _image_column(path, columns) is not None:
-            return Tables(path.parent, {path.name: size_of(path)}, columns)
+            return Tables(path.parent, {path.name: file_size(path)}, columns)
         if kind_of(path.name) is None:
             raise ValueError(f"{path} is neither a table, nor JSON, nor a tar; to pack a picture, give its folder.")
         return _annotated(path, path.parent, columns)
-    files = files_below(path)
+    files = list_files(path)
     folder = Folder(path, files)
     if folder.files:
         return folder
@@ -69,7 +69,7 @@ def open_source(source: str, annotations: str | None, columns: Columns) -> Sourc
 class Folder(Source):
     """Pictures in a folder and the folders in it, in the order of their names; `name.txt` is the text of `name.jpg`."""
 
-    def __init__(self, root: Place, files: dict[str, int]):
+    def __init__(self, root: AnyPath, files: dict[str, int]):
         super().__init__("folder", [])
         self.root = root
         others: Counter[str] = Counter()
@@ -102,7 +102,7 @@ def _beside(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(".txt"))
 
 
-def _read_text(path: Place) -> str | None:
+def _read_text(path: AnyPath) -> str | None:
     try:
         with open_read(path) as file:
             return file.read(LONGEST_TEXT).decode("utf-8-sig", errors="replace").strip()
@@ -113,7 +113,7 @@ def _read_text(path: Place) -> str | None:
 class Tables(Source):
     """Parquet files with the bytes of pictures. A file that cannot be read is one row that says so."""
 
-    def __init__(self, root: Place, files: dict[str, int], columns: Columns):
+    def __init__(self, root: AnyPath, files: dict[str, int], columns: Columns):
         super().__init__("parquet", list(files.items()))
         self.root, self.columns = root, columns
         self.broken = {name: why for name in files if (why := self._why_broken(root / name))}
@@ -121,7 +121,7 @@ class Tables(Source):
             first = next(iter(files))
             raise ValueError(f"{root / first}: {self.broken[first]}.")
 
-    def _why_broken(self, path: Place) -> str | None:
+    def _why_broken(self, path: AnyPath) -> str | None:
         try:
             return None if _image_column(path, self.columns) else "no column holds the bytes of pictures"
         except ValueError as error:
@@ -139,12 +139,12 @@ class Tables(Source):
 class SavedDataset(Source):
     """A dataset that Hugging Face `datasets` has saved."""
 
-    def __init__(self, path: Place, columns: Columns):
+    def __init__(self, path: AnyPath, columns: Columns):
         data = load_dataset(str(path))
         self.schema = data.data.schema
         if image_column(self.schema, columns.image, str(path)) is None:
             raise ValueError(f"{path} has no column with the bytes of pictures: {', '.join(self.schema.names)}.")
-        files = files_below(path)
+        files = list_files(path)
         super().__init__("dataset", [(name, files[name]) for name in sorted(files) if "/" not in name])
         self.path, self.columns = path, columns
 
@@ -152,12 +152,12 @@ class SavedDataset(Source):
         yield from _of_table(str(self.path), self.path.name, self.schema, self.columns)
 
 
-def _schema(path: Place) -> pa.Schema:
+def _schema(path: AnyPath) -> pa.Schema:
     with open_read(path) as file:
         return pq.read_schema(file)
 
 
-def _image_column(path: Place, columns: Columns) -> str | None:
+def _image_column(path: AnyPath, columns: Columns) -> str | None:
     try:
         return image_column(_schema(path), columns.image, str(path))
     except (pa.ArrowInvalid, OSError) as error:
@@ -189,9 +189,9 @@ def _of_table(path: str, name: str, schema: pa.Schema, columns: Columns) -> Iter
 
 
 def _length(path: str) -> int:
-    if place(path).is_dir():
+    if to_path(path).is_dir():
         return len(load_dataset(path))
-    with open_read(place(path)) as file:
+    with open_read(to_path(path)) as file:
         return pq.read_metadata(file).num_rows
 
 
@@ -206,7 +206,7 @@ def _orientation(meta: Row) -> int | None:
 class Webdataset(Source):
     """Tars of other makers: samples of a picture, with a text or not. Tars are read where they end or are damaged."""
 
-    def __init__(self, root: Place, files: dict[str, int]):
+    def __init__(self, root: AnyPath, files: dict[str, int]):
         super().__init__("webdataset", list(files.items()))
         self.root = root
 

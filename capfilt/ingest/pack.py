@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.config import to_dict
 from capfilt.engine import run as engine
 from capfilt.engine.worker import cores
@@ -128,7 +128,7 @@ def _complete(row: Row, number: int, config: PackConfig) -> Row:
     }
 
 
-def _examples(tables: list[Place], outcomes: set[str]) -> dict[str, str]:
+def _examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
     """Outcome -> the first picture that ended so, and why; reads no more tables than it takes to find one of each."""
     found: dict[str, str] = {}
     for path in tables:
@@ -140,6 +140,6 @@ def _examples(tables: list[Place], outcomes: set[str]) -> dict[str, str]:
     return found
 
 
-def _more_captions(out: Place, source: Source) -> Manifest:
+def _more_captions(out: AnyPath, source: Source) -> Manifest:
     folder = out / "captions" / MORE
     return Manifest.begin(folder, "caption", {"input_sha256": source.fingerprint}, images=out)

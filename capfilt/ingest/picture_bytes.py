@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import place, size_of
+from blipcore.io.storage import file_size, to_path
 from capfilt.ingest.table_pictures import TableColumns, open_columns
 
 
@@ -39,14 +39,14 @@ class _Bodies:
             return self._whole(path)
         self._require_small(size or 0)
         if self.path != path:
-            self._keep(path, open_read(place(path) if "://" in path else Path(path)))
+            self._keep(path, open_read(to_path(path) if "://" in path else Path(path)))
         self.open.seek(offset)
         return self.open.read(size)
 
     def _whole(self, path: str) -> bytes:
         if "://" in path:
-            remote = place(path)
-            self._require_small(size_of(remote))
+            remote = to_path(path)
+            self._require_small(file_size(remote))
             return remote.read_bytes()
         # not before it is known to be a file of some size: a pipe or a device would never end
         about = os.stat(path)

@@ -22,12 +22,12 @@ from typing import Any
 import pyarrow as pa
 
 from blipcore.io.samples import Picture
-from blipcore.io.storage import Place, Remote, place
+from blipcore.io.storage import AnyPath, Remote, to_path
 from capfilt.engine.worker import advance
 from capfilt.ingest.picture_bytes import NoBodyError, _Bodies
 from capfilt.pictures.decode import DecodeError, difference_hash, fit
 from capfilt.shards.format import CAPTIONS, IMAGES, MANIFEST, read_manifest, write_json, write_shard
-from capfilt.shards.lock import claimed
+from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.tables import read_table, write_table
 
@@ -56,10 +56,10 @@ NO_PATH = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # no file
 
 
 @contextmanager
-def folders(path: str) -> Iterator[tuple[Place, Path]]:
+def folders(path: str) -> Iterator[tuple[AnyPath, Path]]:
     """The folder of the shards, held for this run alone, and the local one in which they are made."""
-    out = place(path)
-    with claimed(out):
+    out = to_path(path)
+    with lock_folder(out):
         yield out, out / STAGING if isinstance(out, Path) else _cache(out)
 
 
@@ -69,7 +69,7 @@ def _cache(out: Remote) -> Path:
     return root / "capfilt" / hashlib.sha256(str(out).encode()).hexdigest()[:16]
 
 
-def begin(out: Place, staging: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
+def begin(out: AnyPath, staging: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]) -> Manifest:
     """Begin or go on with a folder of shards; ValueError when it is of others, or made with other settings."""
     if read_manifest(out) is None:
         if any(out.glob("*.tar")) or any(out.glob(TABLES)):
@@ -119,17 +119,17 @@ class Publish:
     captions: str | None = None  # folder for a picture's texts after the first
     name: str = "publish"
 
-    def output(self, shard: str) -> Place:
-        return place(self.out) / f"{shard}.parquet"
+    def output(self, shard: str) -> AnyPath:
+        return to_path(self.out) / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
         self.bodies = _Bodies(self.max_bytes)
 
     def run(self, shard: str) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
-        write_shard(place(self.out) / f"{shard}.tar", self._pictures(rows), make_folder=False)
+        write_shard(to_path(self.out) / f"{shard}.tar", self._pictures(rows), make_folder=False)
         if self.captions is not None:
-            write_table(place(self.captions) / f"{shard}.parquet", _more(rows), make_folder=False)
+            write_table(to_path(self.captions) / f"{shard}.parquet", _more(rows), make_folder=False)
         counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
         # the table last: with it the shard is there
         table = pa.Table.from_pylist(rows, schema=IMAGES)

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import Place, names, place
+from blipcore.io.storage import AnyPath, list_names, to_path
 from capfilt.ingest.lists import A_PAGE_AT_A_TIME, Column, choose, is_damage
 
 IMAGE_NAMES = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS = 64  # read at a time: pictures are large
 
 
-def is_saved_dataset(path: Place) -> bool:
+def is_saved_dataset(path: AnyPath) -> bool:
     """Whether a folder was written by `save_to_disk` of Hugging Face `datasets`."""
-    return path.is_dir() and not {"state.json", "dataset_dict.json"}.isdisjoint(names(path))
+    return path.is_dir() and not {"state.json", "dataset_dict.json"}.isdisjoint(list_names(path))
 
 
 def image_column(schema: pa.Schema, given: str | None, path: str) -> str | None:
@@ -84,7 +84,7 @@ class ParquetColumns(TableColumns):
 
     def __init__(self, path: str, names: Sequence[str]):
         super().__init__(path, names)
-        self._source = open_read(place(path))
+        self._source = open_read(to_path(path))
         self._file = pq.ParquetFile(self._source, **A_PAGE_AT_A_TIME)
         meta = self._file.metadata
         self._starts = [0]
@@ -152,4 +152,4 @@ def load_dataset(path: str) -> Any:
 
 def open_columns(path: str, names: Sequence[str]) -> TableColumns:
     """Columns of whatever kind of table lies at `path`."""
-    return (DatasetColumns if place(path).is_dir() else ParquetColumns)(path, names)
+    return (DatasetColumns if to_path(path).is_dir() else ParquetColumns)(path, names)

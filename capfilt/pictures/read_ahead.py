@@ -18,7 +18,7 @@ from threading import Semaphore, Thread
 from typing import Any, Generic, TypeVar
 
 from blipcore.io.samples import Picture, Problem, read_pictures
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.pictures.decode import DecodeError, decode
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class ReadAhead(Generic[T]):
     have come, which ends the reading of the tar that follows too, as leaving in the middle does.
     """
 
-    tar: Place
+    tar: AnyPath
     prepare: Callable[[Any], T]
     ahead: int = 64
     threads: int = 2
@@ -55,7 +55,7 @@ class ReadAhead(Generic[T]):
     _problems: list[Problem] = field(default_factory=list, init=False)
     _coming: SimpleQueue[Future[Ready[T] | None]] = field(default_factory=SimpleQueue, init=False)  # None: the end
 
-    def then(self, tar: Place) -> ReadAhead[T]:
+    def then(self, tar: AnyPath) -> ReadAhead[T]:
         """The same of the tar that follows, read when this one has been to its end, in the room that this one leaves.
 
         Iterate over it after this one, or close it.

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from blipcore.io.samples import read_pictures
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, hangs_on_itm
 from capfilt.filter.filtered_set import Batch, Dataset
 from capfilt.pictures.decode import DecodeError, decode
@@ -107,7 +107,7 @@ def changed(data: Dataset, others: Sequence[Dataset], number: int) -> list[Pick]
     return _one_a_picture(picks)[:number]
 
 
-def _with_origin(data: Dataset, path: Place) -> tuple[pa.Table, pa.Array]:
+def _with_origin(data: Dataset, path: AnyPath) -> tuple[pa.Table, pa.Array]:
     """A shard of a data set, and a name for each row that says which text of which picture it is, whoever judged it."""
     table = read_table(path, ["key", "source", "index", "text", "itm", "reason", "sha256"]).combine_chunks()
     picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))  # where no hash tells, the same folder does
@@ -119,7 +119,7 @@ def _one_a_picture(picks: list[Pick]) -> list[Pick]:
     return list({(pick.shard, pick.key): pick for pick in reversed(picks)}.values())[::-1]
 
 
-def _row(table: Place, row: int) -> dict[str, Any]:
+def _row(table: AnyPath, row: int) -> dict[str, Any]:
     return read_table(table, ["key", "source", "index"]).slice(row, 1).to_pylist()[0]
 
 
@@ -204,7 +204,7 @@ def _host(url: str | None) -> str | None:
         return None
 
 
-def _thumbnails(tar: Place, keys: set[str], size: int) -> dict[str, dict[str, str]]:
+def _thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[str, str]]:
     """key -> {"image": data URL} or {"missing": why}, for the keys that the tar knows."""
     if not tar.is_file():
         return {}

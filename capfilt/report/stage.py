@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from blipcore.io.storage import place
+from blipcore.io.storage import to_path
 from capfilt.filter.filtered_set import Dataset, downloads
 from capfilt.report.gallery import Candidates, Pick, changed, gallery
 from capfilt.report.statistics import Domains, Scores, Texts, Verdicts, thresholds
@@ -60,7 +60,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
         picks = {"changed": changed(datasets[0], datasets[1:], config.pictures), **picks}
     shown = gallery(datasets[0], picks, GALLERY, datasets[1:])
     page = render({"datasets": facts, "gallery": shown, "created_by": f"capfilt {_version()}"})
-    write_text(place(config.out), page)
+    write_text(to_path(config.out), page)
     return {
         "stage": "report",
         "out": config.out,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blipcore.io.storage import Place
+from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, NO_TEXT
 from capfilt.filter.filtered_set import Batch, Dataset
 from capfilt.filter.texts import clean, hashes, ngrams, words
@@ -135,7 +135,7 @@ class Texts:
             found.append(about | _diversity(sample.rows["text"] if sample.rows else pa.array([], pa.string()), common))
         return {"texts": found}
 
-    def most_repeated(self, number: int) -> list[tuple[Place, int, int]]:
+    def most_repeated(self, number: int) -> list[tuple[AnyPath, int, int]]:
         """(table, row, times) of the first of each of the texts that occur most often, at least twice."""
         hashed, place = (np.concatenate([part[column] for part in self.seen]) for column in (0, 2))
         _, first, times = np.unique(hashed, return_index=True, return_counts=True)

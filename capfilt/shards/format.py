@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from blipcore.io.samples import Picture
-from blipcore.io.storage import Place, join
-from blipcore.io.writing import committed
+from blipcore.io.storage import AnyPath, resolve_reference
+from blipcore.io.writing import atomic_write
 
 # Columns of the four kinds of tables. SCORES are followed by one float32 column a score; a filtered table is a table of
 # scores followed by VERDICT.
@@ -68,15 +68,15 @@ def filtered_schema(columns: Iterable[str]) -> pa.Schema:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def write_json(path: Place, content: dict) -> None:
+def write_json(path: AnyPath, content: dict) -> None:
     """Write indented JSON, atomically, into a folder that is made if need be."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Place, content: str) -> None:
+def write_text(path: AnyPath, content: str) -> None:
     """Write UTF-8, atomically, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as file:
+    with atomic_write(path) as file:
         file.write(content.encode("utf-8"))
 
 
@@ -91,13 +91,13 @@ def suffix_of(data: bytes) -> str:
     return {b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}.get(data[:4], "bmp" if data[:2] == b"BM" else "jpg")
 
 
-def write_shard(path: Place, pictures: Iterable[Picture], *, make_folder: bool = True) -> None:
+def write_shard(path: AnyPath, pictures: Iterable[Picture], *, make_folder: bool = True) -> None:
     """Write a tar of `key.jpg`, `key.txt` (where there is a text) and `key.json`: same pictures, same bytes."""
     from webdataset import TarWriter  # imports torch, so only where it is used
 
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with committed(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+    with atomic_write(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
         for picture in pictures:
             sample = {"__key__": picture.key, suffix_of(picture.image): picture.image}
             if picture.text is not None:
@@ -112,7 +112,7 @@ def write_shard(path: Place, pictures: Iterable[Picture], *, make_folder: bool =
 MANIFEST = "manifest.json"
 
 
-def read_manifest(folder: Place) -> dict | None:
+def read_manifest(folder: AnyPath) -> dict | None:
     """The manifest of an output folder of ours, None where there is none (an img2dataset folder, say)."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -123,9 +123,9 @@ def read_manifest(folder: Place) -> dict | None:
     return content if isinstance(content, dict) and "stage" in content else None
 
 
-def images_of(folder: Place) -> Place:
+def images_of(folder: AnyPath) -> AnyPath:
     """The shard set that a table folder of ours was made from."""
     manifest = read_manifest(folder)
     if manifest is None or "images" not in manifest:
         raise ValueError(f"{folder} has no manifest.json that says where its pictures are.")
-    return join(folder, manifest["images"])
+    return resolve_reference(folder, manifest["images"])

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from blipcore.io.storage import FULL, UNKNOWN, Place, Remote, modified, names
+from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, list_names, modified_time
 
 MEET_SECONDS = 5.0  # in which ranks that start together get past each other
 RENEW_SECONDS = 20.0
@@ -32,7 +32,7 @@ class Occupied(RuntimeError):
 
 
 @contextmanager
-def claimed(folder: Place, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+def lock_folder(folder: AnyPath, rank: int = 0, world_size: int = 1) -> Iterator[None]:
     """Hold `folder`, making it if need be, while the block runs; `Occupied` when another run holds it.
 
     A folder that is empty at the end goes, and what of it was made goes too.
@@ -47,7 +47,7 @@ def claimed(folder: Place, rank: int = 0, world_size: int = 1) -> Iterator[None]
                 path.rmdir()
 
 
-def _make(folder: Place) -> list[Path]:
+def _make(folder: AnyPath) -> list[Path]:
     """Make a folder; returns what had to be made, innermost first."""
     if isinstance(folder, Remote):
         folder.mkdir()
@@ -64,7 +64,7 @@ def _make(folder: Place) -> list[Path]:
 
 
 @contextmanager
-def _locked(folder: Place, rank: int, world_size: int) -> Iterator[None]:
+def _locked(folder: AnyPath, rank: int, world_size: int) -> Iterator[None]:
     me = _about(rank, world_size)
     with _leased(folder, me) if isinstance(folder, Remote) else _flocked(folder, me):
         yield
@@ -151,7 +151,7 @@ def _same(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def _leased(folder: Place, me: dict[str, Any]) -> Iterator[None]:
+def _leased(folder: AnyPath, me: dict[str, Any]) -> Iterator[None]:
     """Write our lease, then look for others: of two that come at once at least one sees the other and leaves."""
     lease, content = folder / f".lease.{uuid.uuid4().hex[:12]}", json.dumps(me).encode()
     ended = threading.Event()
@@ -174,14 +174,14 @@ def _leased(folder: Place, me: dict[str, Any]) -> Iterator[None]:
         lease.unlink(missing_ok=True)
 
 
-def _require_alone(folder: Place, lease: Place, me: dict[str, Any]) -> None:
-    now = modified(lease)  # the store's clock, like the times of the others
-    for name in names(folder):
+def _require_alone(folder: AnyPath, lease: AnyPath, me: dict[str, Any]) -> None:
+    now = modified_time(lease)  # the store's clock, like the times of the others
+    for name in list_names(folder):
         other = folder / name
         if not name.startswith(".lease.") or name == lease.name:
             continue
         with suppress(FileNotFoundError):  # it has ended meanwhile
-            about, age = _read_lease(other), now - modified(other)
+            about, age = _read_lease(other), now - modified_time(other)
             together = about.get("world_size") == me["world_size"] > 1 and about.get("rank") != me["rank"]
             if age > STALE_SECONDS or _is_dead(about):
                 other.unlink(missing_ok=True)
@@ -189,7 +189,7 @@ def _require_alone(folder: Place, lease: Place, me: dict[str, Any]) -> None:
                 raise Occupied(_sentence(folder, about, me, age))
 
 
-def _read_lease(lease: Place) -> dict[str, Any]:
+def _read_lease(lease: AnyPath) -> dict[str, Any]:
     """What a lease says; a file that is empty is just being written, so it is read again for a second."""
     for _ in range(50):
         if about := _read(lease.read_bytes()):
@@ -234,7 +234,7 @@ def _read(content: bytes) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _sentence(folder: Place, about: dict[str, Any], me: dict[str, Any], age: float | None = None) -> str:
+def _sentence(folder: AnyPath, about: dict[str, Any], me: dict[str, Any], age: float | None = None) -> str:
     who = f"process {about['pid']} on {about['host'].split()[0]}" if "pid" in about else "another process"
     if about.get("world_size", 1) > 1:
         who += f" as rank {about['rank']} of {about['world_size']}"

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
-from blipcore.io.storage import Place, names, present
-from blipcore.io.writing import sweep
+from blipcore.io.storage import AnyPath, existing, list_names
+from blipcore.io.writing import remove_temporary_files
 from capfilt.config import diff
 from capfilt.shards.format import MANIFEST, read_manifest, write_json
 from capfilt.shards.tables import read_counts
@@ -23,17 +23,17 @@ from capfilt.shards.tables import read_counts
 class Manifest:
     """What made a folder. Holds no clock time, host or number of workers: a rerun writes the same bytes."""
 
-    folder: Place
+    folder: AnyPath
     content: dict
 
     @staticmethod
     def begin(
-        folder: Place,
+        folder: AnyPath,
         stage: str,
         config: dict,
         *,
-        images: Place | None = None,
-        parents: Iterable[Place] = (),
+        images: AnyPath | None = None,
+        parents: Iterable[AnyPath] = (),
         packages: Iterable[str] = ("pillow", "pyarrow"),
         shared: bool = False,
     ) -> Manifest:
@@ -51,7 +51,7 @@ class Manifest:
             "parents": [_reference(folder, parent, images) for parent in parents],
         }
         if not shared:
-            sweep(folder)
+            remove_temporary_files(folder)
         there = read_manifest(folder)
         if there is not None:
             changes = diff({name: there.get(name) for name in here}, here)
@@ -78,14 +78,14 @@ class Manifest:
         self._write({})
 
     def settle(
-        self, tables: Mapping[str, Place], mine: Iterable[str], failed: Mapping[str, str], changed: bool
+        self, tables: Mapping[str, AnyPath], mine: Iterable[str], failed: Mapping[str, str], changed: bool
     ) -> dict[str, int]:
         """Record what became of a run over `mine` of the shards, whose tables are `tables`; returns the counts.
 
         All counts, once every table is there, whoever wrote them; until then those of `mine`, and the shards that have
         failed with the reason. Where the run has `changed` nothing, no table of a finished folder is opened.
         """
-        there = present(tables.values())
+        there = existing(tables.values())
         whole = len(there) == len(tables)
         if whole and not changed and "counts" in self.content:
             return self.content["counts"]
@@ -105,20 +105,20 @@ class Manifest:
             write_json(self.folder / MANIFEST, content)
 
 
-def begun_with(folder: Place) -> str | None:
+def begun_with(folder: AnyPath) -> str | None:
     """The `backend` in the settings of a folder that has been begun; None where there is nothing yet."""
     there = read_manifest(folder)
     return None if there is None else there["config"].get("backend", "torch")
 
 
-def forget_if_empty(folder: Place) -> None:
+def forget_if_empty(folder: AnyPath) -> None:
     """Remove the manifest of a run that ended before its first table: it has settled nothing."""
-    listed = names(folder)
+    listed = list_names(folder)
     if MANIFEST in listed and not any(name.endswith(".parquet") for name in listed):
         (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _reference(folder: Place, target: Place, images: Place | None) -> str:
+def _reference(folder: AnyPath, target: AnyPath, images: AnyPath | None) -> str:
     root = images.resolve() if images is not None else None
     folder, target = folder.resolve(), target.resolve()
     if all(type(place) is type(root) and place.is_relative_to(root) for place in (folder, target)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from blipcore.io.storage import Place, Remote, join, names, place
+from blipcore.io.storage import AnyPath, Remote, list_names, resolve_reference, to_path
 from capfilt.shards.format import read_manifest
 from capfilt.shards.tables import read_table
 
@@ -17,19 +17,19 @@ from capfilt.shards.tables import read_table
 class ShardSet:
     """A folder of `NNNNN.tar` files, with or without tables beside them."""
 
-    path: Place
+    path: AnyPath
     shards: list[str]
 
     @staticmethod
-    def open(path: str | Place) -> ShardSet:
+    def open(path: str | AnyPath) -> ShardSet:
         """List the shards of a folder; FileNotFoundError or ValueError in one sentence when it is no shard set.
 
         One listing, however many shards: no tar and no table is opened.
         """
-        folder = place(path)
+        folder = to_path(path)
         if isinstance(folder, Path) and folder.is_file():
             raise ValueError(f"{folder} is a file; give the folder that holds the .tar shards.")
-        listed = [name for name in names(folder) if not name.startswith(".")]
+        listed = [name for name in list_names(folder) if not name.startswith(".")]
         if not listed and (isinstance(folder, Remote) or not folder.exists()):
             raise FileNotFoundError(f"No folder at {folder}.")
         manifest = read_manifest(folder)
@@ -41,10 +41,10 @@ class ShardSet:
             raise ValueError(_why_no_shards(folder, listed, manifest))
         return ShardSet(folder, shards)
 
-    def tar(self, shard: str) -> Place:
+    def tar(self, shard: str) -> AnyPath:
         return self.path / f"{shard}.tar"
 
-    def table(self, shard: str) -> Place:
+    def table(self, shard: str) -> AnyPath:
         """Where the shard's image table lies, if it has one."""
         return self.path / f"{shard}.parquet"
 
@@ -61,9 +61,9 @@ class ShardSet:
         return table if "key" in table.column_names else pa.table({})
 
 
-def _why_no_shards(folder: Place, names: list[str], manifest: dict | None) -> str:
+def _why_no_shards(folder: AnyPath, names: list[str], manifest: dict | None) -> str:
     if manifest is not None and "images" in manifest:
-        stage, images = manifest["stage"], join(folder, manifest["images"])
+        stage, images = manifest["stage"], resolve_reference(folder, manifest["images"])
         return f"{folder} is the output of '{stage}', not a shard set; its pictures are in {images}."
     if manifest is not None:
         return f"{folder} has no finished shard yet; run the same `capfilt {manifest['stage']}` again to finish it."

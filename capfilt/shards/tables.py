@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.reading import open_read, read_tail
-from blipcore.io.storage import Place, Remote
-from blipcore.io.writing import committed
+from blipcore.io.storage import AnyPath, Remote
+from blipcore.io.writing import atomic_write
 
 ROW_GROUP = 10_000
 
 
 def write_table(
-    path: Place, table: pa.Table, counts: dict[str, int] | None = None, *, make_folder: bool = True
+    path: AnyPath, table: pa.Table, counts: dict[str, int] | None = None, *, make_folder: bool = True
 ) -> None:
     """Write Parquet with the same bytes for the same rows; `counts` travel in its footer, see `read_counts`.
 
@@ -27,11 +27,11 @@ def write_table(
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
     footer = {b"capfilt": json.dumps(counts, sort_keys=True).encode()} if counts is not None else None
-    with committed(path) as file:
+    with atomic_write(path) as file:
         pq.write_table(table.replace_schema_metadata(footer), file, compression="zstd", row_group_size=ROW_GROUP)
 
 
-def read_table(path: Place, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
+def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
     """Read a table, or the named columns of it and those of the `optional` ones that it has.
 
     An unreadable file or a missing column is one ValueError sentence.
@@ -52,10 +52,10 @@ def read_table(path: Place, columns: list[str] | None = None, optional: Iterable
         raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from None
 
 
-def counts_of_each(paths: Iterable[Place]) -> list[dict[str, int]]:
+def counts_of_each(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
     """The counts in the footers of tables."""
 
-    def counts(path: Place) -> dict[str, int]:
+    def counts(path: AnyPath) -> dict[str, int]:
         # a reader starts at the end of a file, so that the tail is a Parquet file to it
         tail = read_tail(path)
         footer = int.from_bytes(tail[-8:-4], "little") + 8
@@ -66,7 +66,7 @@ def counts_of_each(paths: Iterable[Place]) -> list[dict[str, int]]:
         return list(pool.map(counts, paths))
 
 
-def read_counts(paths: Iterable[Place]) -> dict[str, int]:
+def read_counts(paths: Iterable[AnyPath]) -> dict[str, int]:
     """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
     total: dict[str, int] = {}
     for of_table in counts_of_each(paths):

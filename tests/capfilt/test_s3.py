@@ -15,7 +15,7 @@ from web import Web, picture
 
 from blipcore.io import storage
 from blipcore.io.samples import read_pictures
-from blipcore.io.storage import place
+from blipcore.io.storage import to_path
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.export.stage import ExportConfig, export
 from capfilt.filter.config import FilterConfig
@@ -23,7 +23,7 @@ from capfilt.filter.stage import filter_shards
 from capfilt.ingest.download import DownloadConfig, download
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.report.stage import ReportConfig, report
-from capfilt.shards.lock import Occupied, claimed
+from capfilt.shards.lock import Occupied, lock_folder
 
 pytest.importorskip("s3fs", reason="S3 needs the extra s3")
 pytest.importorskip("moto", reason="the S3 server is moto's")
@@ -110,7 +110,10 @@ def test_processes_read_the_store_each_for_itself(store: Store, here: Path, tiny
 
 def test_a_second_run_in_the_store_is_told_apart(store: Store, here: Path, tiny_blip: Path, tmp_path: Path) -> None:
     url = fill(here, "s3://bucket/twice", tmp_path / "tars")
-    with claimed(place(url) / "captions" / "b"), pytest.raises(Occupied, match="s3://bucket/twice/captions/b is being"):
+    with (
+        lock_folder(to_path(url) / "captions" / "b"),
+        pytest.raises(Occupied, match="s3://bucket/twice/captions/b is being"),
+    ):
         run(url, tiny_blip)
     assert run(url, tiny_blip)["shards"]["done"] == SHARDS
     assert not [name for name in files(url) if "lease" in name]

@@ -15,8 +15,8 @@ import pytest
 from blipcore.io import storage
 from blipcore.io.reading import _Ranges, open_read, read_tail
 from blipcore.io.samples import Picture, read_pictures
-from blipcore.io.storage import Remote, join, names, place, present
-from blipcore.io.writing import committed, sweep
+from blipcore.io.storage import Remote, existing, list_names, resolve_reference, to_path
+from blipcore.io.writing import atomic_write, remove_temporary_files
 from capfilt.shards.format import CAPTIONS, images_of, write_json, write_shard
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_counts, read_table, write_table
@@ -52,14 +52,16 @@ def moody(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_places_are_told_apart_and_joined() -> None:
-    assert place("data") == Path("data") and place("file:///data/x") == Path("/data/x")
-    data = place("s3://bucket/data/")
+    assert to_path("data") == Path("data") and to_path("file:///data/x") == Path("/data/x")
+    data = to_path("s3://bucket/data/")
     assert (str(data), data.name, str(data.parent)) == ("s3://bucket/data", "data", "s3://bucket")
     assert str(data / "captions" / "x.v2.parquet") == "s3://bucket/data/captions/x.v2.parquet"
     assert (data / "x.v2.parquet").stem == "x.v2"
-    assert str(join(data / "captions" / "x", "../..")) == "s3://bucket/data"
-    assert join(data, "/local/data") == Path("/local/data") and join(Path("/a/b"), "../c") == Path("/a/c")
-    assert str(join(Path("/a"), "gs://bucket/data")) == "gs://bucket/data"
+    assert str(resolve_reference(data / "captions" / "x", "../..")) == "s3://bucket/data"
+    assert resolve_reference(data, "/local/data") == Path("/local/data") and resolve_reference(
+        Path("/a/b"), "../c"
+    ) == Path("/a/c")
+    assert str(resolve_reference(Path("/a"), "gs://bucket/data")) == "gs://bucket/data"
     assert (data / "x").is_relative_to(data) and not Remote("s3://bucket/data2").is_relative_to(data)
     with pytest.raises(TypeError, match="not a local file"):
         os.fspath(data)
@@ -67,17 +69,17 @@ def test_places_are_told_apart_and_joined() -> None:
 
 def test_one_listing_for_any_number_of_files(folder: Remote, tmp_path: Path, monkeypatch) -> None:
     for root in (folder, tmp_path):
-        assert names(root / "nowhere") == [] and present([root / "nowhere" / "x"]) == set()
+        assert list_names(root / "nowhere") == [] and existing([root / "nowhere" / "x"]) == set()
         write_json(root / "b.json", {})
         write_json(root / "inner" / "a.json", {})
-        assert names(root) == ["b.json", "inner"]
+        assert list_names(root) == ["b.json", "inner"]
         wanted = [root / "a.json", root / "b.json", root / "inner" / "a.json"]
-        assert present(wanted) == set(wanted[1:])
+        assert existing(wanted) == set(wanted[1:])
     assert sorted(path.name for path in folder.glob("*.json")) == ["b.json"]
     assert folder.is_dir() and (folder / "b.json").is_file() and not (folder / "c.json").exists()
     listed = []
-    monkeypatch.setattr(storage, "names", lambda place: listed.append(place) or [])
-    present(folder / f"{number:05d}.parquet" for number in range(1000))
+    monkeypatch.setattr(storage, "list_names", lambda place: listed.append(place) or [])
+    existing(folder / f"{number:05d}.parquet" for number in range(1000))
     assert listed == [folder]
 
 
@@ -144,14 +146,14 @@ def test_bad_moments_of_the_network_are_waited_out(folder: Remote, renaming, moo
     write_table(folder / "a.parquet", CAPTIONS.empty_table(), {"pictures": 1})
     assert read_counts([folder / "a.parquet"]) == {"pictures": 1}
     assert calls[0] == 4
-    assert names(folder) == ["a.parquet"]
+    assert list_names(folder) == ["a.parquet"]
 
 
 def test_what_does_not_mend_is_one_sentence_and_leaves_nothing(folder: Remote, renaming, moody) -> None:
     calls = moody(100, "mv", TimeoutError("no answer"))
     with pytest.raises(OSError, match=r"a\.parquet\..*tmp does not answer after 5 tries \(no answer\)\."):
         write_table(folder / "a.parquet", CAPTIONS.empty_table())
-    assert calls[0] == 5 and names(folder) == []
+    assert calls[0] == 5 and list_names(folder) == []
     calls = moody(1, "cat_file", PermissionError("signature"))
     with pytest.raises(PermissionError) as caught:
         (folder / "x").read_bytes()
@@ -184,14 +186,14 @@ def test_a_range_that_comes_short_is_asked_for_again(folder: Remote, monkeypatch
 
 def test_packages_and_protocols_that_are_missing_are_sentences(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"nonsense://x is no place to read from or write to: Protocol not known"):
-        names(place("nonsense://x"))
+        list_names(to_path("nonsense://x"))
 
     def absent(url: str):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
     with pytest.raises(ImportError, match=r"s3:// cannot be used here \(Install s3fs .*pip install 'capfilt\[s3\]'"):
-        names(place("s3://bucket"))
+        list_names(to_path("s3://bucket"))
 
 
 def test_sweeping_takes_what_was_to_become_ours(tmp_path: Path, folder: Remote) -> None:
@@ -199,10 +201,10 @@ def test_sweeping_takes_what_was_to_become_ours(tmp_path: Path, folder: Remote) 
         for name in (".00000.parquet.0123abcd.tmp", ".00001.parquet.0123abcd.tmp", "00002.parquet", ".hidden"):
             write_json(root / "x.json", {})
             (root / name).write_bytes(b"")
-        sweep(root, ["00001.parquet", "00002.parquet"])
-        assert names(root) == [".00000.parquet.0123abcd.tmp", ".hidden", "00002.parquet", "x.json"]
-        sweep(root)
-        assert names(root) == [".hidden", "00002.parquet", "x.json"]
+        remove_temporary_files(root, ["00001.parquet", "00002.parquet"])
+        assert list_names(root) == [".00000.parquet.0123abcd.tmp", ".hidden", "00002.parquet", "x.json"]
+        remove_temporary_files(root)
+        assert list_names(root) == [".hidden", "00002.parquet", "x.json"]
 
 
 def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch) -> None:
@@ -223,23 +225,23 @@ def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, m
 
 def test_which_disk_is_full_is_told(tmp_path: Path, folder: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"), committed(tmp_path / "a"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"), atomic_write(tmp_path / "a"):
         raise full
     monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
     full.filename = None
-    with pytest.raises(OSError, match=f"'{tmp_path}/capfilt-.*'"), committed(folder / "a"):
+    with pytest.raises(OSError, match=f"'{tmp_path}/capfilt-.*'"), atomic_write(folder / "a"):
         raise full
     full.filename = None
     (folder / "x").write_bytes(b"x")
     monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(OSError, match=f"'{tmp_path}'"), open_read(folder / "x") as file:
         file.read()
-    assert list(tmp_path.iterdir()) == [] and names(folder) == ["x"]
+    assert list(tmp_path.iterdir()) == [] and list_names(folder) == ["x"]
 
 
 def test_nothing_appears_when_the_writer_fails(folder: Remote, tmp_path: Path) -> None:
     for root in (folder, tmp_path):
-        with pytest.raises(RuntimeError), committed(root / "a") as file:
+        with pytest.raises(RuntimeError), atomic_write(root / "a") as file:
             file.write(b"half")
             raise RuntimeError("half way")
-        assert names(root) == []
+        assert list_names(root) == []

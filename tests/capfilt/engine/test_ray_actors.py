@@ -16,7 +16,7 @@ from folders import contents
 import capfilt
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.engine import run as engine
-from capfilt.engine.run import Crew, run
+from capfilt.engine.run import EngineConfig, run
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
 
@@ -140,5 +140,5 @@ def test_the_choice_of_engine_is_checked() -> None:
     with pytest.raises(ValueError, match="Unknown engine 'slurm'; choose 'local' or 'ray'"):
         run(None, SHARDS, engine="slurm")
     with pytest.raises(ValueError, match="rank must be 0 to world_size - 1, not 2 of 2"):
-        Crew(rank=2, world_size=2)
-    assert engine.Crew(rank=1, world_size=2).share(SHARDS) == ["00001", "00003"]
+        EngineConfig(rank=2, world_size=2)
+    assert engine.EngineConfig(rank=1, world_size=2).share(SHARDS) == ["00001", "00003"]

@@ -21,7 +21,7 @@ from web import picture
 
 from blipcore.io.images import EXIF_ORIENTATION, TURNS
 from blipcore.io.samples import Picture, read_pictures
-from blipcore.io.storage import place
+from blipcore.io.storage import to_path
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
 from capfilt.ingest import table_pictures as columns
@@ -173,7 +173,7 @@ def test_shards_may_go_to_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.M
     photos = folder(tmp_path / "photos", ["a.jpg", "b.jpg"])
     pack(PackConfig(str(photos), "memory://bucket/data", shard_size=1, workers=1), progress=False)
     run(photos, tmp_path / "data", shard_size=1)
-    there = {path.name: path.read_bytes() for path in place("memory://bucket/data").iterdir()}
+    there = {path.name: path.read_bytes() for path in to_path("memory://bucket/data").iterdir()}
     assert there == {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
     assert not any((tmp_path / "cache").rglob("*.parquet"))
     assert ShardSet.open("memory://bucket/data").shards == ["00000", "00001"]

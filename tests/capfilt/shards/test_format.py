@@ -15,7 +15,7 @@ from PIL import Image
 
 from blipcore.io.samples import Picture, read_pictures
 from blipcore.io.tars import TarReader
-from blipcore.io.writing import sweep
+from blipcore.io.writing import remove_temporary_files
 from capfilt.shards import format as shards
 from capfilt.shards.format import CAPTIONS, IMAGES, filtered_schema, read_manifest, suffix_of, write_json, write_shard
 from capfilt.shards.shard_set import ShardSet
@@ -276,7 +276,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["0.tar"]
     assert (tmp_path / "0.tar").read_bytes() == b"old"
     (tmp_path / ".0.tar.deadbeef.tmp").write_bytes(b"left by a killed run")
-    sweep(tmp_path)
+    remove_temporary_files(tmp_path)
     assert os.listdir(tmp_path) == ["0.tar"]
 
 

@@ -17,7 +17,7 @@ import pytest
 import capfilt
 from blipcore.io.storage import Remote
 from capfilt.shards import lock
-from capfilt.shards.lock import Occupied, claimed
+from capfilt.shards.lock import Occupied, lock_folder
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom capfilt.shards.lock import claimed\n"
@@ -39,22 +39,22 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def test_a_second_run_leaves_with_a_sentence(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "captions" / "x"
-    with claimed(folder):
+    with lock_folder(folder):
         sentence = rf"captions/x is being written by process {os.getpid()} on .*; let it finish"
-        with pytest.raises(Occupied, match=sentence), claimed(folder):
+        with pytest.raises(Occupied, match=sentence), lock_folder(folder):
             pytest.fail("both are in")
         (folder / "00000.parquet").write_bytes(b"")
     assert [path.name for path in folder.iterdir()] == ["00000.parquet"]
-    with claimed(folder):
+    with lock_folder(folder):
         pass
 
 
 def test_an_empty_folder_goes_with_the_claim(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(ValueError), claimed(tmp_path / "captions" / "x"):
+    with pytest.raises(ValueError), lock_folder(tmp_path / "captions" / "x"):
         raise ValueError("a mistake that is found before anything is written")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with claimed(tmp_path / "mine"):
+    with lock_folder(tmp_path / "mine"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -64,7 +64,7 @@ def test_a_killed_run_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     assert process.stdout.readline() == b"held\n"
-    with pytest.raises(Occupied, match=f"process {process.pid} on"), claimed(tmp_path):
+    with pytest.raises(Occupied, match=f"process {process.pid} on"), lock_folder(tmp_path):
         pytest.fail("both are in")
     about = (tmp_path / ".lock").read_bytes()
     process.send_signal(signal.SIGKILL)
@@ -73,20 +73,20 @@ def test_a_killed_run_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for way in ("flock", "lease"):
         if way == "lease":
             monkeypatch.setattr(lock, "_flocked", lock._leased)
-        with claimed(tmp_path):
+        with lock_folder(tmp_path):
             assert (tmp_path / ".lock").exists() == (way == "flock")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_share_a_folder_and_nobody_else_does(tmp_path: Path, kind: str) -> None:
-    with claimed(tmp_path, 0, 3), claimed(tmp_path, 2, 3):
+    with lock_folder(tmp_path, 0, 3), lock_folder(tmp_path, 2, 3):
         for rank, world_size in ((2, 3), (1, 4), (0, 1)):
             sentence = r"as rank [02] of 3; let it finish"
-            with pytest.raises(Occupied, match=sentence), claimed(tmp_path, rank, world_size):
+            with pytest.raises(Occupied, match=sentence), lock_folder(tmp_path, rank, world_size):
                 pytest.fail("all of them are in")
-        with claimed(tmp_path, 1, 3):
+        with lock_folder(tmp_path, 1, 3):
             pass
-    with claimed(tmp_path), pytest.raises(Occupied), claimed(tmp_path, 1, 3):
+    with lock_folder(tmp_path), pytest.raises(Occupied), lock_folder(tmp_path, 1, 3):
         pytest.fail("a rank is in beside a run of its own")
     assert list(tmp_path.iterdir()) == []
 
@@ -97,7 +97,7 @@ def test_ranks_that_start_together_all_get_in(tmp_path: Path, kind: str) -> None
     def work(rank: int) -> None:
         together.wait()
         try:
-            with claimed(tmp_path, rank, 8):
+            with lock_folder(tmp_path, rank, 8):
                 together.wait()
         except Exception as error:
             failed.append(error)
@@ -118,7 +118,7 @@ def test_what_a_killed_run_has_written_is_not_of_the_rank_that_is_just_coming_in
     with open(tmp_path / ".lock") as coming:
         fcntl.flock(coming, fcntl.LOCK_EX)  # and has not said yet who it is
         threading.Timer(0.2, lambda: fcntl.flock(coming, fcntl.LOCK_UN)).start()
-        with claimed(tmp_path, 1, 3):
+        with lock_folder(tmp_path, 1, 3):
             pass
 
 
@@ -130,11 +130,11 @@ def test_a_lease_is_renewed_and_an_old_one_is_of_a_run_that_was_killed(
     elsewhere = tmp_path / ".lease.0123456789ab"
     elsewhere.write_text(json.dumps({"host": "elsewhere", "pid": 1, "rank": 0, "world_size": 1}))
     sentence = r"process 1 on elsewhere; .*last heard of \d+ s ago; if it was killed"
-    with pytest.raises(Occupied, match=sentence), claimed(tmp_path):
+    with pytest.raises(Occupied, match=sentence), lock_folder(tmp_path):
         pytest.fail("both are in")
     old = elsewhere.stat().st_mtime - lock.STALE_SECONDS - 10
     os.utime(elsewhere, (old, old))
-    with claimed(tmp_path):
+    with lock_folder(tmp_path):
         (mine,) = tmp_path.glob(".lease.*")
         os.utime(mine, (old, old))
         renewed = threading.Event()
@@ -148,9 +148,9 @@ def test_a_lease_is_renewed_and_an_old_one_is_of_a_run_that_was_killed(
 def test_leases_in_a_store_without_folders() -> None:
     folder = Remote("memory://test_lock/captions/x")
     sentence = "memory://test_lock/captions/x is being written by"
-    with claimed(folder), pytest.raises(Occupied, match=sentence), claimed(folder):
+    with lock_folder(folder), pytest.raises(Occupied, match=sentence), lock_folder(folder):
         pytest.fail("both are in")
-    with claimed(folder, 0, 2), claimed(folder, 1, 2):
+    with lock_folder(folder, 0, 2), lock_folder(folder, 1, 2):
         pass
     assert list(folder.iterdir()) == []
 
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(OSError, match="No space left") as caught, claimed(tmp_path / "out"):
+    with pytest.raises(OSError, match="No space left") as caught, lock_folder(tmp_path / "out"):
         pass
     assert caught.value.filename == str(tmp_path / "out" / ".lock")
     assert not (tmp_path / "out").exists()
