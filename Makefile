@@ -28,6 +28,7 @@ gpu:  ## what only a GPU can show: its tests, then the benchmarks (see examples/
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv build *.egg-info
