@@ -1,12 +1,12 @@
 """From one kind of checkpoint to another and back: same tensors, same sizes; what cannot be, in one sentence."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from golden import GOLDEN
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -22,7 +22,6 @@ from blipcore.model.tokenizer import BERT_SPECIALS
 from blipcore.tasks.contrastive import momentum_copy
 from capfilt.cli import app
 
-GOLDEN = Path(os.environ.get("BLIPCORE_GOLDEN") or Path(__file__).resolve().parents[4] / "shared" / "golden")
 VOCAB = [*BERT_SPECIALS, "a", "dog", "red", "bus"]
 CONFIG = BlipConfig(
     VisionConfig(image_size=16, patch_size=8, width=64, depth=2, heads=1),
@@ -104,7 +103,6 @@ def test_round_trip_without_transformers(official, tmp_path, kind):
     assert "transformers has no BLIP class" in mistake("convert", tmp_path / "ours", tmp_path / "x", "--to", "hf")
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden outputs of the official code in {GOLDEN}")
 @pytest.mark.parametrize("kind", ["caption", "itm", "nlvr", "pretrain", "retrieval", "vqa"])
 def test_golden_round_trip(tmp_path, kind):
     facts = json.loads((GOLDEN / "golden.json").read_text())
