@@ -16,24 +16,24 @@ PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif",
 
 
 @dataclass
-class Picture:
+class TarSample:
     """One sample of a shard; `image` is empty exactly when `error` names why its bytes cannot be had."""
 
     key: str
     image: bytes
     text: str | None = None
-    meta: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
     error: str | None = None
 
 
-class Problem(NamedTuple):
+class TarProblem(NamedTuple):
     """Something in a tar that is no sample: `reason` from a closed list, `member` the name it concerns."""
 
     reason: str  # truncated_tar, corrupt_tar, link_member, unsafe_name, duplicate_member, foreign_member
     member: str
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A regular file inside a tar: where its bytes lie."""
 
     name: str
@@ -41,9 +41,9 @@ class Member(NamedTuple):
     size: int
 
 
-def read_pictures(
-    tar_path: str | AnyPath, problems: list[Problem] | None = None, keys: Container[str] | None = None
-) -> Iterator[Picture]:
+def read_samples(
+    tar_path: str | AnyPath, problems: list[TarProblem] | None = None, keys: Container[str] | None = None
+) -> Iterator[TarSample]:
     """Samples of a tar in the order of their first members, each key once; what is wrong is appended to `problems`.
 
     With `keys` only these, and of the others no more than the headers is read. A key is the member's name up to the
@@ -53,20 +53,20 @@ def read_pictures(
     problems = [] if problems is None else problems
     with open_read(to_path(tar_path)) as file:
         end = file.seek(0, io.SEEK_END)
-        for key, parts in index_pictures(file, end, problems).items():
+        for key, parts in index_samples(file, end, problems).items():
             if keys is not None and key not in keys:
                 continue
             text, meta = read_words(file, end, parts)
             image = _read_member(file, end, parts.get("image"))
             if image is None:
-                yield Picture(key, b"", text, meta, error="truncated_tar" if "image" in parts else "no_picture")
+                yield TarSample(key, b"", text, meta, error="truncated_tar" if "image" in parts else "no_picture")
             else:
-                yield Picture(key, image, text, meta)
+                yield TarSample(key, image, text, meta)
 
 
-def index_pictures(file: BinaryIO, end: int, problems: list[Problem]) -> dict[str, dict[str, Member]]:
+def index_samples(file: BinaryIO, end: int, problems: list[TarProblem]) -> dict[str, dict[str, TarMember]]:
     """Key -> its members ("image", "text", "meta") of a tar of `end` bytes, in the order of their first members."""
-    samples: dict[str, dict[str, Member]] = {}
+    samples: dict[str, dict[str, TarMember]] = {}
     for member in walk_tar(file, end, problems):
         split = _split(member.name, problems)
         if split is None:
@@ -77,16 +77,16 @@ def index_pictures(file: BinaryIO, end: int, problems: list[Problem]) -> dict[st
         if _dotted(first) and not _dotted(member):
             parts[part] = member
         elif first is not member and _dotted(first) == _dotted(member):
-            problems.append(Problem("duplicate_member", member.name))
+            problems.append(TarProblem("duplicate_member", member.name))
     return samples
 
 
-def _dotted(member: Member) -> bool:
+def _dotted(member: TarMember) -> bool:
     """Whether a name has more dots than one: beside 0.jpg, 0.depth.png is another field; alone it is the picture."""
     return member.name.rpartition("/")[2].count(".") > 1
 
 
-def read_words(file: BinaryIO, end: int, parts: dict[str, Member]) -> tuple[str | None, dict]:
+def read_words(file: BinaryIO, end: int, parts: dict[str, TarMember]) -> tuple[str | None, dict]:
     """The text and the JSON object of a sample; the text may lie in the object as its "caption"."""
     raw_text, raw_meta = _read_member(file, end, parts.get("text")), _read_member(file, end, parts.get("meta"))
     try:
@@ -100,31 +100,31 @@ def read_words(file: BinaryIO, end: int, parts: dict[str, Member]) -> tuple[str 
     return text.encode("utf-8", errors="replace").decode("utf-8"), meta  # JSON may hold half of a surrogate pair
 
 
-def _read_member(file: BinaryIO, end: int, member: Member | None) -> bytes | None:
+def _read_member(file: BinaryIO, end: int, member: TarMember | None) -> bytes | None:
     if member is None or member.offset + member.size > end:
         return None
     file.seek(member.offset)
     return file.read(member.size)
 
 
-def _split(name: str, problems: list[Problem]) -> tuple[str, str] | None:
+def _split(name: str, problems: list[TarProblem]) -> tuple[str, str] | None:
     """("00012", "image" | "text" | "meta") of a member, None for what is none of ours."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     if name.startswith("/") or ".." in name.split("/"):
-        problems.append(Problem("unsafe_name", name))
+        problems.append(TarProblem("unsafe_name", name))
         return None
     stem, dot, suffix = base.partition(".")
     last = suffix.rpartition(".")[2].lower()
     part = "image" if last in PICTURE_SUFFIXES else {"txt": "text", "json": "meta"}.get(last)
     if not stem or not dot:  # .DS_Store, README
-        problems.append(Problem("foreign_member", name))
+        problems.append(TarProblem("foreign_member", name))
         return None
     if part is None:  # another field of the sample, as webdataset allows: 00012.cls
         return None
     return folder + slash + stem, part
 
 
-def walk_tar(file: BinaryIO, end: int, problems: list[Problem], position: int = 0) -> Iterator[Member]:
+def walk_tar(file: BinaryIO, end: int, problems: list[TarProblem], position: int = 0) -> Iterator[TarMember]:
     """Regular members of a tar of `end` bytes by walking its headers (ustar, GNU long names, PAX paths).
 
     Our own walk, since the standard library's stops without a word at a damaged header.
@@ -137,7 +137,7 @@ def walk_tar(file: BinaryIO, end: int, problems: list[Problem], position: int = 
             return
         size = _number(header[124:136])
         if size is None or size < 0 or not _checksum_fits(header):  # below 0 the walk would go back for ever
-            problems.append(Problem("corrupt_tar", f"byte {position}, after {member!r}"))
+            problems.append(TarProblem("corrupt_tar", f"byte {position}, after {member!r}"))
             return
         kind, data = header[156:157], position + 512
         position = data + -(-size // 512) * 512
@@ -150,10 +150,10 @@ def walk_tar(file: BinaryIO, end: int, problems: list[Problem], position: int = 
             continue
         member, long_name = long_name or _header_name(header), None
         if kind in (b"0", b"\0", b"7"):
-            yield Member(member, data, size)
+            yield TarMember(member, data, size)
         elif kind != b"5":
-            problems.append(Problem("link_member", member))
-    problems.append(Problem("truncated_tar", member))
+            problems.append(TarProblem("link_member", member))
+    problems.append(TarProblem("truncated_tar", member))
 
 
 def _number(raw: bytes) -> int | None:

@@ -119,7 +119,7 @@ class Folder:
                         raise OSError(f"{self.where(name)} could not be fetched: {error}") from error
                     time.sleep(2**attempt)
 
-    def ahead(self, names: Iterable[str]) -> None:
+    def prefetch(self, names: Iterable[str]) -> None:
         """Fetch files in the background, in this order; nothing to do where they are on this machine."""
         if not is_remote(self.place):
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, _file_system, _has_folders, list_names
 
@@ -67,6 +69,45 @@ def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: AnyPath, content: str) -> None:
+    """Write UTF-8 text atomically; creates the folder if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content.encode("utf-8"))
+
+
+def write_json(path: AnyPath, content: dict[str, Any]) -> None:
+    """Write indented JSON atomically; creates the folder if it is missing."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a library to write a file or a folder to; it replaces `path` if no error is raised.
+
+    `atomic_write` is the better choice for one file that can be written through an open file.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):  # of a run that was killed
+        _remove(leftover)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_temporary_files(folder: AnyPath, targets: Iterable[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from blipcore.io.samples import Picture
+from blipcore.io.samples import TarSample
 from blipcore.io.storage import AnyPath, resolve_reference
 from blipcore.io.writing import atomic_write
 
@@ -68,18 +68,6 @@ def filtered_schema(columns: Iterable[str]) -> pa.Schema:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def write_json(path: AnyPath, content: dict) -> None:
-    """Write indented JSON, atomically, into a folder that is made if need be."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: AnyPath, content: str) -> None:
-    """Write UTF-8, atomically, into a folder that is made if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(content.encode("utf-8"))
-
-
 def suffix_of(data: bytes) -> str:
     """File suffix that belongs to the bytes: jpg, png, webp, gif, ...; jpg where it is unknown."""
     if data[:3] == b"\xff\xd8\xff":
@@ -91,7 +79,7 @@ def suffix_of(data: bytes) -> str:
     return {b"GIF8": "gif", b"II*\0": "tif", b"MM\0*": "tif"}.get(data[:4], "bmp" if data[:2] == b"BM" else "jpg")
 
 
-def write_shard(path: AnyPath, pictures: Iterable[Picture], *, make_folder: bool = True) -> None:
+def write_shard(path: AnyPath, pictures: Iterable[TarSample], *, make_folder: bool = True) -> None:
     """Write a tar of `key.jpg`, `key.txt` (where there is a text) and `key.json`: same pictures, same bytes."""
     from webdataset import TarWriter  # imports torch, so only where it is used
 
@@ -102,8 +90,8 @@ def write_shard(path: AnyPath, pictures: Iterable[Picture], *, make_folder: bool
             sample = {"__key__": picture.key, suffix_of(picture.image): picture.image}
             if picture.text is not None:
                 sample["txt"] = picture.text.encode("utf-8", errors="replace")
-            if picture.meta:
-                sample["json"] = json.dumps(picture.meta, ensure_ascii=False).encode("utf-8", errors="replace")
+            if picture.metadata:
+                sample["json"] = json.dumps(picture.metadata, ensure_ascii=False).encode("utf-8", errors="replace")
             tar.write(sample)
 
 

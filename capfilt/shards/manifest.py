@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
+from blipcore.io.config_diff import diff_configs
 from blipcore.io.storage import AnyPath, existing, list_names
-from blipcore.io.writing import remove_temporary_files
-from capfilt.config import diff
-from capfilt.shards.format import MANIFEST, read_manifest, write_json
+from blipcore.io.writing import remove_temporary_files, write_json
+from capfilt.shards.format import MANIFEST, read_manifest
 from capfilt.shards.tables import read_counts
 
 
@@ -54,7 +54,7 @@ class Manifest:
             remove_temporary_files(folder)
         there = read_manifest(folder)
         if there is not None:
-            changes = diff({name: there.get(name) for name in here}, here)
+            changes = diff_configs({name: there.get(name) for name in here}, here)
             if changes:
                 listing = "".join(f"\n  {line.removeprefix('config.')}" for line in changes)
                 raise ValueError(

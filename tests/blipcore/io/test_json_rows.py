@@ -123,9 +123,9 @@ def test_a_list_of_ten_million_rows_is_a_data_set_in_little_memory(tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from blipcore.data.sources import open_source
+from blipcore.data.shard_datasets import open_dataset
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-source = open_source(Path(sys.argv[1]))
+source = open_dataset(Path(sys.argv[1]))
 assert sum(source.counts) == 10_000_000 and len(source.load(7)) == source.counts[7]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -14,10 +14,10 @@ import pytest
 
 from blipcore.io import storage
 from blipcore.io.reading import _Ranges, open_read, read_tail
-from blipcore.io.samples import Picture, read_pictures
+from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import Remote, existing, list_names, resolve_reference, to_path
-from blipcore.io.writing import atomic_write, remove_temporary_files
-from capfilt.shards.format import CAPTIONS, images_of, write_json, write_shard
+from blipcore.io.writing import atomic_write, remove_temporary_files, write_json
+from capfilt.shards.format import CAPTIONS, images_of, write_shard
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_counts, read_table, write_table
 
@@ -87,7 +87,9 @@ def test_a_shard_set_elsewhere_reads_like_one_here(folder: Remote, tmp_path: Pat
     monkeypatch.setattr(storage, "BLOCK", 1000)  # many ranges, members across them
     rng = random.Random(0)
     sizes = [rng.randrange(3000) for _ in range(40)]
-    pictures = [Picture(f"{n:03d}", b"\xff\xd8\xff" + rng.randbytes(size), f"text {n}") for n, size in enumerate(sizes)]
+    pictures = [
+        TarSample(f"{n:03d}", b"\xff\xd8\xff" + rng.randbytes(size), f"text {n}") for n, size in enumerate(sizes)
+    ]
     for root in (folder, tmp_path):
         write_shard(root / "00000.tar", pictures)
         write_table(root / "captions" / "c" / "00000.parquet", CAPTIONS.empty_table(), {"pictures": 40})
@@ -95,7 +97,7 @@ def test_a_shard_set_elsewhere_reads_like_one_here(folder: Remote, tmp_path: Pat
     here, there = ShardSet.open(tmp_path), ShardSet.open(str(folder))
     assert here.shards == there.shards == ["00000"]
     assert here.tar("00000").read_bytes() == there.tar("00000").read_bytes()
-    assert list(read_pictures(there.tar("00000"))) == pictures
+    assert list(read_samples(there.tar("00000"))) == pictures
     table = folder / "captions" / "c" / "00000.parquet"
     assert read_table(table, ["key"], optional=("text", "other")).column_names == ["key", "text"]
     assert read_counts([table]) == {"pictures": 40}

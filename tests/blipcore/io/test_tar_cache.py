@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from blipcore.data.loader import make_loader
-from blipcore.data.sources import open_source
+from blipcore.data.shard_datasets import open_dataset
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform
 from blipcore.io import tar_cache as places
@@ -140,7 +140,7 @@ def test_the_table_beside_a_tar_spares_reading_it(shards, monkeypatch):
     before = samples(Stream([str(shards)], eval_transform(4), 0), 18)
     tables(shards)
     monkeypatch.setattr("blipcore.io.tars.index_tar", None)
-    source = open_source(shards)
+    source = open_dataset(shards)
     assert source.counts == [3] * 6
     monkeypatch.undo()
     assert samples(Stream([str(shards)], eval_transform(4), 0), 18) == before
@@ -148,9 +148,9 @@ def test_the_table_beside_a_tar_spares_reading_it(shards, monkeypatch):
 
 def test_what_is_not_there_is_one_sentence(tmp_path, shards):
     with pytest.raises(FileNotFoundError, match=r"data set file:///nowhere does not exist"):
-        open_source("file:///nowhere")
+        open_dataset("file:///nowhere")
     with pytest.raises(ValueError, match=r"nothing://here cannot be reached"):
-        open_source("nothing://here")
+        open_dataset("nothing://here")
     folder = pickle.loads(pickle.dumps(Folder(f"file://{shards}")))  # our own
     with pytest.raises(FileNotFoundError, match=r"00009.tar does not exist"):
         folder.local("00009.tar")

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from blipcore.io.samples import Picture, read_pictures
+from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.tars import TarReader
-from blipcore.io.writing import remove_temporary_files
+from blipcore.io.writing import remove_temporary_files, write_json
 from capfilt.shards import format as shards
-from capfilt.shards.format import CAPTIONS, IMAGES, filtered_schema, read_manifest, suffix_of, write_json, write_shard
+from capfilt.shards.format import CAPTIONS, IMAGES, filtered_schema, read_manifest, suffix_of, write_shard
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_counts, read_table, write_table
 
@@ -40,15 +40,15 @@ def make_tar(path: Path, members: list[tuple[str, bytes]], **options) -> Path:
 
 def test_what_is_written_is_read_back_and_is_the_same_bytes_twice(tmp_path: Path) -> None:
     pictures = [
-        Picture("000000000", jpeg(1), "a café in 北京", {"url": "http://x/1", "width": 16}),
-        Picture("000000001", jpeg(2, "PNG"), "", {"sha256": "ab"}),
-        Picture("000000002", jpeg(3), None, {}),
+        TarSample("000000000", jpeg(1), "a café in 北京", {"url": "http://x/1", "width": 16}),
+        TarSample("000000001", jpeg(2, "PNG"), "", {"sha256": "ab"}),
+        TarSample("000000002", jpeg(3), None, {}),
     ]
     write_shard(tmp_path / "a.tar", pictures)
     write_shard(tmp_path / "b.tar", iter(pictures))
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     problems: list = []
-    assert list(read_pictures(tmp_path / "a.tar", problems)) == pictures
+    assert list(read_samples(tmp_path / "a.tar", problems)) == pictures
     assert problems == []
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert tar.getnames()[:4] == ["000000000.jpg", "000000000.json", "000000000.txt", "000000001.json"]
@@ -58,7 +58,7 @@ def test_what_is_written_is_read_back_and_is_the_same_bytes_twice(tmp_path: Path
 def test_webdataset_reads_our_shards_the_same_way(tmp_path: Path) -> None:
     import webdataset
 
-    pictures = [Picture(f"{number:09d}", jpeg(number), f"text {number}", {"n": number}) for number in range(3)]
+    pictures = [TarSample(f"{number:09d}", jpeg(number), f"text {number}", {"n": number}) for number in range(3)]
     write_shard(tmp_path / "a.tar", pictures)
     samples = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
     assert [(s["__key__"], s["jpg"], s["txt"].decode()) for s in samples] == [
@@ -83,11 +83,11 @@ def test_img2dataset_style_members(tmp_path: Path) -> None:
         ],
     )
     problems: list = []
-    first, second, third, fourth = read_pictures(tar, problems)
+    first, second, third, fourth = read_samples(tar, problems)
     assert (first.key, first.text, first.image) == ("a/photo", "dots after the key", jpeg())
-    assert (second.key, second.text, second.meta["n"]) == ("b/photo", "only in json", 1)
-    assert (third.text, third.meta) == ("\ufffd bad utf-8", {})
-    assert (fourth.text, fourth.meta, fourth.error) == (None, {}, None)
+    assert (second.key, second.text, second.metadata["n"]) == ("b/photo", "only in json", 1)
+    assert (third.text, third.metadata) == ("\ufffd bad utf-8", {})
+    assert (fourth.text, fourth.metadata, fourth.error) == (None, {}, None)
     assert problems == []
 
 
@@ -117,7 +117,7 @@ def test_strange_members_are_named_and_stop_nothing(tmp_path: Path) -> None:
         add("empty.jpg", b"")
     before = sorted(tmp_path.rglob("*"))
     problems: list = []
-    pictures = {picture.key: picture for picture in read_pictures(path, problems)}
+    pictures = {picture.key: picture for picture in read_samples(path, problems)}
     assert list(pictures) == ["one", "two", "text_only", "empty"]
     assert (pictures["one"].image, pictures["one"].text) == (jpeg(1), "need not be adjacent")
     assert (pictures["two"].image, pictures["two"].text) == (jpeg(2), "members of a sample")
@@ -144,7 +144,7 @@ def test_long_and_foreign_names_of_every_tar_format(tmp_path: Path, tar_format: 
     members = [(f"{name}.{end}", data) for name in names for end, data in (("jpg", jpeg()), ("txt", name.encode()))]
     tar = make_tar(tmp_path / "0.tar", members, format=tar_format)
     problems: list = []
-    assert [(picture.key, picture.text) for picture in read_pictures(tar, problems)] == [(name, name) for name in names]
+    assert [(picture.key, picture.text) for picture in read_samples(tar, problems)] == [(name, name) for name in names]
     assert problems == []
 
 
@@ -155,17 +155,17 @@ def test_a_tar_cut_or_damaged_anywhere_gives_what_is_readable(tmp_path: Path) ->
     for cut in range(0, used, 97):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         problems: list = []
-        pictures = list(read_pictures(tmp_path / "cut.tar", problems))
+        pictures = list(read_samples(tmp_path / "cut.tar", problems))
         assert [problem.reason for problem in problems] == ["truncated_tar"]
         assert all(p.error == "truncated_tar" for p in pictures if p.image != jpeg(int(p.key)))
         assert all(p.image == jpeg(int(p.key)) for p in pictures if p.error is None)
     second = whole.index(b"1.jpg")
     (tmp_path / "bad.tar").write_bytes(whole[:second] + b"\xff" * 512 + whole[second + 512 :])
     problems = []
-    assert [picture.key for picture in read_pictures(tmp_path / "bad.tar", problems)] == ["0"]
+    assert [picture.key for picture in read_samples(tmp_path / "bad.tar", problems)] == ["0"]
     assert problems == [("corrupt_tar", f"byte {second}, after '0.txt'")]
     (tmp_path / "page.tar").write_bytes(b"<html>" * 200)
-    assert list(read_pictures(tmp_path / "page.tar", problems)) == []
+    assert list(read_samples(tmp_path / "page.tar", problems)) == []
     assert problems[-1].reason == "corrupt_tar"
 
 
@@ -177,7 +177,7 @@ def test_a_size_below_zero_is_damage_not_a_way_back(tmp_path: Path, size: bytes)
     whole[512 + 148 : 512 + 156] = b"%06o\0 " % sum(whole[512:1024])
     (tmp_path / "0.tar").write_bytes(whole)
     problems: list = []
-    assert [(p.key, p.error) for p in read_pictures(tmp_path / "0.tar", problems)] == [("a", "no_picture")]
+    assert [(p.key, p.error) for p in read_samples(tmp_path / "0.tar", problems)] == [("a", "no_picture")]
     assert problems == [("corrupt_tar", "byte 512, after 'a.txt'")]
 
 
@@ -185,7 +185,7 @@ def test_training_sees_the_picture_that_was_captioned(tmp_path: Path) -> None:
     members = ["0.depth.png", "0.jpg", "1.png", "1.jpg", "2.v2.JPG", "2.v3.jpg", "x/3.jpg", "x/3.mask.png", "4.avif"]
     tar = make_tar(tmp_path / "0.tar", [(name, name.encode()) for name in members])
     problems: list = []
-    found = {picture.key: picture.image for picture in read_pictures(tar, problems)}
+    found = {picture.key: picture.image for picture in read_samples(tar, problems)}
     assert found == {"0": b"0.jpg", "1": b"1.png", "2": b"2.v2.JPG", "x/3": b"x/3.jpg", "4": b"4.avif"}
     assert problems == [("duplicate_member", "1.jpg"), ("duplicate_member", "2.v3.jpg")]
     reader = TarReader()
@@ -195,8 +195,8 @@ def test_training_sees_the_picture_that_was_captioned(tmp_path: Path) -> None:
 
 def test_words_that_no_table_takes(tmp_path: Path) -> None:
     members = [("a.jpg", b"x"), ("a.json", b'{"caption": "half \\ud83d"}'), ("b.jpg", b"x"), ("b.json", b"[" * 200_000)]
-    first, second = read_pictures(make_tar(tmp_path / "0.tar", members))
-    assert (first.text, second.text, second.meta) == ("half ?", None, {})
+    first, second = read_samples(make_tar(tmp_path / "0.tar", members))
+    assert (first.text, second.text, second.metadata) == ("half ?", None, {})
 
 
 def test_opening_a_shard_set_or_saying_why_not(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_opening_a_shard_set_or_saying_why_not(tmp_path: Path) -> None:
 
     data = tmp_path / "data"
     for shard in ("00001", "00000"):
-        write_shard(data / f"{shard}.tar", [Picture("0", jpeg())])
+        write_shard(data / f"{shard}.tar", [TarSample("0", jpeg())])
     found = ShardSet.open(data)
     assert found.shards == ["00000", "00001"]
     assert (found.tar("00001"), found.table("00001")) == (data / "00001.tar", data / "00001.parquet")
@@ -264,7 +264,7 @@ def test_a_bad_table_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
     def broken():
-        yield Picture("0", jpeg())
+        yield TarSample("0", jpeg())
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError):

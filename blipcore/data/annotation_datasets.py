@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blipcore.data.annotations import read_captions, split_captions
-from blipcore.data.source import Picture, _image_id
-from blipcore.data.vqa_nlvr import read_pairs, read_questions, split_rows
+from blipcore.data.dataset import DatasetEntry, stable_id
+from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_rows
 
 
-class AnnotationSource:
+class AnnotationDataset:
     """An annotation file, its rows in parts of which only a few are in memory; the pictures are files."""
 
     def __init__(self, path: Path, image_root: str | Path | None) -> None:
@@ -22,19 +22,19 @@ class AnnotationSource:
 
     split = staticmethod(split_captions)
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The pictures of a part, in the order of the file."""
         rows = read_captions(self.path, self.root, part=self.parts[shard])
-        return [Picture(row["key"], tuple(row["texts"]), _image_id(str(row["image_id"]))) for row in rows]
+        return [DatasetEntry(row["key"], tuple(row["texts"]), stable_id(str(row["image_id"]))) for row in rows]
 
-    def ahead(self, shards: Iterable[int]) -> None:
+    def prefetch(self, shards: Iterable[int]) -> None:
         """Nothing to prepare."""
 
-    def where(self, shard: int, picture: Picture) -> str:
+    def describe(self, shard: int, picture: DatasetEntry) -> str:
         """What to call a picture in a report."""
         return picture.key
 
-    def read(self, shard: int, picture: Picture) -> bytes:
+    def read(self, shard: int, picture: DatasetEntry) -> bytes:
         """The encoded picture; raises OSError."""
         try:
             return (self.root / picture.key).read_bytes()
@@ -42,34 +42,34 @@ class AnnotationSource:
             raise FileNotFoundError("no such file") from None
 
 
-class QuestionSource(AnnotationSource):
+class QuestionDataset(AnnotationDataset):
     """A VQA file: a "picture" is a row, its text the question; a picture of several questions counts several times."""
 
     split = staticmethod(split_rows)
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The questions of a part, with their answers and the answers' weights."""
         rows = read_questions(self.path, self.root, part=self.parts[shard])
         return [
-            Picture(
+            DatasetEntry(
                 row["key"],
                 (row["question"],),
-                _image_id(row["key"]),
-                more={"answers": list(row["weights"]), "weights": list(row["weights"].values())},
+                stable_id(row["key"]),
+                extra={"answers": list(row["weights"]), "weights": list(row["weights"].values())},
             )
             for row in rows
         ]
 
 
-class PairSource(AnnotationSource):
+class PairDataset(AnnotationDataset):
     """An NLVR2 file: a "picture" is a row of two, its text the sentence."""
 
     split = staticmethod(split_rows)
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The pairs of a part, each with its label."""
         pairs = []
-        for row in read_pairs(self.path, self.root, part=self.parts[shard]):
-            left, right = (Picture(key, (row["sentence"],), _image_id(key)) for key in row["keys"])
-            pairs.append(left._replace(second=right, more={"label": row["label"]}))
+        for row in read_image_pairs(self.path, self.root, part=self.parts[shard]):
+            left, right = (DatasetEntry(key, (row["sentence"],), stable_id(key)) for key in row["keys"])
+            pairs.append(left._replace(second=right, extra={"label": row["label"]}))
         return pairs

@@ -10,39 +10,39 @@ from typing import Any, NamedTuple, Protocol
 Sample = dict[str, Any]
 
 
-class Picture(NamedTuple):
+class DatasetEntry(NamedTuple):
     """A picture's key, the texts one may be drawn from, and an integer equal for equal pictures of a source."""
 
     key: str
     texts: tuple[str, ...]
     image_id: int
-    second: Picture | None = None  # of a pair
-    more: Mapping[str, Any] = MappingProxyType({})  # what else a task wants in the sample
+    second: DatasetEntry | None = None  # of a pair
+    extra: Mapping[str, Any] = MappingProxyType({})  # what else a task wants in the sample
 
 
-class Source(Protocol):
+class ShardedDataset(Protocol):
     """A data set seen as shards of pictures."""
 
     name: str
     counts: list[int]  # pictures with at least one text, by shard
     problems: dict[str, str]  # what was wrong with whole files: name -> reason
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The pictures of a shard, in the order of its file."""
         ...
 
-    def read(self, shard: int, picture: Picture) -> bytes:
+    def read(self, shard: int, picture: DatasetEntry) -> bytes:
         """The encoded picture; raises OSError when it cannot be had."""
         ...
 
-    def where(self, shard: int, picture: Picture) -> str:
+    def describe(self, shard: int, picture: DatasetEntry) -> str:
         """What to call a picture in a report."""
         ...
 
-    def ahead(self, shards: Iterable[int]) -> None:
+    def prefetch(self, shards: Iterable[int]) -> None:
         """Prepare for reading these shards next."""
         ...
 
 
-def _image_id(key: str) -> int:
+def stable_id(key: str) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big")

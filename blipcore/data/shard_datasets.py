@@ -1,6 +1,6 @@
 """Where pictures and their texts live: a filtered folder, a shard set or an annotation file, each read shard by shard.
 
-In: one DATASET path as the user typed it. Out: a `Source`, which knows how many pictures each of its shards has, loads
+In: one DATASET path as the user typed it. Out: a `ShardedDataset`, which knows how many pictures each of its shards has, loads
 the keys and texts of a shard, and reads the bytes of a picture. Nothing here shuffles or decodes: see `stream.py`.
 
 A filtered folder names its images in `manifest.json`; its tables (key, text, keep) say which texts of which pictures
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blipcore.data.annotation_sources import AnnotationSource
-from blipcore.data.source import Picture, Source, _image_id
+from blipcore.data.annotation_datasets import AnnotationDataset
+from blipcore.data.dataset import DatasetEntry, ShardedDataset, stable_id
 from blipcore.io.json_rows import LINES
 from blipcore.io.tar_cache import Folder, is_remote
 from blipcore.io.tars import TarReader
@@ -34,12 +34,12 @@ THREADS = 8  # that count shards
 STRETCH = 32  # shards that a thread counts in one go
 
 
-def open_source(path: str | Path, image_root: str | Path | None = None) -> Source:
+def open_dataset(path: str | Path, image_root: str | Path | None = None) -> ShardedDataset:
     """Tell what `path` is and open it; ValueError or FileNotFoundError when it is no data set or holds nothing."""
     if not is_remote(path) and not Path(path).exists():
         raise FileNotFoundError(f"data set {path} does not exist")
     if not is_remote(path) and Path(path).is_file() and Path(path).suffix.lower() in (".json", *LINES):
-        source: Source = AnnotationSource(Path(path), image_root)
+        source: ShardedDataset = AnnotationDataset(Path(path), image_root)
     else:
         source = _open_folder(Folder(path)) if is_remote(path) or Path(path).is_dir() else _no_data_set(path)
     if not sum(source.counts):
@@ -47,12 +47,12 @@ def open_source(path: str | Path, image_root: str | Path | None = None) -> Sourc
     return source
 
 
-def _open_folder(folder: Folder) -> Source:
+def _open_folder(folder: Folder) -> ShardedDataset:
     if not folder.exists():
         raise FileNotFoundError(f"data set {folder} does not exist")
     if folder.names(".tar"):
-        return ShardSource(folder)
-    return FilteredSource(folder) if folder.names(".parquet") else _no_data_set(folder)
+        return ShardSetDataset(folder)
+    return FilteredDataset(folder) if folder.names(".parquet") else _no_data_set(folder)
 
 
 def _no_data_set(place: object) -> NoReturn:
@@ -74,11 +74,11 @@ class _TarPictures:
         self._reader = TarReader(locate=images.local)
         self.problems = self._reader.problems
 
-    def where(self, shard: int, picture: Picture) -> str:
+    def describe(self, shard: int, picture: DatasetEntry) -> str:
         """What to call a picture in a report."""
         return f"{self.tars[shard]}/{picture.key}"
 
-    def read(self, shard: int, picture: Picture) -> bytes:
+    def read(self, shard: int, picture: DatasetEntry) -> bytes:
         """The encoded picture; raises OSError."""
         tar = self.tars[shard]
         place = self._reader.index(tar).image(picture.key.removeprefix("./"))
@@ -86,12 +86,12 @@ class _TarPictures:
             raise FileNotFoundError("not in the tar")
         return self._reader.read(tar, place)
 
-    def ahead(self, shards: Iterable[int]) -> None:
+    def prefetch(self, shards: Iterable[int]) -> None:
         """Fetch the tars of these shards in the background, where they lie elsewhere."""
-        self.images.ahead(self.tars[shard] for shard in shards)
+        self.images.prefetch(self.tars[shard] for shard in shards)
 
 
-class FilteredSource(_TarPictures):
+class FilteredDataset(_TarPictures):
     """A `filtered/<name>` folder: the kept texts of its tables, the pictures of the shard set its manifest names."""
 
     def __init__(self, folder: Folder) -> None:
@@ -102,7 +102,7 @@ class FilteredSource(_TarPictures):
         for table, tar in zip(self.tables, self.tars, strict=True):
             if tar not in there:
                 raise FileNotFoundError(
-                    f"{folder.where(table)} needs the pictures of {images.where(tar)}, which does not exist"
+                    f"{folder.describe(table)} needs the pictures of {images.describe(tar)}, which does not exist"
                 )
         self.counts = _counted(lambda table: pc.count_distinct(_kept(folder, table)["key"]).as_py(), self.tables)
 
@@ -115,20 +115,20 @@ class FilteredSource(_TarPictures):
         except FileNotFoundError:
             raise ValueError(f"{folder} holds tables but no manifest.json that says where its images are") from None
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{folder.where("manifest.json")} has no "images": the path of the shard set') from None
+            raise ValueError(f'{folder.describe("manifest.json")} has no "images": the path of the shard set') from None
         if "stage" in manifest and "counts" not in manifest:  # a part of the data must not pass for the whole
             raise ValueError(f"{folder} is not finished: run the command that writes it again")
         if not images.exists():
             raise FileNotFoundError(f"{folder} takes its images from {images}, which does not exist")
         return images
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The pictures of a table with their kept texts, in order of first appearance."""
         kept = _kept(self.folder, self.tables[shard])
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
             texts.setdefault(key, []).append(text)
-        return [Picture(key, tuple(own), _image_id(key)) for key, own in texts.items()]
+        return [DatasetEntry(key, tuple(own), stable_id(key)) for key, own in texts.items()]
 
 
 def _counted(count: Callable[[str], int], names: list[str]) -> list[int]:
@@ -145,7 +145,7 @@ def _columns(folder: Folder, name: str, columns: tuple[str, ...]) -> pa.Table:
         with folder.open(name) as opened, pq.ParquetFile(opened) as file:
             return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder.where(name)} is not a readable Parquet file: {error}") from error
+        raise ValueError(f"{folder.describe(name)} is not a readable Parquet file: {error}") from error
 
 
 def _kept(folder: Folder, name: str) -> pa.Table:
@@ -153,12 +153,12 @@ def _kept(folder: Folder, name: str) -> pa.Table:
     table = _columns(folder, name, TABLE_COLUMNS)
     missing = [column for column in TABLE_COLUMNS if column not in table.column_names]
     if missing:
-        raise ValueError(f"{folder.where(name)} is no filtered table: it lacks the column {', '.join(missing)}")
+        raise ValueError(f"{folder.describe(name)} is no filtered table: it lacks the column {', '.join(missing)}")
     has_text = pc.greater(pc.utf8_length(table["text"]), 0)
     return table.filter(pc.and_(table["keep"], has_text)).select(["key", "text"])
 
 
-class ShardSource(_TarPictures):
+class ShardSetDataset(_TarPictures):
     """A shard set: every picture of its tars that has a web text."""
 
     def __init__(self, folder: Folder) -> None:
@@ -168,19 +168,19 @@ class ShardSource(_TarPictures):
         counted = _counted(lambda tar: -1 if (rows := self._captions(tar)) is None else len(rows), self.tars)
         self.counts = [count if count >= 0 else len(self.load(shard)) for shard, count in enumerate(counted)]
 
-    def load(self, shard: int) -> list[Picture]:
+    def load(self, shard: int) -> list[DatasetEntry]:
         """The pictures of a tar with their web text, in the order of the table beside it or else of the tar."""
         tar = self.tars[shard]
         rows = self._captions(tar)
         if rows is not None:
             pairs = zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-            return [Picture(key, (text,), _image_id(key)) for key, text in pairs]
+            return [DatasetEntry(key, (text,), stable_id(key)) for key, text in pairs]
         index = self._reader.index(tar)
         pictures = []
         for key, members in index.members.items():
             text = self._text(tar, members)
             if text and index.image(key):
-                pictures.append(Picture(key, (text,), _image_id(key)))
+                pictures.append(DatasetEntry(key, (text,), stable_id(key)))
         return pictures
 
     def _captions(self, tar: str) -> pa.Table | None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from blipcore.data.sources import open_source
+from blipcore.data.shard_datasets import open_dataset
 from blipcore.io.tars import TarIndex, TarReader, index_tar
 
 
@@ -148,13 +148,13 @@ def test_a_shard_set_serves_pictures_with_a_text(tmp_path):
         },
     )
     tar_of(tmp_path / "00001.tar", {"g.webp": b"G", "g.txt": "été 夏".encode()})
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert source.counts == [2, 1]
     first, second = source.load(0), source.load(1)
     assert [(p.key, p.texts) for p in first] == [("a", ("a text",)), ("b", ("from json",))]
     assert [(p.key, p.texts) for p in second] == [("g", ("été 夏",))]
     assert [source.read(0, p) for p in first] == [b"A", b"B"] and source.read(1, second[0]) == b"G"
-    assert source.where(1, second[0]) == "00001.tar/g"
+    assert source.describe(1, second[0]) == "00001.tar/g"
     assert len({p.image_id for p in first + second}) == 3
     again = pickle.loads(pickle.dumps(source))  # as a worker process gets it
     assert again.read(0, first[0]) == b"A" and again.load(0) == first
@@ -184,7 +184,7 @@ def filtered(tmp_path: Path, rows: dict = ROWS, images: object = "../..") -> Pat
 
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_filtered_folder_serves_kept_texts_by_picture(tmp_path, absolute):
-    source = open_source(filtered(tmp_path, images=str(tmp_path / "data") if absolute else "../.."))
+    source = open_dataset(filtered(tmp_path, images=str(tmp_path / "data") if absolute else "../.."))
     assert source.counts == [2]
     assert [(p.key, p.texts) for p in source.load(0)] == [("a", ("a one", "a two")), ("d", ("d web",))]
     assert source.read(0, source.load(0)[0]) == b"a"
@@ -193,7 +193,7 @@ def test_a_filtered_folder_serves_kept_texts_by_picture(tmp_path, absolute):
 
 
 def test_ids_of_a_picture_do_not_depend_on_where_the_data_lies(tmp_path):
-    one, two = (open_source(filtered(tmp_path / name)) for name in ("one", "two"))
+    one, two = (open_dataset(filtered(tmp_path / name)) for name in ("one", "two"))
     assert [p.image_id for p in one.load(0)] == [p.image_id for p in two.load(0)]
 
 
@@ -201,7 +201,7 @@ def test_ids_of_a_picture_do_not_depend_on_where_the_data_lies(tmp_path):
 def test_a_missing_column_is_named(tmp_path, column):
     folder = filtered(tmp_path, {name: values for name, values in ROWS.items() if name != column})
     with pytest.raises(ValueError, match=f"00000.parquet is no filtered table: it lacks the column {column}"):
-        open_source(folder)
+        open_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -222,20 +222,20 @@ def test_a_manifest_must_lead_to_the_images(tmp_path, manifest, error, words):
     if manifest is not None:
         (folder / "manifest.json").write_text(manifest)
     with pytest.raises(error, match=words):
-        open_source(folder)
+        open_dataset(folder)
 
 
 def test_a_damaged_table_is_named(tmp_path):
     folder = filtered(tmp_path)
     (folder / "00000.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"00000.parquet is not a readable Parquet file"):
-        open_source(folder)
+        open_dataset(folder)
 
 
 def test_files_being_written_are_not_read(tmp_path):
     folder = filtered(tmp_path)
     (folder / ".00001.parquet").write_bytes(b"half")
-    assert open_source(folder).counts == [2]
+    assert open_dataset(folder).counts == [2]
 
 
 # --- neither ---------------------------------------------------------------------------------------------------------
@@ -243,29 +243,29 @@ def test_files_being_written_are_not_read(tmp_path):
 
 def test_nothing_kept_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no picture with a text"):
-        open_source(filtered(tmp_path, ROWS | {"keep": [False] * 7}))
+        open_dataset(filtered(tmp_path, ROWS | {"keep": [False] * 7}))
 
 
 def test_a_tar_of_nothing_is_an_error_that_says_why(tmp_path):
     (tmp_path / "00000.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(ValueError, match=r"no picture with a text.*00000.tar: damaged, or no tar"):
-        open_source(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_what_is_no_data_set(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        open_source(tmp_path / "absent")
+        open_dataset(tmp_path / "absent")
     (tmp_path / "x.csv").write_text("a,b")
     for path in (tmp_path, tmp_path / "x.csv"):
         with pytest.raises(ValueError, match="is no data set: expected"):
-            open_source(path)
+            open_dataset(path)
 
 
 def test_annotations_are_a_source_too(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"A")
     rows = [{"image": "a.jpg", "caption": ["x", "y"]}, {"image": "b.jpg", "caption": "z"}]
     (tmp_path / "set.json").write_text(json.dumps(rows))
-    source = open_source(tmp_path / "set.json")
+    source = open_dataset(tmp_path / "set.json")
     first, second = source.load(0)
     assert source.counts == [2] and first.texts == ("x", "y") and source.read(0, first) == b"A"
     with pytest.raises(OSError, match="no such file"):

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, list_names, modified_time
 
@@ -27,13 +27,13 @@ RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0  # several renewals may fail or be late
 
 
-class Occupied(RuntimeError):
+class FolderLockedError(RuntimeError):
     """Another run is at work in the folder."""
 
 
 @contextmanager
 def lock_folder(folder: AnyPath, rank: int = 0, world_size: int = 1) -> Iterator[None]:
-    """Hold `folder`, making it if need be, while the block runs; `Occupied` when another run holds it.
+    """Hold `folder`, making it if need be, while the block runs; `FolderLockedError` when another run holds it.
 
     A folder that is empty at the end goes, and what of it was made goes too.
     """
@@ -61,6 +61,25 @@ def _make(folder: AnyPath) -> list[Path]:
         made.append(path)
     folder.mkdir(parents=True, exist_ok=True)
     return made
+
+
+def lock_for_process(path: Path) -> BinaryIO:
+    """Lock the file `path` until this process ends or the returned file is closed.
+
+    This is a POSIX record lock, unlike the locks of `lock_folder`: processes forked while it is held, such as data
+    loading workers, do not hold it, so it is free as soon as this process is killed. On a file system without locks
+    nothing is locked. Raises FolderLockedError if another process holds it.
+    """
+    file = path.open("wb")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise FolderLockedError(f"{path.parent} is being written by another process.") from None
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+    return file
 
 
 @contextmanager
@@ -110,7 +129,7 @@ def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, i
             other = there.get("world_size", me["world_size"]) != me["world_size"] and not _is_dead(there)
             lasting = other or time.monotonic() > deadline
             if _same(path, descriptor) and (not shared or lasting):
-                raise Occupied(_sentence(path.parent, there, me))
+                raise FolderLockedError(_sentence(path.parent, there, me))
         except OSError as error:
             if error.errno in FULL:  # it is ours, and empty
                 path.unlink(missing_ok=True)
@@ -186,7 +205,7 @@ def _require_alone(folder: AnyPath, lease: AnyPath, me: dict[str, Any]) -> None:
             if age > STALE_SECONDS or _is_dead(about):
                 other.unlink(missing_ok=True)
             elif not together:
-                raise Occupied(_sentence(folder, about, me, age))
+                raise FolderLockedError(_sentence(folder, about, me, age))
 
 
 def _read_lease(lease: AnyPath) -> dict[str, Any]:
