@@ -49,18 +49,6 @@ def to_dict(instance: Any, without: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that differs: `generate.top_p: 0.9 -> 0.8`; empty when the two agree."""
-    before, after = _flatten(old), _flatten(new)
-    lines = []
-    for name in [*before, *(name for name in after if name not in before)]:
-        was = repr(before[name]) if name in before else "(not set)"
-        now = repr(after[name]) if name in after else "(not set)"
-        if was != now:
-            lines.append(f"{name}: {was} -> {now}")
-    return lines
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -193,13 +181,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -5,11 +5,7 @@ no code in a file ever runs.
 """
 
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,30 +59,3 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write an object as a reader would like to see it."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def appearing(target: Path) -> Iterator[Path]:
-    """A temporary path to write to, file or folder, which becomes `target` when the block ends without an error.
-
-    What was at `target` before is replaced.
-    """
-    staging, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
-    for leftover in (staging, old):  # of a run that was killed here
-        _remove(leftover)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    yield staging
-    for file in staging.iterdir() if staging.is_dir() else [staging]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

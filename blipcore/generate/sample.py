@@ -11,12 +11,13 @@ from torch import Tensor
 
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.cuda_graphs import decoding
+from blipcore.generate.nucleus import draw_tokens
 from blipcore.model.attention import ImageKV
 from blipcore.model.text import TextTransformer
 
 
 @dataclass
-class Generated:
+class GeneratedTexts:
     """Captions, picture by picture: caption j of picture b is row b * num_captions + j."""
 
     ids: list[list[int]]  # without the prompt and without [SEP]
@@ -31,9 +32,9 @@ def sample_noise(seed: int, key: str, index: int, steps: int) -> np.ndarray:
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
-def _sample(
+def sample_captions(
     text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int, config: GenerateConfig, noise: Tensor | None
-) -> Generated:
+) -> GeneratedTexts:
     """Sample with `noise` (R, steps), R = B * num_captions, or take the likeliest token at every step without it."""
     B, n, device = len(kv), config.num_captions, kv.layers[0].device
     decoder = decoding(text, kv, config.max_length)
@@ -50,9 +51,11 @@ def _sample(
     for step in range(config.max_length - len(prompt)):
         if step > 0:
             logits = decoder.read(ids[:, -1:])
-        scores = _constrain(logits, ids, sep, config)
+        scores = constrain_scores(logits, ids, sep, config)
         token = (
-            scores.argmax(1).cpu() if noise is None else _draw(scores / config.temperature, noise[rows, step], config)
+            scores.argmax(1).cpu()
+            if noise is None
+            else sample_next_token(scores / config.temperature, noise[rows, step], config)
         )
         gained = logits.log_softmax(1).gather(1, token[:, None].to(device))[:, 0]
         logprob[rows.to(device)] += gained.masked_fill(done.to(device), 0.0)
@@ -71,10 +74,10 @@ def _sample(
             decoder.select(on_device, pictures.to(device))
             ids = ids[on_device]
             rows, done = rows[alive], done[alive]
-    return Generated(captions, logprob.tolist())
+    return GeneratedTexts(captions, logprob.tolist())
 
 
-def _constrain(scores: Tensor, ids: Tensor, sep: int, config: GenerateConfig) -> Tensor:
+def constrain_scores(scores: Tensor, ids: Tensor, sep: int, config: GenerateConfig) -> Tensor:
     """Scores (R, V) of the token after `ids` (R, L), repetition penalised and the end forbidden below min_length."""
     scores = scores.clone()
     if config.repetition_penalty != 1.0:
@@ -86,18 +89,8 @@ def _constrain(scores: Tensor, ids: Tensor, sep: int, config: GenerateConfig) ->
     return scores
 
 
-def _draw(scores: Tensor, noise: Tensor, config: GenerateConfig) -> Tensor:
-    """One token (R,) a row from the top-k, then top-p share of softmax(scores (R, V)), by inverse CDF of `noise` (R,).
-
-    The nucleus keeps the token that crosses `top_p`. The CDF runs in double precision and in the order of ids, so
-    that the rounding of another batch size, which may swap near-equal scores, does not change the draw.
-    """
+def sample_next_token(scores: Tensor, noise: Tensor, config: GenerateConfig) -> Tensor:
+    """Draw a token per row (R,) from the top-k, then top-p share of softmax(scores (R, V)) with `noise` (R,)."""
     V = scores.shape[1]
-    top, tokens = (x.cpu() for x in scores.topk(min(config.top_k, V) if config.top_k else V))
-    share = top.double().softmax(1)
-    share = share.masked_fill(share.cumsum(1) - share > config.top_p, 0.0)
-    tokens, order = tokens.sort(1)
-    cdf = share.gather(1, order).cumsum(1)
-    total = cdf[:, -1:]
-    target = torch.minimum(noise[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return tokens.gather(1, torch.searchsorted(cdf, target, right=True))[:, 0]
+    top, ids = (x.cpu() for x in scores.topk(min(config.top_k, V) if config.top_k else V))
+    return draw_tokens(top.double().softmax(1), ids, noise, config.top_p, V)

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from blipcore.device import Dtype
+from blipcore.io.config_diff import INCIDENTAL, PER_PROCESS
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -24,33 +25,37 @@ class TrainConfig:
 
     steps: int = 0  # optimiser steps
     epochs: float = 0.0  # or passes over the pictures of all data sets together
-    batch_size: int = 32  # pictures per process and micro-batch
+    batch_size: int = field(default=32, metadata=PER_PROCESS)  # pictures per process and micro-batch
     lr: float = 3e-4
     min_lr: float = 0.0
     warmup_steps: int = 0
     warmup_lr: float = 1e-6
     # The cosine falls at every step; the official finetuning's is cosine_by_epoch, which falls after each epoch.
-    schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
+    learning_rate: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
     decay: float = 0.9  # exponential: the factor ...
     decay_steps: int = 0  # ... applied every so many steps (and cosine_by_epoch's epoch); 0 = an epoch, as official
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float = 0.0  # largest norm of the gradient; 0 = no clipping, as official
-    accumulate: int = 1  # micro-batches per optimiser step
+    accumulate: int = field(default=1, metadata=PER_PROCESS)  # micro-batches per optimiser step
     dtype: Dtype = "auto"  # bf16 autocast where the hardware multiplies in bf16, else fp32
     compile: bool | None = None  # torch.compile of the layers; None = on a GPU, where it takes a minute and pays
-    recompute: int = 0  # last layers of each transformer whose activations are computed twice instead of kept in memory
+    # last layers of each transformer whose activations are computed twice instead of kept in memory
+    recompute: int = field(default=0, metadata=INCIDENTAL)
     device: str = "auto"
-    parallel: Parallel = "ddp"  # over several processes: the whole task on each, or sharded layer by layer (FSDP2)
-    workers: int = 0  # processes that decode pictures; 0 = this one
+    # over several processes: the whole task on each, or sharded layer by layer (FSDP2)
+    parallel: Parallel = field(default="ddp", metadata=INCIDENTAL)
+    # processes that decode pictures; 0 = this one
+    workers: int = field(default=0, metadata=INCIDENTAL)
     seed: int = 42
-    log_every: int = 20
-    save_every: int = 500
-    keep: int = 2  # checkpoints kept
+    log_every: int = field(default=20, metadata=INCIDENTAL)
+    save_every: int = field(default=500, metadata=INCIDENTAL)
+    keep: int = field(default=2, metadata=INCIDENTAL)  # checkpoints kept
     nonfinite: Literal["stop", "skip"] = "stop"  # what to do when a loss is not finite; skip waits for every step
     freeze: list[str] = field(default_factory=list)  # parameters that stay: patterns as visual_encoder.blocks.[0-5].*
-    wandb: str = ""  # project of Weights & Biases that the run is also logged to
+    # project of Weights & Biases that the run is also logged to
+    wandb: str = field(default="", metadata=INCIDENTAL)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "save_every", "keep"):
@@ -93,7 +98,7 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
             names[name].requires_grad_(False)
 
 
-def adamw(task: nn.Module, config: TrainConfig) -> AdamW:
+def make_adamw(task: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW over the trainable parameters of `task`, all alike; fused where the device has the kernel.
 
     Its state is there before the first step, for a checkpoint to be read into.
@@ -121,7 +126,7 @@ def optimizer_tensors(task: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
     }
 
 
-def schedule(step: int, config: TrainConfig) -> float:
+def learning_rate(step: int, config: TrainConfig) -> float:
     """Learning rate of optimiser step `step` (from 0), for a config whose `steps` and `decay_steps` are resolved.
 
     Linear warm-up, then a cosine to `min_lr` over the steps that remain (by epoch: in stairs of `decay_steps`), or

@@ -13,7 +13,6 @@ model/           the trained model; present means the run is done
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -27,12 +26,12 @@ from typing import Any
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from blipcore.io.config_diff import diff_configs, incidental_fields, per_process_fields
+from blipcore.io.lock import FolderLockedError, lock_for_process
+from blipcore.io.writing import remove_temporary_files, write_text
+from blipcore.train.optim import TrainConfig
 from blipcore.train.plot import draw_losses, read_records
 
-# Settings that change the speed or the trail of a run, never its result: a relaunch may differ in them.
-INCIDENTAL = {"workers", "log_every", "save_every", "keep", "parallel", "recompute", "wandb"}
-# The batch of a process may change with the number of processes, as long as that of a step does not.
-PER_PROCESS = {"batch_size", "accumulate"}
 NAMED = 8  # differences of two configurations that an error names; a run of another command has a hundred
 
 
@@ -54,8 +53,10 @@ class RunFolder:
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder for the run")
         if stored.is_file() and self._has_begun():
-            ignored = INCIDENTAL | (PER_PROCESS if self._same_batch() else set())
-            changes = diff(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config, ignored)
+            ignored = incidental_fields(TrainConfig)
+            if self._same_batch():
+                ignored += per_process_fields(TrainConfig)
+            changes = diff_configs(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config, ignored)
             if changes:
                 more = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
                 raise ValueError(
@@ -65,21 +66,15 @@ class RunFolder:
         if self.model.exists():
             return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
-        return None
-
-    def _lock(self) -> None:
-        """Keep other processes out for as long as this one lives; the data workers that it forks hold no such lock."""
-        self._held = (self.path / ".lock").open("w")
         try:
-            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+            self._lock = lock_for_process(self.path / ".lock")
+        except FolderLockedError:
             raise ValueError(
                 f"another process is training into {self.path}: wait for it, or give another folder"
             ) from None
-        except OSError:  # a file system without locks
-            pass
+        remove_temporary_files(self.path)
+        write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        return None
 
     def _has_begun(self) -> bool:
         """Whether there is something to lose or to go on with."""
@@ -162,38 +157,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def diff(old: dict[str, Any], new: dict[str, Any], ignored: set[str] = INCIDENTAL) -> list[str]:
-    """What differs between two nested configurations, as "a.b: 1 -> 2", apart from ignored settings."""
-    before, after = _flat(old), _flat(new)
-    return [
-        f"{name}: {before.get(name, 'absent')!r} -> {after.get(name, 'absent')!r}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name, "absent") != after.get(name, "absent") and name.rpartition(".")[2] not in ignored
-    ]
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return flat
-
-
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")  # a line cut short by a kill
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a kill leaves the old or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextlib.contextmanager

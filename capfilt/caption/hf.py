@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from blipcore.device import Dtype, resolve_dtype
+from blipcore.generate.nucleus import draw_tokens
 from blipcore.generate.sample import sample_noise
 from blipcore.io.hub import download
-from blipcore.torchvision_shim import heal_torchvision
-from capfilt.caption.chat import Caption, ChatConfig, read_answer
+from blipcore.torchvision_shim import repair_torchvision
+from capfilt.caption.chat import Caption, ChatConfig, parse_answer
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CODE = "*.py"
@@ -41,7 +42,7 @@ class HfCaptioner:
         settings.require_no_beams()
         if settings.extra:
             raise ValueError("chat.extra goes into requests to a server; an hf: captioner makes none.")
-        heal_torchvision()
+        repair_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
         logging.disable_progress_bar()
@@ -93,7 +94,7 @@ class HfCaptioner:
             num_beams=1,
         )
         texts = self.tokenizer.batch_decode(speaker.said(), skip_special_tokens=True)
-        rows = [read_answer(*row) for row in zip(texts, speaker.done.tolist(), speaker.logprob.tolist(), strict=True)]
+        rows = [parse_answer(*row) for row in zip(texts, speaker.done.tolist(), speaker.logprob.tolist(), strict=True)]
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
 
     def _prompt(self) -> str:
@@ -140,14 +141,9 @@ class _Speaker:
         return [[token for token in row if token >= 0] for row in rows]
 
     def _draw(self, scores: Tensor, noise: Tensor) -> Tensor:
-        """One token (R,) a row from the nucleus of softmax(scores / temperature), by inverse CDF in ids' order."""
-        share, ids = (scores / self.settings.temperature).softmax(1).sort(1, descending=True)
-        share = share.double()
-        kept = share.masked_fill(share.cumsum(1) - share > self.settings.top_p, 0.0)
-        cdf = torch.zeros_like(kept).scatter_(1, ids, kept).cumsum(1)
-        total = cdf[:, -1:]
-        target = torch.minimum(noise.to(total.device)[:, None] * total, total.nextafter(torch.zeros_like(total)))
-        return torch.searchsorted(cdf, target, right=True)[:, 0]
+        """Draw a token per row (R,) from the nucleus of softmax(scores / temperature)."""
+        probs, ids = (scores / self.settings.temperature).softmax(1).sort(1, descending=True)
+        return draw_tokens(probs, ids, noise, self.settings.top_p, scores.shape[1])
 
 
 def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:

@@ -30,12 +30,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from capfilt.config import diff
+from blipcore.io.config_diff import diff_configs
+from blipcore.io.writing import write_json
 from capfilt.demo import art
 from capfilt.demo.language import phrase, references
 from capfilt.demo.noise import NOISE_MIX, web_text
 from capfilt.demo.scenes import INVERSE, Scene, description, draw, sample
-from capfilt.shards.format import write_json
 
 JPEG = {
     "format": "JPEG",
@@ -84,7 +84,7 @@ def write_corpus(config: CorpusConfig, out: Path) -> dict[str, int]:
     marker = out / "corpus.json"
     if marker.exists():
         there = _read_json(marker)
-        if changes := diff(there["config"], asdict(config)):
+        if changes := diff_configs(there["config"], asdict(config)):
             raise ValueError(f"{out} holds another corpus ({'; '.join(changes)}); choose another folder or remove it")
         return there["pictures"]
     nouns = art.nouns(config.nouns)

@@ -26,12 +26,12 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from blipcore.io.writing import write_json
 from capfilt.demo import image_encoder, judge, show
 from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
 from capfilt.engine.commands import Step, Steps, claim
-from capfilt.report.stage import ReportConfig, report
-from capfilt.shards.format import write_json
+from capfilt.report.stage import ReportConfig, write_report
 from capfilt.shards.tables import write_table
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -200,7 +200,7 @@ class Demo:
         """The page about what the filter did, the other filtered rows beside it."""
         first, *others = (str(self.data / "filtered" / name) for name in self.rows[2:])
         page = self.out / "report.html"
-        report(ReportConfig(first, compare=others, out=str(page)))
+        write_report(ReportConfig(first, compare=others, out=str(page)))
         self.console.print(
             f"[bold]Report[/] {page}  counts, scores, a threshold to move, pictures: open it in a browser"
         )

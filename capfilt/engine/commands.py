@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capfilt.config import diff
-from capfilt.shards.format import write_json
+from blipcore.io.config_diff import diff_configs
+from blipcore.io.writing import write_json
 
 
 class StepFailedError(RuntimeError):
@@ -131,7 +131,7 @@ def claim(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> N
     """Take a new or empty folder for a job, or one that holds the same job; ValueError names what differs."""
     path = folder / marker
     if path.is_file():
-        if changes := diff(json.loads(path.read_text(encoding="utf-8")), settings):
+        if changes := diff_configs(json.loads(path.read_text(encoding="utf-8")), settings):
             raise ValueError(
                 f"{folder} holds a {job} with other settings ({'; '.join(changes)}): "
                 "give another --out, or remove the folder"
