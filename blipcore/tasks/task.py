@@ -1,23 +1,25 @@
-"""What the trainer asks of an objective. A Task owns the model and the losses; the trainer owns loop and optimiser."""
+"""The interface between an objective and the trainer: a Task owns model and losses, the Trainer the loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from blipcore.checkpoints.save import save_model
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 
-Batch = dict[str, Any]
+Batch = dict[str, Any]  # tensors by name, and "keys": the keys of the pictures
 Outputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run is: `step` optimiser steps are done of `steps`."""
+    """Progress of the run: `step` of `steps` optimizer steps are done."""
 
     step: int
     steps: int
@@ -28,13 +30,13 @@ class Progress:
 
 
 class Task(nn.Module, ABC):
-    """A model and what it is to learn, by a `config` of the task's own.
+    """A model with its training objective, configured by `config`.
 
-    A step of the trainer is: `before_step` once, `forward` for each micro-batch, optimiser, `after_step` once with
-    the outputs of all micro-batches. `forward` has no side effects: EMA and queues move in the other two.
+    One optimizer step calls `before_step`, then `forward` per micro-batch, then `after_step` with the outputs of all
+    micro-batches. `forward` has no side effects; momentum encoders and queues change in the other two.
     """
 
-    collate: Callable[[list[dict[str, Any]]], Batch]  # picklable
+    collate: Callable[[list[dict[str, Any]]], Batch]  # picklable, since data workers call it
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: Any) -> None:
         super().__init__()
@@ -42,24 +44,28 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
-        """`loss` is what to differentiate, `loss_*` its parts; other tensors are for `after_step`."""
-
-    def take_up(self, left: Mapping[str, Tensor]) -> None:
-        """Go on with what the checkpoint that `model` is from was left with beside it; here nothing."""
+        """Return `loss`, a scalar to differentiate, its parts `loss_*`, and other tensors that `after_step` needs."""
 
     def before_step(self, progress: Progress) -> None:
-        """Momentum update and the like, before the forward passes of a step; here nothing."""
+        """Update momentum encoders. Default: nothing."""
 
     def after_step(self, outputs: list[Outputs]) -> None:
-        """Queue update and the like, after the optimiser; here nothing."""
+        """Update queues, after the optimizer. Default: nothing."""
+
+    def save(self, folder: Path, model: Blip) -> None:
+        """Write a checkpoint folder of `model` (this task's model, unsharded) with the tokenizer."""
+        save_model(folder, model, self.tokenizer)
+
+    def load_extra(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load extra training state (momentum, queues) from the checkpoint. Default: none."""
 
 
 @dataclass
 class Collate:
-    """Samples {"key", "image" (3, S, S), "text", "image_id"} -> batch of tensors; texts cleaned and tokenised.
+    """Turns samples {"key", "image" (3, S, S), "text", "image_id"} into a batch, with texts cleaned and tokenized.
 
-    `input_ids` (B, L) start with [CLS]; the roles of the text transformer overwrite position 0 (see `with_first`).
-    Texts are padded to the longest of the batch: masked padding changes no loss, and costs time.
+    `input_ids` (B, L) start with [CLS]; the roles of the text transformer replace position 0 (see `replace_first`).
+    Texts are padded to the longest of the batch: more padding changes no loss and costs time.
     """
 
     tokenizer: Tokenizer
@@ -68,19 +74,19 @@ class Collate:
     prompt: str = ""
 
     def __call__(self, samples: list[dict[str, Any]]) -> Batch:
-        texts = [self.prompt + clean_caption(s["text"], self.max_words) for s in samples]
+        texts = [self.prompt + clean_caption(sample["text"], self.max_words) for sample in samples]
         ids, mask = self.tokenizer(texts, max_length=self.max_tokens)
         return {
-            "keys": [s["key"] for s in samples],
-            "pixels": torch.stack([s["image"] for s in samples]),
+            "keys": [sample["key"] for sample in samples],
+            "pixels": torch.stack([sample["image"] for sample in samples]),
             "input_ids": ids,
             "attention_mask": mask,
-            "image_ids": torch.tensor([s.get("image_id", -1) for s in samples]),
+            "image_ids": torch.tensor([sample.get("image_id", -1) for sample in samples]),
         }
 
 
-def with_first(ids: Tensor, token: int) -> Tensor:
-    """A copy of `ids` (B, L) whose position 0 is `token`: [ENC] to fuse, [DEC] to decode (BLIP replaces [CLS])."""
+def replace_first(ids: Tensor, token: int) -> Tensor:
+    """Return a copy of `ids` (B, L) with `token` at position 0: [ENC] to fuse, [DEC] to decode (BLIP replaces [CLS])."""
     ids = ids.clone()
     ids[:, 0] = token
     return ids

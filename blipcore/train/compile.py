@@ -1,7 +1,7 @@
-"""What is done to the layers of a task before it trains: compiled, or their activations computed twice instead of kept.
+"""Prepares the layers of a task for training: torch.compile, and recomputed activations.
 
-Neither renames a parameter nor changes a result beyond rounding. Every layer is compiled by itself: layers of a kind
-share one program, so that it takes a minute and not ten, and each can still be sharded by itself.
+Neither renames a parameter or changes a result beyond rounding. Layers are compiled one by one: layers of one kind
+share a program, which takes one minute instead of ten, and each can still be sharded on its own.
 """
 
 import contextlib
@@ -13,30 +13,35 @@ from torch import nn
 from blipcore.model.attention import CrossAttention, SelfAttention, TwinCrossAttention
 from blipcore.model.text import FeedForward, TextTransformer
 from blipcore.model.vit import Block, VisionTransformer
+from blipcore.tasks.task import Task
 from blipcore.train.optim import TrainConfig
 
-# The text transformer has post-LN sub-layers that begin and end with a whole tensor, and its roles combine them in
-# other ways: compiled one by one there are fewer programs, and nothing less to fuse.
+# The roles of the text transformer combine its post-LN sub-layers differently. Compiled one by one they need fewer
+# programs than whole layers, and nothing is lost: no fusion crosses a sub-layer's final LayerNorm.
 TEXT_LAYERS = (SelfAttention, CrossAttention, TwinCrossAttention, FeedForward)
 
 
-def prepare_layers(task: nn.Module, config: TrainConfig, device: str) -> None:
-    """Apply `config.recompute` to the model of `task`, and `config.compile` also to its momentum copy."""
+def prepare_layers(task: Task, config: TrainConfig, device: str) -> None:
+    """Apply `config.recompute` to the model of `task`, and `config.compile` to the model and its momentum copy."""
     for module in task.model.modules():
         if isinstance(module, VisionTransformer | TextTransformer):
             module.recompute = config.recompute
-    compiles = config.compile if config.compile is not None else torch.device(device).type == "cuda"
-    if compiles:
-        # Of DDP inside torch.compile, which would cut layers where its buckets of gradients end: they are small enough.
-        torch._dynamo.config.optimize_ddp = False
-    for module in task.modules() if compiles else ():
+    if config.compile if config.compile is not None else torch.device(device).type == "cuda":
+        compile_layers(task)
+
+
+def compile_layers(task: nn.Module) -> None:
+    """Compile each layer of the model and of its momentum copy."""
+    # Layers are smaller than DDP's buckets of gradients: splitting them at bucket borders gains nothing.
+    torch._dynamo.config.optimize_ddp = False
+    for module in task.modules():
         if isinstance(module, Block):
             module.compile()
         elif isinstance(module, TEXT_LAYERS):
-            module.compile(dynamic=True)  # texts of another length must not make another program
+            module.compile(dynamic=True)  # one program for all text lengths
 
 
-def uncompiled(task: nn.Module) -> AbstractContextManager:
-    """Around an evaluation: layers run as they are written, for each of its many shapes would be compiled anew."""
+def disable_compile(task: nn.Module) -> AbstractContextManager:
+    """Return a context in which compiled layers run eagerly: an evaluation would compile for each of its many shapes."""
     compiled = any(module._compiled_call_impl is not None for module in task.modules())
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""What a user watches while a model trains: one live line on a terminal, plain lines elsewhere. All on stderr."""
+"""Progress of training on stderr: one live line on a terminal, plain lines elsewhere."""
 
 import sys
 from types import TracebackType
@@ -6,9 +6,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Fields of a log record that are not losses.
+MEASURES = ("step", "lr", "images_per_second", "data_wait_share", "seconds", "memory_gb")
 
-class Display:
-    """Shows step, losses, learning rate, pictures per second, share of time waiting for data, memory, time left."""
+
+class TrainDisplay:
+    """Shows step, losses, learning rate, images per second, share of time spent waiting for data, memory, time left."""
 
     def __init__(self, steps: int, start: int, quiet: bool = False) -> None:
         self.steps, self.quiet = steps, quiet
@@ -22,7 +25,7 @@ class Display:
             self._live = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=2)
             self._bar = self._live.add_task("train", total=steps, completed=start, text="")
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "TrainDisplay":
         if self._live:
             self._live.start()
         return self
@@ -33,38 +36,38 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def step(self, step: int) -> None:
-        """Move the bar; costs nothing off a terminal."""
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`; does nothing without a terminal."""
         if self._live:
             self._live.update(self._bar, completed=step)
 
     def log(self, record: dict[str, float], seconds_left: float) -> None:
         """Show a record of metrics.jsonl."""
-        text = describe(record)
+        text = format_record(record)
         if self._live:
             self._live.update(self._bar, text=text)
         else:
-            self.say(f"step {record['step']}/{self.steps}  {text}  {_clock(seconds_left)} left")
+            self.print(f"step {record['step']}/{self.steps}  {text}  {format_duration(seconds_left)} left")
 
-    def say(self, message: str) -> None:
-        """A plain line."""
+    def print(self, message: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self._live:
             self._live.console.print(message, highlight=False, markup=False)
         elif not self.quiet:
             print(message, file=sys.stderr, flush=True)
 
 
-def describe(record: dict[str, float]) -> str:
-    """ "loss 2.31  itc 1.2  lr 3.0e-04  512 img/s  wait 3%  mem 1.2 GB" from a record."""
-    shown = ("step", "lr", "images_per_second", "data_wait_share", "seconds", "memory_gb")
-    losses = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name not in shown]
+def format_record(record: dict[str, float]) -> str:
+    """Return a record as text: "itc 1.200  lr 3.0e-04  512 img/s  wait 3%  mem 1.2 GB"."""
+    losses = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in record.items() if name not in MEASURES]
     rate = f"{record['images_per_second']:.0f} img/s" if "images_per_second" in record else ""
     wait = f"wait {record['data_wait_share']:.0%}" if "data_wait_share" in record else ""
     memory = f"mem {record['memory_gb']:.1f} GB" if "memory_gb" in record else ""
     return "  ".join(part for part in (*losses, f"lr {record['lr']:.1e}", rate, wait, memory) if part)
 
 
-def _clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Return seconds as "m:ss" or "h:mm:ss"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

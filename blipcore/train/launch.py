@@ -1,7 +1,7 @@
-"""Several training processes on this machine, by torch's elastic launcher in process: `--nproc 8` without `torchrun`.
+"""Starts several training processes on this machine: `--nproc 8` without `torchrun`.
 
-In: a function and its arguments, and how many processes. Out: what rank 0 returned. On several machines, start the
-command with `torchrun` instead; a process that a launcher has started runs the function itself.
+Uses torch's elastic launcher from within this process. For several machines, start the command with `torchrun`; a
+process that a launcher has started runs the work itself.
 """
 
 import logging
@@ -16,24 +16,24 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 T = TypeVar("T")
 
-# Each of them makes the trainer save and leave, so the launcher has to hand it on and to wait for that.
+# The trainer saves and exits on each of these, so the launcher must forward them and wait.
 SIGNALS = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
 SECONDS_TO_SAVE = 600
 
-
-MISTAKES = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, ImportError, OSError)}
+# Errors that a user can fix: raised again in the launching process under their own type, without a traceback.
+USER_ERRORS = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, ImportError, OSError)}
 
 
 class TrainingFailedError(Exception):
-    """A training process died, or failed of what is no mistake of the user."""
+    """A training process died or raised an unexpected error."""
 
 
 def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
-    """`work(*args)` on `nproc` processes that form a group; its arguments and its result must be picklable.
+    """Run `work(*args)` on `nproc` processes that form a group, and return the result of rank 0.
 
-    Raises what a process raised when it is a mistake of the user, TrainingFailedError otherwise, and SystemExit when
-    the processes saved and left on a signal. Inside a launcher's process `work` is done at once, and there every rank
-    but 0, having nothing to tell, ends here.
+    Arguments and result must be picklable. Raises a process's error if it is in USER_ERRORS and TrainingFailedError
+    otherwise, or SystemExit if the processes saved and exited on a signal. A process of a launcher runs `work` itself;
+    there every rank but 0 exits afterwards, so that only rank 0 reports a result.
     """
     if nproc < 1:
         raise ValueError(f"the number of processes must be at least 1, not {nproc}")
@@ -46,7 +46,8 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
         return work(*args)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it logs what is raised below
+    # The launcher logs the errors that are raised below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -60,20 +61,20 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
     )
     try:
         return elastic_launch(config, work)(*args)[0]
-    except SignalException as stopped:
-        raise SystemExit(128 + stopped.sigval) from None
+    except SignalException as signal_exception:
+        raise SystemExit(128 + signal_exception.sigval) from None
     except ChildFailedError as error:
-        raise _first(error) from None
+        raise _first_error(error) from None
 
 
-def _first(error: ChildFailedError) -> BaseException:
-    """The error of the process that failed first, as one of this process."""
+def _first_error(error: ChildFailedError) -> BaseException:
+    """Convert the error of the process that failed first into one for this process to raise."""
     rank, failure = error.get_first_failure()
-    if failure.exitcode > 128:  # left on a signal that the processes got directly
+    if failure.exitcode > 128:  # exited on a signal sent to the processes directly
         return SystemExit(failure.exitcode)
     if not isinstance(failure.message, dict):
-        return TrainingFailedError(f"process {rank} ended with code {failure.exitcode} and without a word")
-    kind, _, sentence = failure.message["message"].partition(": ")
-    if kind in MISTAKES:
-        return MISTAKES[kind](sentence)
+        return TrainingFailedError(f"process {rank} exited with code {failure.exitcode} and no error message")
+    kind, _, message = failure.message["message"].partition(": ")
+    if kind in USER_ERRORS:
+        return USER_ERRORS[kind](message)
     return TrainingFailedError(f"process {rank} failed: {failure.message['extraInfo']['py_callstack']}")

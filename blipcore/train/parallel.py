@@ -1,8 +1,7 @@
-"""A Task on several processes: replicated (DDP) or sharded layer by layer (FSDP2), put on from outside.
+"""Training a Task on several processes: replicated (DDP) or sharded layer by layer (FSDP2).
 
-In: a Task that knows nothing of processes but what it gathers. Out: a module to call in its place, and the few steps
-of training that depend on how its parameters lie. The Task is wrapped, never the model: the model is called several
-times a step, which DDP does not allow. Buffers are left alone: queues are equal on all processes by construction.
+The Task is wrapped, not the model: DDP allows one forward call per step, and a task calls its model several times.
+Buffers are not broadcast, because the queues are equal on all processes: they store gathered features.
 """
 
 import contextlib
@@ -26,79 +25,86 @@ from blipcore.tasks.task import Task
 from blipcore.train.optim import Parallel
 
 
-def parallelize(task: Task, how: Parallel) -> nn.Module:
-    """What to call instead of `task`, whose parameters are on their device; alone that is `task` itself."""
+def parallelize(task: Task, method: Parallel) -> nn.Module:
+    """Return the module to call in place of `task`, whose parameters are on their device; alone, `task` itself."""
     if distributed.world_size() == 1:
         return task
-    if how == "fsdp":
+    if method == "fsdp":
         return _shard(task)
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch has another name for it
+    # Newer versions of torch deprecate the name of an argument.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _shard(task: Task) -> nn.Module:
-    """FSDP2: each layer a unit that is whole only while it runs, the momentum encoders sharded just like the model.
+    """Shard `task` with FSDP2, layer by layer, its momentum encoders too.
 
-    Cross-attention is a unit of its own, since `image_kv` runs it outside its layer. The temperature stays whole: a
-    scalar cannot be sharded; `average_whole_gradients` sees to its gradient.
+    Cross-attention is a unit of its own, since `image_kv` runs it outside its layer. The temperature is not sharded,
+    since FSDP2 cannot shard a scalar; `average_unsharded_gradients` averages its gradient.
     """
-    # Said, since torch would take the GPU where there is one, also for a run on the CPU.
+    # Named explicitly: by default torch takes the GPU if one exists, even for a run on the CPU.
     mesh = init_device_mesh(next(task.parameters()).device.type, (distributed.world_size(),))
-    # The keys and values of `image_kv` are views, which nothing here writes into.
+    # `image_kv` returns views of keys and values; nothing here writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     scalars = {parameter for parameter in task.parameters() if parameter.ndim == 0}
     for layer in [module for module in task.modules() if isinstance(module, TextLayer | Block)]:
-        crosses = (layer.cross, layer.decode_cross) if isinstance(layer, TextLayer) else ()
-        for cross in (cross for cross in crosses if cross is not None):
-            fully_shard(cross, mesh=mesh)
-            register_fsdp_forward_method(cross, "image_kv")
+        if isinstance(layer, TextLayer):
+            for cross in (layer.cross, layer.decode_cross):
+                if cross is not None:
+                    fully_shard(cross, mesh=mesh)
+                    register_fsdp_forward_method(cross, "image_kv")
         fully_shard(layer, mesh=mesh)
     fully_shard(task, mesh=mesh, ignored_params=scalars)
     return task
 
 
-def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
-    """Around forward and backward of a micro-batch: gradients travel only with the last one of a step."""
+def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager:
+    """Return a context for the forward and backward pass of a micro-batch, with or without averaging of gradients.
+
+    With gradient accumulation only the last micro-batch of a step needs it.
+    """
     if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last)
-    elif isinstance(module, DistributedDataParallel) and not last:
+        module.set_requires_gradient_sync(enabled)
+    elif isinstance(module, DistributedDataParallel) and not enabled:
         return module.no_sync()
     return contextlib.nullcontext()
 
 
-def average_whole_gradients(task: Task) -> None:
-    """Under FSDP2, average the gradients of parameters that are not sharded; DDP has done so for all of its own."""
+def average_unsharded_gradients(task: Task) -> None:
+    """Average gradients of parameters that FSDP2 does not shard. Does nothing under DDP, which averages all."""
     if isinstance(task, FSDPModule):
         for parameter in task.parameters():
             if parameter.grad is not None and not isinstance(parameter, DTensor):
                 dist.all_reduce(parameter.grad.div_(distributed.world_size()))
 
 
-def clip_gradients(task: Task, limit: float) -> Tensor:
-    """Scale the gradients so that their norm over all parameters is at most `limit`; returns the norm before."""
+def clip_gradients(task: Task, max_norm: float) -> Tensor:
+    """Scale the gradients so that their norm over all parameters is at most `max_norm`; return the norm before."""
     gradients = [parameter.grad for parameter in task.parameters() if parameter.grad is not None]
-    kinds = [[g for g in gradients if isinstance(g, DTensor) is sharded] for sharded in (True, False)]
-    norms = [nn.utils.get_total_norm(kind) for kind in kinds if kind]
+    # Sharded and unsharded tensors do not mix in one operation.
+    groups = [[g for g in gradients if isinstance(g, DTensor) is sharded] for sharded in (True, False)]
+    groups = [group for group in groups if group]
+    norms = [nn.utils.get_total_norm(group) for group in groups]
     total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
-    for kind in kinds:
-        torch._foreach_mul_(kind, (limit / (total + 1e-6)).clamp(max=1.0)) if kind else None
+    for group in groups:
+        torch._foreach_mul_(group, (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total
 
 
-def weights_finite(task: Task) -> bool:
-    """Whether every trained weight is a number, on all processes."""
-    own = [p.to_local() if isinstance(p, DTensor) else p for p in task.parameters() if p.requires_grad]
-    finite = torch.stack([p.detach().isfinite().all() for p in own]).all()
-    return bool(distributed.mean(finite.float()) == 1)
+def all_weights_finite(task: Task) -> bool:
+    """Return whether every trained weight is finite, on all processes."""
+    weights = [p.to_local() if isinstance(p, DTensor) else p for p in task.parameters() if p.requires_grad]
+    finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
+    return bool(distributed.mean_over_ranks(finite.float()) == 1)
 
 
-def whole_model(task: Task) -> Blip:
-    """The model of `task` with all of its weights; every process must ask, rank 0 gets one that is complete."""
+def unsharded_model(task: Task) -> Blip:
+    """Return the model of `task` with complete weights on rank 0. All processes must call it."""
     if not isinstance(task, FSDPModule):
         return task.model
     state = get_model_state_dict(task.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     with torch.device("meta"):
-        whole = Blip(task.model.config)
+        model = Blip(task.model.config)
     if distributed.is_main():
-        whole.load_state_dict(state, assign=True)
-    return whole.eval()
+        model.load_state_dict(state, assign=True)
+    return model.eval()
