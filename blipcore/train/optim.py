@@ -1,6 +1,6 @@
-"""The numbers of a training run, the optimiser they configure, and the learning rate as a function of the step.
+"""Training hyperparameters, the optimizer they configure, and the learning-rate schedule.
 
-AdamW as the official code has it: one group, weight decay on every parameter, biases and norms included.
+As in the official code, AdamW decays every parameter, biases and norms included.
 """
 
 import math
@@ -18,98 +18,111 @@ from blipcore.io.config_diff import INCIDENTAL, PER_PROCESS
 
 Parallel = Literal["ddp", "fsdp"]
 
+AT_LEAST_ONE = ("batch_size", "accumulate", "log_every", "save_every", "keep")
+NOT_NEGATIVE = (
+    "steps",
+    "epochs",
+    "warmup_steps",
+    "decay_steps",
+    "clip",
+    "recompute",
+    "workers",
+    "seed",
+    "lr",
+    "min_lr",
+)
+
 
 @dataclass
 class TrainConfig:
-    """How to train; exactly one of `steps` and `epochs` is above 0. The defaults suit pre-training."""
+    """Hyperparameters of a run; exactly one of `steps` and `epochs` is above 0. The defaults suit pre-training."""
 
-    steps: int = 0  # optimiser steps
-    epochs: float = 0.0  # or passes over the pictures of all data sets together
+    steps: int = 0  # optimizer steps
+    epochs: float = 0.0  # passes over the pictures of all data sets together
     batch_size: int = field(default=32, metadata=PER_PROCESS)  # pictures per process and micro-batch
     lr: float = 3e-4
     min_lr: float = 0.0
     warmup_steps: int = 0
     warmup_lr: float = 1e-6
-    # The cosine falls at every step; the official finetuning's is cosine_by_epoch, which falls after each epoch.
-    learning_rate: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
-    decay: float = 0.9  # exponential: the factor ...
-    decay_steps: int = 0  # ... applied every so many steps (and cosine_by_epoch's epoch); 0 = an epoch, as official
+    # "cosine" falls with every step; "cosine_by_epoch", the official one for finetuning, after each epoch.
+    schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
+    decay: float = 0.9  # factor of the exponential schedule
+    # Steps between two decays (exponential) or stairs (cosine_by_epoch); 0 = one epoch, as official.
+    decay_steps: int = 0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    clip: float = 0.0  # largest norm of the gradient; 0 = no clipping, as official
-    accumulate: int = field(default=1, metadata=PER_PROCESS)  # micro-batches per optimiser step
-    dtype: Dtype = "auto"  # bf16 autocast where the hardware multiplies in bf16, else fp32
-    compile: bool | None = None  # torch.compile of the layers; None = on a GPU, where it takes a minute and pays
-    # last layers of each transformer whose activations are computed twice instead of kept in memory
+    clip: float = 0.0  # largest gradient norm; 0 = no clipping, as official
+    accumulate: int = field(default=1, metadata=PER_PROCESS)  # micro-batches per optimizer step
+    dtype: Dtype = "auto"  # bf16 autocast if the hardware multiplies in bf16, else fp32
+    # torch.compile of the layers; None = only on a GPU, where the minute it takes pays off
+    compile: bool | None = None
+    # last layers per transformer whose activations are recomputed in the backward pass, to save memory
     recompute: int = field(default=0, metadata=INCIDENTAL)
     device: str = "auto"
-    # over several processes: the whole task on each, or sharded layer by layer (FSDP2)
+    # on several processes: the task replicated (DDP) or sharded layer by layer (FSDP2)
     parallel: Parallel = field(default="ddp", metadata=INCIDENTAL)
-    # processes that decode pictures; 0 = this one
+    # data workers; 0 = load in the training process
     workers: int = field(default=0, metadata=INCIDENTAL)
     seed: int = 42
     log_every: int = field(default=20, metadata=INCIDENTAL)
     save_every: int = field(default=500, metadata=INCIDENTAL)
     keep: int = field(default=2, metadata=INCIDENTAL)  # checkpoints kept
-    nonfinite: Literal["stop", "skip"] = "stop"  # what to do when a loss is not finite; skip waits for every step
-    freeze: list[str] = field(default_factory=list)  # parameters that stay: patterns as visual_encoder.blocks.[0-5].*
-    # project of Weights & Biases that the run is also logged to
-    wandb: str = field(default="", metadata=INCIDENTAL)
+    nonfinite: Literal["stop", "skip"] = "stop"  # reaction to a loss that is not finite; skip waits for every step
+    freeze: list[str] = field(default_factory=list)  # patterns of parameter names, as visual_encoder.blocks.[0-5].*
+    wandb: str = field(default="", metadata=INCIDENTAL)  # project of Weights & Biases to log to as well
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "save_every", "keep"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            "steps",
-            "epochs",
-            "warmup_steps",
-            "decay_steps",
-            "clip",
-            "recompute",
-            "workers",
-            "seed",
-            "lr",
-            "min_lr",
-        ):
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
 
     def total_steps(self, pictures: int, ranks: int = 1) -> int:
-        """Optimiser steps of the run, for an epoch of `pictures`; ValueError unless one of steps, epochs is given."""
+        """Return the optimizer steps of the run on `pictures` per epoch.
+
+        Raises ValueError unless exactly one of `steps` and `epochs` is given.
+        """
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(f"give either steps or epochs above 0 (steps={self.steps}, epochs={self.epochs})")
         return self.steps or max(1, round(self.epochs * self.steps_per_epoch(pictures, ranks)))
 
     def steps_per_epoch(self, pictures: int, ranks: int = 1) -> float:
-        """Optimiser steps in which `pictures` are seen once."""
+        """Return the optimizer steps, on `ranks` processes, that consume `pictures` once."""
         return pictures / (self.batch_size * self.accumulate * ranks)
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Keep the parameters whose names match any of the `patterns` (`*`, `?`, `[0-9]`) as they are."""
-    names = dict(model.named_parameters())
+    """Turn off gradients of the parameters whose names match one of the `patterns` (`*`, `?`, `[0-9]`).
+
+    Raises ValueError for a pattern without a match.
+    """
+    parameters = dict(model.named_parameters())
     for pattern in patterns:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ValueError(f"nothing to freeze is called {pattern!r}; the model has, for example, {min(names)}")
-        for name in matching:
-            names[name].requires_grad_(False)
+        names = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not names:
+            raise ValueError(
+                f"no parameter to freeze matches {pattern!r}; the model has, for example, {min(parameters)}"
+            )
+        for name in names:
+            parameters[name].requires_grad_(False)
 
 
 def make_adamw(task: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over the trainable parameters of `task`, all alike; fused where the device has the kernel.
+    """Return AdamW over the trainable parameters of `task`, fused if the device has the kernel.
 
-    Its state is there before the first step, for a checkpoint to be read into.
+    Its state is created here instead of in the first step, so that a checkpoint can be loaded into it.
     """
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("the task has no parameter to train: everything is frozen")
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    # Sharded and whole tensors cannot go through one kernel.
-    kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
-    groups = [{"params": kind} for kind in kinds if kind]
+    # Sharded and unsharded tensors do not mix in one kernel.
+    unsharded = [p for p in parameters if not isinstance(p, DTensor)]
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
+    groups = [{"params": group} for group in (unsharded, sharded) if group]
     optimizer = AdamW(groups, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
     for p in parameters:
         step = torch.zeros((), device=p.device if fused else None)
@@ -118,7 +131,7 @@ def make_adamw(task: nn.Module, config: TrainConfig) -> AdamW:
 
 
 def optimizer_tensors(task: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
-    """The state of the optimiser by parameter name: the tensors themselves, to be written or read into."""
+    """Return the optimizer's own tensors by parameter name, to be saved or loaded into."""
     return {
         f"{name}.{key}": value
         for name, parameter in task.named_parameters()
@@ -127,22 +140,22 @@ def optimizer_tensors(task: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of optimiser step `step` (from 0), for a config whose `steps` and `decay_steps` are resolved.
+    """Return the learning rate of optimizer step `step`, from 0; `steps` and `decay_steps` of `config` are resolved.
 
-    Linear warm-up, then a cosine to `min_lr` over the steps that remain (by epoch: in stairs of `decay_steps`), or
-    steps of `decay` down to `min_lr`, or constant. The exponential one counts from step 0 and the warm-up only limits
-    it, as in the official pre-training.
+    A linear warm-up, then by `config.schedule`: a cosine to `min_lr` over the remaining steps (by epoch: in stairs of
+    `decay_steps`), a factor `decay` every `decay_steps` down to `min_lr`, or a constant. As in the official
+    pre-training, the exponential schedule starts at step 0 and the warm-up only limits it.
     """
     if config.schedule == "exponential":
         lr = max(config.min_lr, config.lr * config.decay ** (step // max(config.decay_steps, 1)))
     elif config.schedule == "constant":
         lr = config.lr
     elif config.schedule in ("cosine", "cosine_by_epoch"):
-        remaining = max(config.steps - config.warmup_steps, 1)
-        done = max(step - config.warmup_steps, 0)
+        cosine_steps = max(config.steps - config.warmup_steps, 1)
+        cosine_step = max(step - config.warmup_steps, 0)
         if config.schedule == "cosine_by_epoch":
-            done -= done % max(config.decay_steps, 1)
-        progress = min(done / remaining, 1.0)
+            cosine_step -= cosine_step % max(config.decay_steps, 1)
+        progress = min(cosine_step / cosine_steps, 1.0)
         lr = config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     else:
         raise ValueError(f"no schedule is called {config.schedule!r}")
