@@ -1,136 +1,128 @@
-"""Annotation files of captioning and retrieval -> one record a picture.
+"""Annotation files of captioning and retrieval, read as one record per picture.
 
-In, told apart by what they hold:
+The content tells the formats apart:
 
     COCO (Karpathy), Flickr30k, pre-training    [{"image": path, "caption": text or [text, ...], "image_id": any}, ...]
     NoCaps                                      [{"image": path, "img_id": number}, ...]
     COCO's and NoCaps' own annotation files     {"images": [{"id", "file_name", "domain"}, ...],
                                                  "annotations": [{"image_id", "caption"}, ...]}
 
-The lists may be `.jsonl`, and of any length. Out: pictures in order of first appearance, each with all its texts.
+Lists may also be JSON lines (`.jsonl`), and of any length. Pictures come in the order of their first appearance, each
+with all its texts.
 """
 
-import json
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from blipcore.io.json_rows import BEGIN, Place, first_character, read_rows
+from blipcore.io.coco import read_coco
+from blipcore.io.json_rows import FIRST_ROW, RowStart, first_character, read_json_rows
 
-PART_ROWS = 50_000  # of a list, in memory at a time
-COCO_NUMBER = re.compile(r"COCO_\w+_(\d{12})\.\w+$")  # in the names of COCO's pictures: what its servers call them
+ROWS_PER_PART = 50_000  # of a list, held in memory at a time
+COCO_FILE_NAME = re.compile(r"COCO_\w+_(\d{12})\.\w+$")  # its number is the image id of COCO's evaluation server
 
 
 class CaptionedImage(TypedDict):
-    """One picture of an annotation file: `key` is the path as the file gives it, `image_id` what it calls the picture.
+    """A picture of an annotation file.
 
     `image_id` is the file's own (image_id, img_id or id), else COCO's number in the file name, else the path.
     """
 
-    key: str
+    key: str  # the path as the file has it
     image: Path
     texts: list[str]
     image_id: int | str
     domain: NotRequired[str]  # NoCaps: in-domain, near-domain or out-domain
 
 
-class Part(NamedTuple):
-    """Some neighbouring rows of a file: where they begin, the number of the row after them, how many pictures."""
+class ListPart(NamedTuple):
+    """Consecutive rows of a file: the start of the first, the number of the row after the last, and their pictures."""
 
-    start: Place
+    start: RowStart
     stop: int
     pictures: int
 
 
-def read_captions(
-    path: str | Path, image_root: str | Path | None = None, need_texts: bool = True, part: Part | None = None
+def read_captioned_images(
+    path: str | Path, image_root: str | Path | None = None, need_texts: bool = True, part: ListPart | None = None
 ) -> list[CaptionedImage]:
-    """Read a caption or retrieval file, or a `part` of it; image paths are relative to `image_root`, else to the file.
+    """Read an annotation file, or a `part` of it. Image paths are relative to `image_root`, by default to the file.
 
-    FileNotFoundError, or ValueError with file and row. Without `need_texts` a picture may have none, as in NoCaps.
+    Without `need_texts` a picture may have no text, as in NoCaps. Raises FileNotFoundError, or ValueError with file and
+    row.
     """
     pictures: dict[tuple[int | str, str], CaptionedImage] = {}
     for _, row in _rows(Path(path), image_root, need_texts, part):
-        if _picture_of(row) in pictures:
-            pictures[_picture_of(row)]["texts"].extend(row["texts"])
-        else:
-            pictures[_picture_of(row)] = row
+        picture = pictures.setdefault(_picture_id(row), row)
+        if picture is not row:
+            picture["texts"].extend(row["texts"])
     return list(pictures.values())
 
 
-def split_captions(path: str | Path, rows: int = PART_ROWS) -> list[Part]:
-    """Parts of about `rows` rows for `read_captions`, so that nobody has to hold a long list; reads the file once.
+def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
+    """Split a file into parts of about `rows` rows for `read_captioned_images`, so that a long list is never held.
 
-    Neighbouring rows of one picture stay together; where it comes again in another part it counts as another picture.
-    A COCO annotation file, whose texts stand apart from its pictures, is a single part.
+    Consecutive rows of one picture stay in one part. If the picture comes again in another part, it counts as another
+    picture. A COCO annotation file is a single part, as its texts are apart from its pictures.
     """
     path = Path(path)
-    parts: list[Part] = []
-    start, stop, pictures, last = BEGIN, 0, set(), None
-    for place, row in _rows(path, None, True, None):
-        picture = _picture_of(row)
-        if place.offset and place.number - start.number >= rows and picture != last:
-            parts.append(Part(start, stop, len(pictures)))
-            start, pictures = place, set()
+    parts: list[ListPart] = []
+    pictures: set[tuple[int | str, str]] = set()
+    start, stop, previous = FIRST_ROW, 0, None
+    for row_start, row in _rows(path, None, True, None):
+        picture = _picture_id(row)
+        # Rows of a COCO file have no offset.
+        if row_start.offset and row_start.number - start.number >= rows and picture != previous:
+            parts.append(ListPart(start, stop, len(pictures)))
+            start, pictures = row_start, set()
         pictures.add(picture)
-        stop, last = place.number + 1, picture
-    return [*parts, Part(start, stop, len(pictures))]
+        stop, previous = row_start.number + 1, picture
+    return [*parts, ListPart(start, stop, len(pictures))]
 
 
-def _picture_of(row: CaptionedImage) -> tuple[int | str, str]:
-    """What rows of one picture agree in: lists put together from several data sets may use an id twice."""
+def _picture_id(row: CaptionedImage) -> tuple[int | str, str]:
+    """Return what all rows of a picture share. The id alone is not enough: merged data sets may use it twice."""
     return row["image_id"], row["key"]
 
 
 def _rows(
-    path: Path, image_root: str | Path | None, need_texts: bool, part: Part | None
-) -> Iterator[tuple[Place, CaptionedImage]]:
-    """Every row with its place and the texts it brings; at least one, or ValueError."""
+    path: Path, image_root: str | Path | None, need_texts: bool, part: ListPart | None
+) -> Iterator[tuple[RowStart, CaptionedImage]]:
+    """Yield each row with its start and its own texts; ValueError if there is none."""
     root = Path(image_root) if image_root is not None else path.parent
+    rows: Iterator[tuple[RowStart, object]]
     if path.suffix.lower() == ".json" and first_character(path) == "{":
-        rows: Iterator[tuple[Place, object]] = ((Place(n), row) for n, row in enumerate(_coco_rows(path)))
+        rows = ((RowStart(number), row) for number, row in enumerate(_coco_rows(path)))
     else:
-        rows = read_rows(path, part.start if part else BEGIN)
-    place = None
-    for place, row in rows:
-        if part and place.number >= part.stop:
+        rows = read_json_rows(path, part.start if part else FIRST_ROW)
+    is_empty = True
+    for row_start, row in rows:
+        if part and row_start.number >= part.stop:
             return
-        yield place, _picture(row, path, place.number, root, need_texts)
-    if place is None:
+        is_empty = False
+        yield row_start, _parse_row(row, path, row_start.number, root, need_texts)
+    if is_empty:
         raise ValueError(f"annotation file {path} holds no rows")
 
 
 def _coco_rows(path: Path) -> list[dict[str, Any]]:
-    """The pictures of a COCO annotation file as rows of the list format, each with all its captions."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not valid JSON ({error}); a row a line is .jsonl") from None
-    images, annotations = content.get("images"), content.get("annotations", [])
-    if not isinstance(images, list) or not isinstance(annotations, list):
-        raise ValueError(f'annotation file {path} must hold a list of rows, or an object of "images" and "annotations"')
-    rows = {}
-    for number, image in enumerate(images):
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise ValueError(f'{path}, image {number}: it has no "id"')
-        if "file_name" not in image:
-            raise ValueError(
-                f'{path}, image {number} has no "file_name": this file is for scoring alone; give the list of the same '
-                "pictures with their paths"
-            )
-        rows[image["id"]] = {"image": image["file_name"], "image_id": image["id"], "caption": []}
-        rows[image["id"]] |= {"domain": image["domain"]} if "domain" in image else {}
-    for number, annotation in enumerate(annotations):
-        if not isinstance(annotation, dict) or annotation.get("image_id") not in rows:
-            raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images')
-        if not isinstance(annotation.get("caption"), str):
-            raise ValueError(f'{path}, annotation {number}: "caption" must be a text: is this a file of captions?')
-        rows[annotation["image_id"]]["caption"].append(annotation["caption"])
+    """Return the pictures of a COCO file as rows of the list format, each with all its captions."""
+    rows = {
+        image.id: {
+            "image": image.file_name,
+            "image_id": image.id,
+            "caption": image.captions,
+            "domain": image.domain,
+        }
+        for image in read_coco(path)
+    }
     return list(rows.values())
 
 
-def _picture(row: object, path: Path, number: int, root: Path, need_texts: bool) -> CaptionedImage:
+def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: bool) -> CaptionedImage:
     where = f"{path}, row {number}"
     if not isinstance(row, dict):
         raise ValueError(f'{where}: a row must be an object with "image" and "caption", not a {type(row).__name__}')
@@ -145,9 +137,11 @@ def _picture(row: object, path: Path, number: int, root: Path, need_texts: bool)
     texts = [caption] if isinstance(caption, str) else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or (need_texts and not texts):
         raise ValueError(f'{where}: "caption" must be a text or a list of texts, found {row.get("caption")!r}')
-    coco = COCO_NUMBER.search(image)
-    image_id = row.get("image_id", row.get("img_id", int(coco[1]) if coco else image))
+    coco_name = COCO_FILE_NAME.search(image)
+    image_id = row.get("image_id", row.get("img_id", int(coco_name[1]) if coco_name else image))
     if not isinstance(image_id, int | str):
         raise ValueError(f'{where}: "image_id" must be a number or a string, found {image_id!r}')
     picture: CaptionedImage = {"key": image, "image": root / image, "texts": list(texts), "image_id": image_id}
-    return picture | {"domain": row["domain"]} if isinstance(row.get("domain"), str) else picture
+    if isinstance(row.get("domain"), str):
+        picture["domain"] = row["domain"]
+    return picture

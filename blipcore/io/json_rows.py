@@ -1,9 +1,10 @@
-"""Rows of a JSON file of any size, one at a time, in the memory of one row and a megabyte.
+"""Rows of a JSON list or of JSON lines, read one at a time in the memory of one row and a megabyte.
 
-In: a `.json` file that holds a list, or `.jsonl` with a value a line. Out: `(place, row)` pairs, where a place is the
-row's number from 0 and its byte, from which reading can start again without what lies before. The released lists of
-BLIP have tens of millions of rows in one file.
+Each row comes with its `RowStart`, from which reading can start again without what lies before it. The lists released
+with BLIP have tens of millions of rows in one file.
 """
+
+from __future__ import annotations
 
 import codecs
 import json
@@ -13,72 +14,85 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-CHUNK = 1 << 20  # bytes read at a time
-LONGEST_ROW = 1 << 26  # characters; a row that does not end within them is damaged
-LINES = (".jsonl", ".ndjson")
+from blipcore.io.reading import open_read
+from blipcore.io.storage import AnyPath
+
+CHUNK_BYTES = 1 << 20  # read at a time
+MAX_ROW_CHARACTERS = 1 << 26  # a longer row is taken for damage, such as a quote that is never closed
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 SPACE = re.compile(r"[ \t\r\n]*")
 DECODE = json.JSONDecoder().raw_decode
 
 
-class Place(NamedTuple):
-    """Where a row begins: its number, counted from 0, and its byte in the file."""
+class RowStart(NamedTuple):
+    """The start of a row: its number, counted from 0, and its offset in the file, in bytes."""
 
     number: int = 0
     offset: int = 0
 
 
-BEGIN = Place()
+FIRST_ROW = RowStart()
 
 
-def read_rows(path: Path, start: Place = BEGIN) -> Iterator[tuple[Place, object]]:
-    """The rows of a file from `start` (a place that this function gave) to its end.
+def read_json_rows(path: Path, start: RowStart = FIRST_ROW) -> Iterator[tuple[RowStart, object]]:
+    """Yield the rows of a file from `start`, which an earlier call has yielded, to the end.
 
-    FileNotFoundError for no such file; ValueError with file and row for what is no list, no JSON or cut short.
+    The suffix of `path` says whether it holds a list or JSON lines. Raises FileNotFoundError, or ValueError with file
+    and row if the content is not a list, not JSON or cut short.
     """
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
-    lines, number = path.suffix.lower() in LINES, start.number
     with path.open("rb") as file:
-        text = _Text(file, start.offset, path)
-        if start == BEGIN and not lines and not text.take("["):
-            raise ValueError(f"annotation file {path} must hold a list of rows: it begins with {text.glance()!r}")
+        yield from parse_json_rows(file, str(path), path.suffix.lower() in JSON_LINES_SUFFIXES, start)
+
+
+def parse_json_rows(
+    file: BinaryIO, name: str, lines: bool = False, start: RowStart = FIRST_ROW
+) -> Iterator[tuple[RowStart, object]]:
+    """Yield the rows of an open file: a JSON list, or one value per line if `lines`. Errors call the file `name`."""
+    text = _JsonWindow(file, start.offset, name)
+    if start == FIRST_ROW and not lines and not text.skip("["):
+        raise ValueError(f"{name} must hold a list of rows, but begins with {text.preview()!r}")
+    number = text.row = start.number
+    end = "" if lines else "]"
+    while (following := text.peek()) != end:
+        if number > start.number and not lines and not text.skip(","):
+            raise ValueError(f"{name}, row {number}: {'no comma before it' if following else 'the file ends here'}")
+        text.peek()
+        row_start = RowStart(number, text.offset)
+        yield row_start, text.parse()
+        number += 1
         text.row = number
-        while (ahead := text.peek()) != ("" if lines else "]"):
-            if number > start.number and not lines and not text.take(","):
-                raise ValueError(f"{path}, row {number}: {'the file ends here' if not ahead else 'no comma before it'}")
-            text.peek()
-            place = Place(number, text.offset)
-            yield place, text.value()
-            number += 1
-            text.row = number
-        text.take("]")
-        if text.peek():
-            raise ValueError(f"annotation file {path} goes on after the end of its list: {text.glance()!r}")
+    text.skip("]")
+    if text.peek():
+        raise ValueError(f"{name} continues after the end of its list: {text.preview()!r}")
 
 
-def first_character(path: Path) -> str:
-    """The first character that is no white space: "[" for a list, "{" for an object, "" for an empty file."""
+def first_character(path: AnyPath) -> str:
+    """Return the first character that is not white space: "[" in a list, "{" in an object, "" in an empty file."""
     if not path.is_file():
         raise FileNotFoundError(f"annotation file {path} does not exist")
-    with path.open("rb") as file:
-        return _Text(file, 0, path).peek()
+    with open_read(path) as file:
+        return _JsonWindow(file, 0, str(path)).peek()
 
 
-class _Text:
-    """A window on a UTF-8 file, `at` which the next character stands."""
+class _JsonWindow:
+    """A window that moves over a UTF-8 file; `at` is the index of the next character in `window`."""
 
-    def __init__(self, file: BinaryIO, offset: int, path: Path) -> None:
-        file.seek(offset)
-        self.file, self.path, self.row = file, path, 0
+    def __init__(self, file: BinaryIO, offset: int, name: str) -> None:
+        if offset:
+            file.seek(offset)
+        self.file, self.name, self.row = file, name, 0
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.window, self.at = "", 0
-        self._offset, self._counted = offset, 0  # byte of the character at `_counted`
+        # The byte offset of the character at index `_counted`.
+        self._offset, self._counted = offset, 0
         if offset == 0 and self.peek() == "\ufeff":  # a byte order mark
             self.at += 1
 
     @property
     def offset(self) -> int:
-        """The byte at which the next character stands."""
+        """Byte offset of the next character in the file."""
         self._offset += len(self.window[self._counted : self.at].encode())
         self._counted = self.at
         return self._offset
@@ -86,47 +100,50 @@ class _Text:
     def peek(self) -> str:
         """Skip white space and return the character after it, "" at the end of the file."""
         while True:
-            self.at = SPACE.match(self.window, self.at).end()
-            if self.at < len(self.window) or not self._more():
+            space = SPACE.match(self.window, self.at)
+            self.at = space.end() if space else self.at
+            if self.at < len(self.window) or not self._read_on():
                 return self.window[self.at : self.at + 1]
 
-    def take(self, character: str) -> bool:
-        """Step over `character` if it comes next."""
+    def skip(self, character: str) -> bool:
+        """Skip `character` if it is next, and return whether it was."""
         if self.peek() != character:
             return False
         self.at += 1
         return True
 
-    def value(self) -> object:
-        """The object, list or text that begins here (a number might go on beyond the window: it is no row)."""
+    def parse(self) -> object:
+        """Parse the object, list or string that is next. A number is no row: it may continue beyond the window."""
         while True:
             try:
-                value, end = DECODE(self.window, self.at)
+                value, self.at = DECODE(self.window, self.at)
+                return value
             except JSONDecodeError as error:
-                # Perhaps the value only goes on beyond the window.
-                if len(self.window) - self.at <= LONGEST_ROW and self._more():
+                # The value may just continue beyond the window.
+                if len(self.window) - self.at <= MAX_ROW_CHARACTERS and self._read_on():
                     continue
                 raise ValueError(
-                    f"{self.path}, row {self.row} is not valid JSON, or cut short: {error.msg} at "
+                    f"{self.name}, row {self.row} is not valid JSON, or cut short: {error.msg} at "
                     f"{self.window[error.pos : error.pos + 20]!r}"
                 ) from None
             except RecursionError:
-                raise ValueError(f"{self.path}, row {self.row} is nested too deeply") from None
-            self.at = end
-            return value
+                raise ValueError(f"{self.name}, row {self.row} is nested too deeply") from None
 
-    def glance(self) -> str:
-        """What comes next, for a message."""
+    def preview(self) -> str:
+        """Return the next few characters, for a message."""
         self.peek()
         return self.window[self.at : self.at + 20]
 
-    def _more(self) -> bool:
-        """Drop what was read, and read on: as much again as there is left, so that a long row is not tried often."""
+    def _read_on(self) -> bool:
+        """Drop the text before `at` and append more; return False at the end of the file.
+
+        It at least doubles the rest of the window, so that a long row is not parsed many times.
+        """
         self._offset, self._counted = self.offset, 0
-        left = self.window[self.at :]
-        content = self.file.read(max(CHUNK, len(left)))
+        rest = self.window[self.at :]
+        content = self.file.read(max(CHUNK_BYTES, len(rest)))
         try:
-            self.window, self.at = left + self.decoder.decode(content, final=not content), 0
+            self.window, self.at = rest + self.decoder.decode(content, final=not content), 0
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}, row {self.row} or soon after is not UTF-8: {error.reason}") from None
+            raise ValueError(f"{self.name}, row {self.row} or soon after is not UTF-8: {error.reason}") from None
         return bool(content)

@@ -11,36 +11,36 @@ from typing import Any
 
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.input import PATH_NAMES, TEXTS_NAMES, Columns, Row, Source, _of_file, _texts
-from capfilt.ingest.lists import Column, fingerprint, read_rows
+from capfilt.ingest.input import PATH_COLUMNS, TEXT_COLUMNS, InputColumns, InputRow, PictureInput, file_row, cell_texts
+from capfilt.ingest.lists import ListColumn, file_fingerprint, read_columns
 
 
-class Annotated(Source):
+class AnnotatedInput(PictureInput):
     """The pictures that a file names, under a folder, and their texts."""
 
     def __init__(self, path: AnyPath, root: AnyPath, rows: Iterator[tuple[Any, list[Any]]]):
-        super().__init__("annotations", [], fingerprint(str(path)))
+        super().__init__("annotations", [], file_fingerprint(str(path)))
         self.root, self.rows = root, rows
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[InputRow]:
         roots = [self.root]
         if isinstance(self.root, Path):  # whole paths go through its links, or have them resolved
             roots = [Path(os.path.realpath(self.root)), Path(os.path.abspath(self.root))]
         for name, values in self.rows:
-            texts = [text for value in values for text in _texts(value)]
+            texts = [text for value in values for text in cell_texts(value)]
             if not isinstance(name, str) or not name.strip():
                 yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
                 continue
             # links inside of the folder are the user's own; a path that climbs out of it is the annotation's doing
-            inside = next((path for root in roots if (path := _seen_from(root, name.strip())) is not None), None)
+            inside = next((path for root in roots if (path := _relative_to(root, name.strip())) is not None), None)
             if inside is None or "\0" in name:
                 problem = f"outside of {self.root.name or self.root}"
                 yield {"url": name, "texts": texts, "status": "forbidden", "error": problem}
             else:
-                yield _of_file(roots[0], inside, texts)
+                yield file_row(roots[0], inside, texts)
 
 
-def _seen_from(root: AnyPath, name: str) -> str | None:
+def _relative_to(root: AnyPath, name: str) -> str | None:
     """A path, relative to `root` or whole, as it is seen from there; None when it lies outside."""
     here = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2]
     name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
@@ -48,17 +48,17 @@ def _seen_from(root: AnyPath, name: str) -> str | None:
     return os.path.relpath(whole, here) if os.path.commonpath([here, whole]) == here else None
 
 
-def _annotated(path: AnyPath, root: AnyPath, columns: Columns) -> Annotated:
+def open_annotated_input(path: AnyPath, root: AnyPath, columns: InputColumns) -> AnnotatedInput:
     if path.name.endswith(".json") and (coco := _coco(path)) is not None:
-        return Annotated(path, root, coco)
+        return AnnotatedInput(path, root, coco)
     wanted = (
-        Column("the path of a picture", PATH_NAMES, columns.image, "--image-col"),
-        Column("a caption", TEXTS_NAMES, columns.caption, "--caption-col", needed=False),
+        ListColumn("the path of a picture", PATH_COLUMNS, columns.image, "--image-col"),
+        ListColumn("a caption", TEXT_COLUMNS, columns.caption, "--caption-col", required=False),
     )
-    rows = read_rows(str(path), wanted)
+    rows = read_columns(str(path), wanted)
     # rows of one picture stand together where there are several: its texts
     grouped = ((name, [text for _, text in group]) for name, group in groupby(rows, key=lambda row: row[0] or object()))
-    return Annotated(path, root, grouped)
+    return AnnotatedInput(path, root, grouped)
 
 
 def _coco(path: AnyPath) -> Iterator[tuple[Any, list[Any]]] | None:

@@ -23,21 +23,30 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from blipcore.device import count_cores
 from blipcore.io.reading import open_read
-from blipcore.io.samples import walk_tar
+from blipcore.io.tars import walk_tar
 from blipcore.io.storage import AnyPath, existing, list_names
 from blipcore.io.writing import atomic_write
 from capfilt.config import to_dict
-from capfilt.engine import run as engine
-from capfilt.engine.worker import cores
+from capfilt.engine.run import run_shards
 from capfilt.errors import EngineError
-from capfilt.ingest.duplicates import mark_duplicates, marked
-from capfilt.ingest.fetch.attempts import RETRYABLE, Answer, Asking, Staging
+from capfilt.ingest.duplicates import mark_duplicates, marked_kind
+from capfilt.ingest.fetch.attempts import RETRYABLE, FetchResult, FetchPolicy, Attempts
 from capfilt.ingest.fetch.fetcher import FetchConfig
-from capfilt.ingest.fetch.safe_opener import PRIVATE, Limits
-from capfilt.ingest.lists import fingerprint
-from capfilt.ingest.shard_writer import OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
-from capfilt.ingest.urls import is_private_host, read_urls, wire_url
+from capfilt.ingest.fetch.safe_opener import PRIVATE, FetchLimits
+from capfilt.ingest.lists import file_fingerprint
+from capfilt.ingest.shard_writer import (
+    OUTCOMES,
+    PLAN_SCHEMA,
+    ROWS_FOLDER,
+    ShardWriter,
+    open_manifest,
+    open_folders,
+    sample_key,
+    split_rows,
+)
+from capfilt.ingest.urls import is_private_host, read_urls, encode_url
 from capfilt.shards.format import IMAGES
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.tables import read_table, write_table
@@ -87,9 +96,9 @@ class DownloadConfig:
 
 
 # What the stored bytes do not depend on, given the same answers from the servers.
-WITHOUT_EFFECT = ("urls", "out", "timeout", "picture_seconds", "shard_seconds", "stall_seconds", "retries")
-WITHOUT_EFFECT += ("retry_wait", "retry_after", "retry_failed", "workers", "threads", "user_agent", "stop_below")
-WITHOUT_EFFECT += ("min_success", "duplicates")
+XX = ("urls", "out", "timeout", "picture_seconds", "shard_seconds", "stall_seconds", "retries")
+XX += ("retry_wait", "retry_after", "retry_failed", "workers", "threads", "user_agent", "stop_below")
+XX += ("min_success", "duplicates")
 
 
 def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
@@ -98,15 +107,15 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         raise ImportError("capfilt download needs img2dataset; run: pip install img2dataset")
     start = time.monotonic()
     rows = read_urls(config.urls, config.url_col, config.caption_col)
-    settings = {"input_sha256": fingerprint(config.urls)} | to_dict(config, without=WITHOUT_EFFECT)
-    with folders(config.out) as (out, staging):
+    settings = {"input_sha256": file_fingerprint(config.urls)} | to_dict(config, without=XX)
+    with open_folders(config.out) as (out, staging):
         _finish_swaps(out, staging)
-        manifest = begin(out, staging, "download", settings, ["img2dataset", "pillow", "pyarrow", "webdataset"])
+        manifest = open_manifest(out, staging, "download", settings, ["img2dataset", "pillow", "pyarrow", "webdataset"])
         if "counts" in manifest.content:
             total = manifest.content["counts"]["rows"]
         else:
             pairs = ({"url": url, "caption": caption} for url, caption in rows)
-            total, _ = split(staging, pairs, INPUT, config.shard_size)
+            total, _ = split_rows(staging, pairs, INPUT, config.shard_size)
         shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
         tables = {shard: out / f"{shard}.parquet" for shard in shards}
         before = existing(tables.values())
@@ -125,7 +134,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         if len(there) == len(shards) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
         ready = [shard for shard in shards if tables[shard] in there]
-        kind = config.duplicates or (marked(out) if changed else "")
+        kind = config.duplicates or (marked_kind(out) if changed else "")
         duplicates = mark_duplicates(out, ready, kind) if kind else {}
     ok = counts.get("ok", 0)
     return {
@@ -153,15 +162,15 @@ def _fetch_all(
     per_round = max(1, ROUND // config.shard_size)
     parts = [pending[:FIRST], *(pending[n : n + per_round] for n in range(FIRST, len(pending), per_round))]
     for number, part in enumerate(part for part in parts if part):
-        rows = {shard: read_table(staging / ROWS / f"{shard}.parquet") for shard in part}
+        rows = {shard: read_table(staging / ROWS_FOLDER / f"{shard}.parquet") for shard in part}
         urls = {
             int(shard) * config.shard_size + place: url
             for shard, table in rows.items()
             for place, url in enumerate(table["url"].to_pylist())
         }
-        fetched = Staging(staging / "fetched")
+        fetched = Attempts(staging / "fetched")
         answers = _ask(fetched, urls, len(part), config, progress)
-        if not (staging / ROWS).exists():  # to write on would bring the folder back, with a part of the shards
+        if not (staging / ROWS_FOLDER).exists():  # to write on would bring the folder back, with a part of the shards
             raise EngineError(f"{staging} was removed while download was at work in it; run the command again.")
         for shard, table in rows.items():
             write_table(staging / "plan" / f"{shard}.parquet", _plan(table, shard, answers, config))
@@ -187,37 +196,37 @@ def _discard(folder: Path) -> None:
 def _publish(
     out: AnyPath, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
-    stage = Publish(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
-    crew = max(1, min(config.workers or cores(), rows // 500))  # a process costs a second to start
-    return engine.run(stage, shards, workers=crew, device="cpu", progress=progress).failed
+    stage = ShardWriter(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
+    crew = max(1, min(config.workers or count_cores(), rows // 500))  # a process costs a second to start
+    return run_shards(stage, shards, workers=crew, device="cpu", progress=progress).failed
 
 
 def _ask(
-    staging: Staging, urls: dict[int, str | None], shards: int, config: DownloadConfig, progress: bool
-) -> dict[int, Answer]:
+    staging: Attempts, urls: dict[int, str | None], shards: int, config: DownloadConfig, progress: bool
+) -> dict[int, FetchResult]:
     """An answer for every URL, by its row in the input; what is not worth a request has its answer at once."""
     refused, asked = {}, {}
     for row, url in urls.items():
         try:
-            wire = wire_url(url)
+            wire = encode_url(url)
             host = urlsplit(wire).hostname or ""
             if not config.allow_private and is_private_host(host):
                 raise ValueError(f"{PRIVATE}: {host}")
             asked[row] = wire
         except ValueError as error:
-            refused[row] = Answer("bad_url", str(error))
-    asking = Asking(
+            refused[row] = FetchResult("bad_url", str(error))
+    asking = FetchPolicy(
         seconds=config.shard_seconds * shards,
         stall_seconds=config.stall_seconds,
         retries=config.retries,
         retry_wait=config.retry_wait,
         retry_after=config.retry_after,
-        workers=config.workers or cores(),
+        workers=config.workers or count_cores(),
         fetch=FetchConfig(
             threads=config.threads,
             timeout=config.timeout,
             user_agent=config.user_agent,
-            limits=Limits(config.max_bytes, config.picture_seconds, config.allow_private),
+            limits=FetchLimits(config.max_bytes, config.picture_seconds, config.allow_private),
         ),
     )
     answers = staging.ask(asked, asking, progress) | refused
@@ -229,22 +238,22 @@ def _ask(
     return answers
 
 
-def _why(answers: dict[int, Answer]) -> str:
+def _why(answers: dict[int, FetchResult]) -> str:
     """The commonest messages behind what failed: the first thing to look at when much does."""
     bad = Counter((answer.status, answer.error or "") for answer in answers.values() if answer.status != "ok")
     return "; ".join(f"{count} {status} ({message[:160]})" for (status, message), count in bad.most_common(3))
 
 
-def _plan(rows: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig) -> pa.Table:
+def _plan(rows: pa.Table, shard: str, answers: dict[int, FetchResult], config: DownloadConfig) -> pa.Table:
     first = int(shard) * config.shard_size
     plan = [
-        row | {"key": key_of(number, config.shard_size)} | _place(answers[number])
+        row | {"key": sample_key(number, config.shard_size)} | _place(answers[number])
         for number, row in enumerate(rows.to_pylist(), first)
     ]
-    return pa.Table.from_pylist(plan, schema=PLAN)
+    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA)
 
 
-def _place(answer: Answer) -> dict[str, Any]:
+def _place(answer: FetchResult) -> dict[str, Any]:
     if answer.tar is None:
         return {"status": answer.status, "error": answer.error}
     return {
@@ -288,7 +297,7 @@ def _retry(
         }
         if not urls:
             continue
-        answers = _ask(Staging(again / "fetched"), urls, len(part), config, progress)
+        answers = _ask(Attempts(again / "fetched"), urls, len(part), config, progress)
         changed = [f"{number:05d}" for number in sorted({row // config.shard_size for row in urls})]
         for shard in changed:
             write_table(again / "plan" / f"{shard}.parquet", _plan_again(out, tables[shard], shard, answers, config))
@@ -302,12 +311,12 @@ def _retry(
 
 
 def _plan_again(
-    out: AnyPath, table: pa.Table, shard: str, answers: dict[int, Answer], config: DownloadConfig
+    out: AnyPath, table: pa.Table, shard: str, answers: dict[int, FetchResult], config: DownloadConfig
 ) -> pa.Table:
     """The plan of a shard as it is, with new answers for some of its rows; its pictures stay as they are."""
     tar = out / f"{shard}.tar"
     with open_read(tar) as file:
-        members = {member.name: member for member in walk_tar(file, file.seek(0, os.SEEK_END), [])}
+        members = {member.name: member for member in walk_tar(file, [])}
     plan = []
     for number, row in enumerate(table.to_pylist(), int(shard) * config.shard_size):
         if number in answers:
@@ -320,7 +329,7 @@ def _plan_again(
                 )
             row |= {"body": os.fsencode(str(tar)), "offset": member.offset, "size": member.size}
         plan.append(row)
-    return pa.Table.from_pylist(plan, schema=PLAN)
+    return pa.Table.from_pylist(plan, schema=PLAN_SCHEMA)
 
 
 def _finish_swaps(out: AnyPath, staging: Path) -> None:

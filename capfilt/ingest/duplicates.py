@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath
-from capfilt.pictures.look_alikes import NEAR, _bits, _numbers, _telling
+from capfilt.pictures.look_alikes import MAX_DIFFERENT_BITS, count_bits, parse_hashes, are_distinctive
 from capfilt.shards.format import read_manifest
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.tables import read_table, write_table
@@ -27,7 +27,7 @@ DUPLICATES = pa.schema(
         ("distance", pa.int32()),  # bits in which the difference hashes differ
     ]
 )
-ROTATION, WINDOW = 8, 32  # hashes are sorted by every 8th rotation and compared with so many that follow
+ROTATION_STEP, WINDOW = 8, 32  # hashes are sorted by every 8th rotation and compared with so many that follow
 
 
 def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[str, int]:
@@ -42,8 +42,8 @@ def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[s
         table = table.filter(pc.equal(table["status"], "ok"))
         sizes[shard] = len(table)
         keys += table["key"].cast(pa.large_string()).chunks
-        digests.append(_numbers([digest[:32] for digest in table["sha256"].to_pylist()]).reshape(-1, 2))
-        hashes.append(_numbers(table["dhash"].to_pylist()))
+        digests.append(parse_hashes([digest[:32] for digest in table["sha256"].to_pylist()]).reshape(-1, 2))
+        hashes.append(parse_hashes(table["dhash"].to_pylist()))
     exact = _first_alike(np.concatenate(digests))
     hashes = np.concatenate(hashes)
     of, kinds = exact, np.where(exact >= 0, "exact", "")
@@ -51,7 +51,9 @@ def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[s
         near = _first_near(hashes, exact < 0)
         of, kinds = np.where(exact >= 0, exact, near), np.where(exact >= 0, "exact", np.where(near >= 0, "near", ""))
 
-    manifest = Manifest.begin(folder / "duplicates", "duplicates", {"kind": kind, "bits": NEAR}, images=folder)
+    manifest = Manifest.begin(
+        folder / "duplicates", "duplicates", {"kind": kind, "bits": MAX_DIFFERENT_BITS}, images=folder
+    )
     all_keys = pa.chunked_array(keys, pa.large_string()).combine_chunks()  # to take from chunks joins them each time
     start = 0
     for shard, size in sizes.items():
@@ -60,7 +62,7 @@ def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[s
             all_keys.take(pa.array(rows)).cast(pa.string()),
             all_keys.take(pa.array(of[rows])).cast(pa.string()),
             pa.array(kinds[rows].tolist(), pa.string()),
-            pa.array(_bits(hashes[rows] ^ hashes[of[rows]]), pa.int32()),
+            pa.array(count_bits(hashes[rows] ^ hashes[of[rows]]), pa.int32()),
         ]
         write_table(folder / "duplicates" / f"{shard}.parquet", pa.Table.from_arrays(columns, schema=DUPLICATES))
         start += size
@@ -69,7 +71,7 @@ def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[s
     return counts
 
 
-def marked(folder: AnyPath) -> str:
+def marked_kind(folder: AnyPath) -> str:
     """The kind of duplicates that are marked in `folder`, "" where none are."""
     there = read_manifest(folder / "duplicates")
     return "" if there is None else there["config"]["kind"]
@@ -88,16 +90,16 @@ def _first_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
     Two hashes that differ in a few bits stand close together in the order of at least one rotation. In a large set
     some pairs may stand further apart than the window; the work stays in proportion to the number of pictures.
     """
-    rows = np.flatnonzero(usable & _telling(hashes))
+    rows = np.flatnonzero(usable & are_distinctive(hashes))
     _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
     firsts = rows[first]  # of those with one hash, which may be any number, the first is compared
     pairs: set[tuple[int, int]] = set()
-    for turn in range(0, 64, ROTATION):
+    for turn in range(0, 64, ROTATION_STEP):
         turned = (hashes[firsts] << np.uint64(turn)) | (hashes[firsts] >> np.uint64((64 - turn) % 64))
         order = firsts[np.argsort(turned)]
         for step in range(1, min(WINDOW, len(order) - 1) + 1):
             one, other = order[:-step], order[step:]
-            close = _bits(hashes[one] ^ hashes[other]) <= NEAR
+            close = count_bits(hashes[one] ^ hashes[other]) <= MAX_DIFFERENT_BITS
             low, high = np.minimum(one[close], other[close]), np.maximum(one[close], other[close])
             pairs.update(zip(high.tolist(), low.tolist(), strict=True))
     of = np.full(len(hashes), -1)

@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath
 from capfilt.ingest.lists import as_text
-from capfilt.ingest.urls import CAPTION_NAMES
+from capfilt.ingest.urls import CAPTION_COLUMNS
 
 # What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
-PICTURES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
+PICTURE_LIKE_SUFFIXES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
 
 
-PATH_NAMES = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
+PATH_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
 
 
-TEXTS_NAMES = (*CAPTION_NAMES, "captions", "texts", "sentences")
+TEXT_COLUMNS = (*CAPTION_COLUMNS, "captions", "texts", "sentences")
 
 
-Row = dict[str, Any]
+InputRow = dict[str, Any]
 
 
-class Columns(NamedTuple):
+class InputColumns(NamedTuple):
     """Columns that the user names; those of None are found by their usual names."""
 
     image: str | None  # of paths or of bytes
@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 
 
 @dataclass
-class Source(ABC):
+class PictureInput(ABC):
     """Pictures and their texts: iterating gives a plan's rows, with `texts` in place of its caption.
 
     `files` is what it is made of, as (name, size): with the settings, what tells one source from another.
@@ -48,7 +48,7 @@ class Source(ABC):
     ignored: Counter[str] = field(default_factory=Counter)  # what is none of a picture, by kind
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Row]: ...
+    def __iter__(self) -> Iterator[InputRow]: ...
 
     @property
     def fingerprint(self) -> str:
@@ -59,7 +59,7 @@ class Source(ABC):
         return digest.hexdigest()[:16]
 
 
-def _of_file(root: AnyPath, name: str, texts: list[str | None]) -> Row:
+def file_row(root: AnyPath, name: str, texts: list[str | None]) -> InputRow:
     row = {"url": name, "texts": texts}
     try:
         return row | {"body": os.fsencode(str(root / name))}
@@ -67,10 +67,10 @@ def _of_file(root: AnyPath, name: str, texts: list[str | None]) -> Row:
         return row | {"status": "bad_url", "error": "no path"}
 
 
-def _texts(value: Any) -> list[str | None]:
+def cell_texts(value: Any) -> list[str | None]:
     """The texts of a cell: one, a list of them, or a list of objects with one each."""
     if isinstance(value, (list, tuple)):
-        return [text for item in value for text in _texts(item)]
+        return [text for item in value for text in cell_texts(item)]
     if isinstance(value, dict):
-        return _texts(next((value[name] for name in ("raw", "caption", "text") if name in value), None))
+        return cell_texts(next((value[name] for name in ("raw", "caption", "text") if name in value), None))
     return [None] if isinstance(value, bytes) else [as_text(value)]

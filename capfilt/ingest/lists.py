@@ -1,7 +1,7 @@
-"""A list in a file in, rows of the columns asked for out: the URL lists of `download`, the annotations of `pack`.
+"""Lists in files, read as rows of a few columns: the URL lists of `download` and the annotations of `pack`.
 
-Reads txt (one value a line), csv, tsv, json, jsonl (each also .gz) and Parquet, from a path or an fsspec URL. Memory
-holds a block of the file at a time, so a list may be as long as the disk allows.
+The formats are txt (one value per line), csv, tsv, json, jsonl (each also with .gz) and Parquet, from a path or an
+fsspec URL. Memory holds a small part of the file at a time, so a list may be as long as the disk allows.
 """
 
 from __future__ import annotations
@@ -10,75 +10,74 @@ import csv
 import hashlib
 import json
 import zlib
-from codecs import BOM_UTF8, getincrementaldecoder
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import chain, islice
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
+from blipcore.io.json_rows import parse_json_rows
+
 FORMATS = ("txt", "csv", "tsv", "json", "jsonl", "parquet")
-BLOCK = 1 << 22  # bytes of text parsed at a time; a single row must fit in
+BLOCK_BYTES = 1 << 22  # read at a time
+MAX_CELL = 1 << 22  # characters of a CSV cell; a longer one has a quote that is never closed
 PARQUET_ROWS = 10_000  # read at a time
-A_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 1 << 20}  # or a row group, which may be all of the file
-LONGEST_ITEM = 1 << 26  # characters of a JSON list's item
-TO_FIND_NAMES = 1_000  # objects of a JSON list whose names count as its columns
+# Options of ParquetFile that read a page at a time instead of a row group, which may be the whole file.
+PAGE_BY_PAGE = {"pre_buffer": False, "buffer_size": 1 << 20}
+JSON_ROWS_FOR_NAMES = 1_000  # objects of a JSON list whose names count as its columns
 
 
-class Column(NamedTuple):
-    """A column to look for: by the name given, or else by names in use, compared in lower case."""
+class ListColumn(NamedTuple):
+    """A column to look for: the one the user has named, or one with a usual name in any case."""
 
-    what: str  # what it holds, for messages: "a URL"
-    usual: tuple[str, ...]  # the commonest first
-    given: str | None
-    option: str  # by which the user names it
-    needed: bool = True
-
-
-def kind_of(path: str) -> str | None:
-    """Which of FORMATS a file name says it is, None for another."""
-    kind = path.removesuffix(".gz").rpartition(".")[2].lower()
-    return kind if kind in FORMATS else None
+    content: str  # for messages: "a URL"
+    usual_names: tuple[str, ...]  # the most common first
+    name: str | None  # given by the user
+    option: str  # the option for `name`
+    required: bool = True
 
 
-def read_rows(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    """Values of these columns, row by row, None for a column that is not there.
+def list_format(path: str) -> str | None:
+    """Return which of `FORMATS` the suffix of a path means, None for any other suffix."""
+    suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
+    return suffix if suffix in FORMATS else None
 
-    Mistakes are ValueError or FileNotFoundError in one sentence: those about the file and its columns at once, those
-    further down when their place is reached.
+
+def read_columns(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of these columns row by row, None for a column that is missing.
+
+    Raises FileNotFoundError and ValueError in one sentence. An error in a later row is raised when it is reached.
     """
-    kind = kind_of(path)
+    file_format = list_format(path)
     if "://" not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"No file at {path}.")
-    if kind is None:
-        raise ValueError(f"{path} is of no known kind; its name must end in .{', '.join(FORMATS)} (or .gz after it).")
-    rows = _read(path, kind, columns)
+    if file_format is None:
+        raise ValueError(f"{path} has an unknown format; its name must end in .{', .'.join(FORMATS)} or one with .gz.")
+    rows = _read(path, file_format, columns)
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path} has no rows.")
     return chain([first], rows)
 
 
-def fingerprint(path: str) -> str:
-    """sha256 of a file, its first 16 hex digits."""
+def file_fingerprint(path: str) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a file."""
     import fsspec
 
     with fsspec.open(path, "rb") as file:
         digest = hashlib.sha256()
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()[:16]
 
 
 def as_text(value: object) -> str | None:
-    """A value as a text: what is neither text nor null is written as JSON."""
+    """Return a cell as text, JSON for anything but a string; None stays None, bytes raise ValueError."""
     if value is None:
         return None
     if isinstance(value, bytes):
@@ -87,29 +86,19 @@ def as_text(value: object) -> str | None:
     return text.encode("utf-8", errors="replace").decode("utf-8")  # JSON may hold half of a surrogate pair
 
 
-def _read(path: str, kind: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    read = {"txt": _lines, "parquet": _parquet, "json": _json, "jsonl": _jsonl}.get(kind, _csv)
+def _read(path: str, file_format: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    reader = {"txt": _read_txt, "parquet": _read_parquet, "json": _read_json, "jsonl": _read_json}
     try:
-        yield from read(path, columns)
-    except (
-        pa.ArrowInvalid,
-        OSError,
-        zlib.error,
-        EOFError,
-        RecursionError,
-        UnicodeDecodeError,
-        JSONDecodeError,
-    ) as error:
+        yield from reader.get(file_format, _read_csv)(path, columns)
+    except (pa.ArrowInvalid, OSError, zlib.error, EOFError, UnicodeDecodeError) as error:
         if not is_damage(error):
             raise
-        why = " ".join(str(error).split())[:300]
-        if "straddling object" in why:  # arrow's words for a row that does not fit into a block
-            why = f"a row is longer than {BLOCK >> 20} MB, as where a quote is not closed."
-        raise ValueError(f"{path} cannot be read as {kind}: {why}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} cannot be read as {file_format}: {reason}") from None
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a reader's error is about what a file holds rather than how it is reached."""
+    """Return whether a reader's error is about the content of a file, not about access to it."""
     return not isinstance(error, OSError) or (error.errno is None and not isinstance(error, FileNotFoundError))
 
 
@@ -121,189 +110,120 @@ def _open(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-# ---------------------------------------------------------------------------------------------------- the formats
+# ---------------------------------------------------------------------------------------------------- formats
 
 
-def _lines(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    nothing = (None,) * (len(columns) - 1)
+def _read_txt(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    """Yield each line as the first column."""
+    missing = (None,) * (len(columns) - 1)
     with _open(path) as file:
         for line in file:
-            if value := line.removeprefix(BOM_UTF8).decode("utf-8", errors="replace").strip():
-                yield value, *nothing
+            value = line.removeprefix(BOM_UTF8).decode("utf-8", errors="replace").strip()
+            if value:
+                yield value, *missing
 
 
-def _csv(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    delimiter = "\t" if kind_of(path) == "tsv" else ","
-    with _open(path) as file:
-        header = file.readline().decode("utf-8-sig").rstrip("\r\n")
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    wanted = choose(names, columns, path)
-    suspicious: str | None = _swallowed(names, wanted[0], delimiter)
-    as_strings = arrow_csv.ConvertOptions(
-        column_types={name: pa.string() for name in names},
-        strings_can_be_null=False,
-        include_columns=list(dict.fromkeys(names)),  # a quote may swallow rows in a column that nobody wants
-    )
-    layout = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    blocks = arrow_csv.ReadOptions(block_size=BLOCK, use_threads=False)
-    with (
-        _open(path) as file,
-        arrow_csv.open_csv(file, read_options=blocks, parse_options=layout, convert_options=as_strings) as reader,
-    ):
-        for batch in reader:
-            if suspicious and (cell := _first_like(suspicious, batch)) is not None:
-                _require_closed(path, delimiter, cell)
-                suspicious = None  # well-formed all through: such cells are meant
-            yield from _transposed(batch, wanted)
+def _read_csv(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    delimiter = "\t" if list_format(path) == "tsv" else ","
+    with _open(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        rows = _csv_rows(text, delimiter, path)
+        _, _, header = next(rows, (1, [], []))
+        names = match_columns(header, columns, path)
+        indices = [None if name is None else header.index(name) for name in names]
+        for line, lines, cells in rows:
+            if len(lines) > 1:
+                _require_closed_quotes(lines, delimiter, f"{path}, line {line}")
+            if len(cells) != len(header):
+                raise ValueError(f"{path}, line {line}: the row has {len(cells)} cells, but the header {len(header)}.")
+            yield tuple(None if index is None else cells[index] for index in indices)
 
 
-def _swallowed(names: Sequence[str], first: str | None, delimiter: str) -> str:
-    """What a cell looks like that may have swallowed rows, since a quote in it is not closed: a regular expression.
+def _csv_rows(text: TextIOWrapper, delimiter: str, path: str) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yield the number of the first line, the lines and the cells of each row. The list of lines is reused."""
+    lines: list[str] = []
 
-    In a tsv that is a tab beside a line's end. Commas and line ends stand in captions too: there it is a line of as
-    many cells as the file has columns, with a URL or a picture's name where the file has them.
+    def read_lines() -> Iterator[str]:
+        for line in text:
+            lines.append(line)
+            yield line
+
+    csv.field_size_limit(MAX_CELL)
+    reader = csv.reader(read_lines(), delimiter=delimiter)
+    try:
+        for cells in reader:
+            if cells:  # not an empty line
+                yield reader.line_num - len(lines) + 1, lines, cells
+            lines.clear()
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num - len(lines) + 1}: {error}; is a quote not closed?") from None
+
+
+def _require_closed_quotes(lines: list[str], delimiter: str, where: str) -> None:
+    """Raise ValueError unless each quote in a row of several lines is closed at the end of a cell.
+
+    The reader would otherwise take all lines up to the next quote, which may be many rows, for a single cell.
     """
-    if delimiter == "\t":
-        return r"(?s)\t.*\n|\n.*\t"
-    at = names.index(first) if first in names else 0
-    named = r'[ "]*(?:[A-Za-z0-9]+://[^\n,]*|[^\n,]*\.(?i:jpe?g|png|webp|gif|bmp|tiff?|avif|heic)"? *)'
-    return rf"\n(?:[^\n,]*,){{{at}}}{named}(?:,[^\n,]*){{{len(names) - 1 - at}}}(?:\n|$)"
+    try:
+        for _ in csv.reader(lines, delimiter=delimiter, strict=True):
+            pass
+    except csv.Error:
+        raise ValueError(f"{where}: a quote is not closed; remove such quotes, or use JSON lines or Parquet.") from None
 
 
-def _first_like(pattern: str, batch: pa.RecordBatch) -> str | None:
-    found = (column.filter(pc.match_substring_regex(column, pattern)) for column in batch.columns)
-    return next((cells[0].as_py() for cells in found if len(cells)), None)
+def _read_parquet(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    with _open(path) as file, pq.ParquetFile(file, **PAGE_BY_PAGE) as parquet:
+        names = match_columns(parquet.schema_arrow.names, columns, path)
+        # No other columns: they may be large.
+        existing = list(dict.fromkeys(filter(None, names)))
+        for batch in parquet.iter_batches(PARQUET_ROWS, columns=existing, use_threads=False):
+            missing = [None] * batch.num_rows
+            cells = (missing if name is None else batch.column(name).to_pylist() for name in names)
+            yield from zip(*cells, strict=True)
 
 
-def _require_closed(path: str, delimiter: str, cell: str) -> None:
-    """ValueError unless every quote of the file is closed at the end of its cell; `cell` looks as if one was not."""
-    with _open(path) as file, TextIOWrapper(file, encoding="utf-8", errors="replace", newline="") as text:
-        try:
-            for _ in csv.reader(text, delimiter=delimiter, strict=True):
-                pass
-        except csv.Error:
-            begun = f'"{cell[:60]}'.split("\n")[0]
-            what = f"a quote that is not closed, in the cell that begins {begun!r}"
-            raise ValueError(f"{path} has {what}; remove such quotes, or give JSON lines or Parquet.") from None
-
-
-def _parquet(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    with _open(path) as file, pq.ParquetFile(file, **A_PAGE_AT_A_TIME) as parquet:
-        wanted = choose(parquet.schema_arrow.names, columns, path)
-        # never the other columns: they may be large
-        named = list(dict.fromkeys(filter(None, wanted)))
-        for batch in parquet.iter_batches(PARQUET_ROWS, columns=named, use_threads=False):
-            yield from _transposed(batch, wanted)
-
-
-def _transposed(batch: pa.RecordBatch, wanted: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:
-    nothing = [None] * batch.num_rows
-    return zip(*(nothing if name is None else batch.column(name).to_pylist() for name in wanted), strict=True)
-
-
-def _jsonl(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
+def _read_json(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
+    """Yield the objects of a list or of lines; strings are values of the first column."""
     with _open(path) as file:
-        yield from _of_objects((json.loads(line) for line in file if line.strip()), columns, path)
+        rows = (row for _, row in parse_json_rows(file, path, lines=list_format(path) == "jsonl"))
+        head = list(islice(rows, JSON_ROWS_FOR_NAMES))
+        if head and all(isinstance(row, str) for row in head):
+            missing = (None,) * (len(columns) - 1)
+            for row in chain(head, rows):
+                yield _require_type(row, str, path), *missing
+        elif head:
+            names = match_columns(_names_of(head, path), columns, path)
+            for row in chain(head, rows):
+                values = _require_type(row, dict, path)
+                yield tuple(None if name is None else values.get(name) for name in names)
 
 
-def _json(path: str, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    with _open(path) as file:
-        yield from _of_objects(_items(file), columns, path)
+def _names_of(rows: list[object], path: str) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in _require_type(row, dict, path)))
 
 
-def _of_objects(objects: Iterator[Any], columns: Sequence[Column], path: str) -> Iterator[tuple[Any, ...]]:
-    head = list(islice(objects, TO_FIND_NAMES))
-    if head and all(isinstance(item, str) for item in head):  # a list of strings is a list of the first column
-        nothing = (None,) * (len(columns) - 1)
-        for item in chain(head, objects):
-            yield _require(item, str), *nothing
-        return
-    names = list(dict.fromkeys(name for item in head for name in _require(item, dict)))
-    wanted = choose(names, columns, path) if head else []
-    for item in chain(head, objects):
-        yield tuple(None if name is None else _require(item, dict).get(name) for name in wanted)
-
-
-def _require(item: Any, kind: type) -> Any:
-    if not isinstance(item, kind):
-        raise pa.ArrowInvalid("it must be a list of objects, one a row")
-    return item
-
-
-def _items(file: BinaryIO) -> Iterator[Any]:
-    """Items of a JSON list one after the other; the file is never held as a whole."""
-    decoder, blocks = json.JSONDecoder(), _decoded(file)
-    text, at = next(blocks, ""), 0
-
-    def mark() -> str:
-        """The next character that is no blank, "" at the end of the file."""
-        nonlocal text, at
-        while True:
-            while at < len(text) and text[at] in " \t\r\n\ufeff":
-                at += 1
-            if at < len(text):
-                return text[at]
-            text, at = next(blocks, ""), 0
-            if not text:
-                return ""
-
-    def ended() -> bool:
-        nonlocal at
-        if mark() != "]":
-            return False
-        at += 1
-        if mark():  # such as a second list, whose rows nobody would miss
-            raise JSONDecodeError("Extra data", text, at)
-        return True
-
-    if mark() != "[":
-        raise pa.ArrowInvalid("it must be a list of objects, one a row")
-    at += 1
-    if ended():
-        return
-    while True:
-        mark()
-        try:
-            item, at = decoder.raw_decode(text, at)
-        except JSONDecodeError:  # wrong, or cut by the end of the block
-            more = next(blocks, "") if len(text) - at < LONGEST_ITEM else ""
-            if not more:
-                raise
-            text, at = text[at:] + more, 0
-            continue
-        yield item
-        if ended():
-            return
-        if mark() != ",":
-            raise JSONDecodeError("Expecting ',' delimiter", text, at)
-        at += 1
-
-
-def _decoded(file: BinaryIO) -> Iterator[str]:
-    decoder = getincrementaldecoder("utf-8")()
-    while block := file.read(BLOCK):
-        if text := decoder.decode(block):
-            yield text
-    decoder.decode(b"", final=True)
+def _require_type(row: object, expected: type, path: str) -> Any:
+    if not isinstance(row, expected):
+        raise ValueError(f"{path} must be a list of objects, one per row.")
+    return row
 
 
 # ---------------------------------------------------------------------------------------------------- columns
 
 
-def choose(names: Sequence[str], columns: Sequence[Column], path: str) -> list[str | None]:
-    """The file's own name of each column; ValueError when one that is named or needed is not there."""
-    chosen: list[str | None] = []
+def match_columns(names: Sequence[str], columns: Sequence[ListColumn], path: str) -> list[str | None]:
+    """Return the file's own name of each column; ValueError if one that is named or required is missing."""
+    matches: list[str | None] = []
     for column in columns:
-        if column.given is not None and column.given not in names:
-            raise ValueError(f"{path} has no column '{column.given}' ({column.option}); it has {', '.join(names)}.")
-        found = column.given or _usual(names, column.usual)
-        if found is None and column.needed:
-            looks = f"no column that looks like {column.what}; name it with {column.option}"
-            raise ValueError(f"{path} has {looks}: {', '.join(names)}.")
-        chosen.append(found)
-    return chosen
+        if column.name is not None and column.name not in names:
+            raise ValueError(f"{path} has no column '{column.name}' ({column.option}); it has {', '.join(names)}.")
+        match = column.name or _usual_column(names, column.usual_names)
+        if match is None and column.required:
+            problem = f"no column that looks like {column.content}; name it with {column.option}"
+            raise ValueError(f"{path} has {problem}: {', '.join(names)}.")
+        matches.append(match)
+    return matches
 
 
-def _usual(names: Sequence[str], usual: tuple[str, ...]) -> str | None:
+def _usual_column(names: Sequence[str], usual_names: tuple[str, ...]) -> str | None:
     lower = {name.lower(): name for name in reversed(names)}
-    return next((lower[name] for name in usual if name in lower), None)
+    return next((lower[name] for name in usual_names if name in lower), None)

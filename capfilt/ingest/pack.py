@@ -19,15 +19,25 @@ from typing import Any, Literal
 
 import pyarrow.compute as pc
 
+from blipcore.device import count_cores
 from blipcore.io.storage import AnyPath
 from capfilt.config import to_dict
-from capfilt.engine import run as engine
-from capfilt.engine.worker import cores
-from capfilt.ingest.duplicates import mark_duplicates, marked
-from capfilt.ingest.input import Columns, Row, Source
-from capfilt.ingest.inputs import open_source
+from capfilt.engine.run import run_shards
+from capfilt.ingest.duplicates import mark_duplicates, marked_kind
+from capfilt.ingest.input import InputColumns, InputRow, PictureInput
+from capfilt.ingest.inputs import open_input
 from capfilt.ingest.lists import as_text
-from capfilt.ingest.shard_writer import MORE, OUTCOMES, PLAN, ROWS, Publish, begin, folders, key_of, split
+from capfilt.ingest.shard_writer import (
+    MORE_CAPTIONS,
+    OUTCOMES,
+    PLAN_SCHEMA,
+    ROWS_FOLDER,
+    ShardWriter,
+    open_manifest,
+    open_folders,
+    sample_key,
+    split_rows,
+)
 from capfilt.shards.manifest import Manifest, forget_if_empty
 from capfilt.shards.tables import read_table
 
@@ -63,22 +73,22 @@ WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success", "dup
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Make shards of pictures that are there already; returns counts by outcome over the whole set."""
-    source = open_source(config.source, config.annotations, Columns(config.image_col, config.caption_col))
+    source = open_input(config.source, config.annotations, InputColumns(config.image_col, config.caption_col))
     settings = {"kind": source.kind, "input_sha256": source.fingerprint} | to_dict(config, without=WITHOUT_EFFECT)
-    with folders(config.out) as (out, staging):
-        manifest = begin(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"])
+    with open_folders(config.out) as (out, staging):
+        manifest = open_manifest(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"])
         if "counts" in manifest.content:
             total, more = manifest.content["counts"]["rows"], 0
         else:
             rows = (_complete(row, number, config) for number, row in enumerate(source))
-            total, more = split(staging, rows, PLAN, config.shard_size)
+            total, more = split_rows(staging, rows, PLAN_SCHEMA, config.shard_size)
         if total == 0:
             shutil.rmtree(staging)
             forget_if_empty(out)
             raise ValueError(f"{config.source} holds no pictures.")
         captions = _more_captions(out, source) if more else None
-        stage = Publish(
-            str(staging / ROWS),
+        stage = ShardWriter(
+            str(staging / ROWS_FOLDER),
             str(out),
             config.image_size,
             config.min_size,
@@ -88,15 +98,15 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             name="pack",
         )
         tables = {f"{number:05d}": stage.output(f"{number:05d}") for number in range(-(-total // config.shard_size))}
-        workers = max(1, min(config.workers or cores(), total // 200))  # a process costs a second to start
-        ran = engine.run(stage, tables, workers=workers, device="cpu", progress=progress)
+        workers = max(1, min(config.workers or count_cores(), total // 200))  # a process costs a second to start
+        ran = run_shards(stage, tables, workers=workers, device="cpu", progress=progress)
         if captions and not ran.failed:  # before the set itself, whose counts say that nothing is left to do
             captions.finish({"captions": more})
         counts = manifest.settle(tables, tables, ran.failed, changed=ran.done > 0)
         if not ran.failed:
             shutil.rmtree(staging, ignore_errors=True)
         done = [shard for shard in tables if shard not in ran.failed]
-        kind = config.duplicates or (marked(out) if ran.done else "")
+        kind = config.duplicates or (marked_kind(out) if ran.done else "")
         duplicates = mark_duplicates(out, done, kind) if kind else {}
         wrong = _examples([tables[shard] for shard in done], {name for name in OUTCOMES if counts.get(name)} - {"ok"})
     ok = counts.get("ok", 0)
@@ -116,12 +126,12 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def _complete(row: Row, number: int, config: PackConfig) -> Row:
+def _complete(row: InputRow, number: int, config: PackConfig) -> InputRow:
     texts = [text for text in row.pop("texts") if text is not None]
     return {
         **row,
         "url": as_text(row["url"]),  # of a name that need not be text
-        "key": key_of(number, config.shard_size),
+        "key": sample_key(number, config.shard_size),
         "status": row.get("status", "ok"),
         "caption": texts[0] if texts else None,
         "more": texts[1:],
@@ -140,6 +150,6 @@ def _examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
     return found
 
 
-def _more_captions(out: AnyPath, source: Source) -> Manifest:
-    folder = out / "captions" / MORE
+def _more_captions(out: AnyPath, source: PictureInput) -> Manifest:
+    folder = out / "captions" / MORE_CAPTIONS
     return Manifest.begin(folder, "caption", {"input_sha256": source.fingerprint}, images=out)

@@ -12,7 +12,7 @@ from blipcore.io.storage import file_size, to_path
 from capfilt.ingest.table_pictures import TableColumns, open_columns
 
 
-class NoBodyError(Exception):
+class MissingPictureError(Exception):
     """The bytes of a picture cannot be had; `outcome` is one of OUTCOMES."""
 
     def __init__(self, outcome: str, message: str):
@@ -20,7 +20,7 @@ class NoBodyError(Exception):
         self.outcome = outcome
 
 
-class _Bodies:
+class PictureReader:
     """Reads the bytes of pictures; keeps what it has read from last, for rows come in order.
 
     A table stays open for the next shard: a row group, which may be all of it, can be read from its start alone.
@@ -51,7 +51,7 @@ class _Bodies:
         # not before it is known to be a file of some size: a pipe or a device would never end
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
-            raise NoBodyError("other", "not a regular file")
+            raise MissingPictureError("other", "not a regular file")
         self._require_small(about.st_size)
         with open(path, "rb") as file:
             return file.read()
@@ -65,15 +65,15 @@ class _Bodies:
         """The bytes of a cell: bytes as they are, or Hugging Face's struct of bytes and path."""
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path"):
-            raise NoBodyError("not_found", f"its bytes are not in the table: {str(value['path'])[:200]}")
+            raise MissingPictureError("not_found", f"its bytes are not in the table: {str(value['path'])[:200]}")
         if not isinstance(data, bytes):
-            raise NoBodyError("not_found", "no bytes in the row")
+            raise MissingPictureError("not_found", "no bytes in the row")
         self._require_small(len(data))
         return data
 
     def _require_small(self, size: int) -> None:
         if size > self.max_bytes:
-            raise NoBodyError("too_large", f"larger than {self.max_bytes} bytes: {size}")
+            raise MissingPictureError("too_large", f"larger than {self.max_bytes} bytes: {size}")
 
     def _keep(self, path: str, opened: BinaryIO | TableColumns) -> None:
         self.close()

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath, list_names, to_path
-from capfilt.ingest.lists import A_PAGE_AT_A_TIME, Column, choose, is_damage
+from capfilt.ingest.lists import PAGE_BY_PAGE, ListColumn, match_columns, is_damage
 
-IMAGE_NAMES = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
-ROWS = 64  # read at a time: pictures are large
+IMAGE_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
+ROWS_PER_READ = 64  # read at a time: pictures are large
 
 
 def is_saved_dataset(path: AnyPath) -> bool:
@@ -27,13 +27,15 @@ def is_saved_dataset(path: AnyPath) -> bool:
     return path.is_dir() and not {"state.json", "dataset_dict.json"}.isdisjoint(list_names(path))
 
 
-def image_column(schema: pa.Schema, given: str | None, path: str) -> str | None:
+def find_image_column(schema: pa.Schema, given: str | None, path: str) -> str | None:
     """The column that holds pictures as bytes, None where no column does; ValueError when the one given does not."""
     holding = [field.name for field in schema if _holds_bytes(field.type)]
     if given is not None:
-        (name,) = choose(schema.names, [Column("a picture", (), given, "--image-col")], path)
+        (name,) = match_columns(schema.names, [ListColumn("a picture", (), given, "--image-col")], path)
         return name if name in holding else None
-    (usual,) = choose(holding, [Column("a picture", IMAGE_NAMES, None, "--image-col", needed=False)], path)
+    (usual,) = match_columns(
+        holding, [ListColumn("a picture", IMAGE_COLUMNS, None, "--image-col", required=False)], path
+    )
     if usual is None and len(holding) > 1:
         raise ValueError(f"{path} has several columns of bytes; name one with --image-col: {', '.join(holding)}.")
     return usual or (holding[0] if holding else None)
@@ -85,7 +87,7 @@ class ParquetColumns(TableColumns):
     def __init__(self, path: str, names: Sequence[str]):
         super().__init__(path, names)
         self._source = open_read(to_path(path))
-        self._file = pq.ParquetFile(self._source, **A_PAGE_AT_A_TIME)
+        self._file = pq.ParquetFile(self._source, **PAGE_BY_PAGE)
         meta = self._file.metadata
         self._starts = [0]
         for group in range(meta.num_row_groups):
@@ -99,7 +101,9 @@ class ParquetColumns(TableColumns):
         skip = row - self._starts[group]
         groups = list(range(group, len(self._starts) - 1))
         try:
-            for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self.names, use_threads=False):
+            for batch in self._file.iter_batches(
+                ROWS_PER_READ, row_groups=groups, columns=self.names, use_threads=False
+            ):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
@@ -123,11 +127,11 @@ class DatasetColumns(TableColumns):
         self._data = load_dataset(path)
 
     def _is_nearer(self, row: int) -> bool:
-        return row - self._next > ROWS
+        return row - self._next > ROWS_PER_READ
 
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
-        for start in range(row, len(self._data), ROWS):
-            table = self._data[start : start + ROWS]
+        for start in range(row, len(self._data), ROWS_PER_READ):
+            table = self._data[start : start + ROWS_PER_READ]
             yield from zip(*(table[name].to_pylist() for name in self.names), strict=True)
 
     def close(self) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from capfilt.ingest.lists import Column, as_text, read_rows
+from capfilt.ingest.lists import ListColumn, as_text, read_columns
 
 # Column names in use for the two, the commonest first; compared in lower case.
-URL_NAMES = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src")
-CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
-UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that has been given out, which `is_global` alone does not ask
+URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src")
+CAPTION_COLUMNS = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
+GLOBAL_UNICAST = ipaddress.ip_network(
+    "2000::/3"
+)  # all of IPv6 that has been given out, which `is_global` alone does not ask
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network reaches them, RFC 6052
 
 
@@ -22,13 +24,13 @@ def read_urls(path: str, url_col: str | None = None, caption_col: str | None = N
     Columns are found by their usual names unless named; mistakes are ValueError or FileNotFoundError in one sentence.
     """
     columns = (
-        Column("a URL", URL_NAMES, url_col, "--url-col"),
-        Column("a caption", CAPTION_NAMES, caption_col, "--caption-col", needed=False),
+        ListColumn("a URL", URL_COLUMNS, url_col, "--url-col"),
+        ListColumn("a caption", CAPTION_COLUMNS, caption_col, "--caption-col", required=False),
     )
-    return ((as_text(url), as_text(caption)) for url, caption in read_rows(path, columns))
+    return ((as_text(url), as_text(caption)) for url, caption in read_columns(path, columns))
 
 
-def wire_url(url: str | None) -> str:
+def encode_url(url: str | None) -> str:
     """The URL as it goes over the wire, percent-encoded and with an ASCII host; ValueError says why it is none."""
     url = (url or "").strip()
     if not url:
@@ -57,7 +59,7 @@ def is_public(address: str) -> bool:
     if ip.version == 6:  # an IPv4 address may lie inside
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
         ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else inner or ip
-    return ip.is_global and not ip.is_multicast and (ip.version == 4 or ip in UNICAST)
+    return ip.is_global and not ip.is_multicast and (ip.version == 4 or ip in GLOBAL_UNICAST)
 
 
 def is_private_host(host: str) -> bool:

@@ -26,19 +26,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.reading import read_tail
-from blipcore.io.samples import walk_tar
-from blipcore.io.storage import FULL
-from capfilt.engine.progress import Display
+from blipcore.io.tars import walk_tar
+from blipcore.io.storage import DISK_FULL_ERRNOS
+from capfilt.engine.progress import ProgressDisplay
 from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import PRIVATE, RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
-from capfilt.ingest.fetch.supervisor import run_child
+from capfilt.ingest.fetch.supervisor import run_fetcher
 from capfilt.shards.tables import write_table
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
 # What a message holds where no such host is known; the numbers are of the system.
-NO_HOST = tuple(f"[Errno {getattr(socket, name)}]" for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name))
-PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
-APART = 4  # processes at least when some rows stall: the others go on beside those
+UNKNOWN_HOST = tuple(
+    f"[Errno {getattr(socket, name)}]" for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
+)
+ROWS_PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
+MIN_PROCESSES_AFTER_STALL = 4  # processes at least when some rows stall: the others go on beside those
 
 
 class FetchError(RuntimeError):
@@ -46,7 +48,7 @@ class FetchError(RuntimeError):
 
 
 @dataclass
-class Answer:
+class FetchResult:
     """What became of a row: `status` "ok" and where the body lies, or an outcome and the raw message."""
 
     status: str
@@ -62,14 +64,14 @@ class Answer:
         found = re.search(rf"{RETRY_AFTER} (\d+)", self.error or "")
         return float(found.group(1)) if found else 0.0
 
-    def final(self, asking: Asking) -> bool:
+    def final(self, asking: FetchPolicy) -> bool:
         """Whether asking again is of no use, has been done often enough, or would have to wait for too long."""
-        gone = any(sign in (self.error or "") for sign in NO_HOST)
+        gone = any(sign in (self.error or "") for sign in UNKNOWN_HOST)
         return self.status not in RETRYABLE or gone or self.tries > asking.retries or self.rest > asking.retry_after
 
 
 @dataclass(frozen=True)
-class Asking:
+class FetchPolicy:
     """How to ask, and how often."""
 
     seconds: float  # wall clock of all the passes
@@ -81,7 +83,7 @@ class Asking:
     fetch: FetchConfig
 
 
-def classify(message: str) -> str:
+def classify_failure(message: str) -> str:
     """The outcome behind a failure's raw message."""
     low = message.lower()
     if low.startswith("http error "):
@@ -105,7 +107,7 @@ def classify(message: str) -> str:
     return "other"
 
 
-class Staging:
+class Attempts:
     """The attempts at one set of rows."""
 
     def __init__(self, folder: Path):
@@ -115,23 +117,23 @@ class Staging:
     def attempts(self) -> list[Path]:
         return sorted(self.folder.glob("a[0-9]*"))
 
-    def answers(self, wanted: Iterable[int]) -> dict[int, Answer]:
+    def answers(self, wanted: Iterable[int]) -> dict[int, FetchResult]:
         """All that the attempts so far know about these rows."""
         wanted, found = set(wanted), {}
         for attempt in self.attempts():
             for tar in sorted(attempt.glob("out/*.tar")):
                 for uid, offset, size in _bodies(tar):
                     if uid in wanted:
-                        found[uid] = Answer("ok", None, str(tar), offset, size)
+                        found[uid] = FetchResult("ok", None, str(tar), offset, size)
             for table in sorted(attempt.glob("out/*.parquet")):
                 for uid, message in _failures(table):
                     before = found.get(uid)
                     if uid in wanted and (before is None or before.status != "ok"):
                         tries = 1 if before is None else before.tries + 1
-                        found[uid] = Answer(classify(message), message, tries=tries)
+                        found[uid] = FetchResult(classify_failure(message), message, tries=tries)
         return found
 
-    def ask(self, urls: dict[int, str], asking: Asking, progress: bool) -> dict[int, Answer]:
+    def ask(self, urls: dict[int, str], asking: FetchPolicy, progress: bool) -> dict[int, FetchResult]:
         """An answer for every URL by its row: everything once, then what may mend again, with distance in time."""
         deadline, wait = time.monotonic() + asking.seconds, asking.retry_wait
         fruitless, stalled, late = 0, False, False
@@ -139,7 +141,7 @@ class Staging:
         while not late:
             todo = [(row, url) for row, url in urls.items() if row not in answers]
             again = [(row, url) for row, url in urls.items() if row in answers and not answers[row].final(asking)]
-            if (not todo and not again) or fruitless > (1 if len(todo) > APART else 0):
+            if (not todo and not again) or fruitless > (1 if len(todo) > MIN_PROCESSES_AFTER_STALL else 0):
                 break
             title = "fetch" if todo else "fetch again"
             if not todo:
@@ -149,9 +151,9 @@ class Staging:
                     break
                 time.sleep(pause)
                 wait *= 2
-            with Display(title, len(todo), unit="rows", shown=progress) as display:
+            with ProgressDisplay(title, len(todo), unit="rows", shown=progress) as display:
 
-                def tick(through: int, display: Display = display) -> None:
+                def tick(through: int, display: ProgressDisplay = display) -> None:
                     display.advance(through - display.done, through - display.done)
 
                 ended = self.fetch(todo, asking, deadline, tick, small=stalled)
@@ -163,12 +165,12 @@ class Staging:
             if ended == "died" and fruitless:
                 raise FetchError(f"img2dataset ended early: {self.last_words()} ({self.attempts()[-1]}/log.txt)")
         why = f"not fetched within {asking.seconds:g} s" if late else f"no progress for {asking.stall_seconds:g} s"
-        return {row: answers.get(row, Answer("timeout", f"no answer, and {why}")) for row in urls}
+        return {row: answers.get(row, FetchResult("timeout", f"no answer, and {why}")) for row in urls}
 
     def fetch(
         self,
         rows: list[tuple[int, str]],
-        asking: Asking,
+        asking: FetchPolicy,
         deadline: float,
         tick: Callable[[int], None],
         small: bool = False,
@@ -184,8 +186,12 @@ class Staging:
         shutil.rmtree(making, ignore_errors=True)
         if number:  # later passes: hosts in another order than the one that did not work
             rows = random.Random(number).sample(rows, len(rows))
-        processes = max(APART, asking.workers) if small else max(1, min(asking.workers, len(rows) // PER_PROCESS))
-        pieces = processes * (16 if small else 2 if len(rows) >= 4 * processes * PER_PROCESS else 1)
+        processes = (
+            max(MIN_PROCESSES_AFTER_STALL, asking.workers)
+            if small
+            else max(1, min(asking.workers, len(rows) // ROWS_PER_PROCESS))
+        )
+        pieces = processes * (16 if small else 2 if len(rows) >= 4 * processes * ROWS_PER_PROCESS else 1)
         piece = min(10_000, -(-len(rows) // pieces))
         uids, urls = zip(*rows, strict=True)
         table = pa.table({"uid": pa.array(uids, pa.int64()), "url": pa.array(urls, pa.string())})
@@ -196,12 +202,12 @@ class Staging:
         settings.write(making / "fetch.json")
         (making / "out").mkdir()
         making.rename(place)
-        return run_child(place, asking.stall_seconds, deadline, tick)
+        return run_fetcher(place, asking.stall_seconds, deadline, tick)
 
     def _require_space(self) -> None:
         """OSError when the disk is full, or was to the latest attempt: then its rows are not the fault of servers."""
         said = read_tail(self.attempts()[-1] / "log.txt", 1 << 20).decode(errors="replace")
-        for number in FULL:  # the disk, or the user's share of it
+        for number in DISK_FULL_ERRNOS:  # the disk, or the user's share of it
             if os.strerror(number) in said:
                 raise OSError(number, os.strerror(number), str(self.folder))
         if shutil.disk_usage(self.folder).free < 1 << 20:
@@ -223,9 +229,8 @@ def _bodies(tar: Path) -> list[tuple[int, int, int]]:
     """(uid, offset, size) of the complete bodies in a tar, which may end anywhere."""
     found, body = [], None
     with open(tar, "rb") as file:
-        end = os.fstat(file.fileno()).st_size
-        for member in walk_tar(file, end, []):  # key.jpg, whatever it holds, then key.json
-            if member.offset + member.size > end:
+        for member in walk_tar(file, []):  # key.jpg, whatever it holds, then key.json
+            if not member.complete:
                 break
             if member.name.endswith(".jpg"):
                 body = member

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from capfilt.ingest.fetch.safe_opener import Limits, opener
+from capfilt.ingest.fetch.safe_opener import FetchLimits, build_opener
 
 ENVIRONMENT = "CAPFILT_FETCH"  # carries the limits to img2dataset's workers
 # X-Robots-Tag directives by which a site opts out; img2dataset's own and `noml`
@@ -35,7 +35,7 @@ class FetchConfig:
     threads: int
     timeout: float  # of a single wait on the network
     user_agent: str
-    limits: Limits
+    limits: FetchLimits
     urls: str = ""
     out: str = ""
     piece: int = 1  # rows to a tar
@@ -47,7 +47,7 @@ class FetchConfig:
     @staticmethod
     def read(path: Path) -> FetchConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return FetchConfig(**values | {"limits": Limits(**values["limits"])})
+        return FetchConfig(**values | {"limits": FetchLimits(**values["limits"])})
 
 
 # ---------------------------------------------------------------------------------------------------- the program
@@ -106,6 +106,6 @@ def main() -> None:
 if __name__ == "__mp_main__":  # a worker of img2dataset's pool
     _import_img2dataset()
     if ENVIRONMENT in os.environ:
-        urllib.request.install_opener(opener(Limits(**json.loads(os.environ[ENVIRONMENT]))))
+        urllib.request.install_opener(build_opener(FetchLimits(**json.loads(os.environ[ENVIRONMENT]))))
 elif __name__ == "__main__":
     main()

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from blipcore.io.samples import walk_tar
+from blipcore.io.tars import walk_tar
 
 START_SECONDS = 120.0  # until the first tar is opened: imports on a busy machine are no stall
 
 
-def run_child(place: Path, stall_seconds: float, deadline: float, tick: Callable[[int], None]) -> str:
+def run_fetcher(place: Path, stall_seconds: float, deadline: float, tick: Callable[[int], None]) -> str:
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    count = _Progress(place / "out")
+    count = OutputProgress(place / "out")
     with open(place / "log.txt", "wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", "capfilt.ingest.fetch.fetcher", str(place / "fetch.json")],
@@ -55,7 +55,7 @@ def run_child(place: Path, stall_seconds: float, deadline: float, tick: Callable
             tick(count.rows)
 
 
-class _Progress:
+class OutputProgress:
     """Counts the rows that are through, by what img2dataset has written so far."""
 
     def __init__(self, out: Path):
@@ -76,15 +76,15 @@ class _Progress:
                     self.ended[entry.name] = json.loads(Path(entry.path).read_text())["count"]
                     self.open.pop(entry.name.replace("_stats.json", ".tar"), None)
             elif entry.name.endswith(".tar") and entry.name.replace(".tar", "_stats.json") not in self.ended:
-                self.open[entry.name] = _count(Path(entry.path), *self.open.get(entry.name, (0, 0)))
+                self.open[entry.name] = _count_pictures(Path(entry.path), *self.open.get(entry.name, (0, 0)))
         self.rows = sum(self.ended.values()) + sum(bodies for bodies, _ in self.open.values())
         return size
 
 
-def _count(tar: Path, bodies: int, position: int) -> tuple[int, int]:
+def _count_pictures(tar: Path, bodies: int, position: int) -> tuple[int, int]:
     with open(tar, "rb") as file:
         end = os.fstat(file.fileno()).st_size
-        for member in walk_tar(file, end, [], position):
+        for member in walk_tar(file, [], position):
             after = member.offset + -(-member.size // 512) * 512
             if after > end:
                 break

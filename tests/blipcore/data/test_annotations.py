@@ -1,20 +1,24 @@
-"""Annotation files in BLIP's formats, and what is said of a bad row."""
+"""Annotation files in the formats of BLIP, COCO and NoCaps, and the errors that name a bad row."""
+
+from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from blipcore.data.annotations import Part, read_captions, split_captions
+from blipcore.data.annotations import ListPart, read_captioned_images, split_captions
 
 
-def write(tmp_path, rows, name="annotations.json") -> str:
+def write(tmp_path: Path, rows: Any, name: str = "annotations.json") -> str:
     path = tmp_path / name
     path.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
     return str(path)
 
 
-def test_rows_of_one_image_become_one_picture(tmp_path):
-    """coco_karpathy_train.json and flickr30k_train.json: a row a caption."""
+def test_rows_of_one_image_become_one_picture(tmp_path: Path) -> None:
+    """coco_karpathy_train.json and flickr30k_train.json have a row per caption."""
     rows = [
         {"image": "a.jpg", "caption": "one", "image_id": "coco_9"},
         {"image": "b.jpg", "caption": "two", "image_id": "coco_5"},
@@ -24,45 +28,45 @@ def test_rows_of_one_image_become_one_picture(tmp_path):
         {"key": "a.jpg", "image": tmp_path / "a.jpg", "texts": ["one", "three"], "image_id": "coco_9"},
         {"key": "b.jpg", "image": tmp_path / "b.jpg", "texts": ["two"], "image_id": "coco_5"},
     ]
-    assert read_captions(write(tmp_path, rows)) == expected
+    assert read_captioned_images(write(tmp_path, rows)) == expected
     lines = "\n".join(map(json.dumps, rows))
-    assert read_captions(write(tmp_path, lines, "lines.jsonl")) == expected
+    assert read_captioned_images(write(tmp_path, lines, "lines.jsonl")) == expected
 
 
-def test_an_id_that_two_data_sets_use_joins_no_pictures(tmp_path):
-    """A text must never be trained on with another picture, whatever lists were put together."""
+def test_pictures_of_merged_data_sets_with_the_same_id_stay_apart(tmp_path: Path) -> None:
+    """Otherwise a text would be trained on with the picture of another data set."""
     rows = [{"image": f"{name}/1.jpg", "caption": name, "image_id": 1} for name in ("coco", "vg", "coco")]
     path = write(tmp_path, rows)
-    assert [(row["key"], row["texts"]) for row in read_captions(path)] == [
+    assert [(row["key"], row["texts"]) for row in read_captioned_images(path)] == [
         ("coco/1.jpg", ["coco", "coco"]),
         ("vg/1.jpg", ["vg"]),
     ]
     assert [part.pictures for part in split_captions(path)] == [2]
 
 
-def test_lists_of_captions_and_an_image_root(tmp_path):
-    """flickr30k_test.json: a row a picture."""
+def test_lists_of_captions_and_an_image_root(tmp_path: Path) -> None:
+    """flickr30k_test.json has a row per picture."""
     rows = [{"image": "val/a.jpg", "caption": ["one", "two"]}, {"image": "/elsewhere/b.jpg", "caption": ["three"]}]
-    first, second = read_captions(write(tmp_path, rows), image_root=tmp_path / "root")
+    first, second = read_captioned_images(write(tmp_path, rows), image_root=tmp_path / "root")
     assert first["image"] == tmp_path / "root/val/a.jpg" and first["texts"] == ["one", "two"]
     assert str(second["image"]) == "/elsewhere/b.jpg" and second["image_id"] == "/elsewhere/b.jpg"
 
 
-def test_pictures_of_coco_have_the_numbers_of_its_server(tmp_path):
-    """coco_karpathy_test.json: no ids but those in the names."""
+def test_the_id_of_a_coco_picture_comes_from_its_file_name(tmp_path: Path) -> None:
+    """coco_karpathy_test.json has no other ids."""
     rows = [
         {"image": "val2014/COCO_val2014_000000391895.jpg", "caption": ["a man with a red helmet"]},
         {"image": "val2014/holiday_000000391895.jpg", "caption": ["not of COCO"]},
     ]
-    assert [row["image_id"] for row in read_captions(write(tmp_path, rows))] == [391895, rows[1]["image"]]
+    assert [row["image_id"] for row in read_captioned_images(write(tmp_path, rows))] == [391895, rows[1]["image"]]
 
 
-def test_nocaps_has_no_captions(tmp_path):
+def test_nocaps_pictures_have_no_captions(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image": "val/0013ea2087020901.jpg", "img_id": 0}])
-    (row,) = read_captions(path, need_texts=False)
+    (row,) = read_captioned_images(path, need_texts=False)
     assert row["image_id"] == 0 and row["texts"] == []
     with pytest.raises(ValueError, match='row 0: "caption" must be'):
-        read_captions(path)
+        read_captioned_images(path)
 
 
 COCO = {
@@ -75,8 +79,8 @@ COCO = {
 }
 
 
-def test_annotation_files_of_coco_and_nocaps_themselves(tmp_path):
-    first, second = read_captions(write(tmp_path, COCO), image_root=tmp_path / "val2014")
+def test_coco_and_nocaps_annotation_files(tmp_path: Path) -> None:
+    first, second = read_captioned_images(write(tmp_path, COCO), image_root=tmp_path / "val2014")
     assert first == {
         "key": "b.jpg",
         "image": tmp_path / "val2014/b.jpg",
@@ -93,15 +97,15 @@ def test_annotation_files_of_coco_and_nocaps_themselves(tmp_path):
     [
         ({"images": {}}, 'an object of "images" and "annotations"'),
         ({"images": [{"file_name": "a.jpg"}]}, 'image 0: it has no "id"'),
-        ({"images": [{"id": 3}]}, 'image 0 has no "file_name": this file is for scoring'),
+        ({"images": [{"id": 3}]}, 'image 0 has no "file_name", so this file can only be used for scoring'),
         ({"annotations": [{"image_id": 4, "caption": "x"}]}, "annotation 0: .* none of the images"),
         ({"annotations": [{"image_id": 3, "bbox": [1]}]}, "annotation 0: .* is this a file of captions"),
         ({"annotations": [{"image_id": 3, "caption": "x"}]}, 'row 0: "caption" must be'),
     ],
 )
-def test_bad_coco_files_are_named(tmp_path, change, words):
+def test_errors_in_a_coco_file_name_the_entry(tmp_path: Path, change: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
-        read_captions(write(tmp_path, COCO | change))
+        read_captioned_images(write(tmp_path, COCO | change))
     assert "annotations.json" in str(error.value)
 
 
@@ -122,29 +126,29 @@ def test_bad_coco_files_are_named(tmp_path, change, words):
         ([{"image": "a", "caption": "x", "image_id": [1]}], 'row 0: "image_id" must be'),
     ],
 )
-def test_bad_files_name_file_and_row(tmp_path, rows, words):
-    for read in (read_captions, split_captions):
+def test_errors_name_file_and_row(tmp_path: Path, rows: Any, words: str) -> None:
+    for read in (read_captioned_images, split_captions):
         with pytest.raises(ValueError, match=words) as error:
             read(write(tmp_path, rows))
         assert "annotations.json" in str(error.value)
 
 
-def test_an_absent_file(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_captions(tmp_path / "absent.json")
+        read_captioned_images(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_parts_are_the_whole_and_part_no_neighbours(tmp_path, name):
+def test_parts_make_up_the_list_and_keep_consecutive_rows_of_a_picture_together(tmp_path: Path, name: str) -> None:
     rows = [{"image": f"{picture}.jpg", "caption": str(n)} for picture in range(50) for n in range(picture % 5)]
     path = write(tmp_path, rows if name == "a.json" else "\n".join(map(json.dumps, rows)), name)
     parts = split_captions(path, rows=7)
-    pieces = [read_captions(path, part=part) for part in parts]
+    pieces = [read_captioned_images(path, part=part) for part in parts]
     assert len(parts) > 8 and [len(piece) for piece in pieces] == [part.pictures for part in parts]
-    assert [row for piece in pieces for row in piece] == read_captions(path)
-    assert split_captions(path) == [Part(parts[0].start, len(rows), 40)]
+    assert [row for piece in pieces for row in piece] == read_captioned_images(path)
+    assert split_captions(path) == [ListPart(parts[0].start, len(rows), 40)]
 
 
-def test_a_picture_may_come_again_in_another_part(tmp_path):
+def test_a_picture_may_appear_in_several_parts(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 3}.jpg", "caption": str(n)} for n in range(9)]
     assert [part.pictures for part in split_captions(write(tmp_path, rows), rows=4)] == [3, 3, 1]

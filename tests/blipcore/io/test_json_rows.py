@@ -1,22 +1,25 @@
-"""Streaming of JSON rows: the same rows as json.loads gives, from any place, in little memory, with named errors."""
+"""Rows of JSON files: the same as from json.loads, from any start, in bounded memory, with errors that name the row."""
+
+from __future__ import annotations
 
 import json
 import subprocess
 import sys
 import tracemalloc
 from collections import deque
+from pathlib import Path
 
 import pytest
 
 from blipcore.io import json_rows
-from blipcore.io.json_rows import first_character, read_rows
+from blipcore.io.json_rows import first_character, read_json_rows
 
 ROWS = [{"image": f"å{i}.jpg", "caption": "日本" * (i % 7) + 'x\n"[{', "n": [1, 2.5, None]} for i in range(50)]
 ROWS += ["text", [], [1.5], {}]
 
 
-def files(tmp_path) -> list:
-    """The same rows in every spelling that the reader knows."""
+def files(tmp_path: Path) -> list[Path]:
+    """Write the same rows in every layout that the reader accepts."""
     texts = {
         "dense.json": json.dumps(ROWS, separators=(",", ":")),
         "plain.json": json.dumps(ROWS, ensure_ascii=False),
@@ -30,73 +33,75 @@ def files(tmp_path) -> list:
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 20])
-def test_the_same_rows_whatever_the_spelling_and_the_place_of_the_reads(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+def test_rows_are_the_same_in_every_layout_and_chunk_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", chunk)
     for path in files(tmp_path):
-        places, rows = zip(*read_rows(path), strict=True)
-        assert list(rows) == ROWS and [place.number for place in places] == list(range(len(ROWS)))
-        for place in places[::9]:
-            again = list(read_rows(path, place))
-            assert [row for _, row in again] == ROWS[place.number :] and again[0][0] == place
+        starts, rows = zip(*read_json_rows(path), strict=True)
+        assert list(rows) == ROWS and [start.number for start in starts] == list(range(len(ROWS)))
+        for start in starts[::9]:
+            again = list(read_json_rows(path, start))
+            assert [row for _, row in again] == ROWS[start.number :] and again[0][0] == start
 
 
-def test_an_empty_list_has_no_rows(tmp_path):
+def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(" [ ] ")
     (tmp_path / "a.jsonl").write_text("\n")
-    assert list(read_rows(tmp_path / "a.json")) == list(read_rows(tmp_path / "a.jsonl")) == []
+    assert list(read_json_rows(tmp_path / "a.json")) == list(read_json_rows(tmp_path / "a.jsonl")) == []
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "list of rows: it begins with ''"),
-        (b'{"image": 1}', "list of rows: it begins with"),
+        (b"", "list of rows, but begins with ''"),
+        (b'{"image": 1}', "list of rows, but begins with"),
         (b"[", "row 0 is not valid JSON, or cut short"),
         (b'[{"a": 1}', "row 1: the file ends here"),
         (b'[{"a": 1},', "row 1 is not valid JSON, or cut short"),
         (b'[{"a": 1}, {"a": ', "row 1 is not valid JSON, or cut short"),
         (b'[{"a": 1} {"a": 2}]', "row 1: no comma"),
         (b'[{"a": 1}, {a: 2}]', "row 1 is not valid JSON.*property name"),
-        (b'[{"a": 1}] [2]', "goes on after the end"),
+        (b'[{"a": 1}] [2]', "continues after the end"),
         (b'[{"a": "\xff"}]', "row 0 or soon after is not UTF-8"),
         (b"[" + b"[" * 200_000, "row 0 is nested too deeply"),
     ],
 )
-def test_damage_is_named_by_file_and_row(tmp_path, content, words):
+def test_errors_name_file_and_row(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "rows.json").write_bytes(content)
     with pytest.raises(ValueError, match=words) as error:
-        list(read_rows(tmp_path / "rows.json"))
+        list(read_json_rows(tmp_path / "rows.json"))
     assert "rows.json" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_rows_before_the_damage_are_read(tmp_path):
+def test_rows_before_an_error_are_read(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"a": 2}\nnonsense\n')
-    rows = read_rows(tmp_path / "rows.jsonl")
+    rows = read_json_rows(tmp_path / "rows.jsonl")
     assert [next(rows)[1], next(rows)[1]] == [{"a": 1}, {"a": 2}]
     with pytest.raises(ValueError, match="row 2 is not valid JSON"):
         next(rows)
 
 
-def test_a_string_without_end_does_not_read_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_rows, "CHUNK", 100)
-    monkeypatch.setattr(json_rows, "LONGEST_ROW", 1000)
+def test_an_unterminated_string_does_not_load_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(json_rows, "MAX_ROW_CHARACTERS", 1000)
     (tmp_path / "rows.json").write_text('["' + "x" * 100_000)
     tracemalloc.start()
     with pytest.raises(ValueError, match="cut short: Unterminated string"):
-        list(read_rows(tmp_path / "rows.json"))
+        list(read_json_rows(tmp_path / "rows.json"))
     assert tracemalloc.get_traced_memory()[1] < 60_000
     tracemalloc.stop()
 
 
-def test_the_first_character_tells_a_list_from_an_object(tmp_path):
+def test_first_character(tmp_path: Path) -> None:
     for text, first in (("  [1]", "["), ('\ufeff\n{"a": 1}', "{"), ("", "")):
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
         assert first_character(tmp_path / "a.json") == first
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        first_character(tmp_path / "absent.json")
+        first_character(tmp_path / "missing.json")
 
 
-def write_long_list(path, rows: int) -> int:
+def write_long_list(path: Path, rows: int) -> int:
     with path.open("w") as file:
         for i in range(rows):
             row = {"image": f"/data/cc3m/{i:012d}.jpg", "caption": f"a man rides wave {i} on top of a surfboard"}
@@ -105,20 +110,20 @@ def write_long_list(path, rows: int) -> int:
     return path.stat().st_size
 
 
-def test_memory_does_not_follow_the_length_of_the_file(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     size = write_long_list(tmp_path / "long.json", 60_000)
     tracemalloc.start()
-    ((last, _),) = deque(read_rows(tmp_path / "long.json"), maxlen=1)
+    ((last, _),) = deque(read_json_rows(tmp_path / "long.json"), maxlen=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert last.number == 59_999 and [place for place, _ in read_rows(tmp_path / "long.json", last)] == [last]
+    assert last.number == 59_999 and [start for start, _ in read_json_rows(tmp_path / "long.json", last)] == [last]
     assert size > 5e6 and peak < 4.5e6  # a window of a megabyte, its text, and the copies while it moves on
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_list_of_ten_million_rows_is_a_data_set_in_little_memory(tmp_path):
-    """The peak resident memory of a process that splits a gigabyte of rows and loads a part of them."""
+def test_a_list_of_ten_million_rows_loads_in_bounded_memory(tmp_path: Path) -> None:
+    """Measure the peak resident memory of a process that splits a gigabyte of rows and loads one part."""
     size = write_long_list(tmp_path / "long.json", 10_000_000)
     code = """
 import resource, sys

@@ -21,11 +21,11 @@ from folders import contents, rows_of
 from web import Web, picture
 
 import capfilt
-from blipcore.io.samples import Picture, read_pictures
+from blipcore.io.samples import TarSample, read_samples
 from capfilt.ingest.download import DownloadConfig, _plan_again, download
-from capfilt.ingest.fetch.attempts import Answer, Asking, Staging, classify
+from capfilt.ingest.fetch.attempts import FetchResult, FetchPolicy, Attempts, classify_failure
 from capfilt.ingest.shard_writer import OUTCOMES
-from capfilt.pictures.decode import decode
+from capfilt.pictures.decode import decode_picture
 from capfilt.shards.format import IMAGES, read_manifest, write_shard
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
@@ -139,13 +139,13 @@ def test_pictures_are_right_and_texts_as_they_came(everything, web: Web) -> None
     rows = {row["url"]: row for row in rows_of(Path(config.out))}
     found = ShardSet.open(config.out)
     problems: list = []
-    tars = [sample for shard in found.shards for sample in read_pictures(found.tar(shard), problems)]
+    tars = [sample for shard in found.shards for sample in read_samples(found.tar(shard), problems)]
     assert problems == []
-    pictures = {sample.meta["url"]: sample for sample in tars}
+    pictures = {sample.metadata["url"]: sample for sample in tars}
     assert [sample.key for sample in tars] == [row["key"] for row in rows_of(Path(config.out)) if row["status"] == "ok"]
     assert pictures[f"{web.url}/good/1.jpg"].image == picture(1)
     for url, sample in pictures.items():
-        row, image = rows[url], decode(sample.image)
+        row, image = rows[url], decode_picture(sample.image)
         assert image.size == (row["width"], row["height"])
         assert len(sample.image) == row["bytes"]
         assert sample.text == row["caption"]
@@ -185,12 +185,12 @@ def test_private_addresses_need_leave(tmp_path: Path, web: Web) -> None:
     summary = download(DownloadConfig(str(url_list(tmp_path / "u.parquet", urls)), str(tmp_path / "d")), progress=False)
     assert summary["outcomes"] == {"bad_url": 3}
     assert all("private address" in row["error"] for row in read_table(tmp_path / "d" / "00000.parquet").to_pylist())
-    assert list(read_pictures(tmp_path / "d" / "00000.tar")) == []
+    assert list(read_samples(tmp_path / "d" / "00000.tar")) == []
     assert web.hits.total() == hits
 
 
 def test_a_folder_of_others_is_left_alone(tmp_path: Path, web: Web) -> None:
-    write_shard(tmp_path / "d" / "00000.tar", [Picture("0", picture(0))])
+    write_shard(tmp_path / "d" / "00000.tar", [TarSample("0", picture(0))])
     config = DownloadConfig(str(url_list(tmp_path / "u.parquet", [web.url])), str(tmp_path / "d"))
     with pytest.raises(ValueError, match="has not made"):
         download(config, progress=False)
@@ -287,12 +287,12 @@ def test_a_child_that_cannot_start_is_an_error_not_an_outcome(tmp_path: Path, we
     ],
 )
 def test_messages_become_outcomes(message: str, outcome: str) -> None:
-    assert classify(message) == outcome
+    assert classify_failure(message) == outcome
     assert outcome in OUTCOMES
 
 
 def test_what_is_asked_again() -> None:
-    asking = Asking(
+    asking = FetchPolicy(
         seconds=1,
         stall_seconds=1,
         retries=2,
@@ -301,12 +301,12 @@ def test_what_is_asked_again() -> None:
         workers=1,
         fetch=None,  # type: ignore
     )
-    assert not Answer("timeout", "timed out", tries=2).final(asking)
-    assert Answer("timeout", "timed out", tries=3).final(asking)
-    assert Answer("not_found", "HTTP Error 404: Not Found").final(asking)
-    assert Answer("connection", "<urlopen error [Errno -2] Name or service not known>").final(asking)
-    assert not Answer("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").final(asking)
-    assert Answer("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").final(asking)
+    assert not FetchResult("timeout", "timed out", tries=2).final(asking)
+    assert FetchResult("timeout", "timed out", tries=3).final(asking)
+    assert FetchResult("not_found", "HTTP Error 404: Not Found").final(asking)
+    assert FetchResult("connection", "<urlopen error [Errno -2] Name or service not known>").final(asking)
+    assert not FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").final(asking)
+    assert FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").final(asking)
 
 
 def test_settings_are_checked() -> None:
@@ -323,7 +323,7 @@ def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: 
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    answers = Staging(tmp_path).answers([0, 1])
+    answers = Attempts(tmp_path).answers([0, 1])
     assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
 
 
@@ -336,13 +336,13 @@ def test_a_tar_that_lacks_what_its_table_has_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch, number: int) -> None:
-    def fetch(self: Staging, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
+    def fetch(self: Attempts, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
         attempt = self.folder / "a000"
         (attempt / "out").mkdir(parents=True)
         (attempt / "log.txt").write_text(f"shard 0 failed with error [Errno {number}] {os.strerror(number)}\n")
         return "done"
 
-    monkeypatch.setattr(Staging, "fetch", fetch)
+    monkeypatch.setattr(Attempts, "fetch", fetch)
     urls = url_list(tmp_path / "u.parquet", ["http://192.0.2.1/1.jpg"])
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         download(DownloadConfig(str(urls), str(tmp_path / "data"), allow_private=True), progress=False)

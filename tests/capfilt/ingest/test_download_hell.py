@@ -19,12 +19,12 @@ from folders import contents, rows_of
 from web import Web
 
 import capfilt
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import read_samples
 from capfilt.errors import EngineError
 from capfilt.ingest import download as stage
 from capfilt.ingest import urls
 from capfilt.ingest.download import DownloadConfig, download
-from capfilt.ingest.shard_writer import Publish
+from capfilt.ingest.shard_writer import ShardWriter
 from capfilt.shards.shard_set import ShardSet
 
 # In the fetching processes: the test's own address is the open internet, any other of loopback is private, and names
@@ -134,7 +134,7 @@ def through_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
     # looked up once: what was checked is what was connected to, or it was refused
     assert {row["status"] for row in rows if "rebind.test" in row["url"]} <= {"ok", "bad_url"}
     found = ShardSet.open(folder / "data")
-    pictures = [sample for shard in found.shards for sample in read_pictures(found.tar(shard))]
+    pictures = [sample for shard in found.shards for sample in read_samples(found.tar(shard))]
     assert len(pictures) == summary["ok"]
 
 
@@ -164,7 +164,7 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     marks = sorted((data / "duplicates").glob("*.parquet"))
     for path in marks:
         path.unlink()
-    before, pictures = rows_of(data), {sample.key: sample.image for sample in read_pictures(data / "00000.tar")}
+    before, pictures = rows_of(data), {sample.key: sample.image for sample in read_samples(data / "00000.tar")}
 
     web.mended.set()
     hits = Counter(web.hits)
@@ -193,7 +193,7 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
     after = rows_of(data)
     for old, new in zip(before, after, strict=True):
         assert new == old if old["status"] != "server_error" else new["status"] == "ok"
-    found = [sample for shard in ("00000", "00001", "00002") for sample in read_pictures(data / f"{shard}.tar")]
+    found = [sample for shard in ("00000", "00001", "00002") for sample in read_samples(data / f"{shard}.tar")]
     assert [sample.key for sample in found] == [row["key"] for row in after if row["status"] == "ok"]
     assert pictures.items() <= {s.key: s.image for s in found}.items()
     assert json.loads((data / "manifest.json").read_text())["counts"] == {"ok": 20, "not_found": 10, "rows": 30}
@@ -249,7 +249,7 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, 
     rows = [f"{web.url}/good/{number}.jpg" for number in range(6)]
     data = tmp_path / "data"
     config = DownloadConfig(listing(tmp_path / "u.txt", rows), str(data), shard_size=3, workers=1, allow_private=True)
-    ask, publish = stage._ask, Publish.run
+    ask, publish = stage._ask, ShardWriter.run
 
     def ask_and_remove(*arguments):
         answers = ask(*arguments)
@@ -261,7 +261,7 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, 
             shutil.rmtree(data)
         return publish(self, shard)
 
-    for place, name, function in ((stage, "_ask", ask_and_remove), (Publish, "run", publish_and_remove)):
+    for place, name, function in ((stage, "_ask", ask_and_remove), (ShardWriter, "run", publish_and_remove)):
         monkeypatch.setattr(place, name, function)
         with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|publish) was .* again"):
             download(config, progress=False)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import read_samples
 from capfilt.ingest.duplicates import _first_alike, _first_near, mark_duplicates
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.pictures.decode import difference_hash
-from capfilt.pictures.look_alikes import LookAlikes, _bits
+from capfilt.pictures.look_alikes import LookAlikes, count_bits
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -45,7 +45,7 @@ def test_exact_and_near_duplicates_are_marked(tmp_path: Path) -> None:
         out = tmp_path / kind
         config = PackConfig(str(source), str(out), shard_size=8, workers=1, duplicates=kind)
         summary, shards = pack(config, progress=False), ShardSet.open(out)
-        assert sum(len(list(read_pictures(shards.tar(shard)))) for shard in shards.shards) == len(pictures) - 1
+        assert sum(len(list(read_samples(shards.tar(shard)))) for shard in shards.shards) == len(pictures) - 1
         urls = {r["key"]: r["url"] for shard in shards.shards for r in read_table(shards.table(shard)).to_pylist()}
         rows = [r for shard in shards.shards for r in read_table(out / "duplicates" / f"{shard}.parquet").to_pylist()]
         assert all((row["distance"] <= 3) for row in rows)
@@ -110,7 +110,7 @@ def test_a_hash_is_of_the_picture_as_it_is_seen() -> None:
 
 
 def test_numbers() -> None:
-    assert _bits(np.array([0, 1, 0xFF, 2**64 - 1], np.uint64)).tolist() == [0, 1, 8, 64]
+    assert count_bits(np.array([0, 1, 0xFF, 2**64 - 1], np.uint64)).tolist() == [0, 1, 8, 64]
     digests = np.array([[1, 2], [3, 4], [1, 2], [1, 3], [1, 2]], np.uint64)
     assert _first_alike(digests).tolist() == [-1, -1, 0, -1, 0]
     assert len(difference_hash(encode(photo(1), "JPEG"))) == 16

@@ -11,10 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.ingest import lists as listing
-from capfilt.ingest.lists import Column, as_text, fingerprint, read_rows
+from blipcore.io import json_rows
+from capfilt.ingest import lists
+from capfilt.ingest.lists import ListColumn, as_text, file_fingerprint, read_columns
 
-COLUMNS = (Column("a URL", ("url",), None, "--url-col"), Column("a text", ("text",), None, "--text-col", needed=False))
+COLUMNS = (
+    ListColumn("a URL", ("url",), None, "--url-col"),
+    ListColumn("a text", ("text",), None, "--text-col", required=False),
+)
 ROWS = [(f'http://x/{number}, "é"', f"line\none {number} 北京 🐈 \\" * (number % 5)) for number in range(400)]
 
 
@@ -35,43 +39,43 @@ def save(path: Path, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 @pytest.mark.parametrize("block", [512, 4096])
 def test_rows_cut_by_a_block_come_out_whole(tmp_path: Path, monkeypatch, kind: str, block: int) -> None:
-    monkeypatch.setattr(listing, "BLOCK", block)
-    monkeypatch.setattr(listing, "PARQUET_ROWS", 7)
-    assert list(read_rows(save(tmp_path / f"list.{kind}", kind), COLUMNS)) == ROWS
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", block)
+    monkeypatch.setattr(lists, "PARQUET_ROWS", 7)
+    assert list(read_columns(save(tmp_path / f"list.{kind}", kind), COLUMNS)) == ROWS
 
 
 def test_a_mistake_far_down_is_told_when_it_is_reached(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"url": "a"}\n' * 5_000 + "{\n")
-    rows = read_rows(str(tmp_path / "list.jsonl"), COLUMNS)
-    with pytest.raises(ValueError, match="cannot be read as jsonl"):
+    rows = read_columns(str(tmp_path / "list.jsonl"), COLUMNS)
+    with pytest.raises(ValueError, match="row 5000 is not valid JSON"):
         list(rows)
 
 
 def test_a_broken_item_does_not_take_the_rest_into_memory(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(listing, "BLOCK", 100)
-    monkeypatch.setattr(listing, "LONGEST_ITEM", 1000)
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(json_rows, "MAX_ROW_CHARACTERS", 1000)
     (tmp_path / "list.json").write_text('[{"url": "' + "x" * 5000 + '"}]')
-    with pytest.raises(ValueError, match="cannot be read as json"):
-        list(read_rows(str(tmp_path / "list.json"), COLUMNS))
+    with pytest.raises(ValueError, match="row 0 is not valid JSON, or cut short"):
+        list(read_columns(str(tmp_path / "list.json"), COLUMNS))
 
 
 def test_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = save(tmp_path / "list.csv", "csv")
     monkeypatch.setenv("HOME", str(tmp_path))  # a YAML file has no shell to see to this
-    assert list(read_rows("~/list.csv", COLUMNS)) == ROWS
+    assert list(read_columns("~/list.csv", COLUMNS)) == ROWS
     with fsspec.open("memory://lists/list.csv.gz", "wb") as file:
         file.write(gzip.compress(Path(local).read_bytes()))
-    assert list(read_rows("memory://lists/list.csv.gz", COLUMNS)) == ROWS
+    assert list(read_columns("memory://lists/list.csv.gz", COLUMNS)) == ROWS
     with pytest.raises(FileNotFoundError):
-        list(read_rows("memory://lists/none.csv", COLUMNS))
+        list(read_columns("memory://lists/none.csv", COLUMNS))
 
 
 def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").write_text("x")
-    assert fingerprint(str(tmp_path / "a")) == fingerprint(str(tmp_path / "b"))
+    assert file_fingerprint(str(tmp_path / "a")) == file_fingerprint(str(tmp_path / "b"))
     (tmp_path / "b").write_text("y")
-    assert fingerprint(str(tmp_path / "a")) != fingerprint(str(tmp_path / "b"))
+    assert file_fingerprint(str(tmp_path / "a")) != file_fingerprint(str(tmp_path / "b"))
 
 
 def test_values_become_texts() -> None:
@@ -80,34 +84,45 @@ def test_values_become_texts() -> None:
         as_text(b"a")
 
 
-ROWS_AFTER = "http://h/1,one\nhttp://h/2,two\n"
+FOLLOWING = "http://h/1,one\nhttp://h/2,two\n"
 UNCLOSED = {
-    "to the end": 'url,caption\nhttp://a,"x y\n' + ROWS_AFTER,
-    "to the next quote": 'url,caption\nhttp://a,"x y\n' + ROWS_AFTER + 'http://b,"z\n' + ROWS_AFTER,
-    "of another column": 'url,alt,caption\nhttp://a,"x,y\nhttp://b,q,r\nhttp://c,"s,t\n',
+    "to the end": 'url,caption\nhttp://a,"x y\n' + FOLLOWING,
+    "to the next quote": 'url,caption\nhttp://a,"x y\n' + FOLLOWING + 'http://b,"z\n' + FOLLOWING,
+    "in another column": 'url,alt,caption\nhttp://a,"x,y\nhttp://b,q,r\nhttp://c,"s,t\n',
     "before the url": 'caption,url\n"x,http://a\ny,http://b\n"z,http://c\n',
-    "of a file name": 'image,caption\na.jpg,"x\nb c.JPG,y\nd.png,z\n',
+    "in a list of file names": 'image,caption\na.jpg,"x\nb c.JPG,y\nd.png,z\n',
+    "in a list of numbers": 'url,caption\n1,"x\n2,y\n3,"z\n',
 }
 
 
 @pytest.mark.parametrize("content", UNCLOSED.values(), ids=UNCLOSED)
-def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path, content: str) -> None:
+def test_a_quote_that_is_not_closed_is_an_error(tmp_path: Path, content: str) -> None:
+    """Otherwise it would swallow the rows up to the next quote."""
     (tmp_path / "list.csv").write_text(content)
-    columns = (Column("a URL", ("url", "image"), None, ""), Column("a caption", ("caption",), None, "", needed=False))
-    with pytest.raises(ValueError, match=r'a quote that is not closed, in the cell that begins \'"x'):
-        list(read_rows(str(tmp_path / "list.csv"), columns))
+    columns = (
+        ListColumn("a URL", ("url", "image"), None, ""),
+        ListColumn("a caption", ("caption",), None, "", required=False),
+    )
+    with pytest.raises(ValueError, match=r"list.csv, line 2: a quote is not closed"):
+        list(read_columns(str(tmp_path / "list.csv"), columns))
 
 
 def test_captions_may_have_lines_that_look_like_rows(tmp_path: Path) -> None:
-    content = 'url,caption\nhttp://a,"a photo of ""it""\nhttp://x.org, CC-BY"\n' + ROWS_AFTER
+    content = 'url,caption\nhttp://a,"a photo of ""it""\nhttp://x.org, CC-BY"\n\n' + FOLLOWING
     (tmp_path / "list.csv").write_text(content)
-    columns = (Column("a URL", ("url",), None, ""), Column("a caption", ("caption",), None, ""))
-    rows = list(read_rows(str(tmp_path / "list.csv"), columns))
+    columns = (ListColumn("a URL", ("url",), None, ""), ListColumn("a caption", ("caption",), None, ""))
+    rows = list(read_columns(str(tmp_path / "list.csv"), columns))
     assert rows[0] == ("http://a", 'a photo of "it"\nhttp://x.org, CC-BY') and len(rows) == 3
 
 
-def test_a_quote_that_is_not_closed_in_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "BLOCK", 1 << 10)
+def test_quotes_inside_a_line_are_read_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('url\nhttp://a/"b"\n"http://a/""c"" d" e\n')
+    rows = list(read_columns(str(tmp_path / "list.csv"), (ListColumn("a URL", ("url",), None, ""),)))
+    assert rows == [('http://a/"b"',), ('http://a/"c" d e',)]
+
+
+def test_an_unclosed_quote_does_not_load_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "MAX_CELL", 1 << 10)
     (tmp_path / "list.csv").write_text('url\nhttp://a\n"http://b\n' + "http://c\n" * 1000)
-    with pytest.raises(ValueError, match=r"a row is longer than .* as where a quote is not closed"):
-        list(read_rows(str(tmp_path / "list.csv"), (Column("a URL", ("url",), None, ""),)))
+    with pytest.raises(ValueError, match=r"list.csv, line 3: field larger than field limit .*; is a quote not closed"):
+        list(read_columns(str(tmp_path / "list.csv"), (ListColumn("a URL", ("url",), None, ""),)))

@@ -20,7 +20,7 @@ from PIL import Image
 from web import picture
 
 from blipcore.io.images import EXIF_ORIENTATION, TURNS
-from blipcore.io.samples import Picture, read_pictures
+from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import to_path
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
@@ -35,9 +35,9 @@ def run(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
     return pack(PackConfig(str(source), str(out), **({"workers": 1} | settings)), progress=False)
 
 
-def pictures_of(out: Path) -> list[Picture]:
+def pictures_of(out: Path) -> list[TarSample]:
     found, problems = ShardSet.open(out), []
-    pictures = [sample for shard in found.shards for sample in read_pictures(found.tar(shard), problems)]
+    pictures = [sample for shard in found.shards for sample in read_samples(found.tar(shard), problems)]
     assert problems == []
     return pictures
 
@@ -328,7 +328,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
 
 def test_other_webdatasets(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    samples = [Picture(f"shot.{n}" if n == 2 else f"x/{n}", picture(n), f"t{n}", {"url": f"u{n}"}) for n in range(4)]
+    samples = [TarSample(f"shot.{n}" if n == 2 else f"x/{n}", picture(n), f"t{n}", {"url": f"u{n}"}) for n in range(4)]
     write_shard(tmp_path / "in" / "part-a.tar", samples[:3])
     write_shard(tmp_path / "in" / "part-b.tar", samples[3:])
     half = [("c.jpg", picture(4)), ("c.json", b'{"url": "half \\ud83d"}'), ("d.jpg", picture(5))]
@@ -366,9 +366,12 @@ def test_pictures_of_img2dataset_are_turned_as_their_lost_exif_says(tmp_path: Pa
         stored.save(without, kind, quality=95)
         tags = exifread.process_file(with_exif, details=False)
         meta = {"exif": json.dumps({name: str(value).strip() for name, value in tags.items()})}
-        samples += [Picture(f"{lying}", without.getvalue(), None, meta)]
-        samples += [Picture(f"{lying}kept", with_exif.getvalue(), None, meta)]
-    samples += [Picture("odd", without.getvalue(), None, {"exif": "[1"}), Picture("none", without.getvalue(), None, {})]
+        samples += [TarSample(f"{lying}", without.getvalue(), None, meta)]
+        samples += [TarSample(f"{lying}kept", with_exif.getvalue(), None, meta)]
+    samples += [
+        TarSample("odd", without.getvalue(), None, {"exif": "[1"}),
+        TarSample("none", without.getvalue(), None, {}),
+    ]
     (tmp_path / "in").mkdir()
     write_shard(tmp_path / "in" / "0.tar", samples)
     run(tmp_path / "in", tmp_path / "data")

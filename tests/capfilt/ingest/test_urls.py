@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.ingest.urls import is_private_host, is_public, read_urls, wire_url
+from capfilt.ingest.urls import is_private_host, is_public, read_urls, encode_url
 
 ROWS = [("http://a.example/1.jpg", "one, two"), ("http://a.example/2,3.jpg", ""), ("http://a.example/ü.jpg", "北京 🐈")]
 
@@ -74,24 +74,26 @@ def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
     ("name", "content", "options", "words"),
     [
         ("none.csv", None, {}, "No file at"),
-        ("list.xls", "x", {}, "of no known kind"),
+        ("list.xls", "x", {}, "has an unknown format"),
         ("list.csv", "a,b\n1,2\n", {}, "no column that looks like a URL; name it with --url-col: a, b."),
         ("list.csv", "url,b\n1,2\n", {"caption_col": "c"}, r"no column 'c' \(--caption-col\); it has url, b"),
         ("list.csv", "url,b\n", {}, "has no rows"),
-        ("list.csv", 'url,b\n"1,2\n3,4,5\n', {}, "cannot be read as csv"),
-        ("list.json", "{", {}, "cannot be read as json"),
+        ("list.csv", 'url,b\n"1,2\n3,4,5\n', {}, "line 2: a quote is not closed"),
+        ("list.csv", "url,b\n1,2\n3,4,5\n", {}, "line 3: the row has 3 cells, but the header 2"),
+        ("list.json", "[{", {}, "row 0 is not valid JSON, or cut short"),
+        ("list.json", "{", {}, "must hold a list of rows, but begins with"),
         ("list.json", "[1]", {}, "must be a list of objects"),
-        ("list.json", '{"url": ["http://x"]}', {}, "must be a list of objects"),
-        ("list.json", '[{"url": "a"} {"url": "b"}]', {}, "cannot be read as json"),
+        ("list.json", '{"url": ["http://x"]}', {}, "must hold a list of rows, but begins with"),
+        ("list.json", '[{"url": "a"} {"url": "b"}]', {}, "row 1: no comma before it"),
         ("list.json", '[{"url": "a"}, "b"]', {}, "must be a list of objects"),
-        ("list.tsv", 'url\ttext\na\t"one\nb\ttwo\nc\tsaid "x\n', {}, "a quote that is not closed, in the cell that"),
-        ("list.tsv", 'text\turl\n"one\ta\ntwo\tb\nsaid "x" y\tc\n', {}, "a quote that is not closed, in the cell that"),
+        ("list.tsv", 'url\ttext\na\t"one\nb\ttwo\nc\tsaid "x\n', {}, "line 2: a quote is not closed"),
+        ("list.tsv", 'text\turl\n"one\ta\ntwo\tb\nsaid "x" y\tc\n', {}, "line 2: a quote is not closed"),
         ("list.json", "[]", {}, "has no rows"),
-        ("list.json", '[{"url": "a"}]\n[{"url": "b"}]', {}, "cannot be read as json: Extra data"),
+        ("list.json", '[{"url": "a"}]\n[{"url": "b"}]', {}, "continues after the end of its list"),
         ("list.csv", "", {}, "no column that looks like a URL"),
         ("list.parquet", "PAR1", {}, "cannot be read as parquet"),
         ("list.txt.gz", "plain", {}, "cannot be read as txt"),
-        ("list.jsonl", '{"url": "a"}\n' + "[" * 200_000, {}, "cannot be read as jsonl: maximum recursion depth"),
+        ("list.jsonl", '{"url": "a"}\n' + "[" * 200_000, {}, "row 1 is nested too deeply"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, name: str, content: str | None, options: dict, words: str) -> None:
@@ -103,18 +105,18 @@ def test_mistakes_are_one_sentence(tmp_path: Path, name: str, content: str | Non
 
 
 def test_wire_urls() -> None:
-    assert wire_url(" HTTP://Host.Example/a b/ü.jpg?q=北 x#part ") == (
+    assert encode_url(" HTTP://Host.Example/a b/ü.jpg?q=北 x#part ") == (
         "http://host.example/a%20b/%C3%BC.jpg?q=%E5%8C%97%20x"
     )
-    assert wire_url("https://bücher.example:8080/%20x") == "https://xn--bcher-kva.example:8080/%20x"
-    assert wire_url("http://[::1]:80/x") == "http://[::1]:80/x"
+    assert encode_url("https://bücher.example:8080/%20x") == "https://xn--bcher-kva.example:8080/%20x"
+    assert encode_url("http://[::1]:80/x") == "http://[::1]:80/x"
     for bad in (None, "", "  ", "cat.jpg", "file:///etc/passwd", "ftp://x/y", "http://", "http://a b/", "http://[::1"):
         with pytest.raises(ValueError):
-            wire_url(bad)
+            encode_url(bad)
     for bad in ("http://x:port/", "http://a..b/", f"http://{'a' * 64}.example/", "http://ü..b/"):
         with pytest.raises(ValueError):
-            wire_url(bad)
-    assert wire_url("http://a_b.example./x") == "http://a_b.example./x"
+            encode_url(bad)
+    assert encode_url("http://a_b.example./x") == "http://a_b.example./x"
 
 
 def test_private_addresses() -> None:

@@ -16,7 +16,7 @@ import pytest
 from web import Web, picture
 
 from capfilt.ingest.fetch import safe_opener as guard
-from capfilt.ingest.fetch.safe_opener import Limits, Refused, opener
+from capfilt.ingest.fetch.safe_opener import FetchLimits, RefusedError, build_opener
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def web() -> Iterator[Web]:
 
 
 def get(url: str, seconds: float = 30, private: bool = True, timeout: float = 5) -> bytes:
-    with opener(Limits(100_000, seconds, private)).open(url, timeout=timeout) as response:
+    with build_opener(FetchLimits(100_000, seconds, private)).open(url, timeout=timeout) as response:
         return response.read()
 
 
@@ -47,7 +47,7 @@ def test_bodies_come_whole_and_errors_as_urllib_has_them(web: Web) -> None:
 
 def test_private_addresses_are_refused_before_a_request_is_made(web: Web) -> None:
     for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:127.0.0.1]"):
-        with pytest.raises(Refused, match="private address"):
+        with pytest.raises(RefusedError, match="private address"):
             get(f"http://{host}:{web.server_port}/private", private=False)
     assert web.hits["/private"] == 0
 
@@ -55,7 +55,7 @@ def test_private_addresses_are_refused_before_a_request_is_made(web: Web) -> Non
 def test_a_redirect_to_a_private_address_is_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "is_public", lambda ip: ip != "127.0.0.2")
     assert get(f"{web.url}/redirect/9.jpg", private=False) == picture(9)
-    with pytest.raises(Refused, match=r"private address: 127\.0\.0\.2 is"):
+    with pytest.raises(RefusedError, match=r"private address: 127\.0\.0\.2 is"):
         get(f"{web.url}/elsewhere/9.jpg", private=False)
 
 
@@ -71,19 +71,19 @@ def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(web: Web,
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(guard, "is_public", lambda ip: ip == "127.0.0.1")
     assert get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False) == picture(9)
-    with pytest.raises(Refused, match=r"private address: rebind\.test is 127\.0\.0\.2"):
+    with pytest.raises(RefusedError, match=r"private address: rebind\.test is 127\.0\.0\.2"):
         get(f"http://rebind.test:{web.server_port}/good/9.jpg", private=False)
     assert asked.count("rebind.test") == 2
 
 
 def test_a_host_that_wants_rest_is_left_alone(web: Web) -> None:
-    director = opener(Limits(100_000, 5, True))
+    director = build_opener(FetchLimits(100_000, 5, True))
     with pytest.raises(urllib.error.HTTPError, match=r"503: Service Unavailable \(Retry-After: \d{9,}\)"):
         director.open(f"{web.url}/closed/1.jpg", timeout=5)
-    with pytest.raises(Refused, match=r"429: not asked, the host rests \(Retry-After: \d{9,}\)"):
+    with pytest.raises(RefusedError, match=r"429: not asked, the host rests \(Retry-After: \d{9,}\)"):
         director.open(f"{web.url}/good/1.jpg", timeout=5)
     assert (web.hits["/closed/1.jpg"], web.hits["/good/1.jpg"]) == (1, 0)
-    director, start = opener(Limits(100_000, 5, True)), time.monotonic()
+    director, start = build_opener(FetchLimits(100_000, 5, True)), time.monotonic()
     with pytest.raises(urllib.error.HTTPError, match=r"429: Too Many Requests \(Retry-After: 1\)"):
         director.open(f"{web.url}/busy/2.jpg", timeout=5)
     assert director.open(f"{web.url}/busy/2.jpg", timeout=5).read() == picture(2)
@@ -110,24 +110,24 @@ def test_behind_a_proxy_hosts_are_still_told_apart(monkeypatch: pytest.MonkeyPat
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.delenv("no_proxy", raising=False)
-        director = opener(Limits(100_000, 5, False))
+        director = build_opener(FetchLimits(100_000, 5, False))
         with pytest.raises(urllib.error.HTTPError, match="429"):
             director.open("http://a.example/busy", timeout=5)
-        with pytest.raises(Refused, match="the host rests"):
+        with pytest.raises(RefusedError, match="the host rests"):
             director.open("http://a.example/1.jpg", timeout=5)
         assert director.open("http://b.example/1.jpg", timeout=5).read() == b"http://b.example/1.jpg"
         for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg", "http://%31%30.0.0.1/1.jpg"):
-            with pytest.raises(Refused, match=r"private address: (169\.254\.169\.254|10\.0\.0\.1)"):
+            with pytest.raises(RefusedError, match=r"private address: (169\.254\.169\.254|10\.0\.0\.1)"):
                 director.open(url, timeout=5)
         server.shutdown()
 
 
 def test_a_rest_without_end_is_none() -> None:
-    assert [guard._seconds(said) for said in ("9" * 400, "soon", "-3", None)] == [None, None, 0.0, None]
+    assert [guard.parse_retry_after(said) for said in ("9" * 400, "soon", "-3", None)] == [None, None, 0.0, None]
 
 
 def test_reserved_content_is_refused(web: Web) -> None:
-    with pytest.raises(Refused, match="tdm-reservation: 1"):
+    with pytest.raises(RefusedError, match="tdm-reservation: 1"):
         get(f"{web.url}/reserved/1.jpg")
 
 
@@ -141,12 +141,12 @@ def test_only_http_is_spoken(web: Web, tmp_path: Path) -> None:
 
 
 def test_size_and_time_are_bounded(web: Web) -> None:
-    with pytest.raises(Refused, match="larger than 100000 bytes: 1000000000"):
+    with pytest.raises(RefusedError, match="larger than 100000 bytes: 1000000000"):
         get(f"{web.url}/fat")
-    with pytest.raises(Refused, match="larger than 100000 bytes"):
+    with pytest.raises(RefusedError, match="larger than 100000 bytes"):
         get(f"{web.url}/endless")
     for slow in ("dripbody", "dripchunk", "driphead"):
         start = time.monotonic()
-        with pytest.raises(Refused, match=r"not complete after 0\.5 s"):
+        with pytest.raises(RefusedError, match=r"not complete after 0\.5 s"):
             get(f"{web.url}/{slow}", seconds=0.5)
         assert time.monotonic() - start < 4

@@ -1,0 +1,54 @@
+"""COCO caption files, `{"images": [...], "annotations": [...]}`, which NoCaps uses too."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from blipcore.io.storage import AnyPath
+
+
+class CocoImage(NamedTuple):
+    """An image of a COCO file and the captions of its annotations."""
+
+    id: int | str
+    file_name: Any
+    domain: Any  # of NoCaps: in-domain, near-domain or out-domain; None if missing
+    captions: list[Any]
+
+
+def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
+    """Return the images of a COCO file in its order, each with all its captions; reads the whole file.
+
+    Raises ValueError with file and entry if an image has no id or no file name and, with `require_captions`, if an
+    annotation has no caption or belongs to no image. Without it, such annotations are ignored.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); a file with a row per line must end in .jsonl") from None
+    images = content.get("images") if isinstance(content, dict) else None
+    annotations = content.get("annotations", []) if isinstance(content, dict) else None
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise ValueError(f'{path} must hold a list of rows, or an object of "images" and "annotations"')
+    captions: dict[Any, list[Any]] = {}
+    for number, image in enumerate(images):
+        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
+            raise ValueError(f'{path}, image {number}: it has no "id"')
+        if "file_name" not in image:
+            raise ValueError(
+                f'{path}, image {number} has no "file_name", so this file can only be used for scoring; give a list of '
+                "the same pictures with their paths"
+            )
+        captions[image["id"]] = []
+    for number, annotation in enumerate(annotations):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(image_id, int | str) or image_id not in captions:
+            if require_captions:
+                raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images')
+            continue
+        caption = annotation.get("caption")
+        if require_captions and not isinstance(caption, str):
+            raise ValueError(f'{path}, annotation {number}: "caption" must be a text: is this a file of captions?')
+        captions[image_id].append(caption)
+    return [CocoImage(image["id"], image["file_name"], image.get("domain"), captions[image["id"]]) for image in images]

@@ -1,0 +1,34 @@
+"""COCO annotation files: captions grouped by image, with or without the check that every annotation has one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blipcore.io.coco import CocoImage, read_coco
+
+
+def test_captions_are_grouped_by_image(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "b.jpg", "domain": "out-domain"}, {"id": "x", "file_name": "a.jpg"}]
+    annotations = [{"image_id": image_id, "caption": text} for image_id, text in (("x", "1"), (7, "2"), ("x", "3"))]
+    (tmp_path / "c.json").write_text("\ufeff" + json.dumps({"images": images, "annotations": annotations}))
+    expected = [CocoImage(7, "b.jpg", "out-domain", ["2"]), CocoImage("x", "a.jpg", None, ["1", "3"])]
+    assert read_coco(tmp_path / "c.json") == expected
+
+
+def test_annotations_without_a_caption_or_an_image_can_be_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    annotations = [{"image_id": 7, "bbox": [1]}, {"image_id": 8, "caption": "of another image"}, {"bbox": [1]}]
+    path.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}))
+    assert read_coco(path, require_captions=False) == [CocoImage(7, "b.jpg", None, [None])]
+    with pytest.raises(ValueError, match="annotation 0: .* is this a file of captions"):
+        read_coco(path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"x": 1}', "[" * 100_000])
+def test_other_json_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"x.json (is not valid JSON|must hold a list)"):
+        read_coco(tmp_path / "x.json")
