@@ -1,8 +1,7 @@
-"""Who am I among the processes, and what they tell each other. Alone, every call is a no-op, so no caller asks.
+"""The process group of a run: ranks, and the few exchanges that training needs.
 
-In: the environment that `torchrun` (or `train/launch.py`) gives each process. Out: a process group for as long as a
-run lasts, and the few exchanges that training needs. Small host values travel over gloo, also where the tensors of the
-model travel over NCCL: asking whether a signal came does not wait for the device.
+On a single process every call is a no-op, so that callers need no special case. Small host values travel over gloo even
+where tensors travel over NCCL, so that checking for a signal does not wait for the GPU.
 """
 
 import contextlib
@@ -18,12 +17,13 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# Groups of this process, ended ones too. A DDP reducer holds its group, and ends it with Python's lock held when it is
-# the last to let go, as in the traceback of a run that leaves on a signal: gloo's thread, which may be waiting for that
-# lock to drop a tensor, is then waited for, for ever. Python's own reference lets go without the lock.
-_groups: list[dist.ProcessGroup] = []
+# References to the groups of this process, never dropped. A DDP reducer that drops the last reference destroys the
+# group while it holds Python's global lock, and waits for gloo's thread, which may need the lock to free a tensor. This
+# deadlock happened when a run exited on a signal and its traceback held the reducer.
+_groups: list[dist.ProcessGroup | None] = []
 
-PATIENCE = timedelta(hours=2)  # how long a process waits for another one: an evaluation on rank 0 takes a while
+# Longest wait for another process; the others wait while rank 0 evaluates.
+GROUP_TIMEOUT = timedelta(hours=2)
 
 
 def _in_group() -> bool:
@@ -31,39 +31,39 @@ def _in_group() -> bool:
 
 
 def rank() -> int:
-    """This process's number, 0 when alone."""
+    """Return the number of this process, 0 on a single process."""
     return dist.get_rank() if _in_group() else 0
 
 
 def world_size() -> int:
-    """How many processes train together, 1 when alone."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if _in_group() else 1
 
 
 def is_main() -> bool:
-    """True in the one process that writes files and talks to the user."""
+    """Return whether this is rank 0, which writes files and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def session(device: str) -> Iterator[None]:
-    """The process group that the launcher's environment describes; without one, or inside a group, nothing happens.
+def process_group(device: str) -> Iterator[None]:
+    """Join the process group that the environment describes (`torchrun`, `train/launch.py`), and leave it at the end.
 
-    On CUDA each process takes the device of its local rank. When several processes fail, the first one speaks: the
-    others' errors are the same mistake, or follow from it. They become SystemExit, late enough for the launcher to have
-    seen the first and ended them.
+    Does nothing without such an environment, or inside a group. On CUDA each process uses the GPU of its local rank.
+    If several processes fail, only the error of the first reaches the launcher: the others raise SystemExit, late
+    enough for the launcher to have ended them, since their errors follow from the first or repeat it.
     """
     if _in_group() or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         yield
         return
     if device.startswith("cuda"):
-        _take_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        _set_gpu(device, int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=GROUP_TIMEOUT)
     _groups.append(dist.group.WORLD)
     try:
         yield
     except Exception as error:
-        # The store lives in the launcher (or in rank 0, and is gone if that has gone).
+        # The store is in the launcher or in rank 0, and may be gone already.
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("failed", 1) > 1:
                 time.sleep(10)
@@ -73,10 +73,10 @@ def session(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _take_gpu(device: str, number: int) -> None:
-    """Make GPU `number` of this machine the process's own; ValueError where it has no such, or was told another one."""
+def _set_gpu(device: str, number: int) -> None:
+    """Use GPU `number` of this machine; raise ValueError if it does not exist or `device` names another one."""
     if device not in ("cuda", f"cuda:{number}"):
-        raise ValueError(f"each process takes a GPU of its own: give --device cuda, not {device}")
+        raise ValueError(f"each process uses its own GPU: give --device cuda, not {device}")
     if number >= torch.cuda.device_count():
         raise ValueError(
             f"process {number} of this machine has no GPU, there are {torch.cuda.device_count()}: start as many "
@@ -85,74 +85,77 @@ def _take_gpu(device: str, number: int) -> None:
     torch.cuda.set_device(number)
 
 
-def on_main(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 alone; every process returns its result or raises its exception."""
-    told: list[Any] = [None, None]
+def run_on_main(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0; every process returns its result or raises its exception. Both must be picklable."""
+    if not _in_group():
+        return work()
+    message: list[Any] = [None, None]
     if is_main():
         try:
-            told[0] = work()
+            message[0] = work()
         except Exception as error:
-            if not _in_group():
-                raise
-            told[1] = error
-    if _in_group():
-        dist.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            message[1] = error
+    dist.broadcast_object_list(message, src=0)
+    result, error = message
+    if error is not None:
+        raise error
+    return result
 
 
-def everyone(own: T) -> list[T]:
-    """The small objects of all processes, in rank order, on every one of them."""
+def gather_objects(value: T) -> list[T]:
+    """Return the picklable values of all processes, in the order of ranks, on every process."""
     if not _in_group():
-        return [own]
-    told: list[Any] = [None] * world_size()
-    dist.all_gather_object(told, own)
-    return told
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def largest(number: int) -> int:
-    """The largest of every process's numbers."""
+def max_over_ranks(number: int) -> int:
+    """Return the largest number of all processes."""
     if not _in_group():
         return number
-    told = torch.tensor(number)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return int(told)
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
-def mean(own: Tensor) -> Tensor:
-    """The mean of every process's tensor."""
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of the tensors of all processes, without gradient."""
     if not _in_group():
-        return own
-    total = own.detach().clone()
+        return tensor
+    total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
 
 
-def share(count: Tensor) -> Tensor | float:
-    """What a mean over `count` items must be weighed by for the mean over processes to be that over all items."""
-    return count / mean(count.float()) if _in_group() else 1.0
+def mean_weight(count: Tensor) -> Tensor | float:
+    """Return the weight of a mean over `count` items of this process.
+
+    The mean over processes of means so weighted is the mean over the items of all processes.
+    """
+    return count / mean_over_ranks(count.float()) if _in_group() else 1.0
 
 
-def gather(own: Tensor) -> Tensor:
-    """Every process's (B, ...) one after the other, (W*B, ...), without gradient."""
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors (B, ...) of all W processes into (W*B, ...), in the order of ranks, without gradient."""
     if not _in_group():
-        return own.detach()
-    every = own.new_empty(world_size() * own.shape[0], *own.shape[1:])
-    dist.all_gather(list(every.chunk(world_size())), own.detach().contiguous())
-    return every
+        return tensor.detach()
+    gathered = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])
+    dist.all_gather(list(gathered.chunk(world_size())), tensor.detach().contiguous())
+    return gathered
 
 
-def gather_with_gradient(own: Tensor) -> Tensor:
-    """`gather` whose gradient flows back to every process's part: the sum of what all of them made of it."""
-    return _Gather.apply(own) if _in_group() else own
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate as `gather`; each process's part receives the sum of its gradients on all processes."""
+    return _Gather.apply(tensor) if _in_group() else tensor
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        ctx.rows = len(own)
-        return gather(own)
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.rows = len(tensor)
+        return gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

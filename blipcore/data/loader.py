@@ -1,4 +1,4 @@
-"""Loads collated batches of a stream in worker processes."""
+"""Loads collated batches of a stream, in worker processes if requested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from blipcore import distributed
-from blipcore.data.source import Sample
+from blipcore.data.dataset import Sample
 from blipcore.data.stream import Stream
 
 
@@ -21,23 +21,24 @@ def make_loader(
 ) -> DataLoader:
     """Return a loader of this rank's next `batches` batches, from position `start` of the stream.
 
-    Yields (collated batch, problems met). The order does not depend on the number of workers, and the batches of all
-    ranks together are one slice of the stream. A batch that fails is replaced by its exception: raised in a worker
-    process it would arrive wrapped in that worker's traceback.
+    Yields (collated batch, new problems by name). The order does not depend on `workers`, and the batches of all ranks
+    together are one slice of the stream. A batch that fails is yielded as its exception: raised in a worker, it would
+    arrive wrapped in the worker's traceback.
     """
     return DataLoader(
         _Batches(stream, collate, batch_size, start),
         batch_size=None,
         sampler=range(batches),
         num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_undisturbed,
-        generator=torch.Generator(),  # own generator: starting the loader must not draw from the one dropout uses
+        collate_fn=_identity,
+        worker_init_fn=_ignore_signals,
+        # Starting a loader draws from its generator; the default one is that of dropout.
+        generator=torch.Generator(),
     )
 
 
 class _Batches(Dataset):
-    """Batch i of this rank, as a map: a worker that is asked for batch i needs to know nothing of the others."""
+    """Maps an index to this rank's batch, so that a worker needs to know nothing of the other workers."""
 
     def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int) -> None:
         self.stream, self.collate, self.batch_size, self.start = stream, collate, batch_size, start
@@ -49,28 +50,28 @@ class _Batches(Dataset):
             batch = self.collate([self.stream.sample(first + row) for row in range(self.batch_size)])
         except (ValueError, OSError) as error:
             batch = error
-        return batch, self.stream.take_problems()
+        return batch, self.stream.pop_problems()
 
 
-def _as_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
-def _undisturbed(worker: int) -> None:
-    """Leave signals to the process that trains: it saves and ends its workers, and Slurm and Ctrl-C tell all of them.
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals that Slurm or Ctrl-C sends to all processes; the training process saves and ends its workers.
 
-    A worker that such a signal kills would end the training process before it has saved.
+    A worker that such a signal killed would end the training process before it has saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # only this tells who sends a signal
+    if hasattr(signal, "sigwaitinfo"):  # the only call that gives the sender of a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
-    else:  # macOS: out of reach of what goes to the group (but not of Slurm, which names every process)
+        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
+    else:  # macOS: leave the process group, which Ctrl-C signals (Slurm still signals every process)
         os.setpgid(0, 0)
 
 
-def _end_when_told(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,14 +1,13 @@
-"""The training stream: data sets with weights -> an endless, seeded, resumable sequence of samples.
+"""The training stream: one or several data sets as an endless, seeded, resumable sequence of samples.
 
-In: DATASET specs ("path" or "path=weight") and a transform. Out: `stream.sample(n)`, the n-th sample of training, and a
-`DataLoader` of collated batches. The unit is the picture; one of its texts is drawn anew every epoch.
+`stream.sample(n)` is the n-th sample of training; each of its parts is a function of (seed, n) alone:
 
-    n -> source and position in it   a repeating schedule gives every batch the same share of each source   (Mixture)
-      -> epoch, shard, row           shards shuffled by epoch, rows shuffled in windows of several shards   (Shuffle)
-      -> text and pixels             both drawn from (seed, epoch or n, key)                                (Stream)
+    n -> data set, position in it   a repeating schedule gives every batch the same share of each      (Mixture)
+      -> epoch, shard, row          shards shuffled per epoch, rows shuffled in windows of shards      (Shuffle)
+      -> text and pixels            drawn from (seed, epoch, key) and from (seed, n)                   (Stream)
 
-Every step is a function of (seed, n) alone. So resuming is starting at n, several workers give the order of one, and
-ranks take their slice of each global batch without talking to each other.
+So a run resumes by starting at n, any number of workers gives the same order, and ranks take their slices of a global
+batch without communication. A row is a picture; each epoch draws one of its texts.
 """
 
 import random
@@ -21,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blipcore.data.shuffle import Mixture, Shuffle, draw
-from blipcore.data.source import Picture, Sample, Source
-from blipcore.data.sources import open_source
+from blipcore.data.dataset import DatasetEntry, Sample, ShardedDataset
+from blipcore.data.shard_datasets import open_dataset
+from blipcore.data.shuffle import Mixture, Shuffle, hash_index
 from blipcore.data.transforms import Transform, load_image
-from blipcore.io.tar_cache import Folder, is_remote
+from blipcore.io.storage import to_path
 
-WINDOW = 8  # shards whose pictures are shuffled together; their keys and texts are what memory holds
-MAX_REPLACEMENTS = 1000  # unreadable pictures in a row after which the data set counts as broken
-MAX_PROBLEMS = 10_000  # names of unreadable pictures that are remembered
+WINDOW = 8  # shards shuffled together; memory holds their keys and texts
+MAX_REPLACEMENTS = 1000  # unreadable pictures in a row, after which the data set counts as broken
+MAX_PROBLEMS = 10_000  # names of unreadable pictures kept
 
 
 class UnreadablePictureError(Exception):
-    """One picture cannot be had: `name` says which, `reason` why."""
+    """A picture that is missing or damaged: its `name` and the `reason`."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -41,11 +40,11 @@ class UnreadablePictureError(Exception):
 
 
 class Stream:
-    """Samples {"image", "text", "key", "image_id", "source", "epoch"} by position, from one or several data sets.
+    """Samples of one or several data sets by position.
 
-    `image_id` is a stable number from the picture's key, or what its annotation file calls it; equal pictures of one
-    data set have equal ids, those of different data sets never do. A source (see `opener`) may give pairs, which become
-    one stacked "image", and add to a picture what a task wants in the sample.
+    A sample is {"image", "text", "key", "image_id", "dataset", "epoch"}, and what the data set adds for its task. The
+    image is what `transform` returns, or two such images stacked where the data set has pairs. `image_id` is an integer
+    equal for equal pictures of one data set, never for pictures of different ones.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Stream:
         seed: int = 42,
         image_root: str | Path | None = None,
         window: int = WINDOW,
-        opener: Callable[[Any, str | Path | None], Source] = open_source,
+        opener: Callable[[Any, str | Path | None], ShardedDataset] = open_dataset,
     ) -> None:
         if not specs:
             raise ValueError("no data set was given to train on")
@@ -63,91 +62,96 @@ class Stream:
         if None in weights and any(weights):
             raise ValueError(
                 f"give every data set a weight or none: {specs[weights.index(None)]} has none and would count by its "
-                "pictures, beside which a share is next to nothing"
+                "number of pictures, beside which a share is next to nothing"
             )
-        self.sources: list[Source] = [opener(path if is_remote(path) else Path(path), image_root) for path in paths]
-        sizes = [sum(source.counts) for source in self.sources]
+        self.datasets = [opener(to_path(path), image_root) for path in paths]
+        sizes = [sum(dataset.counts) for dataset in self.datasets]
         self.seed, self.transform = seed, transform
-        self.problems: dict[str, str] = {}
-        self._fresh: dict[str, str] = {}
+        self.problems: dict[str, str] = {}  # unreadable pictures and shards: name -> reason
+        self._new_problems: dict[str, str] = {}
         self._length = sum(sizes)
         self._mixture = Mixture([weight or Fraction(size) for weight, size in zip(weights, sizes, strict=True)])
-        self._shuffles = [Shuffle(source.counts, (seed, number), window) for number, source in enumerate(self.sources)]
+        self._shuffles = [Shuffle(dataset.counts, (seed, i), window) for i, dataset in enumerate(self.datasets)]
         self._window = window
-        self._windows: dict[int, tuple[int, int]] = {}  # of each source, the one last read from
+        self._windows: dict[int, tuple[int, int]] = {}  # data set -> the window last read from
         self._load = self._cached_load()
 
     def __len__(self) -> int:
-        """Pictures of all data sets together: an epoch of the sum."""
+        """Return the number of pictures of all data sets together."""
         return self._length
 
     def __iter__(self) -> Iterator[Sample]:
-        """Endless, from position 0."""
+        """Iterate over all samples from position 0, without end."""
         position = 0
         while True:
             yield self.sample(position)
             position += 1
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position; a picture that cannot be read is replaced by the next one of its source."""
-        number, place = self._mixture.locate(position)
+        """Return the sample at a position; an unreadable picture is replaced by the next one of its data set.
+
+        Raises ValueError after MAX_REPLACEMENTS unreadable pictures in a row.
+        """
+        index, row = self._mixture.locate(position)
         for attempt in range(MAX_REPLACEMENTS):
             try:
-                return self._read(number, place + attempt, position)
+                return self._read(index, row + attempt, position)
             except UnreadablePictureError as error:
                 problem = error
-                self._note(error.name, error.reason)
+                self._add_problem(error.name, error.reason)
         raise ValueError(
-            f"{MAX_REPLACEMENTS} pictures in a row of {self.sources[number].name} cannot be read, the last: {problem}"
+            f"{MAX_REPLACEMENTS} pictures in a row of {self.datasets[index].name} cannot be read, the last: {problem}"
         )
 
-    def take_problems(self) -> dict[str, str]:
-        """Problems (name -> reason) met since the last call; `problems` keeps them all."""
-        for source in self.sources:
-            for name, reason in source.problems.items():
-                self._note(name, reason)
-        fresh, self._fresh = self._fresh, {}
-        return fresh
+    def pop_problems(self) -> dict[str, str]:
+        """Return the problems (name -> reason) met since the last call; `problems` keeps them all."""
+        for dataset in self.datasets:
+            for name, reason in dataset.problems.items():
+                self._add_problem(name, reason)
+        problems, self._new_problems = self._new_problems, {}
+        return problems
 
-    def _note(self, name: str, reason: str) -> None:
+    def _add_problem(self, name: str, reason: str) -> None:
         if name not in self.problems and len(self.problems) < MAX_PROBLEMS:
-            self.problems[name] = self._fresh[name] = reason
+            self.problems[name] = self._new_problems[name] = reason
 
-    def _read(self, number: int, place: int, position: int) -> Sample:
-        source, shuffle = self.sources[number], self._shuffles[number]
-        at, window = shuffle.locate(place), shuffle.window_of(place)
-        if self._windows.get(number) != window:
-            self._windows[number] = window
-            source.ahead(shuffle.coming(place))
-        picture = self._load(number, at.shard)[at.row]
+    def _read(self, index: int, row: int, position: int) -> Sample:
+        """Read row `row` of the shuffled data set `index` as the sample of a stream position."""
+        dataset, shuffle = self.datasets[index], self._shuffles[index]
+        location, window = shuffle.locate(row), shuffle.window_at(row)
+        if self._windows.get(index) != window:
+            self._windows[index] = window
+            dataset.prefetch(shuffle.upcoming_shards(row))
+        entry = self._load(index, location.shard)[location.row]
         rng = random.Random(f"{self.seed}/{position}")
-        image = self._pixels(source, at.shard, picture, rng)
-        if picture.second is not None:
-            image = torch.stack([image, self._pixels(source, at.shard, picture.second, rng)])
+        image = self._image(dataset, location.shard, entry, rng)
+        if entry.second is not None:
+            image = torch.stack([image, self._image(dataset, location.shard, entry.second, rng)])
         return {
             "image": image,
-            "text": picture.texts[draw(len(picture.texts), self.seed, at.epoch, picture.key)],
-            "key": picture.key,
-            "image_id": number << 48 | picture.image_id,
-            "source": source.name,
-            "epoch": at.epoch,
-            **picture.more,
+            "text": entry.texts[hash_index(len(entry.texts), self.seed, location.epoch, entry.key)],
+            "key": entry.key,
+            "image_id": index << 48 | entry.image_id,
+            "dataset": dataset.name,
+            "epoch": location.epoch,
+            **entry.extra,
         }
 
-    def _pixels(self, source: Source, shard: int, picture: Picture, rng: random.Random) -> Tensor:
+    def _image(self, dataset: ShardedDataset, shard: int, entry: DatasetEntry, rng: random.Random) -> Tensor:
         try:
-            image = load_image(source.read(shard, picture))
+            image = load_image(dataset.read(shard, entry))
         except OSError as error:
-            raise UnreadablePictureError(source.where(shard, picture), str(error)) from error
+            raise UnreadablePictureError(dataset.describe(shard, entry), str(error)) from error
         return self.transform(image, rng)
 
-    def _cached_load(self) -> Callable[[int, int], list[Picture]]:
-        @lru_cache(maxsize=self._window * len(self.sources))
-        def load(number: int, shard: int) -> list[Picture]:
-            return self.sources[number].load(shard)
+    def _cached_load(self) -> Callable[[int, int], list[DatasetEntry]]:
+        @lru_cache(maxsize=self._window * len(self.datasets))
+        def load(index: int, shard: int) -> list[DatasetEntry]:
+            return self.datasets[index].load(shard)
 
         return load
 
+    # A stream is pickled for data workers; its cache is not.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_load"}
 
@@ -157,7 +161,7 @@ class Stream:
 
 
 def parse_spec(spec: str) -> tuple[str, Fraction | None]:
-    """Split "path=weight" at the last "=" that a number follows; a path that exists as it is has no weight."""
+    """Split "path=weight" at the last "=" followed by a number; an existing path of that name has no weight."""
     path, equals, number = spec.rpartition("=")
     if not equals:
         return spec, None
@@ -165,8 +169,8 @@ def parse_spec(spec: str) -> tuple[str, Fraction | None]:
         weight = Fraction(number)
     except (ValueError, ZeroDivisionError):
         return spec, None
-    if Folder(spec).exists() if is_remote(spec) else Path(spec).exists():
+    if to_path(spec).exists():
         return spec, None
     if weight <= 0:
-        raise ValueError(f"the weight of a data set must be above 0, but {spec} says {number}")
+        raise ValueError(f"the weight of a data set must be above 0, not {number} as in {spec}")
     return path, weight

@@ -1,4 +1,4 @@
-"""Captioning: finetune the image-grounded decoder on clean captions (the captioner of CapFilt), and judge it."""
+"""Captioning: finetunes the image-grounded decoder on clean captions (CapFilt's captioner), and its evaluation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import torch
 
 from blipcore import distributed
-from blipcore.data.eval_batches import Pictures
+from blipcore.data.eval_batches import EvalBatches
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
 from blipcore.metrics.captions import Words, caption_scores
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
-from blipcore.tasks.losses import IGNORE, lm_loss, scored
-from blipcore.tasks.task import Batch, Collate, Outputs, Progress, Task, with_first
+from blipcore.tasks.losses import IGNORE_INDEX, count_scored, lm_loss
+from blipcore.tasks.task import Batch, Collate, Outputs, Progress, Task, replace_first
 
 
 @dataclass
 class CaptioningConfig:
-    """LM on `prompt` + caption; the prompt's tokens are given, not scored (spec of COCO captioning in BLIP)."""
+    """LM on `prompt` + caption, without loss on the prompt, as BLIP on COCO."""
 
     prompt: str = "a picture of "
     max_tokens: int = 40
@@ -26,7 +26,7 @@ class CaptioningConfig:
 
 
 class CaptioningTask(Task):
-    """`loss` = `loss_lm` over the words after the prompt and the end token."""
+    """`loss` and `loss_lm` are the LM loss over the words after the prompt and the end token."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: CaptioningConfig) -> None:
         super().__init__(model, tokenizer, config)
@@ -36,21 +36,22 @@ class CaptioningTask(Task):
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         ids, mask, text = batch["input_ids"], batch["attention_mask"], self.model.text
         kv = text.image_kv(self.model.encode_image(batch["pixels"]))
-        decoded = text.decode(with_first(ids, self.tokenizer.bos), mask, kv)
-        labels = ids.masked_fill(mask == 0, IGNORE)
-        labels[:, : self.prompt_length] = IGNORE
-        loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing) * distributed.share(scored(labels))
+        decoded = text.decode(replace_first(ids, self.tokenizer.bos), mask, kv)
+        labels = ids.masked_fill(mask == 0, IGNORE_INDEX)
+        labels[:, : self.prompt_length] = IGNORE_INDEX
+        loss = lm_loss(text.logits(decoded), labels, self.config.label_smoothing)
+        loss = loss * distributed.mean_weight(count_scored(labels))
         return {"loss": loss, "loss_lm": loss.detach()}
 
 
 @torch.inference_mode()
 def evaluate_captioning(
-    model: Blip, tokenizer: Tokenizer, pictures: Pictures, config: GenerateConfig, words: Words = "auto"
+    model: Blip, tokenizer: Tokenizer, pictures: EvalBatches, config: GenerateConfig, words: Words = "auto"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Caption every picture and score against its texts.
+    """Caption every picture and score the captions against the picture's texts.
 
-    Returns the scores of `caption_scores`, also by domain where the pictures have one, or none where they have no
-    texts; and the captions in the format of the servers of COCO and NoCaps, [{"image_id", "caption"}].
+    Returns the scores of `caption_scores`, also per domain if the pictures have domains (no scores if they have no
+    texts), and the captions in the format of the COCO and NoCaps servers: [{"image_id", "caption"}].
     """
     model.eval()
     device = next(model.parameters()).device
@@ -58,9 +59,9 @@ def evaluate_captioning(
     for records, pixels in pictures:
         keys = [record["key"] for record in records]
         generated = generate(model, model.encode_image(pixels.to(device)), tokenizer, config, keys)
-        texts = [tokenizer.decode(ids) for ids in generated.ids][:: config.num_captions]
-        for record, text in zip(records, texts, strict=True):
-            results.append({"image_id": record["image_id"], "caption": text})
+        captions = [tokenizer.decode(ids) for ids in generated.ids][:: config.num_captions]
+        for record, caption in zip(records, captions, strict=True):
+            results.append({"image_id": record["image_id"], "caption": caption})
     references = [record["texts"] for record in pictures.records]
     if not any(references):
         return {}, results

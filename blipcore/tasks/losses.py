@@ -1,6 +1,6 @@
 """The three objectives of BLIP as functions of tensors (paper section 3.2): ITC, ITM with hard negatives, LM.
 
-Nothing here has parameters, draws data or touches a queue; the tasks put the pieces together.
+They have no parameters and no state; the tasks combine them.
 """
 
 from typing import Literal
@@ -10,57 +10,57 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Negatives = Literal["multinomial", "argmax"]
-IGNORE = -100  # label of positions that the LM loss skips
+IGNORE_INDEX = -100  # label of positions without LM loss
 
 
 def clamp_temperature(temp: Tensor) -> None:
-    """Keep the learned temperature in [0.001, 0.5], in place and outside the graph, as the official code does."""
+    """Clamp the learned temperature to [0.001, 0.5] in place, without gradient, as the official code does."""
     with torch.no_grad():
         temp.clamp_(0.001, 0.5)
 
 
 def soft_targets(momentum_logits: Tensor, hard: Tensor, alpha: float) -> Tensor:
-    """ITC targets (B, K): `alpha` of the momentum model's belief, the rest on the known positives."""
+    """Return ITC targets (B, K): `alpha` times the momentum encoders' distribution plus the rest of `hard`."""
     if alpha == 0.0:
         return hard
     return alpha * F.softmax(momentum_logits, dim=1) + (1 - alpha) * hard
 
 
 def itc_loss(logits_i2t: Tensor, logits_t2i: Tensor, targets_i2t: Tensor, targets_t2i: Tensor) -> Tensor:
-    """Mean of the two cross-entropies between soft targets and similarity logits, each (B, K)."""
+    """Return the mean of both cross-entropies between soft targets and similarity logits, each (B, K)."""
     i2t = -(F.log_softmax(logits_i2t, dim=1) * targets_i2t).sum(1).mean()
     t2i = -(F.log_softmax(logits_t2i, dim=1) * targets_t2i).sum(1).mean()
     return (i2t + t2i) / 2
 
 
-def sample_negatives(weights: Tensor, forbidden: Tensor, how: Negatives, first: int = 0) -> Tensor:
-    """For each row of `weights` (B, P) one column that is not `forbidden`, drawn in proportion to its weight.
+def sample_negatives(weights: Tensor, forbidden: Tensor, method: Negatives, first: int = 0) -> Tensor:
+    """Draw a column (B,) per row of `weights` (B, P) that is not `forbidden`, in proportion to the weights.
 
-    A row whose every weight is zero (underflow, or a batch of one text) draws evenly among the columns of the other
-    samples, where the official code stops with a multinomial error; row 0's own column is `first`. "argmax" takes the
-    heaviest, for golden tests.
+    The column of row 0's own pair is `first`. A row without any weight (underflow, or a batch of equal texts) draws
+    evenly from the columns of other pairs; the official code fails there. "argmax" takes the largest weight, for golden
+    tests.
     """
     weights = weights.masked_fill(forbidden, 0.0)
-    others = 1.0 - torch.eye(*weights.shape, device=weights.device).roll(first, 1)
-    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, others)
-    if how == "argmax":
+    other_pairs = 1.0 - torch.eye(*weights.shape, device=weights.device).roll(first, 1)
+    weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, other_pairs)
+    if method == "argmax":
         return weights.argmax(1)
-    # The heaviest of weight / Exp(1) is a draw in proportion to weight. `torch.multinomial` does the same, but first
+    # The argmax of weight / Exp(1) is a draw in proportion to the weights. `torch.multinomial` does the same but first
     # checks its input, for which the host waits for the device.
     return (weights / torch.empty_like(weights).exponential_()).argmax(1)
 
 
 def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
-    """Mean cross-entropy of match logits (R, 2); `matched` (R,) is 1 for true pairs, 0 for negatives."""
+    """Return the mean cross-entropy of match logits (R, 2); `matched` (R,) is 1 for true pairs, 0 for negatives."""
     return F.cross_entropy(logits, matched)
 
 
-def text_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Next-token cross-entropy as in `lm_loss`, summed over each text: (B,)."""
+def lm_loss_per_text(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Return the next-token cross-entropy of `lm_loss` summed over the tokens of each text: (B,)."""
     losses = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),
         labels[:, 1:].flatten(),
-        ignore_index=IGNORE,
+        ignore_index=IGNORE_INDEX,
         label_smoothing=smoothing,
         reduction="none",
     )
@@ -68,16 +68,19 @@ def text_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tenso
 
 
 def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Next-token cross-entropy with label smoothing over the whole vocabulary, mean over positions with a label.
+    """Return the mean next-token cross-entropy, with label smoothing over the vocabulary.
 
-    `logits` (B, L, V) at every position, `labels` (B, L) the token at that position, IGNORE where it is not scored:
-    the shift by one happens here.
+    `logits` (B, L, V) are of every position and `labels` (B, L) the tokens at these positions, IGNORE_INDEX where
+    there is no loss: this function shifts them by one.
     """
     return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, label_smoothing=smoothing
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=smoothing,
     )
 
 
-def scored(labels: Tensor) -> Tensor:
-    """How many positions of `labels` (B, L) `lm_loss` takes the mean over."""
-    return (labels[:, 1:] != IGNORE).sum()
+def count_scored(labels: Tensor) -> Tensor:
+    """Return the number of tokens of `labels` (B, L) that `lm_loss` averages over."""
+    return (labels[:, 1:] != IGNORE_INDEX).sum()

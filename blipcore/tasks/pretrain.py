@@ -1,4 +1,4 @@
-"""Pre-training: ITC + ITM + LM on image-text pairs, from web, human or bootstrapped data (paper section 3.2)."""
+"""Pre-training with ITC, ITM and LM on pictures with web, human or filtered texts (paper section 3.2)."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from blipcore import distributed
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.contrastive import ContrastiveConfig, ContrastiveTask
-from blipcore.tasks.losses import IGNORE, lm_loss, scored
-from blipcore.tasks.task import Batch, Collate, Outputs, Progress, with_first
+from blipcore.tasks.losses import IGNORE_INDEX, count_scored, lm_loss
+from blipcore.tasks.task import Batch, Collate, Outputs, Progress, replace_first
 
 
 @dataclass
 class PretrainConfig(ContrastiveConfig):
-    """The pre-training objective; the official one weighs its three losses equally."""
+    """Settings of pre-training; the official code weighs the three losses equally."""
 
     max_tokens: int = 30
     itc_weight: float = 1.0
@@ -23,39 +23,44 @@ class PretrainConfig(ContrastiveConfig):
     lm_weight: float = 1.0
 
 
-def same_text(ids: Tensor, others: Tensor) -> Tensor:
-    """(B, P) True where padded ids (B, L) and (P, L') are equal: such a text is no negative for the other's image."""
+def equal_texts(ids: Tensor, others: Tensor) -> Tensor:
+    """Return (B, P) True where padded ids (B, L) equal `others` (P, L'), with L <= L'."""
     ids = F.pad(ids, (0, others.shape[1] - ids.shape[1]))
     return (ids[:, None] == others[None]).all(-1)
 
 
 class PretrainTask(ContrastiveTask):
-    """`loss` = weighted sum of `loss_itc`, `loss_itm`, `loss_lm`."""
+    """`loss` is the weighted sum of `loss_itc`, `loss_itm` and `loss_lm`."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: PretrainConfig) -> None:
         super().__init__(model, tokenizer, config)
         self.collate = Collate(tokenizer, config.max_tokens)
 
-    def same(self, batch: Batch, pool: Batch) -> Tensor:
-        """Equal texts; official pre-training only forbids the own pair and takes such texts for negatives."""
-        return same_text(batch["input_ids"], pool["input_ids"])
+    def excluded_negatives(self, batch: Batch, pool: Batch) -> Tensor:
+        """Exclude equal texts. The official pre-training excludes only the sample's own text."""
+        return equal_texts(batch["input_ids"], pool["input_ids"])
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         model, config, tokenizer = self.model, self.config, self.tokenizer
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        plain, enc, dec = model.text.look_up(ids, with_first(ids, tokenizer.enc), with_first(ids, tokenizer.bos))
+        enc_ids, dec_ids = replace_first(ids, tokenizer.enc), replace_first(ids, tokenizer.bos)
+        cls_words, enc_words, dec_words = model.text.look_up([ids, enc_ids], [dec_ids])
         image_embeds = model.encode_image(batch["pixels"])
-        text_hidden = model.text.encode(plain, mask)
-        out = self.contrast(batch, model.image_feat(image_embeds), model.text_feat(text_hidden), progress)
+        text_hidden = model.text.encode_words(cls_words, mask)
+        image_feat, text_feat = model.image_feat(image_embeds), model.text_feat(text_hidden)
+        out = self.compute_itc(batch, image_feat, text_feat, progress)
 
         kv = model.text.image_kv(image_embeds)
-        out["loss_itm"] = self.match(batch, enc, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
+        out["loss_itm"] = self.compute_itm(batch, enc_words, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
 
-        decoded = model.text.decode(dec, mask, kv)
-        labels = ids.masked_fill(mask == 0, IGNORE)
-        # A mean over the tokens of all processes: each weighs its own by their number.
-        out["loss_lm"] = lm_loss(model.text.logits(decoded), labels) * distributed.share(scored(labels))
+        decoded = model.text.decode_words(dec_words, mask, kv)
+        labels = ids.masked_fill(mask == 0, IGNORE_INDEX)
+        # The mean over the tokens of all processes: each process counts by its number of tokens.
+        out["loss_lm"] = lm_loss(model.text.logits(decoded), labels) * distributed.mean_weight(count_scored(labels))
 
-        weighted = {"loss_itc": config.itc_weight, "loss_itm": config.itm_weight, "loss_lm": config.lm_weight}
-        out["loss"] = sum(weight * out[name] for name, weight in weighted.items())
+        out["loss"] = (
+            config.itc_weight * out["loss_itc"]
+            + config.itm_weight * out["loss_itm"]
+            + config.lm_weight * out["loss_lm"]
+        )
         return out

@@ -86,7 +86,7 @@ class Collate:
 
 
 def replace_first(ids: Tensor, token: int) -> Tensor:
-    """Return a copy of `ids` (B, L) with `token` at position 0: [ENC] to fuse, [DEC] to decode (BLIP replaces [CLS])."""
+    """Return a copy of `ids` (B, L) with `token` in place of [CLS] at position 0: [ENC] to fuse, [DEC] to decode."""
     ids = ids.clone()
     ids[:, 0] = token
     return ids

@@ -25,7 +25,7 @@ def prepare_layers(task: Task, config: TrainConfig, device: str) -> None:
     """Apply `config.recompute` to the model of `task`, and `config.compile` to the model and its momentum copy."""
     for module in task.model.modules():
         if isinstance(module, VisionTransformer | TextTransformer):
-            module.recompute = config.recompute
+            module.recompute_activations(config.recompute)
     if config.compile if config.compile is not None else torch.device(device).type == "cuda":
         compile_layers(task)
 
@@ -42,6 +42,6 @@ def compile_layers(task: nn.Module) -> None:
 
 
 def disable_compile(task: nn.Module) -> AbstractContextManager:
-    """Return a context in which compiled layers run eagerly: an evaluation would compile for each of its many shapes."""
+    """Return a context in which layers run eagerly: an evaluation would compile each of its many shapes."""
     compiled = any(module._compiled_call_impl is not None for module in task.modules())
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
