@@ -1,8 +1,9 @@
-"""Import rules: which folder may import which, which packages are imported late, and no import cycles."""
+"""Import rules and file sizes: floors of the packages, late imports, no cycles, no re-exports, no long files."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ import pytest
 import capfilt
 
 ROOT = Path(capfilt.__file__).resolve().parents[1]
-# Each is imported in one file, inside a function, where a missing package raises with the command that installs it.
+# Each is imported in one file and inside a function, which raises with the install command if the package is missing.
 ONE_FILE = ("transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai")
 # Imported inside functions by the command line, so that `capfilt --help` stays fast.
 SLOW = ("torch", "transformers", "open_clip", "img2dataset", "webdataset", "pyarrow", "numpy", "PIL", "pydantic")
 
-# The floors of each package, lowest first. A unit imports units of lower floors, and its own; units of one floor never
-# import each other. A unit is a folder, or a file at the top of the package.
+# The floors of each package, lowest first; CONTRIBUTING.md has the same table. A unit is a folder, or a file at the top
+# of the package. It may import units of lower floors and itself.
 CAPFILT = (
     ("errors", "config"),
     ("shards",),
@@ -27,7 +28,9 @@ CAPFILT = (
     ("caption_and_filter", "doctor"),
     ("bootstrap_plan",),
     ("bootstrap",),
-    ("demo", "console"),
+    ("demo", "options"),
+    ("console",),
+    ("cli_models",),
     ("cli",),
     ("__main__",),
 )
@@ -39,22 +42,29 @@ BLIPCORE = (
     ("evaluation", "api"),
     ("train",),
 )
-# The parts of blipcore that every file of capfilt may import. These may import more of it.
+# Parts of blipcore that every file of capfilt may import, and units of capfilt that may import all of blipcore.
 OPEN_TO_ALL = ("blipcore.io", "blipcore.device")
 REACH_FURTHER = ("caption", "filter", "demo")
-REACH_FURTHER_LATE = ("cli", "bootstrap_plan")  # inside functions only
+# Inside functions only.
+REACH_FURTHER_LATE = ("cli", "cli_models", "bootstrap_plan")
+
+
+MAX_LINES = 350
+MAX_FILES_AT_TOP = 12
 
 
 class Import(NamedTuple):
-    file: str  # relative to the repository
-    target: str  # dotted name
+    """An import of `target` (a dotted name) in `file` (relative to the repository); `at_top` if outside functions."""
+
+    file: str
+    target: str
     line: int
-    at_top: bool  # runs when the file is imported
+    at_top: bool
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.target}"
 
-    def of(self, *packages: str) -> bool:
+    def is_from(self, *packages: str) -> bool:
         return any(self.target == package or self.target.startswith(package + ".") for package in packages)
 
     @property
@@ -67,11 +77,12 @@ class Import(NamedTuple):
 
 
 def read_imports() -> list[Import]:
+    """Return all imports of both packages."""
     imports = []
     for path in sorted([*ROOT.glob("capfilt/**/*.py"), *ROOT.glob("blipcore/**/*.py")]):
         file = path.relative_to(ROOT).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        inside = {
+        in_functions = {
             id(node)
             for function in ast.walk(tree)
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -81,33 +92,34 @@ def read_imports() -> list[Import]:
             if isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{file}:{node.lineno} is a relative import; write the whole name"
+                assert node.level == 0, f"{file}:{node.lineno} is a relative import; write the full name"
                 targets = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
                 targets = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
             else:
                 continue
-            imports += [Import(file, target, node.lineno, id(node) not in inside) for target in targets]
+            imports += [Import(file, target, node.lineno, id(node) not in in_functions) for target in targets]
     return imports
 
 
 ALL = read_imports()
 
 
-def listed(items: list[Import]) -> list[str]:
+def to_lines(items: list[Import]) -> list[str]:
     return [str(item) for item in items]
 
 
 def floors(package: str) -> dict[str, int]:
+    """Return the floor of each unit."""
     return {unit: floor for floor, units in enumerate(CAPFILT if package == "capfilt" else BLIPCORE) for unit in units}
 
 
-def test_the_list_of_imports_is_not_empty() -> None:
+def test_imports_of_both_packages_are_found() -> None:
     assert {"capfilt/shards/format.py", "blipcore/model/blip.py"} <= {item.file for item in ALL}
 
 
 def test_blipcore_never_imports_capfilt() -> None:
-    assert not listed([item for item in ALL if item.package == "blipcore" and item.of("capfilt")])
+    assert not to_lines([item for item in ALL if item.package == "blipcore" and item.is_from("capfilt")])
 
 
 @pytest.mark.parametrize("package", ["capfilt", "blipcore"])
@@ -115,12 +127,12 @@ def test_imports_point_to_lower_floors(package: str) -> None:
     floor = floors(package)
     wrong = []
     for item in ALL:
-        if item.package != package or not item.of(package) or item.file.endswith("__init__.py"):
+        if item.package != package or not item.is_from(package) or item.file.endswith("__init__.py"):
             continue
         target = item.target.split(".")[1]
         if item.unit != target and target in floor and floor[item.unit] <= floor[target]:
             wrong.append(item)
-    assert not listed(wrong)
+    assert not to_lines(wrong)
 
 
 @pytest.mark.parametrize("package", ["capfilt", "blipcore"])
@@ -129,28 +141,34 @@ def test_every_folder_and_file_has_a_floor(package: str) -> None:
     assert units <= set(floors(package))
 
 
-def test_capfilt_reaches_into_blipcore_where_it_may() -> None:
-    reaching = [item for item in ALL if item.package == "capfilt" and item.of("blipcore") and not item.of(*OPEN_TO_ALL)]
+def test_only_some_units_of_capfilt_import_all_of_blipcore() -> None:
+    reaching = [
+        item
+        for item in ALL
+        if item.package == "capfilt" and item.is_from("blipcore") and not item.is_from(*OPEN_TO_ALL)
+    ]
     wrong = [item for item in reaching if item.unit not in REACH_FURTHER]
-    assert not listed([item for item in wrong if item.unit not in REACH_FURTHER_LATE or item.at_top])
+    assert not to_lines([item for item in wrong if item.unit not in REACH_FURTHER_LATE or item.at_top])
 
 
-def test_input_and_output_need_no_torch() -> None:
+def test_io_and_configs_do_not_import_torch() -> None:
     files = [item for item in ALL if item.file.startswith("blipcore/io/") or item.file == "blipcore/model/config.py"]
     files += [item for item in ALL if item.file in ("capfilt/config.py", "capfilt/errors.py")]
-    assert not listed([item for item in files if item.of("torch")])
+    assert not to_lines([item for item in files if item.is_from("torch")])
 
 
-def test_the_command_line_imports_slow_packages_late() -> None:
-    assert not listed([item for item in ALL if item.file == "capfilt/cli.py" and item.at_top and item.of(*SLOW)])
+def test_the_command_line_imports_slow_packages_inside_functions() -> None:
+    files = [f"capfilt/{name}.py" for name in ("cli", "cli_models", "console", "options")]
+    assert not to_lines([item for item in ALL if item.file in files and item.at_top and item.is_from(*SLOW)])
 
 
-def test_package_files_are_near_empty() -> None:
-    assert not listed([item for item in ALL if item.file.endswith("__init__.py") and item.of("capfilt", "blipcore")])
+def test_package_init_files_import_nothing() -> None:
+    assert not to_lines(
+        [item for item in ALL if item.file.endswith("__init__.py") and item.is_from("capfilt", "blipcore")]
+    )
 
 
-def test_no_module_offers_the_names_of_another() -> None:
-    """A name is imported from the file that defines it."""
+def test_names_are_imported_from_the_file_that_defines_them() -> None:
     defined: dict[str, set[str]] = {}
     for path in [*ROOT.glob("capfilt/**/*.py"), *ROOT.glob("blipcore/**/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -167,7 +185,7 @@ def test_no_module_offers_the_names_of_another() -> None:
         module, _, name = item.target.rpartition(".")
         if module in defined and item.target not in defined and name not in defined[module]:
             wrong.append(item)
-    assert not listed(wrong)
+    assert not to_lines(wrong)
 
 
 def test_no_import_cycles() -> None:
@@ -187,7 +205,37 @@ def test_no_import_cycles() -> None:
 
 
 @pytest.mark.parametrize("package", ONE_FILE)
-def test_each_optional_package_is_imported_in_one_file_and_late(package: str) -> None:
-    users = [item for item in ALL if item.of(package)]
-    assert len({item.file for item in users}) <= 1, listed(users)
-    assert not listed([item for item in users if item.at_top])
+def test_each_optional_package_is_imported_in_one_file_and_inside_functions(package: str) -> None:
+    users = [item for item in ALL if item.is_from(package)]
+    assert len({item.file for item in users}) <= 1, to_lines(users)
+    assert not to_lines([item for item in users if item.at_top])
+
+
+@pytest.mark.parametrize("package", ["capfilt", "blipcore"])
+def test_no_file_is_long(package: str) -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in ROOT.glob(f"{package}/**/*.py")
+    }
+    assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_capfilt_has_few_files_at_its_top() -> None:
+    assert len(list((ROOT / "capfilt").glob("*.py"))) <= MAX_FILES_AT_TOP
+
+
+def test_tests_do_not_change_the_import_path() -> None:
+    """Helpers are importable through `pythonpath` in pyproject.toml. Passing `sys.path` on to a subprocess is fine."""
+    changes = re.compile(r"sys\.path(\.(insert|append|extend)\b|\[.*\]\s*=|\s*\+?=)|syspath_prepend")
+    files = [path for path in ROOT.glob("tests/**/*.py") if changes.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(ROOT).as_posix() for path in files if path.name != Path(__file__).name] == []
+
+
+@pytest.mark.parametrize("package", ["capfilt", "blipcore"])
+def test_contributing_lists_the_floors(package: str) -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| floor |")[2].partition("\n\n")[0]
+    column = 2 if package == "capfilt" else 3
+    cells = [row.split("|")[column] for row in table.splitlines()[2:]]
+    listed = [tuple(re.findall(r"`([\w/]+)`", cell)) for cell in cells]
+    expected = CAPFILT if package == "capfilt" else BLIPCORE
+    assert [floor for floor in listed if floor] == list(expected)
