@@ -1,15 +1,15 @@
-"""The loop as one command: rounds of caption -> filter -> rewrite -> retrain, from one YAML.
+"""The CapFilt loop as one command: rounds of caption, filter and retrain, from one YAML file.
 
     [download]                       URLs -> the shard set `data`
-    round 0   pretrain               a model on the noisy pairs and the human ones (or `init`, and no training)
-    round r   finetune captioner, finetune filter       both from the model of round r - 1, on the human pairs
-              filter, and caption    every picture of `data`, in one pass -> captions/round-r, filtered/round-r
-              report                 round r beside the rounds before it
+    round 0   pretrain               a model on the noisy and the human pairs (skipped if `init` gives a model)
+    round r   finetune               captioner and filter, both from the model of round r - 1, on the human pairs
+              filter, with captions  one pass over the pictures of `data` -> captions/round-r, filtered/round-r
+              report                 round r compared with the earlier rounds
               pretrain               a new model, from scratch, on filtered/round-r and the human pairs
-    after each round's model         evaluate, where there are test sets
+    after each round's model         evaluate, on the test sets that are given
 
-Every step is the command that a user would type, in a process of its own, its settings in a file under `out/configs`,
-its words and its summary under `out/logs`. A step that has a summary is done: launched again, the loop goes on.
+Each step is a command that a user could type. It runs in its own process, with its settings in `out/configs` and its
+log and summary in `out/logs`. A step that has a summary is done, so the same command resumes the loop.
 """
 
 from __future__ import annotations
@@ -27,91 +27,92 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from blipcore.io.writing import write_text
 from capfilt.bootstrap_plan import (
-    SECTIONS,
+    COMMAND_SECTIONS,
     TESTS,
     BootstrapConfig,
-    Part,
-    _settings,
-    _settings_file,
-    missing,
-    model_of,
+    Step,
+    missing_files,
     plan,
+    round_model,
+    section_settings,
+    settings_file,
 )
 from capfilt.config import to_dict
-from capfilt.engine.commands import Steps, claim
-from capfilt.shards.format import write_text
+from capfilt.engine.commands import CommandRunner, claim_folder
 
 
 def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[str, Any]:
-    """Run what is left of the loop; returns the scores of every round's model and where things lie."""
+    """Run the remaining steps of the loop; return the scores of each round's model and the path of the report."""
     out, console = Path(config.out), console or Console(stderr=True, highlight=False)
-    steps, parts = Steps(out / "logs"), plan(config)
-    if lacking := missing(config):
-        raise FileNotFoundError(f"The loop needs what is not there: {', '.join(lacking)}.")
-    claim(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
-    for section in SECTIONS:
-        settings = yaml.safe_dump(_settings(config, section), sort_keys=False, allow_unicode=True)
-        write_text(_settings_file(config, section), settings)
-    started = time.monotonic()
-    with Overview(console, steps, parts) as overview:
-        for part in parts:
-            overview.start(part)
-            steps.run(part.step)
-            overview.finish(part)
-    summaries = {part.step.name: steps.summary(part.step) or {} for part in parts}
+    runner, steps = CommandRunner(config.logs), plan(config)
+    missing = missing_files(config)
+    if missing:
+        raise FileNotFoundError(f"Some input files do not exist: {', '.join(missing)}.")
+    claim_folder(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
+    for section in COMMAND_SECTIONS:
+        settings = yaml.safe_dump(section_settings(config, section), sort_keys=False, allow_unicode=True)
+        write_text(settings_file(config, section), settings)
+    start = time.monotonic()
+    with StepTable(console, runner, steps) as table:
+        for step in steps:
+            table.start(step)
+            runner.run(step.command)
+            table.finish(step)
     rounds = {}
     for number in range(config.rounds + 1):
-        kept = summaries.get(f"{number}-filter", {}).get("kept")
-        scores = {test: summaries[f"{number}-evaluate-{test}"] for test in TESTS if test in config.tests}
-        rounds[f"round-{number}"] = {"model": model_of(config, number), "texts_kept": kept, **scores}
+        filtered = runner.named_summary(f"{number}-filter") or {}
+        tests = [test for test in TESTS if test in config.tests]
+        scores = {test: runner.named_summary(f"{number}-evaluate-{test}") or {} for test in tests}
+        model = round_model(config, number)
+        rounds[f"round-{number}"] = {"model": model, "texts_kept": filtered.get("kept"), **scores}
     report = str(out / f"round-{config.rounds}" / "report.html")
-    return {**rounds, "report": report, "seconds": round(time.monotonic() - started)}
-
-
-# --- what a person sees ---------------------------------------------------------------------------------------------
+    return {**rounds, "report": report, "seconds": round(time.monotonic() - start)}
 
 
 def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
-    """Print what `bootstrap` would run, with hours from the rates that steps done before in `out` have shown."""
-    steps, parts = Steps(Path(config.out) / "logs"), plan(config)
-    rates = {}
-    for part in parts:
-        if rate := (steps.summary(part.step) or {}).get(f"{part.unit}_per_second"):
-            rates[part.kind] = rate
-    left, unknown = 0.0, set()
-    for part in parts:
-        rate, told = rates.get(part.kind), ""
-        if steps.summary(part.step) is not None:
-            told = "done"
-        elif part.unit and not (part.amount and rate):
-            told = "? hours"
-            unknown.add(part.kind)
-        elif part.unit:
-            hours = part.amount / rate / 3600
-            told, left = f"{hours:.2g} hours", left + hours
-        amount = f"{part.amount:,} {part.unit.replace('_', ' ')}" if part.amount else ""
-        console.print(f"[bold]{part.step.name:24}[/]{amount:26}{told}")
-        console.print(f"  [dim]{escape(str(part.step))}[/]", soft_wrap=True)
+    """Print the steps of the loop, with hours estimated from the rates of the steps of the same kind that are done."""
+    runner, steps = CommandRunner(config.logs), plan(config)
+    rates: dict[str, float] = {}
+    for step in steps:
+        rate = (runner.summary(step.command) or {}).get(f"{step.unit}_per_second")
+        if rate:
+            rates[step.kind] = rate
+    total, unknown = 0.0, set()
+    for step in steps:
+        rate, duration = rates.get(step.kind), ""
+        if runner.summary(step.command) is not None:
+            duration = "done"
+        elif step.unit and step.amount and rate:
+            hours = step.amount / rate / 3600
+            duration, total = f"{hours:.2g} hours", total + hours
+        elif step.unit:
+            duration = "? hours"
+            unknown.add(step.kind)
+        amount = f"{step.amount:,} {step.unit.replace('_', ' ')}" if step.amount else ""
+        console.print(f"[bold]{step.command.name:24}[/]{amount:26}{duration}")
+        console.print(f"  [dim]{escape(str(step.command))}[/]", soft_wrap=True)
     if unknown:
-        console.print(f"Hours are known once a step of its kind has run: {', '.join(sorted(unknown))} not yet.")
-    if lacking := missing(config):
-        console.print(f"Not there yet: {escape(', '.join(lacking))}.")
-    hours = None if unknown and not left else round(left, 6)
-    return {"steps": len(parts), "hours_left": hours, "unknown": sorted(unknown), "missing": lacking}
+        console.print(f"Hours are unknown until a step of its kind is done: {', '.join(sorted(unknown))}.")
+    missing = missing_files(config)
+    if missing:
+        console.print(f"Missing files: {escape(', '.join(missing))}.")
+    hours_left = None if unknown and not total else round(total, 6)
+    return {"steps": len(steps), "hours_left": hours_left, "unknown": sorted(unknown), "missing": missing}
 
 
-class Overview:
-    """Which step is running, what it last said, what is done and left: live on a terminal, else a line a step."""
+class StepTable:
+    """A live table of the steps on a terminal; elsewhere one line per step."""
 
-    def __init__(self, console: Console, steps: Steps, parts: Sequence[Part]) -> None:
-        self.console, self.steps, self.parts = console, steps, parts
-        self.took = {part.step.name: 0.0 for part in parts}
-        self.now: Part | None = None
-        self.began = 0.0
-        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2)
+    def __init__(self, console: Console, runner: CommandRunner, steps: Sequence[Step]) -> None:
+        self.console, self.runner, self.steps = console, runner, steps
+        self.seconds = {step.command.name: 0.0 for step in steps}
+        self.current: Step | None = None
+        self.start_time = 0.0
+        self.live = Live(get_renderable=self.render, console=console, refresh_per_second=2)
 
-    def __enter__(self) -> Overview:
+    def __enter__(self) -> StepTable:
         if self.console.is_terminal:
             self.live.start()
         return self
@@ -119,33 +120,39 @@ class Overview:
     def __exit__(self, *error: object) -> None:
         self.live.stop()
 
-    def start(self, part: Part) -> None:
-        self.now, self.began = part, time.monotonic()
+    def start(self, step: Step) -> None:
+        """Show a step as running."""
+        self.current, self.start_time = step, time.monotonic()
         if not self.console.is_terminal:
-            before = self.steps.summary(part.step) is not None
-            self.console.print(f"{'done before:' if before else '$'} {escape(str(part.step))}", soft_wrap=True)
+            prefix = "$" if self.runner.summary(step.command) is None else "done before:"
+            self.console.print(f"{prefix} {escape(str(step.command))}", soft_wrap=True)
 
-    def finish(self, part: Part) -> None:
-        self.took[part.step.name], self.now = time.monotonic() - self.began, None
+    def finish(self, step: Step) -> None:
+        """Show a step as done."""
+        self.seconds[step.command.name], self.current = time.monotonic() - self.start_time, None
 
-    def table(self) -> Table:
-        """A row a step; the running one shows the last line of its log: its rate, and what is left."""
-        table = Table("step", "", "seconds", "says", expand=True)
-        for part in self.parts:
-            name = part.step.name
-            if part is self.now:
-                took, said = time.monotonic() - self.began, self.steps.last_words(part.step)
-                table.add_row(f"[bold]{name}", "running", f"{took:.0f}", escape(said + left(part, took, said)))
-            elif self.steps.summary(part.step) is not None:
-                table.add_row(name, "[green]done", f"{self.took[name]:.0f}" if self.took[name] else "before", "")
+    def render(self) -> Table:
+        """Return the table: a row per step, with the last log line of the running one."""
+        table = Table("step", "", "seconds", "last message", expand=True)
+        for step in self.steps:
+            name = step.command.name
+            if step is self.current:
+                seconds, message = time.monotonic() - self.start_time, self.runner.last_line(step.command)
+                message += format_time_left(step, seconds, message)
+                table.add_row(f"[bold]{name}", "running", f"{seconds:.0f}", escape(message))
+            elif self.runner.summary(step.command) is not None:
+                table.add_row(name, "[green]done", f"{self.seconds[name]:.0f}" if self.seconds[name] else "before", "")
             else:
-                table.add_row(f"[dim]{name}", "[dim]waits", "", "")
+                table.add_row(f"[dim]{name}", "[dim]waiting", "", "")
         return table
 
 
-def left(part: Part, took: float, said: str) -> str:
-    """The time left, where the words of a step tell its rate and not that: before its first shard is done."""
-    rate = re.search(r"([\d.]+) pictures/s", said)
-    if not (rate and part.amount and part.unit == "pictures") or " left" in said or not float(rate[1]):
+def format_time_left(step: Step, seconds: float, message: str) -> str:
+    """Return the time left of a running step, if its log line gives a rate but no time left.
+
+    A stage logs no time left before its first shard is done.
+    """
+    rate = re.search(r"([\d.]+) pictures/s", message)
+    if not (rate and step.amount and step.unit == "pictures") or " left" in message or not float(rate[1]):
         return ""
-    return f", {timedelta(seconds=max(0, round(part.amount / float(rate[1]) - took)))} left"
+    return f", {timedelta(seconds=max(0, round(step.amount / float(rate[1]) - seconds)))} left"

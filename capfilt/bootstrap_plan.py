@@ -1,4 +1,4 @@
-"""The plan of a bootstrap run: its config and the commands of each round, in order."""
+"""The plan of a bootstrap run: its config, and the commands of each round in order."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from blipcore.io.storage import to_path
 from capfilt.caption.stage import CaptionConfig
 from capfilt.caption_and_filter import SHARED, CaptionFilterConfig
 from capfilt.config import resolve
-from capfilt.engine.commands import Step, Steps
+from capfilt.engine.commands import Command, CommandRunner
 from capfilt.ingest.download import DownloadConfig
 from capfilt.shards.format import read_manifest
 
 TESTS = ("caption", "retrieval")
-
-
-SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "filter", "evaluate")  # with a command
+# Sections of the YAML file that are passed to a command with --config.
+COMMAND_SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "filter", "evaluate")
 
 
 @dataclass
 class BootstrapConfig:
-    """`capfilt bootstrap`; a section holds settings of its command, by the names that the command's --config takes."""
+    """Settings of `capfilt bootstrap`. A section holds settings of its command, as in a --config file."""
 
-    data: str  # shard set of the noisy pairs; with `urls`, where to put it
-    human: list[str]  # JSON files of pictures and captions written by people
-    out: str  # models, logs, settings, reports
+    data: str  # shard set of the noisy pairs; with `urls`, the folder for it
+    human: list[str]  # JSON files of pictures and human captions
+    out: str  # folder for models, logs, settings and reports
     rounds: int = 1
-    urls: str | None = None  # a list to download first
-    init: str | None = None  # the model of round 0, in place of one pre-trained on the noise
-    human_share: float | None = None  # of every pre-training batch; None: as many as there are pictures
-    nproc: int = 1  # processes a training is spread over: one for each GPU
-    tests: dict[str, str] = field(default_factory=dict)  # "caption" and "retrieval": JSON files, held out
+    urls: str | None = None  # list of URLs to download first
+    init: str | None = None  # model of round 0; otherwise one is trained on the noisy pairs
+    human_share: float | None = None  # of each pre-training batch; None: in proportion to the numbers of pictures
+    nproc: int = 1  # processes per training run: one per GPU
+    tests: dict[str, str] = field(default_factory=dict)  # held-out JSON files for "caption" and "retrieval"
     download: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune_captioner: dict[str, Any] = field(default_factory=dict)
@@ -47,137 +46,180 @@ class BootstrapConfig:
             raise ValueError(f"rounds must be at least 1, not {self.rounds}.")
         if self.human_share is not None and not 0 < self.human_share < 1:
             raise ValueError(f"human_share is a share of a batch, between 0 and 1, not {self.human_share}.")
-        if unknown := [name for name in self.tests if name not in TESTS]:
-            raise ValueError(f"tests knows {' and '.join(TESTS)}, not '{unknown[0]}'.")
+        unknown = [name for name in self.tests if name not in TESTS]
+        if unknown:
+            raise ValueError(f"tests takes {' and '.join(TESTS)}, not '{unknown[0]}'.")
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs and summaries of all steps."""
+        return Path(self.out) / "logs"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A step of the loop, and what it works through: `unit` is what its summary's `<unit>_per_second` counts."""
+class Step:
+    """A command of the loop and the amount of its work, from which `--dry-run` estimates its hours."""
 
-    step: Step
+    command: Command
     kind: str  # steps of one kind run at one rate
-    unit: str = ""  # none where a step is short beside the others
-    amount: int | None = None
+    unit: str = ""  # its summary has a "<unit>_per_second"; empty for a short step
+    amount: int | None = None  # units of work, if known
 
 
-def plan(config: BootstrapConfig) -> list[Part]:
-    """All steps in order, their settings checked; ValueError names the section of a wrong one."""
-    return list(_parts(config))
+def plan(config: BootstrapConfig) -> list[Step]:
+    """Return all steps in order. Raises ValueError, with the name of the section, for a wrong setting."""
+    return list(_steps(config))
 
 
-def missing(config: BootstrapConfig) -> list[str]:
-    """The files of its own that the loop would miss, the last of them perhaps after days."""
+def missing_files(config: BootstrapConfig) -> list[str]:
+    """Return the local input files that do not exist. The last of them may be needed only after days."""
     needed = dict.fromkeys([config.urls or config.data, *config.human, *config.tests.values()])
     return [path for path in needed if "://" not in path and not Path(path).exists()]
 
 
-def _parts(config: BootstrapConfig) -> Iterator[Part]:
-    if config.urls:
-        words, _ = _configured(config, "download", {"urls": config.urls, "out": config.data})
-        yield Part(Step("download", ("download", config.urls, config.data, *words)), "download")
-    pictures = _pictures(config)
-    if not config.init:
-        yield _pretrain(config, 0, config.data)
-    yield from _evaluate(config, 0)
-    for number in range(1, config.rounds + 1):
-        name, folder = f"round-{number}", Path(config.out) / f"round-{number}"
-        init = model_of(config, number - 1)
-        for task, model in (("caption", "captioner"), ("retrieval", "filter")):
-            given = {"task": task, "annotations": config.human, "init": init}
-            words, run = _configured(config, f"finetune_{model}", given)
-            words = ["finetune", task, *config.human, "--init", init, "--out", str(folder / model), *words]
-            step = Step(f"{number}-finetune-{model}", (*words, "--nproc", str(config.nproc)))
-            before = Steps(Path(config.out) / "logs").summary(Step(f"1-finetune-{model}", ())) or {}
-            yield Part(step, f"finetune-{model}", "images", _images(run, config.nproc, steps=before.get("steps")))
-        models = {model: str(folder / model / "model") for model in ("captioner", "filter")}
-        if both := [setting for setting in config.caption if setting in SHARED]:
-            raise ValueError(f"caption: leave out '{both[0]}'; one pass captions and filters, and filter says it.")
-        _configured(config, "caption", {"data": config.data, "model": models["captioner"], "name": name})
-        given = {"data": config.data, "model": models["filter"], "name": name, "sources": ["web", name]}
-        given |= {"captioner.model": models["captioner"], "captioner.name": name}
-        words, run = _configured(config, "filter", given)
-        speaks = ("--captioner", models["captioner"], "--captioner-name", name)
-        sources = ("--sources", "web", "--sources", name)
-        words = ("filter", config.data, "--model", models["filter"], *speaks, "--name", name, *sources, *words)
-        yield Part(Step(f"{number}-filter", words), "filter", "pictures", pictures)
-        filtered = [str(Path(run.out or config.data) / "filtered" / f"round-{n}") for n in range(number, 0, -1)]
-        compare = [word for other in filtered[1:] for word in ("--compare", other)]
-        words = ("report", filtered[0], *compare, "--out", str(folder / "report.html"))
-        yield Part(Step(f"{number}-report", words), "report")
-        yield _pretrain(config, number, filtered[0])
-        yield from _evaluate(config, number)
-
-
-def model_of(config: BootstrapConfig, number: int) -> str:
-    """The model that round `number` ends with."""
+def round_model(config: BootstrapConfig, number: int) -> str:
+    """Return the path of the model that round `number` ends with."""
     if number == 0 and config.init:
         return config.init
-    return str(Path(config.out) / f"round-{number}" / "pretrain" / "model")
+    return str(_round_folder(config, number) / "pretrain" / "model")
 
 
-def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Part:
-    share = config.human_share
-    data = [dataset, *config.human]
-    if share is not None:
-        data = [f"{dataset}={1 - share:g}", *(f"{path}={share / len(config.human):g}" for path in config.human)]
-    words, run = _configured(config, "pretrain", {"data": data})
-    folder = str(Path(config.out) / f"round-{number}" / "pretrain")
-    step = Step(f"{number}-pretrain", ("pretrain", *data, "--out", folder, *words, "--nproc", str(config.nproc)))
-    return Part(step, "pretrain", "images", _images(run, config.nproc, _pictures(config)))
-
-
-def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Part]:
-    for test in TESTS:
-        if test in config.tests:
-            given = {"task": test, "annotations": config.tests[test], "model": model_of(config, number)}
-            words, _ = _configured(config, "evaluate", given)
-            words = ("evaluate", test, config.tests[test], "--model", given["model"], *words)
-            yield Part(Step(f"{number}-evaluate-{test}", words), f"evaluate-{test}")
-
-
-def _configured(config: BootstrapConfig, section: str, given: Mapping[str, Any]) -> tuple[list[str], Any]:
-    """The words that pass a section's settings on, and all that the command will go by."""
-    settings = _settings(config, section)
-    if doubled := [name for name in settings if name in given]:
-        raise ValueError(f"{section}: leave out '{doubled[0]}'; the loop sets it.")
-    try:
-        run = resolve(_config_of(section), None, (), {**settings, **given})
-    except ValueError as error:
-        raise ValueError(f"{section}: {error}") from None
-    return ["--config", str(_settings_file(config, section))] if settings else [], run
-
-
-def _settings(config: BootstrapConfig, section: str) -> dict[str, Any]:
-    """What a section gives to its command; the filter's captions too."""
+def section_settings(config: BootstrapConfig, section: str) -> dict[str, Any]:
+    """Return the settings that a section passes to its command; those of the filter include the captioner's."""
     if section == "filter" and config.caption:
         return {**config.filter, "captioner": config.caption}
     return getattr(config, section)
 
 
-def _settings_file(config: BootstrapConfig, section: str) -> Path:
+def settings_file(config: BootstrapConfig, section: str) -> Path:
+    """Return the path of the file with the settings of a section."""
     return Path(config.out) / "configs" / f"{section}.yaml"
 
 
-def _config_of(section: str) -> type:
+def _steps(config: BootstrapConfig) -> Iterator[Step]:
+    if config.urls:
+        options, _ = _resolve_section(config, "download", {"urls": config.urls, "out": config.data})
+        yield Step(Command("download", ("download", config.urls, config.data, *options)), "download")
+    if not config.init:
+        yield _pretrain(config, 0, config.data)
+    yield from _evaluate(config, 0)
+    for number in range(1, config.rounds + 1):
+        yield _finetune(config, number, "caption", "captioner")
+        yield _finetune(config, number, "retrieval", "filter")
+        filter_step, filtered_root = _filter(config, number)
+        yield filter_step
+        filtered = [str(filtered_root / f"round-{earlier}") for earlier in range(number, 0, -1)]
+        yield _report(config, number, filtered)
+        yield _pretrain(config, number, filtered[0])
+        yield from _evaluate(config, number)
+
+
+def _finetune(config: BootstrapConfig, number: int, task: str, role: str) -> Step:
+    init = round_model(config, number - 1)
+    fixed = {"task": task, "annotations": config.human, "init": init}
+    options, run = _resolve_section(config, f"finetune_{role}", fixed)
+    out = str(_round_folder(config, number) / role)
+    arguments = ("finetune", task, *config.human, "--init", init, "--out", out, *options, "--nproc", str(config.nproc))
+    first_round = CommandRunner(config.logs).named_summary(f"1-finetune-{role}") or {}
+    amount = _images(run, config.nproc, steps=first_round.get("steps"))
+    return Step(Command(f"{number}-finetune-{role}", arguments), f"finetune-{role}", "images", amount)
+
+
+def _filter(config: BootstrapConfig, number: int) -> tuple[Step, Path]:
+    """Return the step that captions and filters in one pass, and the folder of its filtered set."""
+    name = f"round-{number}"
+    captioner, model = (str(_round_folder(config, number) / role / "model") for role in ("captioner", "filter"))
+    doubled = [setting for setting in config.caption if setting in SHARED]
+    if doubled:
+        raise ValueError(f"caption: leave out '{doubled[0]}'; one pass captions and filters, so set it under filter.")
+    _resolve_section(config, "caption", {"data": config.data, "model": captioner, "name": name})
+    fixed = {"data": config.data, "model": model, "name": name, "sources": ["web", name]}
+    fixed |= {"captioner.model": captioner, "captioner.name": name}
+    options, run = _resolve_section(config, "filter", fixed)
+    arguments = ("filter", config.data, "--model", model, "--captioner", captioner, "--captioner-name", name)
+    arguments += ("--name", name, "--sources", "web", "--sources", name, *options)
+    step = Step(Command(f"{number}-filter", arguments), "filter", "pictures", _pictures(config))
+    return step, Path(run.out or config.data) / "filtered"
+
+
+def _report(config: BootstrapConfig, number: int, filtered: list[str]) -> Step:
+    compare = [argument for earlier in filtered[1:] for argument in ("--compare", earlier)]
+    page = str(_round_folder(config, number) / "report.html")
+    return Step(Command(f"{number}-report", ("report", filtered[0], *compare, "--out", page)), "report")
+
+
+def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Step:
+    share = config.human_share
+    data = [dataset, *config.human]
+    if share is not None:
+        data = [f"{dataset}={1 - share:g}", *(f"{path}={share / len(config.human):g}" for path in config.human)]
+    options, run = _resolve_section(config, "pretrain", {"data": data})
+    out = str(_round_folder(config, number) / "pretrain")
+    arguments = ("pretrain", *data, "--out", out, *options, "--nproc", str(config.nproc))
+    amount = _images(run, config.nproc, _pictures(config))
+    return Step(Command(f"{number}-pretrain", arguments), "pretrain", "images", amount)
+
+
+def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Step]:
+    model = round_model(config, number)
+    for test in TESTS:
+        if test in config.tests:
+            fixed = {"task": test, "annotations": config.tests[test], "model": model}
+            options, _ = _resolve_section(config, "evaluate", fixed)
+            arguments = ("evaluate", test, config.tests[test], "--model", model, *options)
+            yield Step(Command(f"{number}-evaluate-{test}", arguments), f"evaluate-{test}")
+
+
+def _round_folder(config: BootstrapConfig, number: int) -> Path:
+    return Path(config.out) / f"round-{number}"
+
+
+def _resolve_section(config: BootstrapConfig, section: str, fixed: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """Return the options that pass a section's settings to its command, and the command's config.
+
+    `fixed` holds the settings that the loop sets; a section that sets one of them raises ValueError.
+    """
+    settings = section_settings(config, section)
+    doubled = [name for name in settings if name in fixed]
+    if doubled:
+        raise ValueError(f"{section}: leave out '{doubled[0]}'; the loop sets it.")
+    try:
+        command_config = resolve(_config_class(section), None, (), {**settings, **fixed})
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from None
+    return ["--config", str(settings_file(config, section))] if settings else [], command_config
+
+
+def _config_class(section: str) -> type[Any]:
     from blipcore.evaluation import EvaluateRun
     from blipcore.train.runs import FinetuneRun, PretrainRun
 
-    finetuned = {"finetune_captioner": FinetuneRun, "finetune_filter": FinetuneRun}
-    trained = {"pretrain": PretrainRun, **finetuned, "evaluate": EvaluateRun}
-    return {"download": DownloadConfig, "caption": CaptionConfig, "filter": CaptionFilterConfig, **trained}[section]
+    classes: dict[str, type[Any]] = {
+        "download": DownloadConfig,
+        "pretrain": PretrainRun,
+        "finetune_captioner": FinetuneRun,
+        "finetune_filter": FinetuneRun,
+        "caption": CaptionConfig,
+        "filter": CaptionFilterConfig,
+        "evaluate": EvaluateRun,
+    }
+    return classes[section]
 
 
 def _images(run: Any, nproc: int, pictures: int | None = None, steps: int | None = None) -> int | None:
-    """Pictures that a training reads: its length is given in steps, in epochs of a known number, or was met before."""
+    """Return the images that a training run reads, if known: from its steps, or its epochs over `pictures`.
+
+    `steps` is the length that an earlier run of the same kind turned out to have.
+    """
     train = run.train
-    if steps := train.steps or steps:
+    steps = train.steps or steps
+    if steps:
         return steps * train.batch_size * train.accumulate * nproc
     return pictures and round(train.epochs * pictures)
 
 
 def _pictures(config: BootstrapConfig) -> int | None:
-    """Pictures of the shard set: its manifest counts them, or, in a set of others, the first filtering did."""
+    """Return the number of pictures from the manifest of the shard set, or else from its first filtering."""
     manifest = read_manifest(to_path(config.data)) or {}
-    filtered = Steps(Path(config.out) / "logs").summary(Step("1-filter", ())) or {}
+    filtered = CommandRunner(config.logs).named_summary("1-filter") or {}
     return manifest.get("counts", {}).get("ok") or filtered.get("counts", {}).get("pictures")

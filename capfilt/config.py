@@ -1,7 +1,7 @@
-"""Settings: a YAML file, `--set a.b=c` and explicit options in, the dataclass that a command declares out.
+"""Builds the config of a command from a YAML file, `--set a.b=c` and explicit options.
 
-Each command owns a plain dataclass beside the code that it configures. This module fills one: defaults, then the
-YAML file, then `--set`, then explicit options, each over the one before. Nothing below `cli.py` sees YAML or a flag.
+Each command has a plain dataclass beside its code. `resolve` fills it: defaults, then the YAML file, then `--set`, then
+options, each over the one before. Nothing below the command line reads YAML or options.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def resolve(
     sets: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> T:
-    """Build `cls` from its defaults < the YAML file < `--set a.b=c` < `overrides`; every mistake is a ValueError.
+    """Build `cls` from its defaults < the YAML file < `--set a.b=c` < `overrides`.
 
-    `overrides` holds explicit options by field name, nested ones by dots (`"train.lr"`); None means not given.
+    `overrides` maps field names to values, with dots for nested fields (`"train.lr"`). A value of None is ignored.
+    Raises ValueError with one sentence for a wrong setting, FileNotFoundError for a missing file.
     """
     merged = _defaults(cls)
     if yaml_path is not None:
@@ -40,12 +41,12 @@ def resolve(
 
 
 def to_dict(instance: Any, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Plain dicts, lists, strings and numbers of a config, in field order; `without` leaves out top-level fields."""
-    left_out = set(without)
+    """Return a config as plain dicts, lists, strings and numbers, without the top-level fields `without`."""
+    excluded = set(without)
     return {
-        field.name: _plain(getattr(instance, field.name))
+        field.name: _to_plain(getattr(instance, field.name))
         for field in dataclasses.fields(instance)
-        if field.name not in left_out
+        if field.name not in excluded
     }
 
 
@@ -61,7 +62,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold `name: value` lines at its top, not a {type(content).__name__}.")
+        raise ValueError(f"{path} must hold `name: value` lines, not a {type(content).__name__}.")
     return content
 
 
@@ -70,7 +71,7 @@ def _parse_set(item: str) -> dict[str, Any]:
 
     name, equals, value = item.partition("=")
     if not equals or not name.strip():
-        raise ValueError(f"--set takes name=value, for example --set train.lr=1e-4, but got {item!r}.")
+        raise ValueError(f"--set takes name=value, such as --set train.lr=1e-4, not {item!r}.")
     try:
         return _nest(name.strip(), yaml.safe_load(value) if value.strip() else "")
     except yaml.YAMLError:
@@ -84,57 +85,59 @@ def _nest(name: str, value: Any) -> dict[str, Any]:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults as plain data, so that a partial nested setting keeps its siblings' defaults."""
-    values = {}
+    """Return the defaults as plain data, so that a nested setting keeps the defaults of its siblings."""
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if field.default is not dataclasses.MISSING:
-            values[field.name] = _plain(field.default)
+            values[field.name] = _to_plain(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = _plain(field.default_factory())
+            values[field.name] = _to_plain(field.default_factory())
     return values
 
 
-def _merge(into: dict[str, Any], new: Mapping[Any, Any], cls: type, source: str, prefix: str = "") -> None:
+def _merge(target: dict[str, Any], new: Mapping[Any, Any], cls: type, source: str, prefix: str = "") -> None:
+    """Lay settings over those of `target`, which belong to the dataclass `cls`. `source` is for error messages."""
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name, value in new.items():
         if name not in names:
-            raise ValueError(_unknown(prefix + str(name), [prefix + known for known in names], source))
-        inner = _dataclass_of(hints[name])
-        if inner is not None and isinstance(value, Mapping):
-            if not isinstance(into.get(name), dict):
-                into[name] = _defaults(inner)
-            _merge(into[name], value, inner, source, prefix=f"{prefix}{name}.")
-        elif isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            into[name] = _merged(into[name], value)
+            raise ValueError(_unknown_setting(prefix + str(name), [prefix + known for known in names], source))
+        nested = _nested_dataclass(hints[name])
+        if nested is not None and isinstance(value, Mapping):
+            if not isinstance(target.get(name), dict):
+                target[name] = _defaults(nested)
+            _merge(target[name], value, nested, source, prefix=f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and isinstance(target.get(name), dict):
+            target[name] = _merge_dicts(target[name], value)
         else:
-            into[name] = _plain(value)
+            target[name] = _to_plain(value)
 
 
-def _merged(old: dict[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
-    """A free-form dict with another laid over it, level by level."""
+def _merge_dicts(old: dict[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a copy of a free-form dict with another one laid over it at every level."""
     result = dict(old)
     for name, value in new.items():
-        before = result.get(str(name))
-        both = isinstance(before, dict) and isinstance(value, Mapping)
-        result[str(name)] = _merged(before, value) if both else _plain(value)
+        previous = result.get(str(name))
+        if isinstance(previous, dict) and isinstance(value, Mapping):
+            result[str(name)] = _merge_dicts(previous, value)
+        else:
+            result[str(name)] = _to_plain(value)
     return result
 
 
-def _unknown(name: str, known: list[str], source: str) -> str:
+def _unknown_setting(name: str, known: list[str], source: str) -> str:
+    """Return the error for a setting that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
     return f"Unknown setting '{name}' ({source}); {hint}"
 
 
-def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass in a field's type, also inside `X | None`."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        found = [arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg)]
-        return found[0] if len(found) == 1 else None
-    return None
+def _nested_dataclass(hint: Any) -> type | None:
+    """Return the dataclass of a field's type, also of `X | None`, or None."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    candidates = typing.get_args(hint) if is_union else (hint,)
+    classes = [item for item in candidates if isinstance(item, type) and dataclasses.is_dataclass(item)]
+    return classes[0] if len(classes) == 1 else None
 
 
 def _validate(cls: type[T], values: dict[str, Any]) -> T:
@@ -143,41 +146,41 @@ def _validate(cls: type[T], values: dict[str, Any]) -> T:
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        found: dict[str, list[Mapping[str, Any]]] = {}
+        by_setting: dict[str, list[Mapping[str, Any]]] = {}
         for item in error.errors(include_url=False):
-            found.setdefault(_name(item), []).append(item)
-        raise ValueError("; ".join(_sentence(name, errors) for name, errors in found.items())) from None
+            by_setting.setdefault(_setting_name(item), []).append(item)
+        raise ValueError("; ".join(_sentence(name, errors) for name, errors in by_setting.items())) from None
 
 
-def _name(error: Mapping[str, Any]) -> str:
-    # pydantic puts the tried type of a union after the field's name, such as `float` or `list[str]`
+def _setting_name(error: Mapping[str, Any]) -> str:
+    # For a union, pydantic adds the type that did not match, such as `float` or `list[str]`, after the field's name.
     parts = [str(part) for part in error["loc"] if str(part).isdecimal() or str(part).isidentifier()]
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] in ("float", "int", "bool", "str") else parts)
 
 
 def _sentence(name: str, errors: list[Mapping[str, Any]]) -> str:
-    """What is wrong with a setting; where it may be of several types, there is an error for each."""
+    """Return one sentence for the errors of a setting. A union has one error per type."""
     error = errors[0]
     if error["type"] == "missing":
         return f"Setting '{name}' is required."
-    if error["type"] == "value_error":  # a check in __post_init__ has written a whole sentence
+    if error["type"] == "value_error":  # raised by __post_init__
         return error["msg"].removeprefix("Value error, ")
-    wanted = [item["msg"].removeprefix("Input should be ").partition(", unable to parse")[0] for item in errors]
+    expected = [item["msg"].removeprefix("Input should be ").partition(", unable to parse")[0] for item in errors]
     start = "input should be " if error["msg"].startswith("Input should be ") else ""
-    return f"Setting '{name}': {start}{' or '.join(wanted)}, but got {error['input']!r}."
+    return f"Setting '{name}': {start}{' or '.join(expected)}, but got {error['input']!r}."
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _to_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item) for item in value)
+        return sorted(_to_plain(item) for item in value)
     if isinstance(value, enum.Enum):
-        return _plain(value.value)
+        return _to_plain(value.value)
     if isinstance(value, Path):
         return str(value)
     return value

@@ -46,8 +46,8 @@ def understand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         resolve(*args)
         raise typer.Exit
 
-    monkeypatch.setattr("capfilt.config.resolve", resolved)
-    monkeypatch.setattr("capfilt.doctor.examine", lambda folder: [Finding("disk", "ok", folder)])
+    monkeypatch.setattr("capfilt.options.resolve", resolved)
+    monkeypatch.setattr("capfilt.doctor.run_checks", lambda folder: [Finding("disk", "ok", folder)])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     page = (ROOT / "examples" / "vlm.md").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def concepts() -> dict[str, dict[str, str]]:
 def vocabulary() -> dict[str, Noun]:
     """All reviewed nouns by English name: first the default ones in their order, then the others by name."""
     entries = {}
-    for concept, english, chinese, measure in names.reviewed():
+    for concept, english, chinese, measure in names.reviewed_nouns():
         known = concepts()[concept]
         en = english or known["en"].lower()
         entries[en] = Noun(concept, en, names.plural(en), chinese or known["zh"], measure)

@@ -42,7 +42,7 @@ def is_chinese(text: str) -> bool:
     return any("\u4e00" <= character <= "\u9fff" for character in text)
 
 
-def phrase(scene: Scene, rng: Random, detail: float) -> str:
+def write_caption(scene: Scene, rng: Random, detail: float) -> str:
     """A caption; each size, and the background, is said with probability `detail`."""
     said = [noun_phrase(thing, rng.random() < detail) for thing in scene.things]
     lead = trail = ""

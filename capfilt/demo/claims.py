@@ -30,7 +30,7 @@ class Claims:
     unclear: tuple[str, ...] = ()
 
 
-def complete(claims: Claims, scene: Scene) -> bool:
+def is_complete(claims: Claims, scene: Scene) -> bool:
     """Whether all is said that must be: every noun with its count and no other, and the relation if there is one."""
     if any(mention.plural and mention.count is None for mention in claims.things):
         return False  # "dogs" leaves the number open
@@ -39,7 +39,7 @@ def complete(claims: Claims, scene: Scene) -> bool:
     return said == there and (claims.relation is None) == (scene.relation is None)
 
 
-def true(claims: Claims, scene: Scene) -> bool:
+def is_correct(claims: Claims, scene: Scene) -> bool:
     """Whether nothing that is said is false; a text that names no object is not true of any picture."""
     things = {thing.noun: thing for thing in scene.things}
     for mention in claims.things:

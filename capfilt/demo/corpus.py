@@ -33,9 +33,9 @@ from PIL import Image
 from blipcore.io.config_diff import diff_configs
 from blipcore.io.writing import write_json
 from capfilt.demo import art
-from capfilt.demo.language import phrase, references
+from capfilt.demo.language import reference_captions, write_caption
 from capfilt.demo.noise import NOISE_MIX, web_text
-from capfilt.demo.scenes import INVERSE, Scene, description, draw, sample
+from capfilt.demo.scenes import INVERSE, Scene, description, draw_scene, sample_scene
 
 JPEG = {
     "format": "JPEG",
@@ -43,7 +43,7 @@ JPEG = {
     "subsampling": 0,
 }  # at this size, halved colour planes would blur small objects
 FATES = ("dead", "corrupt", "slow", "opted_out")
-PLACES = (None, *INVERSE)  # of things in a picture: all over it, or on one side
+REGIONS = (None, *INVERSE)  # of things in a picture: all over it, or on one side
 ERROR_PAGE = b"<!doctype html><title>Sign in</title><p>Please sign in to see this picture.</p>\n"
 
 
@@ -107,31 +107,34 @@ def url_table(out: Path, base_url: str) -> pa.Table:
 def labelled_pictures(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, list]]:
     """Pictures of one or two kinds of things, with labels [row][column] = (noun, number - 1, place) of each quarter.
 
-    Made to pretrain an image encoder on. `noun` indexes `art.nouns(nouns)`, `place` indexes `PLACES`: the side of the
+    Made to pretrain an image encoder on. `noun` indexes `art.nouns(nouns)`, `place` indexes `REGIONS`: the side of the
     picture that the things are on. Where a relation says that two kinds share the picture, each has its half.
     """
     names = art.nouns(nouns)
     index = made = 0
     while made < n:
-        scene = sample(seed, "classes", index, names)
+        scene = sample_scene(seed, "classes", index, names)
         index += 1
         if len(scene.things) > 1 and not scene.relation:
             continue  # three kinds have no halves
         made += 1
         places = [scene.relation, INVERSE[scene.relation]] if scene.relation else [None]
         labels = {
-            place: (names.index(thing.noun), thing.count - 1, PLACES.index(place))
+            place: (names.index(thing.noun), thing.count - 1, REGIONS.index(place))
             for thing, place in zip(scene.things, places, strict=True)
         }
         rows, columns = ("above", "below"), ("left of", "right of")
-        yield draw(scene, px), [[next(labels[p] for p in (None, r, c) if p in labels) for c in columns] for r in rows]
+        yield (
+            draw_scene(scene, px),
+            [[next(labels[p] for p in (None, r, c) if p in labels) for c in columns] for r in rows],
+        )
 
 
 def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
     rows, behaviour = [], {}
     shares = config._fates()
     for index in range(config.web):
-        scene = sample(config.seed, "web", index, nouns)
+        scene = sample_scene(config.seed, "web", index, nouns)
         rng = Random(f"web {config.seed} {index}")
         text = web_text(config.seed, scene, rng, nouns, config.mix, config.lang)
         url = f"{index // 1000:03d}/{index:07d}.jpg"
@@ -140,7 +143,7 @@ def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
         if fate == "dead":
             path.unlink(missing_ok=True)  # an interrupted run of another config may have left one
         else:
-            _save(draw(scene, config.px), path)
+            _save(draw_scene(scene, config.px), path)
         if fate == "corrupt":
             path.write_bytes(rng.choice((ERROR_PAGE, path.read_bytes()[: path.stat().st_size // 3])))
         if fate == "slow":
@@ -157,11 +160,11 @@ def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
 def _write_human(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
     rows = []
     for index in range(config.human):
-        scene = sample(config.seed, "human", index, nouns)
+        scene = sample_scene(config.seed, "human", index, nouns)
         image = f"images/train-{index:06d}.jpg"
-        _save(draw(scene, config.px), out / "human" / image)
+        _save(draw_scene(scene, config.px), out / "human" / image)
         for caption in range(config.human_captions):
-            text = phrase(scene, Random(f"human {config.seed} {index} {caption}"), lang=config.lang)
+            text = write_caption(scene, Random(f"human {config.seed} {index} {caption}"), lang=config.lang)
             rows.append({"image": image, "caption": text, "image_id": index})
     write_json(out / "human" / "train.json", rows)
 
@@ -169,11 +172,11 @@ def _write_human(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
 def _write_held_out(config: CorpusConfig, out: Path, nouns: Sequence[str], split: str) -> None:
     rows, distinct, truth = [], {}, {}
     for index in range(getattr(config, split)):
-        scene = sample(config.seed, split, index, nouns)
+        scene = sample_scene(config.seed, split, index, nouns)
         image = f"images/{split}-{index:06d}.jpg"
-        _save(draw(scene, config.px), out / "human" / image)
-        row = {"image": image, "caption": references(scene, config.seed, lang=config.lang), "image_id": index}
-        full = references(scene, config.seed, lang=config.lang, detail=1.0)
+        _save(draw_scene(scene, config.px), out / "human" / image)
+        row = {"image": image, "caption": reference_captions(scene, config.seed, lang=config.lang), "image_id": index}
+        full = reference_captions(scene, config.seed, lang=config.lang, detail=1.0)
         rows.append(row)
         distinct.setdefault(description(scene), row | {"caption": full})
         truth[image] = scene.to_dict()

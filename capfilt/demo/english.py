@@ -52,7 +52,7 @@ _IN_PICTURE = {"left of": "on the left", "right of": "on the right", "above": "a
 _FROM_IT = {"left of": "on the left", "right of": "on the right", "above": "above it", "below": "below it"}
 
 
-def phrase(scene: Scene, rng: Random, detail: float) -> str:
+def write_caption(scene: Scene, rng: Random, detail: float) -> str:
     """A caption; each size, and the background, is said with probability `detail`."""
     said = [noun_phrase(thing, rng, rng.random() < detail) for thing in scene.things]
     be = ["are" if thing.count > 1 else "is" for thing in scene.things]

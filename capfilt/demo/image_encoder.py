@@ -27,7 +27,7 @@ from blipcore.data.transforms import train_transform
 from blipcore.device import autocast
 from blipcore.model.config import VisionConfig
 from blipcore.model.vit import VisionTransformer
-from capfilt.demo.corpus import PLACES, labelled_pictures
+from capfilt.demo.corpus import REGIONS, labelled_pictures
 
 SHIPPED = Path(__file__).parent / "image_encoder.safetensors"
 SHIPPED_NOUNS = 48
@@ -49,13 +49,15 @@ def sincos_positions(config: VisionConfig) -> torch.Tensor:
     return 2.0 * torch.cat([torch.zeros(1, config.width), grid.flatten(0, 1)])[None]
 
 
-def train(out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1.5e-3, seed: int = 0) -> float:
+def train_image_encoder(
+    out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1.5e-3, seed: int = 0
+) -> float:
     """Train on `steps` batches of fresh pictures, write `out`; returns the share of quarters named in 1,000 others."""
     torch.manual_seed(seed)
     encoder = VisionTransformer(VISION)
     encoder.pos_embed.data.copy_(sincos_positions(VISION))
     whole = nn.Linear(VISION.width, nouns)
-    patches = nn.ModuleList(nn.Linear(VISION.width, classes) for classes in (nouns, 3, len(PLACES)))
+    patches = nn.ModuleList(nn.Linear(VISION.width, classes) for classes in (nouns, 3, len(REGIONS)))
     parameters = [*encoder.parameters(), *whole.parameters(), *patches.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps // 2))
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--nouns", type=int, default=SHIPPED_NOUNS)
     parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
-    accuracy = train(arguments.out, arguments.nouns, arguments.steps)
+    accuracy = train_image_encoder(arguments.out, arguments.nouns, arguments.steps)
     print(json.dumps({"accuracy": round(accuracy, 4), "out": str(arguments.out)}))
 
 

@@ -23,17 +23,17 @@ from capfilt.demo.scenes import Scene
 LANGUAGES = {"en": english, "zh": chinese}
 
 
-def phrase(scene: Scene, rng: Random, detail: float = 0.6, lang: str = "en") -> str:
+def write_caption(scene: Scene, rng: Random, detail: float = 0.6, lang: str = "en") -> str:
     """A human caption; each size, and the background, is said with probability `detail`."""
-    return LANGUAGES[lang].phrase(scene, rng, detail)
+    return LANGUAGES[lang].write_caption(scene, rng, detail)
 
 
-def references(scene: Scene, seed: int, n: int = 5, lang: str = "en", detail: float = 0.6) -> list[str]:
+def reference_captions(scene: Scene, seed: int, n: int = 5, lang: str = "en", detail: float = 0.6) -> list[str]:
     """n different captions; the first says all there is to say, as all do with `detail` 1."""
     rng = Random(f"references {seed} {scene.jitter}")
-    texts = [phrase(scene, rng, 1.0, lang)]
+    texts = [write_caption(scene, rng, 1.0, lang)]
     while len(texts) < n:
-        text = phrase(scene, rng, detail, lang)
+        text = write_caption(scene, rng, detail, lang)
         if text not in texts:
             texts.append(text)
     return texts
@@ -47,12 +47,12 @@ def parse(text: str) -> Claims:
 def exact_match(text: str, scene: Scene) -> bool:
     """Whether a text says everything about a scene that it must, and nothing false."""
     said = parse(text)
-    return claims.complete(said, scene) and claims.true(said, scene)
+    return claims.is_complete(said, scene) and claims.is_correct(said, scene)
 
 
 def is_true(text: str, scene: Scene) -> bool:
     """Whether a text says something about a scene, and nothing false."""
-    return claims.true(parse(text), scene)
+    return claims.is_correct(parse(text), scene)
 
 
 def object_set(text: str) -> set[str]:

@@ -101,7 +101,7 @@ _IRREGULAR = {
 }  # fmt: skip
 
 
-def reviewed() -> list[tuple[str, str, str, str]]:
+def reviewed_nouns() -> list[tuple[str, str, str, str]]:
     """Rows (concept id, English name or "", Chinese name or "", measure word); "" stands for CLDR's own name."""
     rows = []
     for measure, entries in _REVIEWED.items():

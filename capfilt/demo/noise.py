@@ -18,9 +18,9 @@ from itertools import count
 from random import Random
 
 from capfilt.demo import art
-from capfilt.demo.language import is_true, phrase
-from capfilt.demo.scenes import INVERSE, Scene, sample, split
-from capfilt.demo.styles import SELLING, STYLES
+from capfilt.demo.language import is_true, write_caption
+from capfilt.demo.scenes import INVERSE, Scene, sample_scene, scene_split
+from capfilt.demo.styles import MARKETING_PHRASES, STYLES
 
 # Share of each kind that is asked for. Only half of the scenes have a relation to be wrong about; the others get a
 # wrong object instead, so that about 0.03 of all texts are `wrong_relation` and 0.09 `wrong_object`.
@@ -37,7 +37,7 @@ NOISE_MIX = {
     "filename": 0.07,
     "other_language": 0.04,
 }
-MATCHES = frozenset(kind for kind in NOISE_MIX if kind.startswith("right_"))
+MATCHING_KINDS = frozenset(kind for kind in NOISE_MIX if kind.startswith("right_"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WebText:
     @property
     def matches(self) -> bool:
         """Whether a perfect filter keeps it."""
-        return self.kind in MATCHES
+        return self.kind in MATCHING_KINDS
 
 
 def web_text(
@@ -73,7 +73,7 @@ def web_text(
     if kind == "filename":
         return WebText(_filename(rng), kind)
     if kind == "other_language":
-        return WebText(phrase(scene, rng, lang="en" if lang == "zh" else "zh"), kind)
+        return WebText(write_caption(scene, rng, lang="en" if lang == "zh" else "zh"), kind)
     if kind == "wrong_relation" and not scene.relation:
         kind = "wrong_object"
     for attempt in count():
@@ -82,14 +82,14 @@ def web_text(
         told = _altered(seed, scene, kind, rng, nouns)
         text = rng.choice(list(STYLES[lang].values()))(told, rng)
         # A title may keep silent about the count that is wrong, and another picture may show the same.
-        if split(seed, told) == "train" and not is_true(text, scene):
+        if scene_split(seed, told) == "train" and not is_true(text, scene):
             return WebText(text, kind)
 
 
 def _altered(seed: int, scene: Scene, kind: str, rng: Random, nouns: Sequence[str]) -> Scene:
     """The scene that a wrong text speaks of."""
     if kind == "other_image":
-        return sample(seed, "web", rng.getrandbits(32), nouns)
+        return sample_scene(seed, "web", rng.getrandbits(32), nouns)
     if kind == "wrong_relation":
         return replace(scene, relation=rng.choice([relation for relation in INVERSE if relation != scene.relation]))
     place = rng.randrange(len(scene.things))
@@ -104,7 +104,7 @@ def _altered(seed: int, scene: Scene, kind: str, rng: Random, nouns: Sequence[st
 
 def _marketing(rng: Random, lang: str) -> str:
     """Words that would sell anything."""
-    text = rng.choice((" | ", " - ", ", ", "! ")).join(rng.sample(SELLING[lang], rng.choice((1, 2, 2, 3))))
+    text = rng.choice((" | ", " - ", ", ", "! ")).join(rng.sample(MARKETING_PHRASES[lang], rng.choice((1, 2, 2, 3))))
     return rng.choice((text, text.title(), text + "!"))
 
 

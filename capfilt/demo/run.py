@@ -1,21 +1,20 @@
-"""`capfilt demo`: the whole of CapFilt on the embedded corpus, with the commands that a user would type.
+"""`capfilt demo`: the whole of CapFilt on the embedded corpus, as the commands that a user would type.
 
     draw the corpus, serve it over HTTP
     -> capfilt download                        noisy pairs, as shards
-    -> capfilt pretrain                        the first model, on the noise                      row "noisy"
+    -> capfilt pretrain                        the first model, on the noisy pairs                row "noisy"
     -> capfilt finetune caption | retrieval    captioner and filter, on the small clean set
-    -> capfilt caption, capfilt filter         synthetic captions; what the filter keeps of both, as Parquet shards
-    -> capfilt pretrain                        a new model on them, from scratch                  row "bootstrapped"
+    -> capfilt caption, capfilt filter         synthetic captions; the texts of both kinds that pass the filter
+    -> capfilt pretrain                        a new model on these texts, from scratch           row "bootstrapped"
     -> capfilt evaluate                        on held-out clean scenes
     -> tables, sample pictures, summary.json, report.html
 
-Every row trains for the same number of steps from the same image encoder, and the same share of every batch is human
-pairs: else a row would win by its human share, not by its texts. "human_only" is the control without any web text.
+Every row trains for the same number of steps from the same image encoder, with the same share of human pairs in each
+batch. With other shares, a row could win by its human pairs. "human_only" is the control without any web text.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,41 +25,45 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from blipcore.device import count_cores
 from blipcore.io.writing import write_json
-from capfilt.demo import image_encoder, judge, show
+from capfilt.demo import grading, image_encoder, tables
 from capfilt.demo.corpus import CorpusConfig, url_table, write_corpus
 from capfilt.demo.server import CorpusServer
-from capfilt.engine.commands import Step, Steps, claim
+from capfilt.engine.commands import Command, CommandRunner, claim_folder
 from capfilt.report.stage import ReportConfig, write_report
 from capfilt.shards.tables import write_table
 
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
-HUMAN_CAPTIONS = 5  # of each human picture, as in COCO
-SHORTLIST = 16  # candidates that ITM re-ranks: recall goes to 10, and the gallery is some 600 pictures
+HUMAN_CAPTIONS = 5  # per human picture, as in COCO
+SHORTLIST = 16  # candidates that ITM re-ranks: recall is at most at 10, among about 600 pictures
 CAPTIONER = "captioner"
-SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}  # of a recipe's task in its settings
+# Recipe -> section of its settings with the task's own.
+TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How large a demo, and which rows of the table."""
+    """Settings of `capfilt demo`."""
 
     out: Path = Path("demo")
-    scale: float = 1.0  # of pictures and training steps
+    scale: float = 1.0  # factor on the numbers of pictures and of training steps
     seed: int = 0  # of the corpus and the training runs
     rows: Literal["main", "all"] = "main"
-    quick: bool = False  # a smoke run of two minutes that says nothing about quality
-    lang: Literal["en", "zh"] = "en"  # of web and human texts
+    quick: bool = False  # a smoke run of two minutes; its scores mean nothing
+    lang: Literal["en", "zh"] = "en"  # of the web and human texts
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1000:
-            raise ValueError(f"--scale {self.scale}: the size of the demo relative to the default, above 0")
+            raise ValueError(f"scale must be above 0 and at most 1000, not {self.scale}.")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and steps; rates and sampling were chosen on validation pictures of corpus seed 100, in no table."""
+    """Numbers of pictures and steps. The other settings, in `recipes/`, were tuned on the validation pictures of
+    corpus seed 100, which is in no table.
+    """
 
     web: int = 12_000
     human: int = 1_000
@@ -72,7 +75,7 @@ class Recipe:
     shard_size: int = 2_000
 
     @classmethod
-    def of(cls, config: DemoConfig) -> Recipe:
+    def from_config(cls, config: DemoConfig) -> Recipe:
         if config.quick:
             return cls(240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, shard_size=60)
         base = cls()
@@ -81,174 +84,180 @@ class Recipe:
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
-    """Run the demo into `config.out`; returns what `summary.json` holds. Launched again, it goes on where it was."""
-    # Into a file, lines as wide as the tables need; a terminal knows its own width.
+    """Run the demo into `config.out`, or resume it; return the content of `summary.json`."""
+    # A terminal knows its own width; a file gets the width of the widest table.
     console = console or Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     return Demo(config, console).run()
 
 
 class Demo:
-    """One demo run: where its files lie, and its steps in order."""
+    """One demo run: the paths of its files and its commands in order."""
 
     def __init__(self, config: DemoConfig, console: Console) -> None:
-        self.config, self.console, self.recipe = config, console, Recipe.of(config)
+        self.config, self.console, self.recipe = config, console, Recipe.from_config(config)
         self.out = config.out
         self.corpus, self.data, self.runs = self.out / "corpus", self.out / "data", self.out / "runs"
-        self.steps = Steps(self.out / "logs")
+        self.runner = CommandRunner(self.out / "logs")
         self.rows = ["noisy", "human_only", "bootstrapped"]
         if config.rows == "all":
             self.rows += ["filter_only", "captioner_only"]
 
     def run(self) -> dict[str, Any]:
-        started = time.monotonic()
+        """Run every command that is not done, print the tables, and write the summary and the report."""
+        start = time.monotonic()
         settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
-        claim(self.out, "demo.json", settings, "demo")
-        self.heading("1  A noisy web: draw the corpus, serve it, download it")
+        claim_folder(self.out, "demo.json", settings, "demo")
+        self.print_heading("1  A noisy web: draw the corpus, serve it, download it")
         self.download()
-        self.heading("2  Pre-train on the noise (and, as a control, on the human pairs alone)")
-        self.together(self.pretrain("noisy", str(self.data)), self.pretrain("human_only", None))
-        self.heading("3  Finetune captioner and filter from the noisy model, on the human pairs")
-        self.together(self.finetune("caption", CAPTIONER), self.finetune("retrieval", "filter"))
-        self.heading("4  Caption every picture; keep the texts that match; rewrite the data set")
-        self.together(self.caption())
+        self.print_heading("2  Pre-train on the noisy pairs (and, as a control, on the human pairs alone)")
+        self.run_commands(self.pretrain("noisy", str(self.data)), self.pretrain("human_only", None))
+        self.print_heading("3  Finetune captioner and filter from the noisy model, on the human pairs")
+        self.run_commands(self.finetune("caption", CAPTIONER), self.finetune("retrieval", "filter"))
+        self.print_heading("4  Caption every picture; keep the texts that match; rewrite the data set")
+        self.run_commands(self.caption())
         for name in self.rows[2:]:
-            self.together(self.filter(name))
-        self.heading("5  Pre-train a new model on the result, from scratch")
-        self.in_pairs([self.pretrain(name, str(self.data / "filtered" / name)) for name in self.rows[2:]])
-        self.heading("6  Evaluate on held-out clean scenes")
-        self.in_pairs([command for name in self.rows for command in self.evaluate(name)])
-        summary = self.summary() | {"seconds": round(time.monotonic() - started)}
+            self.run_commands(self.filter(name))
+        self.print_heading("5  Pre-train a new model on the result, from scratch")
+        self.run_in_pairs([self.pretrain(name, str(self.data / "filtered" / name)) for name in self.rows[2:]])
+        self.print_heading("6  Evaluate on held-out clean scenes")
+        self.run_in_pairs([command for name in self.rows for command in self.evaluate(name)])
+        summary = self.summary() | {"seconds": round(time.monotonic() - start)}
         write_json(self.out / "summary.json", summary)
-        show.tables(self.console, summary, self.out)
+        tables.print_tables(self.console, summary, self.out)
         if self.config.quick:
-            self.console.print("A quick run: models of a few steps. Its tables say that it works, not how well.")
-        show.picture(summary, self.out)
+            self.console.print("This was a quick run of a few training steps: its scores mean nothing.")
+        tables.save_svg(summary, self.out)
         self.report()
         return summary
 
-    # --- the steps, each as the command a user would type ---------------------------------------------------------
+    # --- the commands ---------------------------------------------------------------------------------------------
 
     def download(self) -> None:
+        """Write the corpus, serve it on localhost and download it."""
         recipe = self.recipe
         sizes = {name: getattr(recipe, name) for name in ("web", "human", "validation", "test")}
         corpus = CorpusConfig(seed=self.config.seed, human_captions=HUMAN_CAPTIONS, lang=self.config.lang, **sizes)
         counts = write_corpus(corpus, self.corpus)
         self.console.print("drew " + ", ".join(f"{number:,} {part}" for part, number in counts.items()) + " pictures")
-        with CorpusServer(self.corpus / "www", self.free_port()) as server:
+        with CorpusServer(self.corpus / "www", self.port()) as server:
             urls = self.out / "urls.parquet"
-            if not urls.is_file():  # a resumed demo keeps the addresses that its tables name
+            if not urls.is_file():  # a resumed demo keeps the URLs that its tables hold
                 write_table(urls, url_table(self.corpus, server.url))
-            self.together(self.fetch())
+            self.run_commands(self.fetch())
 
-    def fetch(self) -> Step:
-        return Step("download", (
-            "download", str(self.out / "urls.parquet"), str(self.data), "--allow-private",
-            "--shard-size", str(self.recipe.shard_size), "--workers", str(cores()), "--set", "min_size=16",
-        ))  # fmt: skip
+    def fetch(self) -> Command:
+        """Return the download command."""
+        arguments = ("download", str(self.out / "urls.parquet"), str(self.data), "--allow-private")
+        arguments += ("--shard-size", str(self.recipe.shard_size), "--workers", str(count_cores()))
+        return Command("download", (*arguments, "--set", "min_size=16"))
 
-    def pretrain(self, name: str, dataset: str | None) -> Step:
+    def pretrain(self, name: str, dataset: str | None) -> Command:
+        """Return the command that trains a row's model on a data set and the human pairs, or on the latter alone."""
         human = str(self.corpus / "human" / "train.json")
         datasets = [f"{dataset}={1 - HUMAN_SHARE:g}", f"{human}={HUMAN_SHARE:g}"] if dataset else [human]
-        vision = ("--vision", typed(image_encoder.SHIPPED))
-        return Step(f"pretrain-{name}", ("pretrain", *datasets, *vision, *self.training("pretrain", name)))
+        vision = ("--vision", short_path(image_encoder.SHIPPED))
+        return Command(f"pretrain-{name}", ("pretrain", *datasets, *vision, *self.training_options("pretrain", name)))
 
-    def finetune(self, task: str, name: str) -> Step:
+    def finetune(self, task: str, name: str) -> Command:
+        """Return the command that finetunes the noisy model on the human pairs."""
         human, noisy = self.corpus / "human" / "train.json", self.runs / "noisy" / "model"
-        words = ("finetune", task, str(human), "--init", str(noisy), *self.training(name, name))
-        return Step(f"finetune-{name}", words)
+        arguments = ("finetune", task, str(human), "--init", str(noisy), *self.training_options(name, name))
+        return Command(f"finetune-{name}", arguments)
 
-    def training(self, recipe: str, name: str) -> list[str]:
-        """Options that all training commands share."""
+    def training_options(self, recipe: str, name: str) -> list[str]:
+        """Return the options that all training commands have."""
         steps = getattr(self.recipe, f"{recipe}_steps")
         seed = ["--seed", str(self.config.seed)] if self.config.seed else []
-        config = typed(RECIPES / f"{recipe}.yaml")
-        longer = self.longer(f"{SECTIONS[recipe]}.max_tokens=30")
-        return ["--config", config, "--steps", str(steps), *seed, *longer, "--out", str(self.runs / name)]
+        config = short_path(RECIPES / f"{recipe}.yaml")
+        length = self.length_option(f"{TASK_SECTIONS[recipe]}.max_tokens=30")
+        return ["--config", config, "--steps", str(steps), *seed, *length, "--out", str(self.runs / name)]
 
-    def longer(self, setting: str) -> list[str]:
-        """A length for texts in Chinese, of which every character is a token; the recipes are made for English."""
+    def length_option(self, setting: str) -> list[str]:
+        """Return an option for a greater text length in Chinese, where each character is a token."""
         return ["--set", setting] if self.config.lang == "zh" else []
 
-    def caption(self) -> Step:
-        return Step("caption", (
-            "caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER,
-            "--seed", str(self.config.seed), "--workers", str(cores()),
-            "--config", typed(RECIPES / "caption.yaml"), *self.longer("generate.max_length=40"),
-        ))  # fmt: skip
+    def caption(self) -> Command:
+        """Return the command that captions the downloaded pictures."""
+        arguments = ("caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER)
+        arguments += ("--seed", str(self.config.seed), "--workers", str(count_cores()))
+        arguments += ("--config", short_path(RECIPES / "caption.yaml"))
+        return Command("caption", (*arguments, *self.length_option("generate.max_length=40")))
 
-    def filter(self, name: str) -> Step:
-        # The filter of a quick run has learned little more than its prior of one third.
-        how = ["--threshold", "0.1"] if self.config.quick else []
-        how = ["--threshold", "0"] if name == "captioner_only" else how
-        how += ["--sources", "web"] if name == "filter_only" else []
+    def filter(self, name: str) -> Command:
+        """Return the command that filters for a row."""
+        # The filter of a quick run knows little more than its prior of one third.
+        options = ["--threshold", "0.1"] if self.config.quick else []
+        options = ["--threshold", "0"] if name == "captioner_only" else options
+        options += ["--sources", "web"] if name == "filter_only" else []
         model = str(self.runs / "filter" / "model")
-        words = ("filter", str(self.data), "--model", model, "--name", name, *how, "--workers", str(cores()))
-        return Step(f"filter-{name}", words)
+        arguments = ("filter", str(self.data), "--model", model, "--name", name, *options)
+        return Command(f"filter-{name}", (*arguments, "--workers", str(count_cores())))
 
-    def evaluate(self, name: str) -> tuple[Step, Step]:
-        """Its captions and its retrieval."""
+    def evaluate(self, name: str) -> tuple[Command, Command]:
+        """Return the commands that evaluate the captions and the retrieval of a row's model."""
         human, run = self.corpus / "human", self.runs / name
         caption = ("evaluate", "caption", str(human / "test.json"), "--model", str(run / "model"))
-        said = ("--results", str(run / "captions.json"), "--config", typed(RECIPES / "evaluate.yaml"))
+        caption += ("--results", str(run / "captions.json"), "--config", short_path(RECIPES / "evaluate.yaml"))
         retrieval = ("evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", str(run / "model"))
         return (
-            Step(f"evaluate-caption-{name}", (*caption, *said, *self.longer("generate.max_length=40"))),
-            Step(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={SHORTLIST}")),
+            Command(f"evaluate-caption-{name}", (*caption, *self.length_option("generate.max_length=40"))),
+            Command(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={SHORTLIST}")),
         )
 
     def report(self) -> None:
-        """The page about what the filter did, the other filtered rows beside it."""
+        """Write the report on the filtered sets."""
         first, *others = (str(self.data / "filtered" / name) for name in self.rows[2:])
         page = self.out / "report.html"
         write_report(ReportConfig(first, compare=others, out=str(page)))
-        self.console.print(
-            f"[bold]Report[/] {page}  counts, scores, a threshold to move, pictures: open it in a browser"
-        )
+        self.console.print(f"[bold]Report[/] {page}  open it in a browser: counts, scores, thresholds, pictures")
 
     # --- running them ---------------------------------------------------------------------------------------------
 
-    def in_pairs(self, steps: Sequence[Step]) -> None:
-        """As many at a time as there are cores: small models gain little from a second thread."""
-        width = max(1, min(2, cores()))
-        for start in range(0, len(steps), width):
-            self.together(*steps[start : start + width])
+    def run_in_pairs(self, commands: Sequence[Command]) -> None:
+        """Run up to two commands at a time, at most one per core: small models gain little from a second thread."""
+        width = max(1, min(2, count_cores()))
+        for start in range(0, len(commands), width):
+            self.run_commands(*commands[start : start + width])
 
-    def together(self, *steps: Step) -> None:
-        """Run commands side by side, the cores shared among them; raises StepFailedError."""
-        started, again = time.monotonic(), [step for step in steps if self.steps.summary(step) is not None]
-        for step in steps:
-            self.console.print(f"{'[dim]done before:[/]' if step in again else '[bold]$[/]'} {step}", soft_wrap=True)
-        threads = str(max(1, cores() // len(steps)))
-        self.steps.run(*steps, environment={"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"})
-        if len(again) < len(steps):
-            self.console.print(f"[dim]{time.monotonic() - started:.0f} s[/]")
+    def run_commands(self, *commands: Command) -> None:
+        """Run commands in parallel, each with an equal share of the cores. Raises CommandFailedError."""
+        start = time.monotonic()
+        finished = [command for command in commands if self.runner.summary(command) is not None]
+        for command in commands:
+            prefix = "[dim]done before:[/]" if command in finished else "[bold]$[/]"
+            self.console.print(f"{prefix} {command}", soft_wrap=True)
+        threads = str(max(1, count_cores() // len(commands)))
+        self.runner.run(*commands, environment={"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"})
+        if len(finished) < len(commands):
+            self.console.print(f"[dim]{time.monotonic() - start:.0f} s[/]")
 
-    def free_port(self) -> int:
-        """The port of the first launch, so that a resumed download finds its URLs answered."""
+    def port(self) -> int:
+        """Return the port of the first launch, whose URLs a resumed download fetches, or 0 for any free port."""
         urls = self.out / "urls.parquet"
         if urls.is_file():
             return int(pq.read_table(urls)["url"][0].as_py().split(":")[2].split("/")[0])
         return 0
 
-    def heading(self, text: str) -> None:
+    def print_heading(self, text: str) -> None:
         self.console.rule(f"[bold]{text}", align="left")
 
-    # --- what came out --------------------------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
+        """Return the results of all rows and of the filter, without the seconds of the run."""
         filtered = self.data / "filtered"
-        pairs = {name: judge.read_pairs(filtered / name, self.corpus) for name in self.rows[2:]}
+        pairs = {name: grading.read_pairs(filtered / name, self.corpus) for name in self.rows[2:]}
         summary: dict[str, Any] = {
             "config": {name: str(value) if name == "out" else value for name, value in asdict(self.config).items()},
             "recipe": asdict(self.recipe) | {"human_share": HUMAN_SHARE},
-            "download": self.steps.summary(self.fetch()),
-            "filter": judge.judge_filter(pairs["bootstrapped"]),
-            "web_texts": judge.kept_by_kind(pairs["bootstrapped"]),
-            "samples": judge.sample_pictures(pairs["bootstrapped"], self.data, self.out / "samples"),
+            "download": self.runner.summary(self.fetch()),
+            "filter": grading.grade_filter(pairs["bootstrapped"]),
+            "web_texts": grading.kept_share_by_kind(pairs["bootstrapped"]),
+            "samples": grading.sample_pictures(pairs["bootstrapped"], self.data, self.out / "samples"),
         }
         for name in self.rows:
-            caption, retrieval = (self.steps.summary(step) for step in self.evaluate(name))
-            summary[name] = judge.judge_captions(self.runs / name / "captions.json", self.corpus, "test") | {
+            caption, retrieval = (self.runner.summary(command) or {} for command in self.evaluate(name))
+            summary[name] = grading.grade_captions(self.runs / name / "captions.json", self.corpus, "test") | {
                 "cider": caption["CIDEr"],
                 "bleu4": caption["BLEU-4"],
                 "retrieval_mean_recall": retrieval["mean_recall"],
@@ -258,11 +267,6 @@ class Demo:
         return summary
 
 
-def typed(path: Path) -> str:
-    """A path as a user would type it: relative where it lies below the working directory."""
+def short_path(path: Path) -> str:
+    """Return a path relative to the working directory if it is below it, otherwise the whole path."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,7 +25,7 @@ BACKGROUNDS = {
 SIZES = ("small", "large")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 # One object; two or three alike; two in a relation; two or three alike in a relation to another; three objects.
-KINDS = {"single": 0.40, "group": 0.10, "pair": 0.45, "group_pair": 0.02, "trio": 0.03}
+SCENE_KINDS = {"single": 0.40, "group": 0.10, "pair": 0.45, "group_pair": 0.02, "trio": 0.03}
 # The web, human and class streams share the combinations of the train split, but no two draw the same lots.
 SPLIT_OF_STREAM = {s: "train" for s in ("web", "human", "classes")} | {"validation": "validation", "test": "test"}
 HELD_OUT = {"validation": 0.1, "test": 0.1}
@@ -74,15 +74,15 @@ class Scene:
         return cls(**values | {"things": tuple(Thing(**thing) for thing in values["things"])})
 
 
-def sample(seed: int, stream: str, index: int, nouns: Sequence[str] | None = None) -> Scene:
+def sample_scene(seed: int, stream: str, index: int, nouns: Sequence[str] | None = None) -> Scene:
     """Scene `index` of a stream ("web", "human", "classes", "validation", "test") of the corpus `seed`."""
     rng = Random(f"scene {seed} {stream} {index}")
     nouns = nouns or art.nouns()
     for attempt in count():
         if attempt % 200 == 0:  # of a handful of nouns, a small split may hold no trio at all
-            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+            kind = rng.choices(list(SCENE_KINDS), list(SCENE_KINDS.values()))[0]
         scene = _draw_lots(rng, kind, nouns)
-        if split(seed, scene) == SPLIT_OF_STREAM[stream]:
+        if scene_split(seed, scene) == SPLIT_OF_STREAM[stream]:
             return scene
 
 
@@ -104,7 +104,7 @@ def description(scene: Scene) -> str:
     return f"{combination(scene)} on {scene.background}: {sizes}"
 
 
-def split(seed: int, scene: Scene) -> str:
+def scene_split(seed: int, scene: Scene) -> str:
     """The one split to which the combination of a scene belongs."""
     digest = hashlib.sha256(f"{seed} {combination(scene)}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
@@ -115,7 +115,7 @@ def split(seed: int, scene: Scene) -> str:
     return "train"
 
 
-def draw(scene: Scene, px: int = 96) -> Image.Image:
+def draw_scene(scene: Scene, px: int = 96) -> Image.Image:
     """The picture of a scene, RGB, px by px pixels."""
     rng = Random(f"draw {scene.jitter}")
     picture = Image.new("RGB", (px, px), BACKGROUNDS[scene.background])

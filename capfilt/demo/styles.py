@@ -79,7 +79,7 @@ def shop(scene: Scene, rng: Random) -> str:
 
 def sentence(scene: Scene, rng: Random) -> str:
     """A plain alt text, like a human caption that says less."""
-    text = english.phrase(scene, rng, 0.4)
+    text = english.write_caption(scene, rng, 0.4)
     if text.startswith(("a ", "an ", "two ", "three ")) and " is " not in text and " are " not in text:
         text = rng.choice(("{}", "{}", "image of {}", "picture showing {}")).format(text)
     return text[0].upper() + text[1:] + rng.choice(("", "."))
@@ -111,7 +111,7 @@ def zh_shop(scene: Scene, rng: Random) -> str:
 
 def zh_sentence(scene: Scene, rng: Random) -> str:
     """A plain alt text."""
-    return chinese.phrase(scene, rng, 0.4) + rng.choice(("", "。"))
+    return chinese.write_caption(scene, rng, 0.4) + rng.choice(("", "。"))
 
 
 def _name(thing: Thing, rng: Random) -> str:
@@ -141,4 +141,4 @@ STYLES = {
     "en": {"title": title, "keywords": keywords, "shop": shop, "sentence": sentence},
     "zh": {"title": zh_title, "keywords": zh_keywords, "shop": zh_shop, "sentence": zh_sentence},
 }
-SELLING = {"en": MARKETING, "zh": ZH_MARKETING}
+MARKETING_PHRASES = {"en": MARKETING, "zh": ZH_MARKETING}

@@ -1,9 +1,9 @@
-"""Commands of capfilt run as child processes, each with a log and a summary: how a longer job does its parts.
+"""Capfilt commands as child processes, each with a log and a summary: the steps of a longer job.
 
-In: steps, which are names and the words a user would type. Out, in one folder: NAME.log, what the command said, and
-NAME.json, its summary, written when it has succeeded: present means done, so a job launched again goes on where it was.
-A job that is interrupted or told to end (SIGTERM) ends its steps. One that is killed cannot; the step that lives on
-holds a lock on NAME.json.partial, its output, so that it is not started a second time beside itself.
+Each command writes two files into one folder: NAME.log, its messages, and NAME.json, its summary. The summary exists
+only after success, so a job that is launched again skips the commands that have one. A job that gets Ctrl-C or SIGTERM
+ends its commands. A job that is killed cannot, so every command holds a lock on NAME.json.partial, its stdout, while it
+lives, and is not started a second time.
 """
 
 from __future__ import annotations
@@ -20,64 +20,69 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from blipcore.io.config_diff import diff_configs
 from blipcore.io.writing import write_json
 
 
-class StepFailedError(RuntimeError):
-    """A command failed; the message names it, its exit code, its last words and its log."""
+class CommandFailedError(RuntimeError):
+    """A command failed; the message gives its exit code, the last line of its log and the path of the log."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One command: a name of its own within the job, and its words after `capfilt`."""
+class Command:
+    """A capfilt command: a name that is unique within the job, and the arguments after `capfilt`."""
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"capfilt {shlex.join(self.words)}"
+        return f"capfilt {shlex.join(self.arguments)}"
 
 
-class Steps:
-    """Runs steps, and knows which are done."""
+class CommandRunner:
+    """Runs commands, with their logs and summaries in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def log(self, step: Step) -> Path:
-        """Where the command's messages go."""
-        return self.folder / f"{step.name}.log"
+    def log(self, command: Command) -> Path:
+        """Return the path of the command's log."""
+        return self.folder / f"{command.name}.log"
 
-    def summary(self, step: Step) -> dict[str, Any] | None:
-        """What the command printed with --json, once it has succeeded."""
-        path = self.folder / f"{step.name}.json"
+    def summary(self, command: Command) -> dict[str, Any] | None:
+        """Return the summary of a command that succeeded, otherwise None."""
+        return self.named_summary(command.name)
+
+    def named_summary(self, name: str) -> dict[str, Any] | None:
+        """Return the summary of the command with this name if it succeeded, otherwise None."""
+        path = self.folder / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
-    def last_words(self, step: Step) -> str:
-        """The last line of its log."""
+    def last_line(self, command: Command) -> str:
+        """Return the last line of the command's log, or an empty string."""
         try:
-            with self.log(step).open("rb") as file:
+            with self.log(command).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
                 lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         except FileNotFoundError:
             return ""
         return lines[-1] if lines else ""
 
-    def run(self, *steps: Step, environment: Mapping[str, str] | None = None) -> None:
-        """Run steps side by side, those done before left out.
+    def run(self, *commands: Command, environment: Mapping[str, str] | None = None) -> None:
+        """Run commands in parallel, except those that have a summary.
 
-        Raises StepFailedError when all have ended and one did not succeed. Interrupted, it ends them.
+        Raises CommandFailedError after all have ended if one of them failed. Ends them all if it is interrupted.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        running: list[tuple[Step, subprocess.Popen[bytes]]] = []
-        with _told_to_end():
+        running: list[tuple[Command, subprocess.Popen[bytes]]] = []
+        with _exit_on_sigterm():
             try:
-                for step in steps:
-                    if self.summary(step) is None:
-                        running.append((step, self._start(step, environment)))
+                for command in commands:
+                    if self.summary(command) is None:
+                        running.append((command, self._start(command, environment)))
                 for _, process in running:
                     process.wait()
             except BaseException:
@@ -86,56 +91,65 @@ class Steps:
                 for _, process in running:
                     process.wait()
                 raise
-        for step, process in running:
+        for command, process in running:
             if process.returncode:
-                said = self.last_words(step) or "no output"
-                raise StepFailedError(f"{step} exited with {process.returncode}: {said} (see {self.log(step)})")
-            os.replace(self._partial(step), self.folder / f"{step.name}.json")
+                reason = self.last_line(command) or "no output"
+                raise CommandFailedError(
+                    f"{command} exited with {process.returncode}: {reason} (see {self.log(command)})"
+                )
+            os.replace(self._partial(command), self.folder / f"{command.name}.json")
 
-    def _partial(self, step: Step) -> Path:
-        return self.folder / f"{step.name}.json.partial"
+    def _partial(self, command: Command) -> Path:
+        return self.folder / f"{command.name}.json.partial"
 
-    def _start(self, step: Step, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "capfilt", *step.words, "--json"]
-        with self._partial(step).open("ab") as out:
+    def _start(self, command: Command, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, "-m", "capfilt", *command.arguments, "--json"]
+        with self._partial(command).open("ab") as stdout:
             try:
-                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the step's own: it holds it for as long as it lives
+                # The child inherits the lock and holds it until it ends.
+                fcntl.flock(stdout, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StepFailedError(
-                    f"{step} is still at work, started by a run that was killed; wait until it has ended, or end it, "
-                    f"and run the same command again (see {self.log(step)})."
+                raise CommandFailedError(
+                    f"{command} is still running, started by a run that was killed. Wait until it ends, or end it, and "
+                    f"run the same command again (see {self.log(command)})."
                 ) from None
-            out.truncate(0)
-            with self.log(step).open("wb") as err:
-                return subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | dict(environment or {}))
+            stdout.truncate(0)
+            with self.log(command).open("wb") as stderr:
+                return subprocess.Popen(
+                    arguments, stdout=stdout, stderr=stderr, env=os.environ | dict(environment or {})
+                )
 
 
 @contextmanager
-def _told_to_end() -> Iterator[None]:
-    """SIGTERM raises SystemExit, where there is a way to hear of it."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM. Does nothing outside the main thread, where no handler can be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(number: int, _: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    previous = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
-def claim(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> None:
-    """Take a new or empty folder for a job, or one that holds the same job; ValueError names what differs."""
+def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> None:
+    """Record the settings of a job in the file `marker` of its folder.
+
+    Raises ValueError if the folder holds other files, or the same job with other settings.
+    """
     path = folder / marker
     if path.is_file():
-        if changes := diff_configs(json.loads(path.read_text(encoding="utf-8")), settings):
+        changes = diff_configs(json.loads(path.read_text(encoding="utf-8")), settings)
+        if changes:
             raise ValueError(
-                f"{folder} holds a {job} with other settings ({'; '.join(changes)}): "
-                "give another --out, or remove the folder"
+                f"{folder} holds a {job} with other settings ({'; '.join(changes)}); "
+                "give another --out or remove the folder."
             )
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no {job}: give another --out")
+        raise ValueError(f"{folder} is not empty and holds no {job}; give another --out.")
     write_json(path, dict(settings))

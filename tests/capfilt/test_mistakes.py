@@ -1,6 +1,6 @@
-"""The catalogue of mistakes: what a user gets wrong, command by command, and the one sentence that says what to do.
+"""A catalogue of user mistakes per command, with the sentence that each one gets.
 
-Every one is exit code 2, nothing on stdout, no traceback, and found before hours of work are lost on it.
+Each ends with exit code 2, nothing on stdout and no traceback, before any long work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from capfilt.cli import app
 
-# command with its words -> what the sentence says
+# command line -> pattern of the error
 CATALOGUE = {
     "download none.csv d": r"No file at none\.csv\.",
     "download table.csv d": "has no column that looks like a URL; name it with --url-col: path, words",
@@ -126,13 +126,13 @@ CATALOGUE = {
     "bootstrap typo.yaml": "Unknown setting 'shard_sise'",
     "bootstrap loop.yaml --rounds 0": "rounds must be at least 1, not 0",
     "bootstrap loop.yaml --set filter.tresh=1": "filter: Unknown setting 'tresh' .* did you mean 'threshold'",
-    "bootstrap loop.yaml": r"The loop needs what is not there: people\.json, test\.json\.",
-    "demo --out photos": "photos is not empty and holds no demo: give another --out",
+    "bootstrap loop.yaml": r"Some input files do not exist: people\.json, test\.json\.",
+    "demo --out photos": "photos is not empty and holds no demo; give another --out",
     "demo --lang fr": "input should be 'en' or 'zh', but got 'fr'",
     "demo --rows some": "input should be 'main' or 'all', but got 'some'",
-    "demo --scale 0": "the size of the demo relative to the default, above 0",
+    "demo --scale 0": "scale must be above 0 and at most 1000, not 0",
 }
-# what the parser itself refuses, before a command is asked
+# command line -> error of the parser
 USAGE = {
     "nonsense": "No such command 'nonsense'",
     "pretrain --out run": "Missing argument 'DATASET...'",
@@ -151,7 +151,7 @@ def folder(
     save_tiny_model: Callable[..., Path],
     draw: Callable,
 ) -> Iterator[Path]:
-    """What the commands of the catalogue name: some right things, and many that are not."""
+    """Make the files that the command lines name: valid ones, and many that are not."""
     root, here = tmp_path_factory.mktemp("mistakes"), Path.cwd()
     os.chdir(root)
     for name, parts in {"captioner": ["decode"], "filter": ["encode", "itc", "itm"]}.items():
@@ -190,21 +190,21 @@ def folder(
 def test_a_mistake_is_one_sentence(line: str, folder: Path) -> None:
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 2, result.output
-    said = [part for part in result.stderr.splitlines() if part.startswith("Error: ")]
-    assert len(said) == 1 and result.stdout == "" and "Traceback" not in result.stderr
+    errors = [part for part in result.stderr.splitlines() if part.startswith("Error: ")]
+    assert len(errors) == 1 and result.stdout == "" and "Traceback" not in result.stderr
     sentence = result.stderr[result.stderr.index("Error: ") :].removeprefix("Error: ")
     assert re.search(CATALOGUE[line], sentence, re.DOTALL), sentence
     assert len(sentence) < 1000
 
 
 @pytest.mark.parametrize("line", USAGE)
-def test_what_the_parser_refuses_is_said_with_the_usage(line: str, folder: Path) -> None:
+def test_an_error_of_the_parser_comes_with_the_usage(line: str, folder: Path) -> None:
     result = CliRunner().invoke(app, line.split(), env={"COLUMNS": "200"})
     assert result.exit_code == 2 and result.stdout == "" and "Traceback" not in result.stderr
     assert USAGE[line] in " ".join(result.stderr.split()) and "--help" in result.stderr
 
 
-def test_a_mistake_leaves_nothing_in_the_way(folder: Path) -> None:
+def test_a_mistake_leaves_no_files_behind_that_block_the_next_run(folder: Path) -> None:
     for wrong in ("open_clip:Nope/x", "ViT-B-32"):
         assert CliRunner().invoke(app, ["filter", "twice", "--model", "filter", "--clip", wrong]).exit_code == 2
     result = CliRunner().invoke(app, ["filter", "twice", "--model", "filter", "--name", "c"])

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from capfilt.demo import art
-from capfilt.demo.corpus import FATES, PLACES, CorpusConfig, labelled_pictures, read_truth, url_table, write_corpus
+from capfilt.demo.corpus import FATES, REGIONS, CorpusConfig, labelled_pictures, read_truth, url_table, write_corpus
 from capfilt.demo.language import exact_match
-from capfilt.demo.noise import MATCHES
+from capfilt.demo.noise import MATCHING_KINDS
 from capfilt.demo.scenes import Scene
 
 CONFIG = CorpusConfig(
@@ -62,7 +62,7 @@ def test_web_truth_describes_what_is_served(corpus: Path) -> None:
     found = set()
     for row in truth.to_pylist():
         found.add(row["fate"])
-        assert row["matches"] == (row["kind"] in MATCHES) and Scene.from_dict(json.loads(row["scene"]))
+        assert row["matches"] == (row["kind"] in MATCHING_KINDS) and Scene.from_dict(json.loads(row["scene"]))
         path = corpus / "www" / row["url"]
         assert path.exists() == (row["fate"] != "dead")
         rule = {"slow": {"delay": 2.0}, "opted_out": {"headers": {"X-Robots-Tag": "noai"}}}
@@ -119,7 +119,7 @@ def test_labelled_pictures_say_what_each_quarter_shows() -> None:
     seen = [quarter for _, rows in pictures for row in rows for quarter in row]
     assert {noun for noun, _, _ in seen} == set(range(8)) and {number for _, number, _ in seen} == {0, 1, 2}
     for _, ((a, b), (c, d)) in pictures:
-        sides = [PLACES[place] for _, _, place in (a, b, c, d)]
+        sides = [REGIONS[place] for _, _, place in (a, b, c, d)]
         assert sides in (
             [None] * 4,
             ["left of", "right of", "left of", "right of"],

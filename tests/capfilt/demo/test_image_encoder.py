@@ -1,10 +1,10 @@
 import torch
 
-from blipcore.checkpoints.start_from import image_start, load_image_start
+from blipcore.checkpoints.start_from import load_image_encoder, read_image_encoder
 from blipcore.model.vit import VisionTransformer
 from capfilt.demo import art
 from capfilt.demo.corpus import labelled_pictures
-from capfilt.demo.image_encoder import SHIPPED, SHIPPED_NOUNS, VISION, train
+from capfilt.demo.image_encoder import SHIPPED, SHIPPED_NOUNS, VISION, train_image_encoder
 
 
 def test_the_shipped_encoder_knows_what_is_where():
@@ -12,7 +12,7 @@ def test_the_shipped_encoder_knows_what_is_where():
     from blipcore.data.transforms import eval_transform
 
     encoder = VisionTransformer(VISION).eval()
-    load_image_start(encoder, image_start(str(SHIPPED)))
+    load_image_encoder(encoder, read_image_encoder(str(SHIPPED)))
     assert len(art.nouns()) == SHIPPED_NOUNS
     transform, pictures, labels = eval_transform(VISION.image_size), [], []
     for picture, quarters in labelled_pictures(seed=5, n=300, px=96):
@@ -33,5 +33,5 @@ def test_the_shipped_encoder_knows_what_is_where():
 
 
 def test_training_writes_weights_that_load(tmp_path):
-    train(tmp_path / "encoder.safetensors", nouns=4, steps=2, batch_size=4)
-    load_image_start(VisionTransformer(VISION), image_start(str(tmp_path / "encoder.safetensors")))
+    train_image_encoder(tmp_path / "encoder.safetensors", nouns=4, steps=2, batch_size=4)
+    load_image_encoder(VisionTransformer(VISION), read_image_encoder(str(tmp_path / "encoder.safetensors")))

@@ -9,8 +9,8 @@ import pytest
 
 from capfilt.demo import art
 from capfilt.demo.claims import Mention
-from capfilt.demo.language import exact_match, is_true, object_f1, object_set, parse, phrase, references
-from capfilt.demo.scenes import INVERSE, Scene, Thing, sample
+from capfilt.demo.language import exact_match, is_true, object_f1, object_set, parse, reference_captions, write_caption
+from capfilt.demo.scenes import INVERSE, Scene, Thing, sample_scene
 
 PAIR = Scene((Thing("dog", 1, "small"), Thing("apple", 1, "large")), "left of", "blue")
 GROUP = Scene((Thing("key", 2, "small"),), None, "red")
@@ -21,8 +21,8 @@ TRIO = Scene((Thing("dog"), Thing("key"), Thing("bell")), None, "gray")
 def test_every_human_caption_matches_its_scene_exactly(lang: str) -> None:
     nouns = art.nouns(445)
     for index in range(2000):
-        scene = sample(0, "web", index, nouns if index % 2 else None)
-        text = phrase(scene, Random(index), lang=lang)
+        scene = sample_scene(0, "web", index, nouns if index % 2 else None)
+        text = write_caption(scene, Random(index), lang=lang)
         assert exact_match(text, scene), (text, scene, parse(text))
         assert is_true(text, scene)
         claims = parse(text)
@@ -32,8 +32,8 @@ def test_every_human_caption_matches_its_scene_exactly(lang: str) -> None:
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_no_human_caption_matches_a_scene_that_differs(lang: str) -> None:
     for index in range(600):
-        scene = sample(0, "web", index)
-        text = phrase(scene, Random(index), detail=1.0, lang=lang)
+        scene = sample_scene(0, "web", index)
+        text = write_caption(scene, Random(index), detail=1.0, lang=lang)
         thing = scene.things[0]
         others = [
             replace(
@@ -55,7 +55,7 @@ def test_no_human_caption_matches_a_scene_that_differs(lang: str) -> None:
 
 
 def test_captions_are_varied() -> None:
-    texts = {phrase(PAIR, Random(index)) for index in range(300)}
+    texts = {write_caption(PAIR, Random(index)) for index in range(300)}
     assert len(texts) > 150
     shapes = {
         " ".join(word for word in text.split() if word not in ("small", "little", "large", "big")) for text in texts
@@ -64,18 +64,18 @@ def test_captions_are_varied() -> None:
 
 
 def test_sizes_and_background_are_said_now_and_then() -> None:
-    said = [parse(phrase(PAIR, Random(index))) for index in range(1000)]
+    said = [parse(write_caption(PAIR, Random(index))) for index in range(1000)]
     assert 0.5 < sum(claims.background is not None for claims in said) / 1000 < 0.7
     assert 0.5 < sum(claims.things[0].size is not None for claims in said) / 1000 < 0.7
-    assert all(parse(phrase(PAIR, Random(i), detail=1.0)).background == "blue" for i in range(50))
+    assert all(parse(write_caption(PAIR, Random(i), detail=1.0)).background == "blue" for i in range(50))
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_references_differ_and_the_first_says_all(lang: str) -> None:
     for index in range(100):
-        scene = sample(0, "test", index)
-        texts = references(scene, 0, lang=lang)
-        assert len(set(texts)) == 5 and texts == references(scene, 0, lang=lang)
+        scene = sample_scene(0, "test", index)
+        texts = reference_captions(scene, 0, lang=lang)
+        assert len(set(texts)) == 5 and texts == reference_captions(scene, 0, lang=lang)
         claims = parse(texts[0])
         assert claims.background == scene.background and all(mention.size for mention in claims.things)
 

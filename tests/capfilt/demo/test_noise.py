@@ -8,15 +8,15 @@ from random import Random
 import pytest
 
 from capfilt.demo.language import exact_match, is_true, object_set, parse
-from capfilt.demo.noise import MATCHES, NOISE_MIX, WebText, web_text
-from capfilt.demo.scenes import Scene, Thing, sample, split
+from capfilt.demo.noise import MATCHING_KINDS, NOISE_MIX, WebText, web_text
+from capfilt.demo.scenes import Scene, Thing, sample_scene, scene_split
 
 N = 4000
 
 
 @pytest.fixture(scope="module", params=["en", "zh"])
 def texts(request: pytest.FixtureRequest) -> list[tuple[Scene, WebText]]:
-    scenes = (sample(0, "web", index) for index in range(N))
+    scenes = (sample_scene(0, "web", index) for index in range(N))
     return [(scene, web_text(0, scene, Random(index), lang=request.param)) for index, scene in enumerate(scenes)]
 
 
@@ -25,7 +25,7 @@ def test_labels_agree_with_what_the_texts_claim(texts: list[tuple[Scene, WebText
         if web.kind == "other_language":
             assert is_true(web.text, scene)  # right, but not in the language of the corpus
         else:
-            assert is_true(web.text, scene) == web.matches == (web.kind in MATCHES), (web, scene)
+            assert is_true(web.text, scene) == web.matches == (web.kind in MATCHING_KINDS), (web, scene)
         if not web.kind.startswith(("right", "other_language")):
             assert not exact_match(web.text, scene)
 
@@ -69,7 +69,7 @@ def test_no_text_speaks_of_a_combination_that_is_held_out(texts: list[tuple[Scen
             things = {mention.noun: Thing(mention.noun, mention.count) for mention in claims.things}
             first, relation, second = claims.relation
             told += 1
-            assert split(0, Scene((things[first], things[second]), relation, "red")) == "train", web
+            assert scene_split(0, Scene((things[first], things[second]), relation, "red")) == "train", web
     assert told > 200
 
 
@@ -79,11 +79,11 @@ def test_shares_are_as_stated(texts: list[tuple[Scene, WebText]]) -> None:
     for kind, share in stated.items():
         assert found[kind] / N == pytest.approx(share, abs=0.02), kind
     assert sum(NOISE_MIX.values()) == pytest.approx(1)
-    assert 0.40 <= sum(NOISE_MIX[kind] for kind in MATCHES) <= 0.45
+    assert 0.40 <= sum(NOISE_MIX[kind] for kind in MATCHING_KINDS) <= 0.45
 
 
 def test_mix_can_be_chosen() -> None:
-    scenes = [sample(0, "web", index) for index in range(50)]
+    scenes = [sample_scene(0, "web", index) for index in range(50)]
     kinds = {
         web_text(0, scene, Random(i), mix={"right_title": 1, "marketing": 1}).kind for i, scene in enumerate(scenes)
     }

@@ -12,11 +12,11 @@ import pytest
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from capfilt.demo import art
 from capfilt.demo.chinese import is_chinese
-from capfilt.demo.judge import Pair, judge_filter
-from capfilt.demo.language import phrase
+from capfilt.demo.grading import Pair, grade_filter
+from capfilt.demo.language import write_caption
 from capfilt.demo.run import DemoConfig, Recipe, run_demo
-from capfilt.demo.scenes import sample
-from capfilt.demo.show import filter_table
+from capfilt.demo.scenes import sample_scene
+from capfilt.demo.tables import filter_table
 
 
 def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -96,20 +96,20 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
 
 def test_what_cannot_be_told_of_a_filter_is_null():
     pair = Pair("a", "captioner", "a dog", 0.2, False, "itm<0.5", "synthetic", matches=False)
-    told = judge_filter([pair])["synthetic"]
+    told = grade_filter([pair])["synthetic"]
     assert (told["kept"], told["precision"], told["recall"], told["itm_auc"]) == (0, None, None, None)
     assert "–" in "".join(filter_table({"filter": {"synthetic": told}}).columns[4].cells)
 
 
 def test_scale_grows_pictures_and_steps_but_not_the_test_set():
-    one, two = Recipe.of(DemoConfig()), Recipe.of(DemoConfig(scale=2.0))
+    one, two = Recipe.from_config(DemoConfig()), Recipe.from_config(DemoConfig(scale=2.0))
     assert (two.web, two.pretrain_steps) == (2 * one.web, 2 * one.pretrain_steps)
     assert (two.validation, two.test) == (one.validation, one.test)
 
 
 def test_chinese_captions_come_back_from_their_tokens():
     """What the Chinese demo trains on: no character lost, none cut off, and written as it was read."""
-    texts = [phrase(sample(0, "human", i, art.nouns(48)), Random(i), lang="zh") for i in range(300)]
+    texts = [write_caption(sample_scene(0, "human", i, art.nouns(48)), Random(i), lang="zh") for i in range(300)]
     tokenizer = Tokenizer.train(texts, 1000)
     clean = [clean_caption(text) for text in texts]
     ids, mask = tokenizer(clean, max_length=30)

@@ -10,7 +10,17 @@ import pytest
 from PIL import ImageColor
 
 from capfilt.demo import art
-from capfilt.demo.scenes import BACKGROUNDS, INVERSE, KINDS, Scene, Thing, combination, draw, sample, split
+from capfilt.demo.scenes import (
+    BACKGROUNDS,
+    INVERSE,
+    SCENE_KINDS,
+    Scene,
+    Thing,
+    combination,
+    draw_scene,
+    sample_scene,
+    scene_split,
+)
 
 STREAMS = ("web", "human", "classes", "validation", "test")
 
@@ -25,13 +35,13 @@ def kind(scene: Scene) -> str:
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, list[Scene]]:
-    return {stream: [sample(0, stream, index) for index in range(4000)] for stream in STREAMS}
+    return {stream: [sample_scene(0, stream, index) for index in range(4000)] for stream in STREAMS}
 
 
 def test_mix_of_kinds_is_as_stated(scenes: dict[str, list[Scene]]) -> None:
     for stream in STREAMS:
         found = Counter(map(kind, scenes[stream]))
-        for name, share in KINDS.items():
+        for name, share in SCENE_KINDS.items():
             assert found[name] / 4000 == pytest.approx(share, abs=0.025), (stream, name)
 
 
@@ -53,10 +63,10 @@ def test_held_out_shares(scenes: dict[str, list[Scene]]) -> None:
     pairs = [
         Scene((Thing(a), Thing(b)), relation, "red") for a in nouns for b in nouns if a != b for relation in INVERSE
     ]
-    shares = Counter(split(0, scene) for scene in pairs)
+    shares = Counter(scene_split(0, scene) for scene in pairs)
     assert shares["test"] / len(pairs) == pytest.approx(0.1, abs=0.02)
     assert shares["validation"] / len(pairs) == pytest.approx(0.1, abs=0.02)
-    assert all(split(0, replace(scene, background="blue")) == split(0, scene) for scene in fresh.values())
+    assert all(scene_split(0, replace(scene, background="blue")) == scene_split(0, scene) for scene in fresh.values())
 
 
 def test_a_combination_is_the_same_told_from_either_side() -> None:
@@ -67,17 +77,17 @@ def test_a_combination_is_the_same_told_from_either_side() -> None:
 
 
 def test_another_seed_holds_out_other_combinations(scenes: dict[str, list[Scene]]) -> None:
-    assert {split(1, scene) for scene in scenes["test"]} == {"train", "validation", "test"}
+    assert {scene_split(1, scene) for scene in scenes["test"]} == {"train", "validation", "test"}
 
 
 def test_scenes_are_a_function_of_seed_stream_and_index(scenes: dict[str, list[Scene]]) -> None:
-    assert sample(0, "test", 17) == scenes["test"][17]
-    assert len({sample(seed, stream, 17) for seed in (0, 1) for stream in STREAMS}) == 10
+    assert sample_scene(0, "test", 17) == scenes["test"][17]
+    assert len({sample_scene(seed, stream, 17) for seed in (0, 1) for stream in STREAMS}) == 10
 
 
 def test_a_handful_of_nouns_is_enough() -> None:
     for stream in STREAMS:
-        assert {sample(0, stream, index, art.nouns(4)).background for index in range(40)}
+        assert {sample_scene(0, stream, index, art.nouns(4)).background for index in range(40)}
 
 
 def test_scene_survives_json(scenes: dict[str, list[Scene]]) -> None:
@@ -86,16 +96,16 @@ def test_scene_survives_json(scenes: dict[str, list[Scene]]) -> None:
 
 
 def test_drawing_is_the_same_every_time_and_moves_with_the_jitter() -> None:
-    scene = sample(0, "web", 3)
-    assert draw(scene, 64).tobytes() == draw(scene, 64).tobytes()
-    assert draw(scene, 64).size == (64, 64)
-    assert draw(scene, 64).tobytes() != draw(replace(scene, jitter=scene.jitter + 1), 64).tobytes()
+    scene = sample_scene(0, "web", 3)
+    assert draw_scene(scene, 64).tobytes() == draw_scene(scene, 64).tobytes()
+    assert draw_scene(scene, 64).size == (64, 64)
+    assert draw_scene(scene, 64).tobytes() != draw_scene(replace(scene, jitter=scene.jitter + 1), 64).tobytes()
 
 
 def centre(scene: Scene, px: int = 96) -> np.ndarray:
     """Mean (x, y) of what is not background."""
     ground = ImageColor.getrgb(BACKGROUNDS[scene.background])
-    y, x = np.nonzero((np.asarray(draw(scene, px)) != ground).any(-1))
+    y, x = np.nonzero((np.asarray(draw_scene(scene, px)) != ground).any(-1))
     return np.array([x.mean(), y.mean()])
 
 
@@ -123,7 +133,7 @@ def test_things_are_drawn_where_the_relation_says(relation: str, monkeypatch: py
 def test_large_is_clearly_larger_than_small() -> None:
     def area(size: str, jitter: int, *others: Thing) -> int:
         scene = Scene((Thing("star", 1, size), *others), "left of" if others else None, "blue", jitter)
-        return int((np.asarray(draw(scene)) != ImageColor.getrgb(BACKGROUNDS["blue"])).any(-1).sum())
+        return int((np.asarray(draw_scene(scene)) != ImageColor.getrgb(BACKGROUNDS["blue"])).any(-1).sum())
 
     small = [area("small", jitter) for jitter in range(30)]
     large = [area("large", jitter) for jitter in range(30)]
@@ -133,7 +143,7 @@ def test_large_is_clearly_larger_than_small() -> None:
 def test_objects_stay_inside_and_hardly_overlap() -> None:
     ground = {name: ImageColor.getrgb(colour) for name, colour in BACKGROUNDS.items()}
     for index in range(300):
-        scene = sample(0, "web", index)
-        picture = np.asarray(draw(scene))
+        scene = sample_scene(0, "web", index)
+        picture = np.asarray(draw_scene(scene))
         edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         assert (edge == ground[scene.background]).all(), scene

@@ -19,20 +19,20 @@ ROWS = {
 }
 
 
-def tables(console: Console, summary: dict[str, Any], out: Path) -> None:
+def print_tables(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Print everything that `summary` holds for people."""
     console.print(rows_table(summary))
     console.print(filter_table(summary))
     console.print(kinds_table(summary))
-    samples(console, summary, out)
+    print_samples(console, summary, out)
     console.print(f"[bold]Files[/]  {out}/data/filtered/bootstrapped/*.parquet  the rewritten data set, one row a text")
     console.print(f"       {out}/runs/*/model  the models;  {out}/logs  what each command said;  {out}/summary.json")
 
 
-def picture(summary: dict[str, Any], out: Path) -> None:
+def save_svg(summary: dict[str, Any], out: Path) -> None:
     """The same as `result.svg`, for a README or a talk."""
     recorder = Console(record=True, highlight=False, width=110, file=io.StringIO())
-    tables(recorder, summary, out)
+    print_tables(recorder, summary, out)
     recorder.save_svg(str(out / "result.svg"), title="capfilt demo")
 
 
@@ -85,7 +85,7 @@ def kinds_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def samples(console: Console, summary: dict[str, Any], out: Path) -> None:
+def print_samples(console: Console, summary: dict[str, Any], out: Path) -> None:
     """Six pictures with their texts: green is kept, red is dropped (Figure 4 of the paper)."""
     console.print(f"[bold]Six pictures[/] ({out}/samples/)")
     for sample in summary["samples"]:

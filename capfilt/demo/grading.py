@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import read_samples
 from blipcore.metrics.ranking import roc_auc
 from capfilt.demo.corpus import read_truth
 from capfilt.demo.language import exact_match, is_true, object_f1
@@ -39,7 +39,7 @@ class Pair:
     matches: bool  # whether a perfect filter keeps it
 
 
-def judge_captions(results: Path, corpus: Path, split: str) -> dict[str, float | None]:
+def grade_captions(results: Path, corpus: Path, split: str) -> dict[str, float | None]:
     """`exact_match`, `true` (nothing false said) and `object_f1` of the captions that `capfilt evaluate` wrote."""
     captions = {row["image_id"]: row["caption"] for row in json.loads(results.read_text(encoding="utf-8"))}
     scenes = read_truth(corpus, split)
@@ -71,7 +71,7 @@ def read_pairs(filtered: Path, corpus: Path) -> list[Pair]:
     return pairs
 
 
-def judge_filter(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
+def grade_filter(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
     """For web and synthetic texts: kept share, precision, recall, ITM AUC, share that matched before and after.
 
     A synthetic text matches when it describes the scene exactly, which is stricter than being true of it. None is what
@@ -96,7 +96,7 @@ def judge_filter(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
     return report
 
 
-def kept_by_kind(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
+def kept_share_by_kind(pairs: list[Pair]) -> dict[str, dict[str, float | None]]:
     """Share kept of each kind of web text, and how many there were."""
     kinds = defaultdict(list)
     for pair in pairs:
@@ -123,7 +123,7 @@ def sample_pictures(pairs: list[Pair], data: Path, out: Path, n: int = 6) -> lis
     out.mkdir(parents=True, exist_ok=True)
     images = ShardSet.open(data)
     for shard in images.shards:
-        for picture in read_pictures(images.tar(shard)):
+        for picture in read_samples(images.tar(shard)):
             if picture.key in wanted:
                 path = out / f"{picture.key}.jpg"
                 path.write_bytes(picture.image)

@@ -1,0 +1,122 @@
+"""The commands that train, evaluate and convert models. Imports of torch are inside the functions: `--help` is fast."""
+
+import typer
+
+from capfilt import options
+from capfilt.console import command, finish
+from capfilt.options import read_settings
+
+app = typer.Typer()
+# Options under train. in the config.
+TRAIN_FIELDS = {
+    name: f"train.{name}" for name in ("steps", "epochs", "lr", "batch_size", "device", "dtype", "workers", "seed")
+}
+
+
+@command(app, "capfilt pretrain data/filtered/r1=0.8 coco.json=0.2 --out runs/r1 --steps 20000")
+def pretrain(
+    context: typer.Context,
+    data: options.Datasets,
+    *,
+    image_root: options.ImageRoot = None,
+    preset: options.Preset = None,
+    init: options.Init = None,
+    vision: options.Vision = None,
+    text: options.Text = None,
+    tokenizer: options.NewTokenizer = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    lr: options.PretrainRate = None,
+    batch_size: options.TrainBatchSize = None,
+    seed: options.TrainSeed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    workers: options.DecodeWorkers = None,
+    nproc: options.Nproc = 1,
+    out: options.RunFolder,
+    as_json: options.Json = False,
+    config: options.Config = None,
+    sets: options.Sets = None,
+) -> None:
+    """Train a model on image-text pairs with BLIP's three losses. Run it again to resume."""
+    from blipcore.train import runs
+    from blipcore.train.launch import launch
+
+    settings = read_settings(context, runs.PretrainRun, {**TRAIN_FIELDS, "out": None, "nproc": None})
+    finish(launch(nproc, runs.pretrain, settings, out), as_json)
+
+
+@command(app, "capfilt finetune caption coco_train.json --init runs/r1/model --out runs/captioner")
+def finetune(
+    context: typer.Context,
+    task: options.FinetuneArgument,
+    annotations: options.TrainFiles,
+    *,
+    image_root: options.ImageRoot = None,
+    init: options.Init = None,
+    tokenizer: options.Tokenizer = None,
+    image_size: options.ImageSize = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    lr: options.FinetuneRate = None,
+    batch_size: options.TrainBatchSize = None,
+    seed: options.TrainSeed = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    workers: options.DecodeWorkers = None,
+    nproc: options.Nproc = 1,
+    out: options.RunFolder,
+    as_json: options.Json = False,
+    config: options.Config = None,
+    sets: options.Sets = None,
+) -> None:
+    """Finetune a checkpoint on clean data: a captioner, a filter, VQA or NLVR2. Run it again to resume."""
+    from blipcore.train import runs
+    from blipcore.train.launch import launch
+
+    settings = read_settings(context, runs.FinetuneRun, {**TRAIN_FIELDS, "out": None, "nproc": None})
+    finish(launch(nproc, runs.finetune, settings, out), as_json)
+
+
+@command(app, "capfilt evaluate retrieval coco_test.json --model runs/r1/model")
+def evaluate(
+    context: typer.Context,
+    task: options.EvaluateArgument,
+    annotations: options.TestFile,
+    image_root: options.ImageRoot = None,
+    answers: options.Answers = None,
+    model: options.Model = None,
+    tokenizer: options.Tokenizer = None,
+    image_size: options.ImageSize = None,
+    batch_size: options.EvaluateBatchSize = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    results: options.Results = None,
+    as_json: options.Json = False,
+    config: options.Config = None,
+    sets: options.Sets = None,
+) -> None:
+    """Score a checkpoint on an annotation file."""
+    from blipcore import evaluation
+
+    finish(evaluation.evaluate(read_settings(context, evaluation.EvaluateRun)), as_json)
+
+
+@command(app, "capfilt convert model_base_retrieval_coco.pth filter --to hf")
+def convert(
+    context: typer.Context,
+    source: options.CheckpointSource,
+    target: options.CheckpointTarget,
+    tokenizer: options.Tokenizer = None,
+    image_size: options.ImageSize = None,
+    numerics: options.Numerics = None,
+    to: options.WriteFormat = options.CheckpointFormat.blipcore,
+    task: options.KeepParts = None,
+    as_json: options.Json = False,
+    sets: options.Sets = None,
+) -> None:
+    """Convert a BLIP checkpoint to another format; its outputs stay the same."""
+    from blipcore.checkpoints.convert import ConvertRun
+    from blipcore.checkpoints.convert import convert as convert_checkpoint
+
+    finish(convert_checkpoint(read_settings(context, ConvertRun)), as_json)

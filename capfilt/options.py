@@ -1,0 +1,259 @@
+"""Command-line options, grouped by their panels in `--help`, and the step from options to a config.
+
+An option sets the field of its name in the config of its command. The config holds the default: None means not given.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from capfilt.config import resolve
+
+T = TypeVar("T")
+
+# The panels of --help, the same in every command.
+READ = "What to read"
+DOWNLOAD = "How to download"
+MODEL = "Which model"
+CAPTION = "How to caption"
+DECIDE = "How to decide"
+TRAIN = "How to train"
+RUN = "Where to run"
+OUTPUT = "Output"
+SETTINGS = "Other settings"
+
+NOT_SETTINGS = ("config", "sets", "as_json")  # parameters that every command handles in the same way
+
+
+class FinetuneTask(enum.StrEnum):
+    """Tasks that `capfilt finetune` trains for."""
+
+    caption = "caption"
+    retrieval = "retrieval"
+    vqa = "vqa"
+    nlvr = "nlvr"
+
+
+class EvaluateTask(enum.StrEnum):
+    """Tasks that `capfilt evaluate` scores."""
+
+    caption = "caption"
+    retrieval = "retrieval"
+    vqa = "vqa"
+    nlvr = "nlvr"
+    classify = "classify"
+
+
+class CheckpointFormat(enum.StrEnum):
+    """Formats that `capfilt convert` writes."""
+
+    blipcore = "blipcore"
+    hf = "hf"
+    official = "official"
+
+
+def argument(metavar: str | None, text: str) -> Any:
+    """Return a positional argument for `Annotated`."""
+    return typer.Argument(metavar=metavar, help=text)
+
+
+def option(
+    panel: str, text: str, *flags: str, default: object = None, words: Collection[str] = (), metavar: str | None = None
+) -> Any:
+    """Return an option for `Annotated`. The Tab key offers `words`; the config checks the value.
+
+    `default` is for display. A test compares it with the config, which is not imported here because of what it imports.
+    """
+    if default is not None:
+        text += rf" [dim]\[default: {default}][/dim]"
+    completion = (lambda: list(words)) if words else None
+    return typer.Option(*flags, help=text, rich_help_panel=panel, metavar=metavar, autocompletion=completion)
+
+
+def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str | None] | None = None) -> T:
+    """Build the config of a command from its options, `--set`, `--config` and its defaults; raise ValueError.
+
+    `fields` maps an option to a field of another name, with dots for nested fields, or to None if it is no setting.
+    """
+    fields = fields or {}
+    overrides = {}
+    for name, value in context.params.items():
+        field = fields.get(name, name)
+        is_empty = value is None or (isinstance(value, (list, tuple)) and not value)
+        if field is not None and name not in NOT_SETTINGS and not is_empty:
+            overrides[field] = value.value if isinstance(value, enum.Enum) else value
+    return resolve(cls, context.params.get("config"), context.params.get("sets") or (), overrides)
+
+
+# --- Arguments ------------------------------------------------------------------------------------------------------
+
+Urls = Annotated[str, argument("URLS", "txt, csv, tsv, json, jsonl (also .gz) or parquet file.")]
+Source = Annotated[str, argument("SOURCE", "Folder, annotation file, Parquet, dataset or tars.")]
+NewShards = Annotated[str, argument("DATA", "Folder or URL for the shards.")]
+Shards = Annotated[str, argument("DATA", "Shard set with the pictures.")]
+Datasets = Annotated[list[str], argument("DATASET...", "Filtered folder, shard set or JSON; =WEIGHT on all or none.")]
+FinetuneArgument = Annotated[FinetuneTask, argument(None, "caption trains a captioner, retrieval a filter; vqa, nlvr.")]
+TrainFiles = Annotated[list[str], argument("ANNOTATIONS...", "JSON of pictures with captions, questions or sentences.")]
+EvaluateArgument = Annotated[
+    EvaluateTask, argument(None, "caption: CIDEr and others; retrieval: recall; vqa, nlvr, classify: accuracy.")
+]
+TestFile = Annotated[
+    str, argument("ANNOTATIONS", "JSON of pictures with texts; for classify also a folder of classes.")
+]
+CheckpointSource = Annotated[str, argument("SRC", "blipcore folder, official .pth or Hugging Face BLIP folder.")]
+CheckpointTarget = Annotated[Path, argument("DST", "Folder to write; a .pth file for official.")]
+Filtered = Annotated[str, argument("DATASET", "Filtered folder, or shard set filtered once.")]
+ExportFolder = Annotated[str, argument("OUT", "Folder for the files.")]
+LoopConfig = Annotated[Path, argument("CONFIG", "YAML: data, human, out, and settings per command.")]
+DataFolder = Annotated[str, argument("DATA", "Folder for the data.")]
+
+# --- What to read ---------------------------------------------------------------------------------------------------
+
+UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="found by its usual names")]
+CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="found by its usual names")]
+ImageColumn = Annotated[
+    str | None, option(READ, "Column of the pictures or their paths.", default="found by its usual names")
+]
+Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file for the pictures of SOURCE.")]
+ImageRoot = Annotated[str | None, option(READ, "Folder that relative picture paths start from.")]
+Sources = Annotated[list[str] | None, option(READ, "web or a captioner's name; repeatable.", default="all")]
+ScoresName = Annotated[str | None, option(READ, "Name of scores to reuse or to write.", default="those that fit")]
+Answers = Annotated[str | None, option(READ, "vqa: file of answers to rank, a JSON list or lines.")]
+Compare = Annotated[list[str] | None, option(READ, "Filtered folder to compare with; repeatable.")]
+Decontaminate = Annotated[
+    list[str] | None, option(READ, "Leave out look-alikes of the pictures in DIR; repeatable.", metavar="DIR")
+]
+
+# --- How to download ------------------------------------------------------------------------------------------------
+
+Retries = Annotated[int | None, option(DOWNLOAD, "Retry passes for temporary failures.", default=1)]
+RetryFailed = Annotated[bool | None, option(DOWNLOAD, "Retry temporary failures of finished shards.", "--retry-failed")]
+Threads = Annotated[int | None, option(DOWNLOAD, "Connections per process.", default=64)]
+AllowPrivate = Annotated[bool | None, option(DOWNLOAD, "Fetch from private networks too.", "--allow-private")]
+
+# --- Which model ----------------------------------------------------------------------------------------------------
+
+Model = Annotated[str | None, option(MODEL, "Checkpoint to evaluate.")]
+CaptionModel = Annotated[str | None, option(MODEL, "Captioner: folder, .pth, hub id, hf:MODEL or openai:MODEL.")]
+BaseUrl = Annotated[str | None, option(MODEL, "Server of openai:MODEL.", default="the variable OPENAI_BASE_URL")]
+FilterModel = Annotated[str | None, option(MODEL, "Filter: a checkpoint with ITM and ITC heads.")]
+Clip = Annotated[list[str] | None, option(MODEL, "Score with open_clip:ARCH/TAG too; repeatable.")]
+Captioner = Annotated[str | None, option(MODEL, "Write captions in the same pass, with this model.")]
+CaptionerName = Annotated[str | None, option(MODEL, "Name of those captions.", default="blip or MODEL")]
+Preset = Annotated[
+    str | None, option(MODEL, "Size: tiny, base or large.", default="base", words=("base", "tiny", "large"))
+]
+Init = Annotated[str | None, option(MODEL, "Checkpoint to start from.")]
+Vision = Annotated[str | None, option(MODEL, "Image encoder: file, open_clip:ARCH/TAG, timm:NAME or hub id.")]
+Text = Annotated[str | None, option(MODEL, "Text transformer: BERT folder or hub id.")]
+Tokenizer = Annotated[str | None, option(MODEL, "Folder, vocab.txt or hub id.", default="the checkpoint's")]
+NewTokenizer = Annotated[
+    str | None, option(MODEL, "Tokenizer, or train:N to learn N word pieces.", default="BERT's, or of --init or --text")
+]
+ImageSize = Annotated[int | None, option(MODEL, "Side of the input image in pixels.", default="the checkpoint's")]
+Numerics = Annotated[
+    str | None,
+    option(
+        MODEL,
+        "Numerics of a Hugging Face source: official or transformers.",
+        default="official",
+        words=("official", "transformers"),
+    ),
+]
+
+# --- How to caption -------------------------------------------------------------------------------------------------
+
+Prompt = Annotated[str | None, option(CAPTION, "Start of BLIP's captions; the request to hf: and openai: models.")]
+Mode = Annotated[
+    str | None, option(CAPTION, "nucleus, beam or greedy.", default="nucleus", words=("nucleus", "beam", "greedy"))
+]
+NumCaptions = Annotated[int | None, option(CAPTION, "Captions per picture.", default=1)]
+
+# --- How to decide --------------------------------------------------------------------------------------------------
+
+Threshold = Annotated[str | None, option(DECIDE, "Least ITM probability, or auto to reach --target.", default=0.5)]
+Labels = Annotated[str | None, option(DECIDE, "auto: table of key, source, index, match.")]
+Target = Annotated[str | None, option(DECIDE, "auto: precision=SHARE or recall=SHARE.", default="precision=0.9")]
+TopFraction = Annotated[float | None, option(DECIDE, "Keep this share of the texts, by highest ITM.")]
+BestOf = Annotated[str | None, option(DECIDE, "Keep the best text per picture and source, by itm, itc or clip.")]
+Explain = Annotated[bool, option(DECIDE, "Print what each threshold keeps; write no data set.", "--explain")]
+
+# --- How to train ---------------------------------------------------------------------------------------------------
+
+Steps = Annotated[int | None, option(TRAIN, "Optimizer steps.")]
+Epochs = Annotated[float | None, option(TRAIN, "Passes over the pictures, instead of --steps.")]
+PretrainRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=3e-4)]
+FinetuneRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=1e-5)]
+TrainBatchSize = Annotated[int | None, option(TRAIN, "Pictures per batch and process.", default=32)]
+TrainSeed = Annotated[int | None, option(TRAIN, "Random seed.", default=42)]
+
+# --- Where to run ---------------------------------------------------------------------------------------------------
+
+BatchSize = Annotated[int | None, option(RUN, "Pictures per batch.", default="32 on a CPU, what fits on a GPU")]
+EvaluateBatchSize = Annotated[int | None, option(RUN, "Pictures per batch.", default=64)]
+Device = Annotated[str | None, option(RUN, "auto, cpu, cuda or cuda:N.", default="auto", words=("auto", "cpu", "cuda"))]
+Dtype = Annotated[
+    str | None,
+    option(RUN, "bf16, fp32 or auto: bf16 where it is fast.", default="auto", words=("auto", "bf16", "fp32")),
+]
+BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-int8")
+Backend = Annotated[
+    str | None,
+    option(RUN, "Encoder: torch, compile, openvino, openvino-int8.", default="auto", words=BACKENDS),
+]
+Workers = Annotated[int | None, option(RUN, "Worker processes.", default=1)]
+IngestWorkers = Annotated[int | None, option(RUN, "Worker processes.", default="one per core")]
+DecodeWorkers = Annotated[int | None, option(RUN, "Extra processes that decode pictures.", default=0)]
+Nproc = Annotated[int, option(RUN, "Training processes on this machine: one per GPU.")]
+Engine = Annotated[str | None, option(RUN, "local, or ray for a cluster.", default="local", words=("local", "ray"))]
+Rank = Annotated[int | None, option(RUN, "Number of this task, from 0, of --world-size.", default=0)]
+WorldSize = Annotated[int | None, option(RUN, "Tasks that share the shards.", default=1)]
+
+# --- Output ---------------------------------------------------------------------------------------------------------
+
+ShardSize = Annotated[int | None, option(OUTPUT, "Rows per shard.", default=10_000)]
+PictureSize = Annotated[int | None, option(OUTPUT, "Longest side in pixels; 0 keeps every size.", default=512)]
+Duplicates = Annotated[
+    str | None, option(OUTPUT, "Mark duplicates: exact or near.", default="off", words=("exact", "near"))
+]
+MinSuccess = Annotated[float | None, option(OUTPUT, "Least share of ok rows for exit code 0.", default=0.2)]
+Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip or MODEL")]
+FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered folder.", default="capfilt")]
+Out = Annotated[str | None, option(OUTPUT, "Other root folder or URL for the tables.", default="DATA")]
+RunFolder = Annotated[Path, option(OUTPUT, "Run folder; the model goes to RUN/model.", metavar="RUN")]
+Results = Annotated[str | None, option(OUTPUT, "JSON file for the captions, answers or classes.")]
+WriteFormat = Annotated[CheckpointFormat, option(OUTPUT, "Format to write.")]
+KeepParts = Annotated[
+    str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", words=[*FinetuneTask])
+]
+Page = Annotated[str | None, option(OUTPUT, "HTML file.", metavar="FILE", default="report.html")]
+GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
+EXPORTS = ("webdataset", "parquet", "json")
+ExportFormat = Annotated[
+    str | None, option(OUTPUT, "webdataset, parquet or json.", default="webdataset", words=EXPORTS)
+]
+Licence = Annotated[str | None, option(OUTPUT, "Licence of the pairs, for the data set card.")]
+DemoFolder = Annotated[Path | None, option(OUTPUT, "Folder of the demo.", default="demo")]
+Json = Annotated[bool, option(OUTPUT, "Print the summary as one JSON object on stdout.", "--json")]
+
+# --- Other settings -------------------------------------------------------------------------------------------------
+
+Seed = Annotated[int | None, option(SETTINGS, "Random seed.", default=0)]
+Rounds = Annotated[int | None, option(SETTINGS, "Rounds of captioning, filtering and retraining.", default=1)]
+DryRun = Annotated[bool, option(SETTINGS, "Print the plan; run nothing.", "--dry-run")]
+Scale = Annotated[float | None, option(SETTINGS, "Size of the corpus and the training runs.", default=1.0)]
+Rows = Annotated[
+    str | None,
+    option(SETTINGS, "main, or all: filter only and captioner only too.", default="main", words=("main", "all")),
+]
+Quick = Annotated[bool | None, option(SETTINGS, "Two-minute smoke run; its scores mean nothing.", "--quick")]
+Language = Annotated[str | None, option(SETTINGS, "Language of the texts: en or zh.", default="en", words=("en", "zh"))]
+Config = Annotated[Path | None, option(SETTINGS, "YAML file of settings; options override it.")]
+Sets = Annotated[
+    list[str] | None, option(SETTINGS, "Set any setting by its name; repeatable.", "--set", metavar="NAME=VALUE")
+]
