@@ -1,6 +1,6 @@
-"""What depends on the device: which one "auto" is, its number format and backend, how a batch gets there.
+"""Device settings: which device "auto" is, its number format and backend, and copies to it.
 
-torch comes in where it is first needed: commands read their settings by the names here without it.
+torch is imported inside the functions: commands read their settings by the names here without it.
 """
 
 from __future__ import annotations
@@ -20,80 +20,92 @@ Dtype = Literal["auto", "bf16", "fp32"]
 Backend = Literal["auto", "torch", "compile", "openvino", "openvino-int8"]
 
 
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pick_device(device: str = "auto") -> str:
-    """ "auto" is the GPU when there is one; ValueError for a GPU where there is none, and for what is no device."""
+    """Return `device`, or for "auto" "cuda" if a GPU is available, else "cpu".
+
+    Raises ValueError for a GPU that does not exist, and for a string that names no device.
+    """
     import torch
 
     available = torch.cuda.is_available()
-    if device != "auto":
-        try:
-            number = torch.device(device).index or 0
-        except RuntimeError:
-            raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'") from None
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not '{device}'.") from None
     if device.startswith("cuda") and not available:
-        raise ValueError(f"device {device!r} was asked for, but no CUDA device was found: use 'cpu' or 'auto'.")
-    if device.startswith("cuda") and number >= torch.cuda.device_count():
-        raise ValueError(f"there is no {device}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}.")
-    return ("cuda" if available else "cpu") if device == "auto" else device
+        raise ValueError(f"device is {device!r}, but no CUDA device was found: use 'cpu' or 'auto'.")
+    if device.startswith("cuda") and index >= torch.cuda.device_count():
+        raise ValueError(f"No device {device}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}.")
+    return device
 
 
 def supports_bf16(device: str | torch.device) -> bool:
-    """True where bf16 matrix products run in hardware: CPUs with AVX512-BF16 or AMX, CUDA devices from Ampere on."""
+    """Return True if bf16 matrix products run in hardware: CPUs with AVX512-BF16 or AMX, GPUs from Ampere on."""
     import torch
 
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so perhaps not in every torch
+    # Private functions, so they may be missing in some versions of torch.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal["bf16", "fp32"]:
-    """What "auto" means on `device`: bf16 where it supports it, else fp32."""
+    """Return `dtype`, or for "auto" bf16 if `device` supports it, else fp32."""
     if dtype not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"dtype is 'auto', 'bf16' or 'fp32', not {dtype!r}.")
-    return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
+        raise ValueError(f"dtype must be 'auto', 'bf16' or 'fp32', not {dtype!r}.")
+    if dtype == "auto":
+        return "bf16" if supports_bf16(device) else "fp32"
+    return dtype
 
 
-def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", before: str | None = None) -> str:
-    """What "auto" means: what the same work was begun with `before`, else OpenVINO where it is installed, for bf16 on
-    a CPU, and torch as it is elsewhere.
+def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", previous: str | None = None) -> str:
+    """Return `backend`; for "auto" the `previous` one, else openvino for bf16 on a CPU if installed, else torch.
 
-    ValueError for OpenVINO in another case: fp32 is for parity, which torch's own operations have. Its int8 is for
-    any CPU, in place of either, and never chosen by itself.
+    `previous` is the backend that unfinished work was started with. Raises ValueError for OpenVINO on a GPU, and for
+    openvino in fp32: fp32 is for parity with the official code, which torch provides. openvino-int8 runs on any CPU
+    and is never the automatic choice.
     """
     if backend not in get_args(Backend):
-        raise ValueError(f"backend is one of {', '.join(get_args(Backend))}, not {backend!r}.")
-    cpu = device.partition(":")[0] == "cpu"
-    if backend == "openvino-int8" and not cpu:
-        raise ValueError("backend openvino-int8 is for --device cpu; use torch or compile here.")
-    fits = cpu and resolve_dtype(device, dtype) == "bf16"
-    if backend == "openvino" and not fits:
-        raise ValueError("backend openvino is for --device cpu with --dtype bf16; use torch or compile here.")
-    if backend == "auto" and before is not None:
-        return before
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}.")
+    on_cpu = device.partition(":")[0] == "cpu"
+    if backend == "openvino-int8" and not on_cpu:
+        raise ValueError("backend openvino-int8 needs --device cpu; use torch or compile here.")
+    bf16_on_cpu = on_cpu and resolve_dtype(device, dtype) == "bf16"
+    if backend == "openvino" and not bf16_on_cpu:
+        raise ValueError("backend openvino needs --device cpu and --dtype bf16; use torch or compile here.")
+    if backend == "auto" and previous is not None:
+        return previous
     if backend == "auto":
-        return "openvino" if fits and importlib.util.find_spec("openvino") else "torch"
+        return "openvino" if bf16_on_cpu and importlib.util.find_spec("openvino") else "torch"
     return backend
 
 
 def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractContextManager:
-    """Autocast to bf16 on `device`, or none for fp32."""
+    """Return a context in which matrix products on `device` run in `dtype`: autocast for bf16, nothing for fp32."""
     import torch
 
-    on = resolve_dtype(device, dtype) == "bf16"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
+    enabled = resolve_dtype(device, dtype) == "bf16"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
 
 
 def to_device(batch: Tensor, device: str) -> Tensor:
-    """Copy a batch to `device`, without making the host wait where the device allows it."""
+    """Copy a batch to `device`; on a GPU by way of pinned memory, so that the host does not wait."""
     return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)
 
 
 def stack_on(rows: Sequence[Tensor], device: str) -> Tensor:
-    """One tensor on `device` of tensors of one shape, by way of memory that a GPU fetches from by itself.
+    """Stack tensors of one shape on `device`; on a GPU by way of pinned memory.
 
-    torch keeps such memory for the next batch, while a stack that is made first takes its pages from the system anew.
+    torch reuses pinned memory for the next batch. Stacking first and pinning afterwards would allocate twice.
     """
     import torch
 
@@ -104,7 +116,7 @@ def stack_on(rows: Sequence[Tensor], device: str) -> Tensor:
 
 
 def memory_gb(device: str) -> float:
-    """GB that this process takes: the most so far on a GPU, at this moment on a CPU (0 where nobody says)."""
+    """Return the memory of this process in GB: the peak so far on a GPU, the current one on a CPU (0 if unknown)."""
     if device.startswith("cuda"):
         import torch
 

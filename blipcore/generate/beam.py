@@ -1,4 +1,4 @@
-"""Beam search."""
+"""Beam search, with the rules of transformers 4.15 (`generation_beam_search.py`), for which BLIP was written."""
 
 from __future__ import annotations
 
@@ -7,80 +7,101 @@ from typing import NamedTuple
 import torch
 
 from blipcore.generate.config import GenerateConfig
-from blipcore.generate.cuda_graphs import decoding
-from blipcore.generate.sample import Generated, _constrain
-from blipcore.model.attention import ImageKV
-from blipcore.model.text import TextTransformer
+from blipcore.generate.decoder import Decoder
+from blipcore.generate.sample import GeneratedTexts, constrain_scores
 
 
-class _Hypothesis(NamedTuple):
-    score: float  # (penalised) log-probability over length
+class Hypothesis(NamedTuple):
+    """A finished text of a beam search."""
+
+    # Summed (penalised) log-probability divided by the length.
+    score: float
     logprob: float
     ids: list[int]
 
 
-def _beam_search(text: TextTransformer, kv: ImageKV, prompt: list[int], sep: int, config: GenerateConfig) -> Generated:
-    """Beam search with transformers 4.15's rules.
+class Candidate(NamedTuple):
+    """A continuation of a beam by one token."""
 
-    A hypothesis scores its summed log-probability over its number of tokens, prompt included and [SEP] excluded. A
-    picture is done when `beams` hypotheses are stored and no candidate can beat the worst of them at this length.
+    row: int
+    token: int
+    score: float
+    logprob: float
+
+
+def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateConfig) -> GeneratedTexts:
+    """Return the `num_captions` best texts per image.
+
+    The score of a hypothesis is its summed log-probability divided by its number of tokens, with the prompt and
+    without [SEP]. An image is finished when it has `beams` hypotheses and no candidate can beat the worst of them at
+    the current length.
     """
-    nb, device = config.beams, kv.layers[0].device
-    stored: list[list[_Hypothesis]] = [[] for _ in range(len(kv))]
-    live = list(range(len(kv)))  # pictures that are still searched, nb rows each
-    decoder = decoding(text, kv, config.max_length)
-    ids = torch.tensor([prompt] * (len(kv) * nb), device=device)
-    total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(len(live))  # all beams start equal: use one
+    B, nb, device = len(decoder.kv), config.beams, decoder.kv.layers[0].device
+    stored: list[list[Hypothesis]] = [[] for _ in range(B)]
+    # Unfinished images, with nb rows of the batch each.
+    live = list(range(B))
+    ids = torch.tensor([prompt] * (B * nb), device=device)
+    # All beams start equal: only the first of each image counts in the first step.
+    total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(B)
     logprob = torch.zeros_like(total)
     for length in range(len(prompt), config.max_length):
-        new = ids if length == len(prompt) else ids[:, -1:]
-        own = decoder.read(new).log_softmax(1)
-        V = own.shape[1]
-        scores = (_constrain(own, ids, sep, config) + total[:, None]).view(len(live), nb * V)
-        best, flat = scores.topk(2 * nb, dim=1)
-        sums = (own + logprob[:, None]).view(len(live), nb * V).gather(1, flat)
-        best, flat, sums, written = best.tolist(), flat.tolist(), sums.tolist(), ids[:, len(prompt) :].tolist()
+        # 1) Score every continuation of every beam; the best 2*nb per image leave nb even if all others end.
+        logits = decoder.prefill(ids) if length == len(prompt) else decoder.step(ids[:, -1:])
+        token_logprob = logits.log_softmax(1)
+        V = token_logprob.shape[1]
+        scores = (constrain_scores(token_logprob, ids, sep, config) + total[:, None]).view(len(live), nb * V)
+        top, flat = scores.topk(2 * nb, dim=1)
+        sums = (token_logprob + logprob[:, None]).view(len(live), nb * V).gather(1, flat)
+        top_scores, top_index, top_logprob = top.tolist(), flat.tolist(), sums.tolist()
+        written = ids[:, len(prompt) :].tolist()
 
-        kept: list[tuple[int, int, float, float]] = []  # source row, token, score and log-probability of the next rows
-        still = []
-        for slot, picture in enumerate(live):
-            candidates = []
-            for rank, (score, place, logp) in enumerate(zip(best[slot], flat[slot], sums[slot], strict=True)):
-                row, token = slot * nb + place // V, place % V
+        # 2) Per image: store the hypotheses that end here, collect the next beams, check if it is finished.
+        beams: list[Candidate] = []
+        unfinished: list[int] = []
+        for slot, image in enumerate(live):
+            candidates: list[Candidate] = []
+            ranked = zip(top_scores[slot], top_index[slot], top_logprob[slot], strict=True)
+            for rank, (score, index, text_logprob) in enumerate(ranked):
+                row, token = slot * nb + index // V, index % V
                 if token != sep:
-                    candidates.append((row, token, score, logp))
+                    candidates.append(Candidate(row, token, score, text_logprob))
                 elif rank < nb:
-                    _store(stored[picture], _Hypothesis(score / length, logp, written[row]), nb)
+                    _store(stored[image], Hypothesis(score / length, text_logprob, written[row]), nb)
                 if len(candidates) == nb:
                     break
-            worst = min((h.score for h in stored[picture]), default=0.0)
-            if len(stored[picture]) < nb or worst < best[slot][0] / length:
-                still.append((slot, picture))
-                kept += candidates
-        if not still:
+            worst = min((h.score for h in stored[image]), default=0.0)
+            if len(stored[image]) < nb or worst < top_scores[slot][0] / length:
+                unfinished.append(slot)
+                beams += candidates
+        if not unfinished:
             return _best(stored, config)
-        source = torch.tensor([row for row, *_ in kept], device=device)
-        fewer = len(still) < len(live)
-        decoder.select(source, torch.tensor([slot for slot, _ in still], device=device) if fewer else None)
-        token, total, logprob = (torch.tensor(column, device=device) for column in list(zip(*kept, strict=True))[1:])
+
+        # 3) Reorder the rows of the batch to the chosen beams, without those of finished images.
+        source = torch.tensor([beam.row for beam in beams], device=device)
+        some_finished = len(unfinished) < len(live)
+        decoder.select(source, torch.tensor(unfinished, device=device) if some_finished else None)
+        token = torch.tensor([beam.token for beam in beams], device=device)
+        total = torch.tensor([beam.score for beam in beams], device=device)
+        logprob = torch.tensor([beam.logprob for beam in beams], device=device)
         ids = torch.cat([ids[source], token[:, None]], dim=1)
-        live = [picture for _, picture in still]
+        live = [live[slot] for slot in unfinished]
 
     written = ids[:, len(prompt) :].tolist()
-    for row, (score, logp) in enumerate(zip(total.tolist(), logprob.tolist(), strict=True)):
-        _store(stored[live[row // nb]], _Hypothesis(score / config.max_length, logp, written[row]), nb)
+    for row, (score, text_logprob) in enumerate(zip(total.tolist(), logprob.tolist(), strict=True)):
+        _store(stored[live[row // nb]], Hypothesis(score / config.max_length, text_logprob, written[row]), nb)
     return _best(stored, config)
 
 
-def _store(stored: list[_Hypothesis], new: _Hypothesis, beams: int) -> None:
-    """Add a hypothesis and let go of the worst once there are more than `beams`."""
-    if len(stored) < beams or new.score > min(h.score for h in stored):
-        stored.append(new)
+def _store(stored: list[Hypothesis], hypothesis: Hypothesis, beams: int) -> None:
+    """Add a hypothesis, and remove the worst one if there are more than `beams`."""
+    if len(stored) < beams or hypothesis.score > min(h.score for h in stored):
+        stored.append(hypothesis)
         if len(stored) > beams:
             stored.remove(min(stored, key=lambda h: h.score))
 
 
-def _best(stored: list[list[_Hypothesis]], config: GenerateConfig) -> Generated:
+def _best(stored: list[list[Hypothesis]], config: GenerateConfig) -> GeneratedTexts:
+    """Return the `num_captions` best hypotheses of each image, best first."""
     best_last = (sorted(hypotheses, key=lambda h: h.score) for hypotheses in stored)
     ranked = [h for hypotheses in best_last for h in hypotheses[: -config.num_captions - 1 : -1]]
-    return Generated([h.ids for h in ranked], [h.logprob for h in ranked])
+    return GeneratedTexts([h.ids for h in ranked], [h.logprob for h in ranked])

@@ -1,4 +1,4 @@
-"""How captions are decoded, as settings that a command can read before it needs torch; `generate` follows them."""
+"""Settings of caption generation, importable without torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,28 +6,40 @@ from typing import Literal
 
 @dataclass
 class GenerateConfig:
-    """How captions are decoded; the defaults are the official nucleus preset, for which CapFilt is known."""
+    """How captions are decoded. The defaults are the nucleus preset of the official code, which CapFilt uses."""
 
     mode: Literal["nucleus", "beam", "greedy"] = "nucleus"
     prompt: str = "a picture of "
-    max_length: int = 20  # counts the prompt's tokens and the end token, as does min_length
+    # Lengths count the prompt's tokens and the end token.
+    max_length: int = 20
     min_length: int = 5
     top_p: float = 0.9
-    top_k: int = 50  # 0 = off; the official sampler inherits 50 without saying so
+    # 0 = off. The official sampler gets 50 from the defaults of transformers.
+    top_k: int = 50
     temperature: float = 1.0
-    repetition_penalty: float = 1.1  # counts the prompt's tokens too; 1 = off, the official value for beams
+    # Also applies to the prompt's tokens. 1 = off, the official value for beam search.
+    repetition_penalty: float = 1.1
     beams: int = 3
     num_captions: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in ("nucleus", "beam", "greedy"):
-            raise ValueError(f"mode is 'nucleus', 'beam' or 'greedy', not {self.mode!r}")
-        if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.repetition_penalty <= 0 or self.top_k < 0:
-            raise ValueError("top_p is in (0, 1], temperature and repetition_penalty are above 0, top_k is 0 or more")
+            raise ValueError(f"mode must be 'nucleus', 'beam' or 'greedy', not {self.mode!r}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if self.temperature <= 0 or self.repetition_penalty <= 0:
+            raise ValueError(
+                f"temperature and repetition_penalty must be above 0, not {self.temperature} and "
+                f"{self.repetition_penalty}."
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, not {self.top_k}.")
         if self.num_captions < 1 or self.beams < 1:
-            raise ValueError("num_captions and beams are at least 1")
+            raise ValueError(f"num_captions and beams must be at least 1, not {self.num_captions} and {self.beams}.")
         if self.mode == "greedy" and self.num_captions > 1:
-            raise ValueError("greedy decoding knows one caption a picture: sample for more, or use beams")
+            raise ValueError("Greedy decoding gives one caption per picture: use nucleus or beam for more.")
         if self.mode == "beam" and self.num_captions > self.beams:
-            raise ValueError(f"{self.num_captions} captions of a beam search need as many beams, not {self.beams}")
+            raise ValueError(
+                f"{self.num_captions} captions from a beam search need at least as many beams, not {self.beams}."
+            )

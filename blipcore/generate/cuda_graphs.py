@@ -1,4 +1,14 @@
-"""Runs decoder steps as CUDA graphs."""
+"""Replays decoding steps as CUDA graphs. Experimental and off by default: no GPU run has shown a gain yet.
+
+A decoding step is some three hundred small operations, and a GPU finishes one sooner than Python starts the next. A
+recorded step has none of this overhead. To switch it on, create one `CudaGraphs` per model and pass it to `generate`:
+
+    graphs = CudaGraphs()
+    for batch in batches:
+        generate(model, model.encode_image(batch), tokenizer, config, keys, graphs=graphs)
+
+Everything else in this package works without this file; `decoder` is the plain version of a step.
+"""
 
 from __future__ import annotations
 
@@ -11,155 +21,197 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blipcore.generate.decoder import Decoding, _next
+from blipcore.generate.decoder import Decoder, next_logits
 from blipcore.model.attention import ImageKV, KVCache
 from blipcore.model.text import TextTransformer
 
 
-def decoding(text: TextTransformer, kv: ImageKV, length: int) -> Decoding:
-    """How `text` decodes here. Question states (`kv.mask`) are of another length in every batch: nothing to replay."""
-    if text.steps is None or kv.mask is not None:
-        return Decoding(text, kv, length)
-    return Replayed(text, kv, length)
+class StaticCache(KVCache):
+    """A cache at a fixed address whose filled length is a tensor, so that every step has the same operations.
 
-
-class Replayed(Decoding):
-    """A batch whose steps, but for the prompt, are replayed."""
-
-    def __init__(self, text: TextTransformer, kv: ImageKV, length: int) -> None:
-        self.steps: Steps = text.steps
-        self.images = self.steps.take_images(kv)  # where the steps read them; so is `kv` until some are dropped
-        self.places: Tensor | None = None  # likewise of the cache
-        super().__init__(text, self.images, length)
-
-    def read(self, ids: Tensor) -> Tensor:
-        if self.cache is None:
-            return super().read(ids)
-        if self.kv is not self.images:
-            self.kv = self.images = self.steps.take_images(self.kv)
-        if self.cache.data is not self.places:
-            self.cache.data = self.places = self.steps.take_cache(self.cache, len(self.kv))
-        logits = self.steps.run(self.text, ids, self.cache.length, len(self.kv))
-        self.cache.length += 1
-        return logits
-
-    def worth_dropping(self, left: int) -> bool:
-        return self.steps.size(left) < self.steps.size(len(self.kv))
-
-
-class Steps:
-    """The recorded steps of one decoder on one GPU, kept from batch to batch with the memory that they work on.
-
-    A recorded step finds its tokens, their place, the images and the cache where they lay when it was recorded, so each
-    batch is copied there. It is recorded for a number of pictures; with fewer, its last rows are idle.
+    All of `data` is attended to, behind a mask; `length` is unused.
     """
 
-    MET = 16  # steps of a size, about a batch, before it is recorded, which takes as long as several
-    APART = 0.02  # of the largest logit: replayed logits may round otherwise, by another choice of kernels
+    def __init__(self, data: Tensor, position: Tensor) -> None:
+        """Use `data` as the cache and `position` (1,) as the place of the next token."""
+        super().__init__(data)
+        self.position = position
+
+    def positions(self, new: int) -> Tensor:
+        return self.position
+
+    def allowed(self, new: int) -> Tensor:
+        return torch.arange(self.data.shape[4], device=self.data.device)[None] <= self.position
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.data[layer].index_copy_(3, self.position, torch.stack([k, v]))
+        return self.data[layer, 0], self.data[layer, 1]
+
+    def advance(self, new: int) -> None:
+        """Do nothing: the caller sets `position`."""
+
+
+class CudaGraphs:
+    """Recorded decoding steps of one model on one GPU, kept from batch to batch with their memory.
+
+    A recorded step reads its tokens, their position, the images and the cache from fixed addresses, so each batch is
+    copied there. It is recorded for a number of images; with fewer of them its last rows are idle.
+    """
+
+    # Steps of one size that run before it is recorded (about one batch): recording takes as long as several steps.
+    STEPS_BEFORE_RECORDING = 16
+    # Largest accepted difference of replayed logits, as a share of the largest logit: other kernels round differently.
+    TOLERANCE = 0.02
 
     def __init__(self) -> None:
         self.usable = True
-        self.forget()
+        self.ids: Tensor  # (R, 1), set with `cache`
+        self.clear()
 
-    def forget(self) -> None:
-        """Give up what is recorded, and its memory."""
+    def decoder(self, text: TextTransformer, kv: ImageKV, length: int) -> Decoder:
+        """Return a decoder that replays its steps; a plain one for question states, whose length always varies."""
+        if kv.mask is not None:
+            return Decoder(text, kv, length)
+        return GraphDecoder(self, text, kv, length)
+
+    def clear(self) -> None:
+        """Drop all recordings and free their memory."""
         self.kv: ImageKV | None = None
-        self.data: Tensor | None = None  # of the cache
-        self.recorded: dict[int, Recorded] = {}  # by its number of pictures
-        self.met: Counter[int] = Counter()
+        self.cache: StaticCache | None = None
+        self.recorded: dict[int, RecordedStep] = {}  # by number of images
+        self.step_counts: Counter[int] = Counter()
 
-    def size(self, pictures: int) -> int:
-        """Of how many pictures the step is that does for so many: 1, 2, 3, 4, 6, 8, 12, ... or as many as fit."""
-        power = 1 << (pictures - 1).bit_length()
+    def size(self, images: int) -> int:
+        """Return the recorded size for this number of images: the next of 1, 2, 3, 4, 6, 8, 12, ... or the maximum."""
+        assert self.kv is not None
+        power = 1 << (images - 1).bit_length()
         three_quarters = 3 * power // 4
-        return min(three_quarters if power > 2 and pictures <= three_quarters else power, len(self.kv))
+        return min(three_quarters if power > 2 and images <= three_quarters else power, len(self.kv))
 
-    def take_images(self, kv: ImageKV) -> ImageKV:
-        """Copy the images of a batch to where the steps read them; where they do not fit, begin anew."""
+    def copy_images(self, kv: ImageKV) -> ImageKV:
+        """Copy the images of a batch to their fixed address and return that view; larger batches drop recordings."""
         if self.kv is None or len(kv) > len(self.kv) or _layout(kv) != _layout(self.kv):
-            self.forget()
-            self.kv = ImageKV(kv.each(torch.empty_like))
-        mine = self.kv.first(len(kv))
-        for own, given in {id(own): (own, given) for own, given in zip(mine.layers, kv.layers, strict=True)}.values():
-            own.copy_(given)
-        return mine
+            self.clear()
+            self.kv = ImageKV(kv.map_layers(torch.empty_like))
+        view = self.kv.first(len(kv))
+        copied: set[int] = set()
+        for target, source in zip(view.layers, kv.layers, strict=True):
+            if id(target) not in copied:
+                target.copy_(source)
+                copied.add(id(target))
+        return view
 
-    def take_cache(self, cache: KVCache, pictures: int) -> Tensor:
-        """Copy the cache of a batch of `pictures` to where the steps use it; returns that place."""
+    def copy_cache(self, cache: KVCache, images: int) -> Tensor:
+        """Copy the cache of a batch of this many images to its fixed address and return that view."""
+        assert self.kv is not None
         depth, two, rows, *rest = cache.data.shape
-        shape = (depth, two, rows // pictures * len(self.kv), *rest)
-        if self.data is None or self.data.shape != shape:
-            self.recorded, self.met = {}, Counter()
-            # Numbers everywhere: what is not written yet counts 0 times, and 0 times NaN would be NaN.
-            self.data = cache.data.new_zeros(shape)
-            self.ids = torch.zeros(shape[2], 1, dtype=torch.int64, device=self.data.device)
-            self.at = torch.zeros(1, dtype=torch.int64, device=self.data.device)
-        mine = self.data[:, :, :rows]
-        mine[..., : cache.length, :] = cache.data[..., : cache.length, :]
-        return mine
+        shape = (depth, two, rows // images * len(self.kv), *rest)
+        if self.cache is None or self.cache.data.shape != shape:
+            self.recorded, self.step_counts = {}, Counter()
+            # Zeros, not uninitialised memory: masked entries count 0 times, and 0 times NaN is NaN.
+            data = cache.data.new_zeros(shape)
+            self.cache = StaticCache(data, torch.zeros(1, dtype=torch.int64, device=data.device))
+            self.ids = torch.zeros(shape[2], 1, dtype=torch.int64, device=data.device)
+        view = self.cache.data[:, :, :rows]
+        view[..., : cache.length, :] = cache.data[..., : cache.length, :]
+        return view
 
-    def run(self, text: TextTransformer, ids: Tensor, at: int, pictures: int) -> Tensor:
-        """Logits (R, V) after `ids` (R, 1), the tokens number `at` of the texts of so many pictures."""
+    def run(self, text: TextTransformer, ids: Tensor, position: int, images: int) -> Tensor:
+        """Return logits (R, V) after tokens `ids` (R, 1) at `position` of the texts of this many images."""
+        assert self.cache is not None
         self.ids[: len(ids)] = ids
-        self.at.fill_(at)
-        size = self.size(pictures)
+        self.cache.position.fill_(position)
+        size = self.size(images)
         if size not in self.recorded and self.usable:
-            self.met[size] += 1
-            if self.met[size] > self.MET:
+            self.step_counts[size] += 1
+            if self.step_counts[size] > self.STEPS_BEFORE_RECORDING:
                 self._record(text, size)
         if size not in self.recorded:
-            return self._step(text, pictures)
+            return self._step(text, images)
         step = self.recorded[size]
         step.replay()
         return step.logits[: len(ids)]
 
-    def _step(self, text: TextTransformer, pictures: int) -> Tensor:
-        rows = self.data.shape[2] // len(self.kv) * pictures
-        return _next(text, self.ids[:rows], self.kv.first(pictures), KVCache(self.data[:, :, :rows], at=self.at))
+    def _step(self, text: TextTransformer, images: int) -> Tensor:
+        assert self.kv is not None and self.cache is not None
+        rows = self.cache.data.shape[2] // len(self.kv) * images
+        cache = StaticCache(self.cache.data[:, :, :rows], self.cache.position)
+        return next_logits(text, self.ids[:rows], self.kv.first(images), cache)
 
     def _record(self, text: TextTransformer, size: int) -> None:
-        """Record the step of a size, and use it if it gives what the step itself gives: else no more is recorded."""
+        """Record the step of this size. If its replay differs from the step itself, warn and never record again."""
+        assert self.cache is not None
         step = partial(self._step, text, size)
         try:
-            beside = next(iter(self.recorded.values()), None)
-            recorded, expected = record(step, self.data.device, beside), step()
+            sibling = next(iter(self.recorded.values()), None)
+            recorded = record_step(step, self.cache.data.device, sibling)
+            expected = step()
             recorded.replay()
-            apart = (recorded.logits - expected).abs().max() / expected.abs().max()
-            if not apart <= self.APART:
-                raise RuntimeError(f"its logits are {apart:.3f} of the largest apart")
+            difference = (recorded.logits - expected).abs().max() / expected.abs().max()
+            # `not <=` also catches NaN.
+            if not difference <= self.TOLERANCE:
+                raise RuntimeError(f"its logits differ by {difference:.3f} of the largest")
             self.recorded[size] = recorded
         except torch.OutOfMemoryError:
-            self.forget()
+            self.clear()
             raise
         except RuntimeError as error:
             self.usable, self.recorded = False, {}
-            why = f"Decoding goes on without CUDA graphs, slower: a replayed step failed ({error})."
-            warnings.warn(why, stacklevel=2)
+            message = f"Decoding continues without CUDA graphs, slower: a replayed step failed ({error})."
+            warnings.warn(message, stacklevel=2)
 
 
-def _layout(kv: ImageKV) -> list[tuple]:
+class GraphDecoder(Decoder):
+    """A decoder whose steps after the prompt are replayed."""
+
+    def __init__(self, graphs: CudaGraphs, text: TextTransformer, kv: ImageKV, length: int) -> None:
+        self.graphs = graphs
+        # The views at fixed addresses; `select` replaces `kv` and `cache.data`, which are then copied back there.
+        self.image_view = graphs.copy_images(kv)
+        self.cache_view: Tensor | None = None
+        super().__init__(text, self.image_view, length)
+
+    def step(self, ids: Tensor) -> Tensor:
+        if self.kv is not self.image_view:
+            self.kv = self.image_view = self.graphs.copy_images(self.kv)
+        if self.cache.data is not self.cache_view:
+            self.cache.data = self.cache_view = self.graphs.copy_cache(self.cache, len(self.kv))
+        logits = self.graphs.run(self.text, ids, self.cache.length, len(self.kv))
+        self.cache.advance(1)
+        return logits
+
+    def should_drop_finished(self, remaining: int) -> bool:
+        return self.graphs.size(remaining) < self.graphs.size(len(self.kv))
+
+
+def _layout(kv: ImageKV) -> list[tuple[Any, ...]]:
     return [(layer.dtype, layer.shape[0], *layer.shape[2:]) for layer in kv.layers]
 
 
-class Recorded(NamedTuple):
-    """A recorded step: after `replay` its result lies in `logits`."""
+class RecordedStep(NamedTuple):
+    """A recorded step, whose result is in `logits` after `replay`."""
 
     replay: Callable[[], None]
     logits: Tensor
-    memory: Any = None  # torch's pool and the stream it is for; steps that never run at the same time share one
+    # torch's memory pool and its stream; steps that never run at the same time share them.
+    memory: Any = None
 
 
-def record(step: Callable[[], Tensor], device: torch.device, beside: Recorded | None) -> Recorded:
-    """Record what `step` has a GPU do, in the memory of the one `beside`; as torch's notes say, it is tried first."""
+def record_step(step: Callable[[], Tensor], device: torch.device, sibling: RecordedStep | None) -> RecordedStep:
+    """Record the GPU operations of `step`, in the memory of `sibling` if given.
+
+    Runs `step` once before, on the same side stream, as torch's notes on CUDA graphs require.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):  # also after an error
-        here = torch.cuda.current_stream()
-        pool, aside = beside.memory if beside else (None, torch.cuda.Stream())
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+    # Restores device and stream also after an error.
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        main_stream = torch.cuda.current_stream()
+        pool, side_stream = sibling.memory if sibling else (None, torch.cuda.Stream())
+        side_stream.wait_stream(main_stream)
+        with torch.cuda.stream(side_stream):
             step()
-        here.wait_stream(aside)
-        # Threads that read pictures ahead may ask CUDA for pinned memory meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+        main_stream.wait_stream(side_stream)
+        # thread_local: threads that read images ahead may ask CUDA for pinned memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=side_stream, capture_error_mode="thread_local"):
             logits = step()
-    return Recorded(graph.replay, logits, (graph.pool(), aside))
+    return RecordedStep(graph.replay, logits, (graph.pool(), side_stream))

@@ -1,48 +1,45 @@
-"""The decoder at work on a batch of pictures: new tokens in, logits of the next ones out, step after step.
-
-In: a text transformer and what it reads of B images. Out: logits; the self-attention cache and the images' keys and
-values are kept here, and rows leave or change places by `select`.
-
-A step is some three hundred small operations. A GPU is done with one sooner than Python has started the next, so there
-steps are recorded as CUDA graphs, one for each number of pictures, and replayed: `Steps`, `Replayed`.
-"""
+"""Runs the decoder over a batch: prompt or next tokens in, logits of the tokens after them out."""
 
 from torch import Tensor
 
 from blipcore.model.attention import ImageKV, KVCache
 from blipcore.model.text import TextTransformer
 
-# Finished pictures are carried along until they are this share of the batch: dropping them copies the image tokens, or
-# keys and values, of all others, which costs as much as several steps.
+# Finished images stay in the batch until they are this share of it: dropping them copies the keys and values of all
+# others, which costs as much as several steps.
 DROP_SHARE = 0.25
 
 
-class Decoding:
-    """One batch of B pictures, of which each has k texts of at most `length` tokens, k rows in succession."""
+class Decoder:
+    """The text decoder on a batch of B images, with its self-attention cache.
+
+    Each image has k texts of at most `length` tokens in k successive rows, R = k*B in total.
+    """
 
     def __init__(self, text: TextTransformer, kv: ImageKV, length: int) -> None:
         self.text, self.kv, self.length = text, kv, length
-        self.cache: KVCache | None = None
+        self.cache: KVCache  # set by `prefill`
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Float32 logits (R, V) of what follows `ids` (R, L), new tokens of every row; good until the next call."""
-        if self.cache is None:
-            self.cache = self.text.new_cache(len(ids), self.length)
-        return _next(self.text, ids, self.kv, self.cache)
+    def prefill(self, ids: Tensor) -> Tensor:
+        """Read the prompts (R, L); return float32 logits (R, V) of the tokens after them."""
+        self.cache = self.text.new_cache(len(ids), self.length)
+        return next_logits(self.text, ids, self.kv, self.cache)
 
-    def select(self, rows: Tensor, pictures: Tensor | None = None) -> None:
-        """Keep these rows, in this order and with repetition, and the images `pictures` (None: all of them)."""
+    def step(self, ids: Tensor) -> Tensor:
+        """Read one more token per row (R, 1); return float32 logits (R, V), valid until the next call."""
+        return next_logits(self.text, ids, self.kv, self.cache)
+
+    def select(self, rows: Tensor, images: Tensor | None = None) -> None:
+        """Keep these rows, in this order and possibly repeated, and these images (None: all)."""
         self.cache.select(rows)
-        if pictures is not None:
-            self.kv = self.kv.select(pictures)
+        if images is not None:
+            self.kv = self.kv.select(images)
 
-    def worth_dropping(self, left: int) -> bool:
-        """Whether it saves time to go on without the pictures that are finished, with those that are `left`."""
-        return left <= (1 - DROP_SHARE) * len(self.kv)
-
-
-def _next(text: TextTransformer, ids: Tensor, kv: ImageKV, cache: KVCache) -> Tensor:
-    return text.logits(text.decode(ids, None, kv, cache)[:, -1]).float()
+    def should_drop_finished(self, remaining: int) -> bool:
+        """Return True if continuing with only the `remaining` unfinished images saves time."""
+        return remaining <= (1 - DROP_SHARE) * len(self.kv)
 
 
-# ---------------------------------------------------------------------------------------------------- CUDA graphs
+def next_logits(text: TextTransformer, ids: Tensor, kv: ImageKV, cache: KVCache) -> Tensor:
+    """Return float32 logits (R, V) of the token after `ids` (R, new)."""
+    return text.logits(text.decode_next(ids, kv, cache)[:, -1]).float()

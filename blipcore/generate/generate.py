@@ -1,23 +1,23 @@
-"""Image tokens in, captions out: nucleus sampling, beam search and greedy decoding over our own loop.
+"""Generates captions from image tokens by nucleus sampling, beam search or greedy decoding.
 
-Lengths, penalty, filters and beam bookkeeping are those of the library the official code was written for (transformers
-4.15), so a beam search reproduces its token ids. The image is encoded once: its tokens, or their cross-attention keys
-and values, serve all steps and all captions of the picture, which also share the pass over the prompt; self-attention
-keeps a preallocated cache (`decoding`).
+Lengths, penalty, filters and beam bookkeeping follow transformers 4.15, for which the official code was written, so a
+beam search reproduces its token ids. The image is encoded once: its keys and values serve all decoding steps and all
+captions, which also share the pass over the prompt.
 
-Sampling draws its noise from a counter-based generator keyed by (seed, sample key, caption index), one number a step.
-What a picture gets therefore does not depend on its batch, on the order of pictures or on the number of workers.
+Sampling takes its noise from a counter-based generator keyed by (seed, sample key, caption index), one number per
+step. The caption of an image therefore depends neither on its batch nor on the number of workers.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from blipcore.generate.beam import _beam_search
+from blipcore.generate.beam import beam_search
 from blipcore.generate.config import GenerateConfig
-from blipcore.generate.sample import Generated, _sample, sample_noise
+from blipcore.generate.cuda_graphs import CudaGraphs
+from blipcore.generate.decoder import Decoder
+from blipcore.generate.sample import GeneratedTexts, batch_noise, sample_captions
 from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
 from blipcore.model.text import TextTransformer
@@ -26,38 +26,48 @@ from blipcore.model.tokenizer import Tokenizer
 
 @torch.inference_mode()
 def generate(
-    model: Blip, image_embeds: Tensor, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
-) -> Generated:
-    """Captions of the pictures whose tokens are `image_embeds` (B, N, W) and whose sample keys are `keys` (B)."""
-    captions = config.beams if config.mode == "beam" else config.num_captions
-    read = captions * (config.max_length - 1)  # tokens of a picture that ask for the next one
-    return generate_from(model.text, model.text.image_kv(image_embeds, text_tokens=read), tokenizer, config, keys)
+    model: Blip,
+    image_embeds: Tensor,
+    tokenizer: Tokenizer,
+    config: GenerateConfig,
+    keys: Sequence[str],
+    graphs: CudaGraphs | None = None,
+) -> GeneratedTexts:
+    """Return captions of the images with tokens `image_embeds` (B, N, W) and sample keys `keys` (B).
+
+    `graphs` replays decoding steps as CUDA graphs (see `cuda_graphs`); pass the same object for every batch.
+    """
+    texts_per_image = config.beams if config.mode == "beam" else config.num_captions
+    kv = model.text.image_kv(image_embeds, text_tokens=texts_per_image * (config.max_length - 1))
+    return generate_texts(model.text, kv, tokenizer, config, keys, graphs)
 
 
 @torch.inference_mode()
-def generate_from(
-    text: TextTransformer, kv: ImageKV, tokenizer: Tokenizer, config: GenerateConfig, keys: Sequence[str]
-) -> Generated:
-    """Texts that the decoder `text` writes for each of the B rows of `kv`, whose sample keys are `keys`."""
-    prompt = prompt_that_fits(text, tokenizer, config)
-    assert len(keys) == len(kv), f"{len(keys)} keys for {len(kv)} pictures"
+def generate_texts(
+    text: TextTransformer,
+    kv: ImageKV,
+    tokenizer: Tokenizer,
+    config: GenerateConfig,
+    keys: Sequence[str],
+    graphs: CudaGraphs | None = None,
+) -> GeneratedTexts:
+    """Return texts that the decoder `text` generates for each of the B items of `kv`, with sample keys `keys`."""
+    prompt = encode_prompt(text, tokenizer, config)
+    assert len(keys) == len(kv), f"{len(keys)} keys for {len(kv)} images"
     if not keys:
-        return Generated([], [])
+        return GeneratedTexts([], [])
+    decoder = Decoder(text, kv, config.max_length) if graphs is None else graphs.decoder(text, kv, config.max_length)
     if config.mode == "beam":
-        return _beam_search(text, kv, prompt, tokenizer.sep, config)
-    noise = None
-    if config.mode == "nucleus":
-        steps = config.max_length - len(prompt)
-        rows = [sample_noise(config.seed, key, j, steps) for key in keys for j in range(config.num_captions)]
-        noise = torch.from_numpy(np.stack(rows))
-    return _sample(text, kv, prompt, tokenizer.sep, config, noise)
+        return beam_search(decoder, prompt, tokenizer.sep, config)
+    noise = batch_noise(config, keys, config.max_length - len(prompt)) if config.mode == "nucleus" else None
+    return sample_captions(decoder, prompt, tokenizer.sep, config, noise)
 
 
-def prompt_that_fits(text: TextTransformer, tokenizer: Tokenizer, config: GenerateConfig) -> list[int]:
-    """The prompt's token ids; ValueError where it or `max_length` is too long."""
+def encode_prompt(text: TextTransformer, tokenizer: Tokenizer, config: GenerateConfig) -> list[int]:
+    """Return the prompt's token ids. Raises ValueError if `max_length` leaves no room after it or is too long."""
     prompt, longest = tokenizer.prompt(config.prompt), text.config.max_positions
     if not len(prompt) < config.max_length <= longest:
         raise ValueError(
-            f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}"
+            f"max_length {config.max_length} must be above the prompt's {len(prompt)} tokens and at most {longest}."
         )
     return prompt

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blipcore.model.vit import Block, VisionTransformer, normalised
+from blipcore.model.vit import Block, VisionTransformer, normalise_pixels
 
 CHUNK = 4  # pictures a call: more are no faster, and their activations take memory
 GROUP = 256  # numbers of a token that share a scale in int8; fewer round less, and cost more from 128 down
@@ -30,7 +30,7 @@ def import_openvino() -> ModuleType:
 
 
 @functools.cache
-def core():
+def openvino_core():
     """OpenVINO's runtime, one for the process and never given up.
 
     Its CPU plugin sets the signal stack of the thread that loads it and takes that memory back when the last user of it
@@ -64,9 +64,9 @@ class OpenVinoEncoder(nn.Module):
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 "ENABLE_CPU_PINNING": False,  # workers beside each other would all be pinned to the first cores
             }
-            self._compiled = core().compile_model(self._graph, "CPU", options)
+            self._compiled = openvino_core().compile_model(self._graph, "CPU", options)
             self._graph = None
-        some = [self._compiled([normalised(part).float().numpy()])[0] for part in pixels.split(CHUNK)]
+        some = [self._compiled([normalise_pixels(part).float().numpy()])[0] for part in pixels.split(CHUNK)]
         return torch.cat([torch.from_numpy(tokens).to(self.dtype) for tokens in some])
 
 

@@ -1,34 +1,39 @@
-"""Configs of the vision transformer, the text transformer and BLIP, with presets and checks."""
+"""Model sizes: configs of the image encoder, the text transformer and BLIP, and the presets tiny, base and large.
+
+Importable without torch, so that the command line can check a config quickly.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-LARGEST = {"depth": 1 << 10, "heads": 1 << 10}  # beyond these, and 1 << 24 for a width, a config is damaged
+# Larger numbers in a config.json are taken for damage; building such a model would exhaust memory.
+MAX_COUNT = {"depth": 1 << 10, "heads": 1 << 10}
+MAX_WIDTH = 1 << 24
 
 
 def require_sizes(config: object, *names: str) -> None:
-    """ValueError unless the fields `names` of a config are whole numbers above 0, and sizes that a model may have."""
+    """Raise ValueError unless each field in `names` is a positive integer within its maximum."""
     for name in names:
-        size, most = getattr(config, name), LARGEST.get(name, 1 << 24)
+        size, maximum = getattr(config, name), MAX_COUNT.get(name, MAX_WIDTH)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number above 0, not {size!r}")
-        if size > most:
-            raise ValueError(f"{name} must be at most {most}, not {size}")
+            raise ValueError(f"{name} must be a whole number above 0, not {size!r}.")
+        if size > maximum:
+            raise ValueError(f"{name} must be at most {maximum}, not {size}.")
 
 
-def require_numbers(config: object, most: float, *names: str) -> None:
-    """ValueError unless the fields `names` of a config are numbers from 0 to `most`."""
+def require_numbers(config: object, maximum: float, *names: str) -> None:
+    """Raise ValueError unless each field in `names` is a number from 0 to `maximum`."""
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
-            raise ValueError(f"{name} must be a number from 0 to {most:g}, not {value!r}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= maximum:
+            raise ValueError(f"{name} must be a number from 0 to {maximum:g}, not {value!r}.")
 
 
 @dataclass
 class VisionConfig:
-    """Sizes of the image encoder; the defaults are ViT-B/16 at 224 pixels."""
+    """Sizes of the image encoder. The defaults are ViT-B/16 at 224 pixels."""
 
     image_size: int = 224
     patch_size: int = 16
@@ -36,21 +41,24 @@ class VisionConfig:
     depth: int = 12
     heads: int = 12
     mlp_ratio: float = 4.0
-    drop_path: float = 0.0  # rate of the last block; grows linearly from 0 at the first
+    # Stochastic depth: the rate grows linearly from 0 in the first block to this value in the last.
+    drop_path: float = 0.0
     eps: float = 1e-6
-    pre_norm: bool = False  # a LayerNorm before the first block, as in CLIP's image encoders
-    activation: Literal["gelu", "quick_gelu"] = "gelu"  # OpenAI's CLIP has the quick one
+    # A LayerNorm before the first block, as in CLIP's image encoders.
+    pre_norm: bool = False
+    # OpenAI's CLIP uses quick_gelu.
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
 
     def __post_init__(self) -> None:
         require_sizes(self, "image_size", "patch_size", "width", "depth", "heads")
         require_numbers(self, 1, "drop_path", "eps")
         require_numbers(self, 1 << 10, "mlp_ratio")
         if self.activation not in ("gelu", "quick_gelu"):
-            raise ValueError(f"vision activation is 'gelu' or 'quick_gelu', not {self.activation!r}")
+            raise ValueError(f"The vision activation must be 'gelu' or 'quick_gelu', not {self.activation!r}.")
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         if self.width % self.heads:
-            raise ValueError(f"vision width {self.width} is not a multiple of its {self.heads} heads")
+            raise ValueError(f"The vision width {self.width} is not a multiple of its {self.heads} heads.")
 
 
 Share = Literal["all", "all-but-sa", "all-but-ca", "none"]
@@ -58,7 +66,7 @@ Share = Literal["all", "all-but-sa", "all-but-ca", "none"]
 
 @dataclass
 class TextConfig:
-    """Sizes of the text transformer; the defaults are BERT-base with BLIP's two extra tokens."""
+    """Sizes of the text transformer. The defaults are BERT-base with BLIP's two extra tokens."""
 
     vocab_size: int = 30524
     width: int = 768
@@ -66,24 +74,25 @@ class TextConfig:
     heads: int = 12
     hidden: int = 3072
     max_positions: int = 512
-    encoder_width: int = 768  # width of the states that cross-attention reads
+    # Width of the states that cross-attention reads: the image encoder's.
+    encoder_width: int = 768
     dropout: float = 0.1
     eps: float = 1e-12
     roles: tuple[str, ...] = ("encode", "decode")
-    share: Share = (
-        "all-but-sa"  # what the roles have in common (SA, CA: self- and cross-attention); BLIP's is the default
-    )
-    merge_from: int | None = None  # two images a text (NLVR2); from this layer on, what they tell is merged by weights
+    # What encoder and decoder share (paper table 3; SA, CA: self- and cross-attention). BLIP is the default.
+    share: Share = "all-but-sa"
+    # NLVR2, with two images per text: the first layer that merges its two cross-attentions instead of averaging them.
+    merge_from: int | None = None
 
     def __post_init__(self) -> None:
         require_sizes(self, "vocab_size", "width", "depth", "heads", "hidden", "max_positions", "encoder_width")
         self.roles = tuple(self.roles)
         if not self.roles or set(self.roles) - {"encode", "decode"}:
-            raise ValueError(f"text roles are 'encode' and 'decode', not {self.roles}")
+            raise ValueError(f"The text roles must be 'encode' and 'decode' or one of them, not {self.roles}.")
         if self.share not in get_args(Share):
-            raise ValueError(f"share is one of {', '.join(get_args(Share))}, not {self.share!r}")
+            raise ValueError(f"share must be one of {', '.join(get_args(Share))}, not {self.share!r}.")
         if self.width % self.heads:
-            raise ValueError(f"text width {self.width} is not a multiple of its {self.heads} heads")
+            raise ValueError(f"The text width {self.width} is not a multiple of its {self.heads} heads.")
 
 
 HEADS = ("itc", "itm", "vqa", "nlvr")
@@ -95,7 +104,8 @@ class BlipConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    embed_dim: int = 256  # width of the joint ITC space
+    # Width of the joint ITC space.
+    embed_dim: int = 256
     heads: tuple[str, ...] = ("itc", "itm")
 
     def __post_init__(self) -> None:
@@ -103,50 +113,51 @@ class BlipConfig:
         require_numbers(self.text, 1, "dropout", "eps")
         self.heads = tuple(self.heads)
         if set(self.heads) - set(HEADS):
-            raise ValueError(f"heads are {HEADS}, not {self.heads}")
+            raise ValueError(f"The heads must be among {', '.join(HEADS)}, not {', '.join(self.heads)}.")
         if self.heads and "encode" not in self.text.roles:
-            raise ValueError("all heads need the text role 'encode'")
+            raise ValueError("All heads need the text role 'encode'.")
         if ("nlvr" in self.heads) != (self.text.merge_from is not None):
-            raise ValueError("text.merge_from is for the head 'nlvr', which needs it")
+            raise ValueError("text.merge_from must be set for the head 'nlvr', and only for it.")
         if self.text.merge_from is not None:
             require_numbers(self.text, self.text.depth, "merge_from")
         if self.text.encoder_width != self.vision.width:
-            raise ValueError(f"text.encoder_width {self.text.encoder_width} must be vision.width {self.vision.width}")
+            raise ValueError(
+                f"text.encoder_width {self.text.encoder_width} must equal vision.width {self.vision.width}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict for config.json."""
+        """Return the config as plain data for config.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BlipConfig:
-        """The inverse of `to_dict`; raises ValueError on a key that is not a field."""
+        """Build a config from the data of `to_dict`. Raises ValueError for an unknown key."""
         parts = {"vision": VisionConfig, "text": TextConfig}
-        known = {f.name for f in fields(cls)}
         for section, part in [("", cls), *parts.items()]:
-            names = {f.name for f in fields(part)}
-            given = set(values.get(section, {}) if section else values)
-            if given - names:
-                raise ValueError(f"unknown model config keys {sorted(given - names)}; known are {sorted(names)}")
-        built = {name: parts[name](**value) if name in parts else value for name, value in values.items()}
-        return cls(**{name: built[name] for name in known & built.keys()})
+            known = {f.name for f in fields(part)}
+            unknown = set(values.get(section, {}) if section else values) - known
+            if unknown:
+                raise ValueError(f"Unknown model config keys {sorted(unknown)}; the known ones are {sorted(known)}.")
+        return cls(**{name: parts[name](**value) if name in parts else value for name, value in values.items()})
 
-    def only(self, *needs: str) -> BlipConfig:
-        """The same sizes with only the roles and heads in `needs` (of encode, decode, itc, itm, vqa, nlvr)."""
-        roles = tuple(role for role in ("encode", "decode") if role in needs)
-        heads = tuple(head for head in HEADS if head in needs)
+    def select_parts(self, *parts: str) -> BlipConfig:
+        """Return the same sizes with only these roles and heads (encode, decode, itc, itm, vqa, nlvr)."""
+        roles = tuple(role for role in ("encode", "decode") if role in parts)
+        heads = tuple(head for head in HEADS if head in parts)
         merge_from = None
-        if "nlvr" in heads:  # the upper half merges: layers 6 to 11 of BERT-base, as in the official model
+        if "nlvr" in heads:
+            # The upper half merges: layers 6 to 11 of BERT-base, as in the official models/nlvr_encoder.py.
             merge_from = self.text.depth // 2 if self.text.merge_from is None else self.text.merge_from
         return replace(self, text=replace(self.text, roles=roles, merge_from=merge_from), heads=heads)
 
     @property
-    def answer_text(self) -> TextConfig:
-        """Sizes of VQA's answer decoder: those of the text body, with question states to attend to."""
+    def answer_decoder(self) -> TextConfig:
+        """Sizes of VQA's answer decoder: those of the text transformer, attending to question states."""
         return replace(self.text, roles=("decode",), encoder_width=self.text.width)
 
 
 PRESETS = {
-    # For laptops and the demo: 48-pixel pictures, a vocabulary trained on the captions, a step takes milliseconds.
+    # For laptops and the demo: 48-pixel images, a vocabulary learned from the captions, milliseconds per step.
     "tiny": BlipConfig(
         VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4),
         TextConfig(
@@ -155,7 +166,7 @@ PRESETS = {
         embed_dim=64,
     ),
     "base": BlipConfig(),
-    # drop_path is 0.1 wherever ViT-L appears in the official code, also in pre-training and in the momentum copy.
+    # The official code uses a drop_path of 0.1 wherever ViT-L appears, also in pre-training and the momentum copy.
     "large": BlipConfig(
         VisionConfig(width=1024, depth=24, heads=16, drop_path=0.1),
         TextConfig(encoder_width=1024),

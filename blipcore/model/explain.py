@@ -1,54 +1,42 @@
-"""Where a text looks in a picture: cross-attention maps, and Grad-CAM over them as ALBEF and BLIP show it.
+"""Cross-attention maps, and Grad-CAM over them as ALBEF and BLIP show it."""
 
-In: a model and a (picture, text) pair. Out: attention probabilities of every layer, with their graph, or one heat map
-a token. The maps are recorded while a context lasts; no hook or buffer stays behind.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from blipcore.model.attention import CrossRead
+from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
 from blipcore.model.text import TextTransformer
 from blipcore.model.tokenizer import Tokenizer
 
 
-@contextmanager
-def cross_attention_maps(text: TextTransformer) -> Iterator[list[Tensor]]:
-    """Inside the block, each pass of `text` over images appends (R, H, L, N) probabilities to the list, layer by layer.
+def cross_attention_maps(text: TextTransformer, ids: Tensor, mask: Tensor, kv: ImageKV) -> tuple[Tensor, list[Tensor]]:
+    """Return image-grounded states (R, L, D) and the attention probabilities (R, H, L, N) of each layer.
 
-    They are part of the graph: `torch.autograd.grad(score, maps)` works, also for a frozen model. Token 0 of N is the
-    class token. A layer over image pairs (NLVR) appends two maps.
+    Token 0 of N is the class token. A layer over image pairs (NLVR2) has two maps. The maps are part of the graph:
+    `torch.autograd.grad(score, maps)` works, also for a frozen model.
     """
     maps: list[Tensor] = []
-    readers = [module for module in text.modules() if isinstance(module, CrossRead)]
-    for reader in readers:
-        reader.maps = maps
-    try:
-        yield maps
-    finally:
-        for reader in readers:
-            del reader.maps
+    return text.fuse(ids, mask, kv, maps=maps), maps
 
 
 def grad_cam(
     model: Blip, tokenizer: Tokenizer, pixels: Tensor, texts: Sequence[str], layer: int | None = None
 ) -> Tensor:
-    """What makes text r match picture r: heat maps (R, L, side, side) of its tokens, [ENC] first and [SEP] last.
+    """Return heat maps (R, L, side, side) of what makes text r match image r: one per token, from [ENC] to [SEP].
 
-    The attention of `layer` (the middle one, 6 of 12, as LAVIS shows it) times the positive part of its gradient of the
-    ITM logit "matched", mean over heads, without the class token. Padding's rows are zero.
+    A heat map is the attention of `layer` times the positive part of its gradient of the ITM logit "matched", averaged
+    over heads and without the class token. The default is the middle layer, as in LAVIS: 6 of 12. Rows of padding are
+    zero.
     """
     ids, mask = (x.to(pixels.device) for x in tokenizer(texts, model.config.text.max_positions, "enc"))
     with torch.no_grad():
         kv = model.text.image_kv(model.encode_image(pixels))
-    with torch.enable_grad(), cross_attention_maps(model.text) as maps:
-        fused = model.text.fuse(ids, mask, kv)
-        chosen = maps[len(maps) // 2 if layer is None else layer]
-        (gradient,) = torch.autograd.grad(model.itm_logits(fused)[:, 1].sum(), chosen)
-    heat = (chosen.detach().float() * gradient.float().clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]  # (R, L, N-1)
+    with torch.enable_grad():
+        fused, maps = cross_attention_maps(model.text, ids, mask, kv)
+        attention = maps[len(maps) // 2 if layer is None else layer]
+        (gradient,) = torch.autograd.grad(model.itm_logits(fused)[:, 1].sum(), attention)
+    heat = (attention.detach().float() * gradient.float().clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]
     side = model.config.vision.image_size // model.config.vision.patch_size
     return heat.unflatten(2, (side, side))

@@ -1,19 +1,19 @@
-"""The text transformer (the paper's MED): one BERT-shaped body that plays three roles.
+"""The text transformer: one BERT-shaped body with three roles (the paper's MED, section 3.1; models/med.py).
 
     encode   unimodal encoder          self-attention "encode", no image
     fuse     image-grounded encoder    self-attention "encode" + cross-attention to image tokens
     decode   image-grounded decoder    self-attention "decode" (causal) + cross-attention to image tokens
 
-Everything but self-attention and the LM head is shared between encoder and decoder (Table 3, "all but SA"), and shared
-by construction: there is one module, not two tied ones, so it can be sharded. Cross-attention keys and values depend
-on the image alone: `image_kv` computes them once, every role and every text of the image reuses them, or leaves them
-out where few words will be read with the image. The other ways of sharing in Table 3 are there for ablations
-(`TextConfig.share`).
+Encoder and decoder share everything but self-attention and the LM head (paper table 3, "all but SA"). They share by
+construction: there is one module instead of two tied ones, so that it can be sharded. The other rows of table 3 are
+available for ablations (`TextConfig.share`); modules named `decode_…` exist only there.
+
+Cross-attention keys and values depend on the image alone: `image_kv` computes them once per image for all roles, texts
+and decoding steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,32 +26,37 @@ from blipcore.model.attention import (
     KVCache,
     SelfAttention,
     TwinCrossAttention,
+    call_with_recompute,
+    causal_mask,
     init_std,
-    recomputed,
 )
 from blipcore.model.config import TextConfig
 
 
 class Embeddings(nn.Module):
-    """Word plus absolute position, LayerNorm, dropout; BLIP has no token-type embedding."""
+    """Word plus absolute position embedding, LayerNorm, dropout; BLIP has no token-type embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        # Without PyTorch's own initialisation, which `TextTransformer` overwrites (and see `_init` there).
+        # Uninitialised: `TextTransformer._init` draws the weights, or they are loaded.
         self.word = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.position = nn.Embedding.from_pretrained(torch.empty(config.max_positions, config.width), freeze=False)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embed token ids (R, L), by default at positions 0 to L-1."""
+        return self.embed_words(self.word(ids), positions)
+
+    def embed_words(self, words: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Embed word vectors (R, L, D), by default at positions 0 to L-1."""
         if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)
-        words = ids if ids.is_floating_point() else self.word(ids)
+            positions = torch.arange(words.shape[1], device=words.device)
         return self.dropout(self.norm(words + self.position(positions)))
 
 
 class FeedForward(nn.Module):
-    """Post-LN feed-forward with the exact (erf) GELU."""
+    """Post-LN feed-forward network with the exact (erf) GELU."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -64,26 +69,26 @@ class FeedForward(nn.Module):
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
-def per_role(config: TextConfig, shared: bool, build: Callable[[], nn.Module]) -> tuple[nn.Module | None, ...]:
-    """The encoder's and the decoder's module, None for a role that is not there; where `shared`, one for both."""
+def build_per_role(config: TextConfig, shared: bool, build: Callable[[], nn.Module]) -> tuple[nn.Module | None, ...]:
+    """Return the encoder's and the decoder's module: (module, None) if shared, else None for a role the model lacks."""
     if shared:
         return build(), None
     return tuple(build() if role in config.roles else None for role in ("encode", "decode"))
 
 
 class TextLayer(nn.Module):
-    """Self-attention of the role, cross-attention when there is an image (or a pair), feed-forward."""
+    """Self-attention of the role, cross-attention if there is an image or a pair of images, feed-forward."""
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
         share = config.share
-        self.encode, self.decode = per_role(config, share in ("all", "all-but-ca"), lambda: SelfAttention(config))
+        self.encode, self.decode = build_per_role(config, share in ("all", "all-but-ca"), lambda: SelfAttention(config))
         if config.merge_from is None:
             cross = partial(CrossAttention, config)
         else:
             cross = partial(TwinCrossAttention, config, merge=index >= config.merge_from)
-        self.cross, self.decode_cross = per_role(config, share in ("all", "all-but-sa"), cross)
-        self.ffn, self.decode_ffn = per_role(config, share != "none", lambda: FeedForward(config))
+        self.cross, self.decode_cross = build_per_role(config, share in ("all", "all-but-sa"), cross)
+        self.ffn, self.decode_ffn = build_per_role(config, share != "none", lambda: FeedForward(config))
 
     def forward(
         self,
@@ -94,18 +99,20 @@ class TextLayer(nn.Module):
         image_mask: Tensor | None = None,
         others: Tensor | None = None,
         append: Append | None = None,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
+        """Transform states (R, L, D). For `kv`, `image_mask`, `others` and `maps` see `MultiHeadCrossAttention`."""
         attention, cross, ffn = self.encode, self.cross, self.ffn
         if role == "decode":
             attention, cross, ffn = self.decode or attention, self.decode_cross or cross, self.decode_ffn or ffn
         x = attention(x, mask, append)
         if kv is not None:
-            x = cross(x, kv, image_mask, others)
+            x = cross(x, kv, image_mask, others, maps)
         return ffn(x)
 
 
 class LMHead(nn.Module):
-    """BERT's masked-LM transform and an output bias; the output matrix is the word embedding, passed in."""
+    """BERT's masked-LM transform with an output bias; the output matrix is the word embedding, passed in."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -118,36 +125,45 @@ class LMHead(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The three-mode text transformer; masks are (R, L) with 1 on tokens and 0 on padding.
+    """The text transformer.
 
-    Ids are (R, L) int64, or in their place the word vectors (R, L, D) that `look_up` gives for them.
+    Token ids are (R, L) int64. Masks are (R, L), 1 on tokens and 0 on padding. Each role has a method for ids and one
+    for the word vectors (R, L, D) that `look_up` returns.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embeddings, self.decode_embeddings = per_role(config, config.share != "none", lambda: Embeddings(config))
+        self.embeddings, self.decode_embeddings = build_per_role(
+            config, config.share != "none", lambda: Embeddings(config)
+        )
         self.layers = nn.ModuleList(TextLayer(config, index) for index in range(config.depth))
-        self.steps: Any = None  # `decoding.Steps` where they are recorded
-        self.recompute = 0  # of so many layers, the last ones, activations are not kept but computed again
         self.lm_head = LMHead(config) if "decode" in config.roles else None
+        self._recomputed_layers = 0
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
+        # On the meta device, drawing normal numbers would import torch's compiler, which takes over a second.
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
-            return  # drawing normal numbers on the meta device would import torch's compiler: over a second
+            return
         nn.init.normal_(module.weight, std=init_std(self.config.width))
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
+    def recompute_activations(self, layers: int) -> None:
+        """In training, recompute the activations of the last `layers` layers in the backward pass, to save memory."""
+        self._recomputed_layers = layers
+
     def image_kv(
         self, image_embeds: Tensor, mask: Tensor | None = None, *, text_tokens: float | None = None
     ) -> ImageKV:
-        """Cross-attention keys and values of (B, N, W) image tokens, for any number of texts and both roles.
+        """Return cross-attention keys and values of image tokens (B, N, W), for any number of texts and both roles.
 
-        Image pairs are (B, 2, N, W). VQA's answer decoder reads question states in their place, padded as `mask` says.
-        With `text_tokens`, of all texts that will be read with one image (but not of pairs), they are left out where
-        that is less work.
+        For NLVR2, `image_embeds` are pairs (B, 2, N, W). For VQA's answer decoder they are the states of questions,
+        with their padding `mask`.
+
+        `text_tokens` is the number of text tokens that will attend to each image (not to a pair). Given a small one,
+        the result holds the image tokens instead, which is less work (see `MultiHeadCrossAttention`).
         """
         crosses = [layer.cross for layer in self.layers] + [layer.decode_cross for layer in self.layers]
         crosses = [cross for cross in crosses if cross is not None]
@@ -155,35 +171,91 @@ class TextTransformer(nn.Module):
             return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
         if text_tokens < self.config.width / self.config.heads:
             return ImageKV([image_embeds[None]] * len(crosses), mask)
-        # once in the order of the products, which else would copy them there at every step
+        # In the memory order of the products, which would otherwise copy them at every decoding step.
         return ImageKV([cross.image_kv(image_embeds).contiguous() for cross in crosses], mask)
 
-    def look_up(self, *ids: Tensor) -> tuple[Tensor, ...]:
-        """Word vectors (R, L, D) of several ids (R, L) at once, for passes of either role.
+    def look_up(self, encode: Sequence[Tensor], decode: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Return word vectors (R, L, D) of several ids (R, L), for passes of the encoder and then of the decoder.
 
-        The gradient of a look-up is as large as the vocabulary; of three, two have to be added up. Where the roles have
-        words of their own, the ids come back and each pass looks up by itself.
+        One look-up serves all passes of a training step: the gradient of each is as large as the vocabulary.
         """
-        if self.decode_embeddings is not None:
-            return ids
-        return self.embeddings.word(torch.stack(ids)).unbind()
+        if self.decode_embeddings is None:
+            return self.embeddings.word(torch.stack([*encode, *decode])).unbind()
+        encoded = [self.embeddings.word(ids) for ids in encode]
+        return (*encoded, *(self.decode_embeddings.word(ids) for ids in decode))
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Unimodal text states (R, L, D); position 0 holds [CLS]."""
-        return self._encoder(ids, mask, None)
+        """Return unimodal text states (R, L, D); position 0 holds [CLS]."""
+        return self._encode(self.embeddings(ids), mask, None)
 
-    def fuse(self, ids: Tensor, mask: Tensor, kv: ImageKV, others: Tensor | None = None) -> Tensor:
-        """Image-grounded text states (R, L, D); position 0 holds [ENC].
+    def encode_words(self, words: Tensor, mask: Tensor) -> Tensor:
+        """`encode` for word vectors (R, L, D)."""
+        return self._encode(self.embeddings.embed_words(words), mask, None)
 
-        Row r attends to image r of `kv`, or, where there are k times as many rows, to image r // k. With `others`
-        (n,) this holds for all but the last n rows, which attend to the images that it names.
+    def fuse(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        kv: ImageKV,
+        others: Tensor | None = None,
+        *,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return image-grounded text states (R, L, D); position 0 holds [ENC].
+
+        Row r attends to image r of `kv`; with k times as many rows as images, to image r // k. With `others` (n,) this
+        holds for all but the last n rows, which attend to the images at these indices.
+
+        Attention probabilities (R, H, L, N) are appended to `maps`, one tensor per layer and image of a pair.
         """
-        return self._encoder(ids, mask, kv, others)
+        return self._encode(self.embeddings(ids), mask, kv, others, maps)
 
-    def _encoder(self, ids: Tensor, mask: Tensor, kv: ImageKV | None, others: Tensor | None = None) -> Tensor:
-        return self._layers(self.embeddings(ids), "encode", mask.bool()[:, None, None, :], kv, others)
+    def fuse_words(self, words: Tensor, mask: Tensor, kv: ImageKV, others: Tensor | None = None) -> Tensor:
+        """`fuse` for word vectors (R, L, D)."""
+        return self._encode(self.embeddings.embed_words(words), mask, kv, others)
 
-    def _layers(
+    def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, *, maps: list[Tensor] | None = None) -> Tensor:
+        """Return causal image-grounded states (R, L, D) of whole texts; position 0 holds [DEC]. For `maps` see `fuse`.
+
+        None for `mask` means that there is no padding.
+        """
+        return self._decode(self._decoder_embeddings()(ids), mask, kv, maps)
+
+    def decode_words(self, words: Tensor, mask: Tensor | None, kv: ImageKV) -> Tensor:
+        """`decode` for word vectors (R, L, D)."""
+        return self._decode(self._decoder_embeddings().embed_words(words), mask, kv)
+
+    def decode_next(self, ids: Tensor, kv: ImageKV, cache: KVCache) -> Tensor:
+        """Return states (R, new, D) of the next tokens of every row, and append their keys and values to `cache`.
+
+        Rows have no padding: all texts in a cache are of one length.
+        """
+        new = ids.shape[1]
+        x = self._decoder_embeddings()(ids, cache.positions(new))
+        x = self._run_layers(x, "decode", cache.allowed(new), kv, cache=cache)
+        cache.advance(new)
+        return x
+
+    def _encode(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        kv: ImageKV | None,
+        others: Tensor | None = None,
+        maps: list[Tensor] | None = None,
+    ) -> Tensor:
+        return self._run_layers(x, "encode", mask.bool()[:, None, None, :], kv, others, maps=maps)
+
+    def _decode(self, x: Tensor, mask: Tensor | None, kv: ImageKV, maps: list[Tensor] | None = None) -> Tensor:
+        length = x.shape[1]
+        allowed: Tensor | None = None
+        if mask is not None:
+            allowed = causal_mask(0, length, x.device) & mask.bool()[:, None, None, :]
+        elif length > 1:
+            allowed = causal_mask(0, length, x.device)
+        return self._run_layers(x, "decode", allowed, kv, maps=maps)
+
+    def _run_layers(
         self,
         x: Tensor,
         role: str,
@@ -191,49 +263,34 @@ class TextTransformer(nn.Module):
         kv: ImageKV | None,
         others: Tensor | None = None,
         cache: KVCache | None = None,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
         depth = len(self.layers)
         for i, layer in enumerate(self.layers):
-            image = kv.layers[i if role == "encode" else i - depth] if kv is not None else None
+            layer_kv = None
+            if kv is not None:
+                # The decoder's items come last: they are the encoder's unless cross-attention is separate.
+                layer_kv = kv.layers[i if role == "encode" else i - depth]
+            image_mask = kv.mask if kv is not None else None
             append = partial(cache.append, i) if cache is not None else None
-            inputs = (x, role, allowed, image, kv.mask if kv is not None else None, others, append)
-            x = recomputed(layer, *inputs) if self.training and i >= depth - self.recompute else layer(*inputs)
-        return x
-
-    def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, cache: KVCache | None = None) -> Tensor:
-        """Causal image-grounded text states (R, L, D).
-
-        With a cache, `ids` are the new tokens only, `mask` is None (generated rows have no padding) and the cache
-        moves forward by their number.
-        """
-        start, new = (cache.length if cache is not None else 0), ids.shape[1]
-        if cache is not None and cache.at is not None:
-            positions = cache.at
-            allowed = torch.arange(cache.data.shape[4], device=ids.device)[None] <= positions
-        else:
-            positions = torch.arange(start, start + new, device=ids.device)
-            allowed = torch.ones(new, start + new, dtype=torch.bool, device=ids.device).tril(start)
-            if mask is not None:
-                allowed = allowed & mask.bool()[:, None, None, :]
-            elif new == 1:
-                allowed = None  # one new token sees everything before it
-        x = self._decoder_embeddings()(ids, positions)
-        x = self._layers(x, "decode", allowed, kv, None, cache)
-        if cache is not None:
-            cache.length += new
+            inputs = (x, role, allowed, layer_kv, image_mask, others, append, maps)
+            if self.training and i >= depth - self._recomputed_layers:
+                x = call_with_recompute(layer, *inputs)
+            else:
+                x = layer(*inputs)
         return x
 
     def _decoder_embeddings(self) -> Embeddings:
         return self.embeddings if self.decode_embeddings is None else self.decode_embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits (..., V) of decoder states."""
+        """Return vocabulary logits (..., V) of decoder states (..., D)."""
         return self.lm_head(hidden, self._decoder_embeddings().word.weight)
 
     def new_cache(self, rows: int, length: int) -> KVCache:
-        """An empty decoder cache for `rows` sequences of at most `length` tokens.
+        """Return an empty cache for `rows` texts of at most `length` tokens.
 
-        Its precision is that of the matrix products: the autocast type where autocast is on, else the weights'.
+        Its number format is that of the matrix products: the autocast type under autocast, else that of the weights.
         """
         like = self._decoder_embeddings().word.weight
         if torch.is_autocast_enabled(like.device.type):

@@ -24,6 +24,7 @@ from blipcore.io.hub import SETTINGS, TOKENIZER_FILES, VOCABULARIES, download
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEC, ENC = "[DEC]", "[ENC]"
+TEXT_TOKENS = 35  # official length of a text in retrieval and ITM, first token and [SEP] included
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")

@@ -1,20 +1,17 @@
-"""The image encoder: a pre-LN Vision Transformer whose every output token feeds cross-attention (paper section 3.1).
+"""The image encoder: a pre-LN Vision Transformer (paper section 3.1; models/vit.py of the official code).
 
-In: pixels, as bytes or normalised. Out: `image_embeds`, one vector a token, class token first. Parameter names are
-timm's, so DeiT/AugReg files and the official checkpoints load without renaming.
-
-Letters used in shapes, here and in the whole package:
-B pictures or texts, R rows (picture-text pairs), S image side in pixels, N image tokens (1 class token + patches),
-W vision width, L text tokens, D text width, H heads, V vocabulary, E joint embedding width, Q queue length.
+All output tokens go to cross-attention (`image_embeds`), the class token first. Parameter names are timm's, so DeiT
+and AugReg files and the official checkpoints load without renaming. For dimension letters see `attention`.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blipcore.model.attention import attend, init_std, recomputed
+from blipcore.model.attention import attend, call_with_recompute, init_std
 from blipcore.model.config import VisionConfig
 
+# Mean and standard deviation of the training pixels, from CLIP.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,20 +21,23 @@ _SCALE = (1.0 / (255.0 * torch.tensor(CLIP_STD))).tolist()
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).tolist()
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Bytes (..., 3, S, S) as float32 pixels with CLIP's mean and deviation; floats are taken to be such pixels."""
+def normalise_pixels(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels (..., 3, S, S) as float32, normalised with CLIP's mean and standard deviation.
+
+    Floats are returned unchanged: they are taken to be normalised.
+    """
     if pixels.dtype != torch.uint8:
         return pixels
-    # Filled in on the device: for a copy to a GPU the host would wait until all before it is done.
+    # Filled in on the device: a copy from the host would wait for the GPU.
     channels = [[torch.full((1, 1), value, device=pixels.device) for value in values] for values in (_SHIFT, _SCALE)]
     shift, scale = (torch.stack(values) for values in channels)
     return torch.addcmul(shift, pixels.float(), scale)
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to vectors, row by row: a convolution, which on a GPU is written as the product it is.
+    """Embed non-overlapping patches, row by row: a convolution, computed on a GPU as a matrix product.
 
-    There cuDNN would round float32 to TF32, which torch does in no other product of the model.
+    In the convolution cuDNN would round float32 to TF32, which torch does nowhere else in the model.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -45,10 +45,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, config.width, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return patch vectors (B, N-1, W) of pixels (B, 3, S, S)."""
         weight, bias = self.proj.weight, self.proj.bias
-        pixels = normalised(pixels).to(weight.dtype)
+        pixels = normalise_pixels(pixels).to(weight.dtype)
         if pixels.device.type == "cpu":
-            return self.proj(pixels).flatten(2).transpose(1, 2)  # (B, N-1, W)
+            return self.proj(pixels).flatten(2).transpose(1, 2)
         side = weight.shape[-1]
         patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (B, 3, rows, side, columns, side)
         return F.linear(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), weight.flatten(1), bias)
@@ -70,7 +71,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around the exact (erf) GELU, or CLIP's sigmoid approximation of it."""
+    """Two linear layers around the exact (erf) GELU, or around the sigmoid approximation of OpenAI's CLIP."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LN transformer block; `survive` (2, B, 1, 1) scales its branches for each sample, 0 where one is dropped."""
+    """Pre-LN transformer block. `survive` (2, B, 1, 1) scales each sample's two branches; 0 drops a branch."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(B, 3, S, S) pixels (see `normalised`) -> (B, N, W) tokens, all of them after the final LayerNorm."""
+    """Map pixels (B, 3, S, S) (see `normalise_pixels`) to image tokens (B, N, W), all after the final LayerNorm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -113,10 +114,11 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
         self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.at_once: int | None = None  # pictures that go through together, the others after them
-        self.recompute = 0  # of so many blocks, the last ones, activations are not kept but computed again
+        self._recomputed_blocks = 0
+        self._chunk_size: int | None = None
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        if not self.pos_embed.is_meta:  # weights will be loaded: nothing to draw
+        # A model on the meta device gets its weights from a file.
+        if not self.pos_embed.is_meta:
             self.apply(self._init)
             nn.init.trunc_normal_(self.cls_token, std=0.02)
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -127,42 +129,53 @@ class VisionTransformer(nn.Module):
             nn.init.trunc_normal_(module.weight, std=init_std(self.config.width))
             nn.init.zeros_(module.bias)
 
+    def recompute_activations(self, blocks: int) -> None:
+        """In training, recompute the activations of the last `blocks` blocks in the backward pass, to save memory."""
+        self._recomputed_blocks = blocks
+
+    def set_chunk_size(self, images: int | None) -> None:
+        """Encode at most this many images at a time; larger batches go through in chunks. None: no limit."""
+        self._chunk_size = images
+
     def forward(self, pixels: Tensor) -> Tensor:
         side = self.config.image_size
-        assert pixels.shape[-2:] == (side, side), f"pixels are {tuple(pixels.shape[-2:])}, the model wants {side}"
-        if self.at_once and len(pixels) > self.at_once:
-            return torch.cat([self(part) for part in pixels.split(self.at_once)])
+        assert pixels.shape[-2:] == (side, side), f"Pixels are {tuple(pixels.shape[-2:])}; the model expects {side}."
+        if self._chunk_size and len(pixels) > self._chunk_size:
+            return torch.cat([self(chunk) for chunk in pixels.split(self._chunk_size)])
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
         x = self.norm_pre(x)
-        survive = self.survival(x)
+        survive = self._draw_survivors(x)
         for i, block in enumerate(self.blocks):
-            again = self.training and i >= len(self.blocks) - self.recompute
-            x = recomputed(block, x, survive[i]) if again else block(x, survive[i])
+            if self.training and i >= len(self.blocks) - self._recomputed_blocks:
+                x = call_with_recompute(block, x, survive[i])
+            else:
+                x = block(x, survive[i])
         return self.norm(x)
 
-    def survival(self, x: Tensor) -> Tensor | list[None]:
-        """Stochastic depth: for each block what scales its branches for each sample, or nothing where none is dropped.
+    def _draw_survivors(self, x: Tensor) -> Tensor | list[None]:
+        """Draw stochastic depth: the factor of each block's branches per sample, or None if nothing is dropped.
 
-        Drawn for all blocks at once and passed in: as a number of each block it would make each a program of its own
-        for torch.compile.
+        Drawn for all blocks at once and passed in, since a rate stored in each block would make torch.compile build
+        one program per block.
         """
         depth, rate = self.config.depth, self.config.drop_path
         if not self.training or rate == 0.0:
             return [None] * depth
         keep = 1.0 - torch.linspace(0.0, rate, depth, device=x.device).view(depth, 1, 1, 1, 1)
-        drawn = torch.rand(depth, 2, len(x), 1, 1, device=x.device) < keep
-        return (drawn / keep).to(x.dtype)
+        survives = torch.rand(depth, 2, len(x), 1, 1, device=x.device) < keep
+        return (survives / keep).to(x.dtype)
 
 
 def resize_pos_embed(pos_embed: Tensor, image_size: int, patch_size: int) -> Tensor:
-    """Bicubically resize a (1, 1+P, W) position table to another square image size; the class row is left alone.
+    """Resize a position table (1, 1+P, W) to another square image size; the class token's row is unchanged.
 
-    Bicubic without antialiasing or corner alignment, as official checkpoints are loaded at another resolution.
+    Bicubic without antialiasing or corner alignment, as the official code resizes checkpoints
+    (`interpolate_pos_embed` of models/vit.py). Raises ValueError if the rows are no square grid and a class token.
     """
     old, new = int((pos_embed.shape[1] - 1) ** 0.5), image_size // patch_size
     if not 0 < old * old == pos_embed.shape[1] - 1:
-        raise ValueError(f"a position table of {pos_embed.shape[1]} rows is none of a square grid and a class token")
+        raise ValueError(f"A position table of {pos_embed.shape[1]} rows is no square grid plus a class token.")
     if old == new:
         return pos_embed
     cls, grid = pos_embed[:, :1], pos_embed[:, 1:]

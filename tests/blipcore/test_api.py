@@ -8,11 +8,10 @@ from PIL import Image
 from torch.testing import assert_close
 
 from blipcore.api import Pipeline, load
-from blipcore.checkpoints.load import PARTS
+from blipcore.checkpoints.load import TASK_PARTS
 from blipcore.checkpoints.save import save_model
 from blipcore.data.transforms import eval_transform, load_image
 from blipcore.generate.config import GenerateConfig
-from blipcore.model.attention import CrossRead
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
 from blipcore.model.explain import cross_attention_maps, grad_cam
@@ -76,7 +75,7 @@ def test_captions_are_strings_one_a_picture(blip, images):
 
 
 def test_answers_written_and_chosen(blip, images):
-    vqa = Pipeline("vqa", blip.model.only("encode", "vqa").eval(), blip.tokenizer, batch_size=2)
+    vqa = Pipeline("vqa", blip.model.select_parts("encode", "vqa").eval(), blip.tokenizer, batch_size=2)
     questions = ["a red bus?", "what dog", "of a bus", "a?", "red"]
     written = vqa.answer(images, questions)
     assert len(written) == 5 and all(isinstance(text, str) for text in written)
@@ -89,40 +88,12 @@ def test_answers_written_and_chosen(blip, images):
 
 def test_what_a_checkpoint_cannot_do_is_said(folder, images, tmp_path):
     whole = load(folder, device="cpu")
-    save_model(tmp_path / "captioner", whole.model.only(*PARTS["caption"]), whole.tokenizer)
+    save_model(tmp_path / "captioner", whole.model.select_parts(*TASK_PARTS["caption"]), whole.tokenizer)
     captioner = load(tmp_path / "captioner", device="cpu")
     with pytest.raises(ValueError, match="captioner is a captioner; filtering needs the ITM head"):
         captioner.match(images, TEXTS)
     with pytest.raises(ValueError, match="5 pictures and 4 texts"):
         whole.match(images, TEXTS[:4])
-
-
-def test_maps_are_probabilities_and_leave_the_model_as_it_was(blip, images):
-    model, before = blip.model, set(vars(blip.model.text.layers[0].cross))
-    ids, mask = blip.tokenizer(TEXTS, 20, "enc")
-    kv = model.text.image_kv(model.encode_image(blip.pixels(images)))
-    plain = model.text.fuse(ids, mask, kv)
-    with cross_attention_maps(model.text) as maps:
-        recorded = model.text.fuse(ids, mask, kv)
-    assert_close(recorded, plain, atol=1e-5, rtol=1e-5)
-    assert [tuple(layer.shape) for layer in maps] == [(5, 2, ids.shape[1], 5)] * 3
-    for layer in maps:
-        assert_close(layer.sum(-1), torch.ones(layer.shape[:3]))
-    model.text.fuse(ids, mask, kv)
-    assert len(maps) == 3  # nothing more is recorded
-    assert set(vars(model.text.layers[0].cross)) == before
-    assert all(reader.maps is None for reader in model.modules() if isinstance(reader, CrossRead))
-
-    # several texts of a picture: rows b*k .. b*k+k-1 belong to picture b
-    with cross_attention_maps(model.text) as repeated:
-        model.text.fuse(ids[:4], mask[:4], kv.first(2))
-    with cross_attention_maps(model.text) as one_by_one:
-        model.text.fuse(ids[:4], mask[:4], kv.select(torch.tensor([0, 0, 1, 1])))
-    assert_close(repeated[0], one_by_one[0])
-
-    with pytest.raises(RuntimeError, match="stop"), cross_attention_maps(model.text):
-        raise RuntimeError("stop")
-    assert model.text.layers[0].cross.maps is None
 
 
 def test_heat_maps_do_not_depend_on_the_batch(blip, images):
@@ -154,8 +125,8 @@ def test_grad_cam_is_map_times_positive_gradient(blip, images, frozen):
     assert heat.shape == (2, ids.shape[1], 2, 2)
     assert (heat >= 0).all() and heat.sum() > 0 and not heat.requires_grad
     assert (heat[1, mask[1].sum() :] == 0).all()  # of padding
-    with cross_attention_maps(model.text) as maps:
-        fused = model.text.fuse(ids, mask, model.text.image_kv(model.encode_image(blip.pixels(images[:2]))))
+    kv = model.text.image_kv(model.encode_image(blip.pixels(images[:2])))
+    fused, maps = cross_attention_maps(model.text, ids, mask, kv)
     (gradient,) = torch.autograd.grad(model.itm_logits(fused)[1, 1], maps[2])
     expected = (maps[2] * gradient.clamp(min=0)).mean(1)[1, :4, 1:].view(4, 2, 2)
     assert_close(heat[1, :4], expected.detach(), atol=1e-6, rtol=1e-5)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from blipcore.checkpoints.load import load_model, read_official
 from blipcore.checkpoints.names import official_names
 from blipcore.generate.config import GenerateConfig
-from blipcore.generate.generate import generate, generate_from
+from blipcore.generate.generate import generate, generate_texts
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import resize_pos_embed
@@ -291,7 +291,7 @@ def test_vqa_answers_match(
 
     # The official beam search lets answers attend to the padding of shorter questions.
     keys = [str(row) for row in range(len(ids))]
-    answers = generate_from(model.answer_decoder, replace(kv, mask=None), tokenizer, WRITE_ANSWERS, keys)
+    answers = generate_texts(model.answer_decoder, replace(kv, mask=None), tokenizer, WRITE_ANSWERS, keys)
     assert [tokenizer.decode(row) for row in answers.ids] == facts["vqa.generate"]
 
 

@@ -78,7 +78,7 @@ def test_with_equal_weights_all_ways_compute_the_same(model, tokenizer, batch):
     options = GenerateConfig(mode="greedy", prompt="a ", max_length=8, repetition_penalty=1.0)
     captions = [
         generate(captioner, captioner.encode_image(batch["pixels"]), tokenizer, options, ["0", "1", "2"]).ids
-        for captioner in (model.only("decode").eval(), plain)
+        for captioner in (model.select_parts("decode").eval(), plain)
     ]
     assert captions[0] == captions[1]
 
@@ -96,9 +96,9 @@ def test_only_what_official_files_can_hold_becomes_one(model):
     else:
         with pytest.raises(ValueError, match="share all but self-attention"):
             to_official(model.state_dict())
-        to_official(model.only("encode", "itc", "itm").state_dict())  # one role shares nothing
+        to_official(model.select_parts("encode", "itc", "itm").state_dict())  # one role shares nothing
 
 
 def test_an_unknown_way_is_refused():
-    with pytest.raises(ValueError, match="share is one of all, all-but-sa, all-but-ca, none, not 'some'"):
+    with pytest.raises(ValueError, match="share must be one of all, all-but-sa, all-but-ca, none, not 'some'"):
         config("some", 30)
