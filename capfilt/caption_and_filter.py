@@ -1,102 +1,142 @@
-"""`capfilt filter` that writes the captions too: each picture is read and decoded once, for captioner and filter.
+"""`capfilt filter --captioner`: captions and scores in one pass, so that each picture is read and decoded once.
 
-In: a shard set. Out: captions/<name>/, scores/ and filtered/, byte for byte those of `capfilt caption` and then
-`capfilt filter`. A shard's captions are written first, then the scores; a shard that has its captions is only scored.
+Writes captions/<name>/, scores/ and filtered/, byte for byte as `capfilt caption` and then `capfilt filter` would. The
+captions of a shard are written before its scores; a shard that has its captions is only scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from blipcore.io.storage import AnyPath, existing
-from capfilt.caption.stage import CaptionConfig, CaptionStage, captioning
+from capfilt.caption.stage import CaptionConfig, CaptionJob, CaptionStage, CaptionTable, open_captions
 from capfilt.config import resolve
-from capfilt.engine.worker import Stage
+from capfilt.engine.worker import Worker
 from capfilt.filter.config import FilterConfig
-from capfilt.filter.score import ScoreStage, Texts
-from capfilt.filter.stage import filter_shards
-from capfilt.pictures.shard_pass import Viewer
+from capfilt.filter.find_scores import locate_scores
+from capfilt.filter.score import ScoredSet, ScoreStage, open_score_stage, score_shards
+from capfilt.filter.stage import (
+    compare_thresholds,
+    explain_thresholds,
+    filter_shards,
+    load_labels,
+    lock_filtered,
+    rewrite_shards,
+)
+from capfilt.pictures.shard_pass import PrepareEach
 
-SHARED = ("data", "out", "batch_size", "device", "workers", "engine", "rank", "world_size")  # one pass has one of each
+# Settings that one pass has once, for captioner and filter.
+SHARED = ("data", "out", "batch_size", "device", "workers", "engine", "rank", "world_size")
 
 
 @dataclass(kw_only=True)
 class CaptionFilterConfig(FilterConfig):
-    """What to judge, and which captions to write on the way."""
+    """Settings of `capfilt filter`, with those of captions to write in the same pass."""
 
-    captioner: dict[str, Any] = field(default_factory=dict)  # settings of `capfilt caption`; none where empty
+    # settings of `capfilt caption`; empty: no captions are written
+    captioner: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.captioner:
             name = self.captions().name
             if self.sources and name not in self.sources:
-                raise ValueError(f"The captions '{name}' are to be written, but sources leaves them out.")
+                raise ValueError(f"The captioner writes captions '{name}', but sources has no '{name}'; add it.")
 
     def captions(self) -> CaptionConfig:
-        """The settings that `capfilt caption` would have; ValueError for those that are the filter's to say."""
-        if taken := [name for name in SHARED if name in self.captioner]:
-            raise ValueError(f"captioner: leave out '{taken[0]}'; the filter's holds for both.")
-        shared = {name: getattr(self, name) for name in SHARED}
+        """Return the settings of `capfilt caption`; ValueError for one that captioner and filter share."""
+        shared = [name for name in SHARED if name in self.captioner]
+        if shared:
+            raise ValueError(f"captioner: remove '{shared[0]}'; the filter's setting is used for both.")
+        settings = {"dtype": self.dtype, "backend": self.backend, **self.captioner}
+        settings |= {name: getattr(self, name) for name in SHARED}
         try:
-            own = {"dtype": self.dtype, "backend": self.backend, **self.captioner}
-            return resolve(CaptionConfig, None, (), own | shared)
+            return resolve(CaptionConfig, None, (), settings)
         except ValueError as error:
             raise ValueError(f"captioner: {error}") from None
 
 
-def caption_and_filter(
-    config: CaptionFilterConfig, *, then: Callable[..., dict[str, Any]] = filter_shards, progress: bool = True
-) -> dict[str, Any]:
-    """Caption, where a captioner is given, and `then` filter, or explain, in one pass over the pictures."""
+def caption_and_filter(config: CaptionFilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Caption, score and filter; without a captioner the same as `filter_shards`. Return the summary of both."""
     if not config.captioner:
-        return then(config, progress=progress)
-    with captioning(config.captions()) as job:
-        tables = {shard: job.stage.output(shard) for shard in job.stage.images.shards}
-        there = existing(tables.values())
-        making = Making(job.stage, {shard for shard, table in tables.items() if table in there})
-        summary = then(config, making=making, progress=progress)
-        failed = summary.get("shards", {}).get("failed", {})
-        counts = job.settle(failed, changed=len(there) < len(tables))
-    return summary | {"captions": {"name": making.source, "out": str(making.folder), "counts": counts}}
+        return filter_shards(config, progress=progress)
+    with open_captions(config.captions()) as captions, lock_filtered(config):
+        labels, images = load_labels(config), captions.stage.images
+        captioned = _captioned_shards(captions.stage)
+        scored = _caption_and_score(config, captions, captioned, progress)
+        summary = rewrite_shards(config, images, scored, labels, progress=progress)
+        return summary | _finish_captions(captions, captioned, summary["shards"]["failed"])
 
 
-class Making:
-    """Captions that are written in the pass of the scores: a `score.Making`."""
+def caption_and_explain(config: CaptionFilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Caption and score, then return what each of several thresholds would keep; see `explain_thresholds`."""
+    if not config.captioner:
+        return explain_thresholds(config, progress=progress)
+    with open_captions(config.captions()) as captions:
+        labels, images = load_labels(config), captions.stage.images
+        captioned = _captioned_shards(captions.stage)
+        scored = _caption_and_score(config, captions, captioned, progress)
+        summary = compare_thresholds(config, images, scored, labels)
+        return summary | _finish_captions(captions, captioned, scored.run.failed)
 
-    def __init__(self, stage: CaptionStage, captioned: set[str]) -> None:
-        self.stage, self.captioned = stage, captioned
-        self.source, self.folder = stage.config.name, stage.folder
 
-    def together(self, scores: ScoreStage) -> Stage:
-        return OnePass(self.stage, scores, self.captioned)
+def _captioned_shards(stage: CaptionStage) -> frozenset[str]:
+    tables = {shard: stage.output(shard) for shard in stage.images.shards}
+    existing_tables = existing(tables.values())
+    return frozenset(shard for shard, table in tables.items() if table in existing_tables)
+
+
+def _caption_and_score(
+    config: CaptionFilterConfig, captions: CaptionJob, captioned: frozenset[str], progress: bool
+) -> ScoredSet:
+    images, new_captions = captions.stage.images, {captions.stage.config.name: captions.stage.folder}
+    scores = locate_scores(config, images, config.required_columns(), new_captions)
+    stage = CaptionAndScoreStage(captions.stage, open_score_stage(config, images, scores), captioned)
+    return score_shards(config, images, scores, stage, progress=progress)
+
+
+def _finish_captions(captions: CaptionJob, captioned: frozenset[str], failed: dict[str, str]) -> dict[str, Any]:
+    """Record the captions in their manifest; return their part of the summary."""
+    stage = captions.stage
+    counts = captions.finish(failed, changed=len(captioned) < len(stage.images.shards))
+    return {"captions": {"name": stage.config.name, "out": str(stage.folder), "counts": counts}}
 
 
 @dataclass
-class OnePass:
-    """Captions and scores the pictures of a shard."""
+class CaptionAndScoreStage:
+    """Captions and scores the pictures of a shard in one pass."""
 
-    caption: CaptionStage
-    score: ScoreStage
-    captioned: set[str]  # shards whose captions were there when the run began
+    captioning: CaptionStage
+    scoring: ScoreStage
+    # shards that had captions when the run began; they are only scored
+    captioned: frozenset[str]
     name: str = "caption and score"
 
     def output(self, shard: str) -> AnyPath:
-        """The table that is written last, or captions that are missing though their scores are there."""
-        return (self.score if shard in self.captioned else self.caption).output(shard)
+        """Return the scores, which are written last, or the captions if these are missing beside existing scores."""
+        return (self.scoring if shard in self.captioned else self.captioning).output(shard)
 
     def setup(self, device: str) -> None:
-        self.score.setup(device)
-        if len(self.captioned) < len(self.caption.images.shards):
-            self.caption.setup(device)
+        self.scoring.setup(device)
+        if len(self.captioned) < len(self.captioning.images.shards):
+            self.captioning.setup(device)
 
-    def run(self, shard: str) -> dict[str, int]:
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        captioning, scoring = self.captioning, self.scoring
         if shard in self.captioned:
-            return self.score.run(shard)
-        return self.score.look(shard, lambda: self._begin(shard))
-
-    def _begin(self, shard: str) -> list[Viewer]:
-        said: Texts = {}
-        return [self.caption.begin(shard, said), self.score.begin(shard, {self.caption.config.name: said})]
+            return scoring.run(shard, worker)
+        source = captioning.config.name
+        prepare = PrepareEach((captioning.captioner.prepare, scoring.prepare))
+        with scoring.pictures.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
+            captions, scores = CaptionTable(), scoring.open_table(shard, new_captions=source)
+            for batch in pictures.batches(scoring.batch_size):
+                new_captions = captioning.caption(batch.select(0))
+                captions.add(batch.keys, new_captions)
+                texts = [[caption.text for caption in captions_of_picture] for captions_of_picture in new_captions]
+                scores.add_texts(source, batch.keys, texts)
+                scoring.score(batch.select(1), scores.add(batch))
+                worker.advance(len(batch))
+            counts = captions.write(captioning.output(shard), pictures.counts)
+            counts |= scores.write(scoring.output(shard), scoring.columns, pictures.counts)
+            return counts | pictures.times()

@@ -145,15 +145,14 @@ def filter_(
     sets: options.Sets = None,
 ) -> None:
     """Score texts against their pictures, keep those that match, write DATA/filtered/NAME."""
-    from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_filter
+    from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_explain, caption_and_filter
     from capfilt.filter.decide import format_threshold
-    from capfilt.filter.stage import explain_thresholds
     from capfilt.filter.threshold import format_threshold_table
 
     fields = {"captioner": "captioner.model", "captioner_name": "captioner.name", "explain": None}
     settings = read_settings(context, CaptionFilterConfig, fields)
     if explain:
-        told = caption_and_filter(settings, then=explain_thresholds)
+        told = caption_and_explain(settings)
         shown = {"threshold": format_threshold(told["threshold"]), "thresholds": None}
         finish(told if as_json else told | shown, as_json)
         if not as_json:

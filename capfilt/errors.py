@@ -1,7 +1,7 @@
-"""Exceptions that more than one package raises."""
+"""Exceptions that several packages raise."""
 
 from __future__ import annotations
 
 
 class EngineError(RuntimeError):
-    """The run cannot go on, and it is not a shard's fault; a stage may say so too."""
+    """The run cannot continue, for a reason that concerns every shard. Stages may raise it too."""

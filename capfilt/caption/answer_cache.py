@@ -1,7 +1,7 @@
-"""Answers that were paid for, kept for ever: a key in, what a server once said to it out, in one SQLite file.
+"""A permanent cache of answers that a server was paid for, in one SQLite file.
 
-Several processes may share the file; it has to lie on a disk of their own machine. An answer is there as soon as `put`
-returns, whatever happens to the process then.
+Several processes may share the file, which must be on a local disk. An answer is safe once `put` returns, whatever
+happens to the process.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ from typing import Any
 from capfilt.errors import EngineError
 
 
-def usual_place() -> Path:
-    """The file for all data sets of a user."""
+def default_cache_path() -> Path:
+    """Return the file that all data sets of a user share."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "capfilt" / "answers.sqlite"
 
 
-class Answers:
-    """The kept answers; to be used from one thread."""
+class AnswerCache:
+    """Answers by key. Use it from one thread."""
 
     def __init__(self, path: Path) -> None:
+        """Open or create the file; ValueError if that is not possible."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=NORMAL")
-            self._file.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID")
+            self._connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID"
+            )
         except (sqlite3.Error, OSError) as error:
             raise ValueError(
-                f"Answers cannot be kept in {path} ({error}); name another file as server.cache."
+                f"Cannot cache answers in {path} ({error}); name another file with server.cache."
             ) from None
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The answer to `key`, None where there is none yet."""
+        """Return the answer for `key`, or None."""
         try:
-            row = self._file.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
-            raise EngineError(f"{self.path} cannot be read any more ({error}).") from None
+            raise EngineError(f"Cannot read the cache {self.path} any more ({error}).") from None
         return json.loads(row[0]) if row else None
 
     def put(self, key: str, answer: dict[str, Any]) -> None:
-        """Keep an answer."""
+        """Store an answer."""
         try:
-            self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
         except sqlite3.Error as error:
-            raise EngineError(f"Answers cannot be kept in {self.path} any more ({error}).") from None
+            raise EngineError(f"Cannot write the cache {self.path} any more ({error}).") from None

@@ -1,4 +1,4 @@
-"""BLIP's image-grounded decoder as a captioner, the paper's: one caption a picture from the nucleus p = 0.9."""
+"""BLIP's image-grounded text decoder as a captioner; by default one caption per picture, from the nucleus p = 0.9."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from blipcore.checkpoints.load import load_model
 from blipcore.data.transforms import eval_transform
 from blipcore.device import Backend, Dtype, stack_on
 from blipcore.generate.config import GenerateConfig
-from blipcore.generate.generate import generate, prompt_that_fits
-from blipcore.inference.prepare import for_inference, keep_memory
+from blipcore.generate.generate import encode_prompt, generate
+from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
 from blipcore.io.hub import fingerprint
+from capfilt.caption.captioner import Caption
 
 
 class BlipCaptioner:
-    """BLIP's decoder; `GenerateConfig` says how it speaks, and its noise is a function of (seed, key, index) alone."""
+    """BLIP's text decoder, with the decoding settings of a `GenerateConfig`.
+
+    Sampling noise is a function of (seed, key, caption index), so a caption depends on neither batch nor worker.
+    """
 
     def __init__(
         self,
@@ -34,17 +38,20 @@ class BlipCaptioner:
         self.settings = settings or GenerateConfig()
         self.device = device
         blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
-        self.model = for_inference(blip, device, dtype, backend)
+        self.model = prepare_for_inference(blip, device, dtype, backend)
         if device == "cpu":
-            keep_memory()
+            keep_freed_memory()
         self.prepare = eval_transform(blip.config.vision.image_size)
-        prompt_that_fits(blip.text, self.tokenizer, self.settings)  # before the first picture is read
+        # raises ValueError for a prompt that is too long, before the first picture is read
+        encode_prompt(blip.text, self.tokenizer, self.settings)
 
     @torch.inference_mode()
-    def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[tuple[str, float]]]:
-        """Captions of (3, S, S) pixel tensors, `settings.num_captions` for each."""
+    def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[Caption]]:
+        """Return `settings.num_captions` captions for each image tensor (3, S, S)."""
         pixels = stack_on(inputs, self.device)
-        said = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
-        rows = [(self.tokenizer.decode(ids), p) for ids, p in zip(said.ids, said.logprob, strict=True)]
+        texts = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
+        rows = [
+            Caption(self.tokenizer.decode(ids), logprob) for ids, logprob in zip(texts.ids, texts.logprob, strict=True)
+        ]
         n = self.settings.num_captions
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]

@@ -1,10 +1,12 @@
-"""How a vision-language model is asked for captions, and what its answers are taken for: for `hf:` and `openai:`."""
+"""Captions from vision-language models that follow instructions, `hf:` and `openai:`: the request and its answers."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+
+from capfilt.caption.captioner import Caption
 
 REFUSALS = re.compile(
     r"((i['’]?m |i am |we are )?(very |so |really )?(sorry|apologi[sz]e)[,.]? (but )?|unfortunately,? )?"
@@ -16,42 +18,37 @@ REFUSALS = re.compile(
 
 @dataclass
 class ChatConfig:
-    """What to say to a vision-language model, and how it answers; the nucleus is the paper's."""
+    """The request to a vision-language model and its decoding; the nucleus is the paper's."""
 
-    prompt: str = "Describe this image in one sentence."  # as it is, where the model has no chat template
+    # used as it is where the model has no chat template
+    prompt: str = "Describe this image in one sentence."
     system: str = ""
-    mode: Literal["nucleus", "beam", "greedy"] = "nucleus"  # beams are BLIP's alone
-    max_new_tokens: int = 64  # an answer that is longer is no caption: its outcome is too_long
+    # these models have no beam search in common
+    mode: Literal["nucleus", "greedy"] = "nucleus"
+    # a longer answer is no caption; it is recorded as too_long
+    max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 0.9
     num_captions: int = 1
     seed: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)  # openai: more fields of a request; null takes one out
+    # openai: further fields of a request; null removes one
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.mode not in ("nucleus", "greedy"):
+            raise ValueError(f"chat.mode must be nucleus or greedy, not '{self.mode}'; beam search is for BLIP.")
         if not 0 < self.top_p <= 1 or self.temperature <= 0 or self.max_new_tokens < 1 or self.num_captions < 1:
-            raise ValueError("top_p is in (0, 1], temperature above 0, max_new_tokens and num_captions are at least 1.")
+            raise ValueError(
+                "chat.top_p must be in (0, 1], temperature above 0, max_new_tokens and num_captions at least 1."
+            )
         if self.mode == "greedy" and self.num_captions > 1:
-            raise ValueError("greedy decoding knows one caption a picture: sample for more.")
-
-    def require_no_beams(self) -> None:
-        """ValueError for a mode that these models do not offer in common."""
-        if self.mode == "beam":
-            raise ValueError("Beam search is for BLIP captioners; with hf: and openai: use nucleus or greedy.")
+            raise ValueError("Greedy decoding gives one caption per picture; use chat.mode=nucleus for more.")
 
 
-class Caption(NamedTuple):
-    """A caption, or why there is none."""
+def parse_answer(text: str | None, complete: bool, logprob: float | None) -> Caption:
+    """Return the caption in an answer, on one line and without quotation marks around it.
 
-    text: str | None
-    logprob: float | None  # null where the model does not tell
-    error: str | None = None  # an outcome, and behind ": " what was said about it; exactly when there is no text
-
-
-def read_answer(text: str | None, complete: bool, logprob: float | None) -> Caption:
-    """The caption in an answer: on one line, without quotation marks around it.
-
-    Outcomes: `refused`, `too_long` (it was cut short), `empty`.
+    An answer without a caption has the error `refused`, `too_long` (not `complete`) or `empty`.
     """
     text = " ".join((text or "").split())
     for opening, closing in ('""', "''", "“”", "‘’"):

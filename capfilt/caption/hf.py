@@ -1,8 +1,8 @@
-"""`hf:MODEL`: captions from any image-text-to-text model of transformers, a folder or a hub id. The only file of it.
+"""`hf:MODEL`: captions from any image-text-to-text model of transformers, given by folder or hub id.
 
-A batch shares a forward pass, padded on the left; the prompt goes through the model's chat template where it has one.
-Sampling draws its noise as BLIP's does, from a generator keyed by (seed, key, caption index), one number a step, so
-that a caption is a function of its picture and key as far as rounding in another batch lets it.
+A batch shares a forward pass, padded on the left. The prompt goes through the model's chat template, if it has one.
+Sampling uses the same noise as BLIP's, keyed by (seed, key, caption index), one number per step. A caption depends on
+its picture and key alone, up to rounding in another batch size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from blipcore.device import Dtype, resolve_dtype
 from blipcore.generate.nucleus import draw_tokens
 from blipcore.generate.sample import sample_noise
 from blipcore.io.hub import download
+from blipcore.io.messages import one_line
 from blipcore.torchvision_shim import repair_torchvision
-from capfilt.caption.chat import Caption, ChatConfig, parse_answer
+from capfilt.caption.captioner import Caption
+from capfilt.caption.chat import ChatConfig, parse_answer
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 CODE = "*.py"
@@ -39,9 +41,6 @@ class HfCaptioner:
         device: str = "cpu",
         dtype: Dtype = "auto",
     ) -> None:
-        settings.require_no_beams()
-        if settings.extra:
-            raise ValueError("chat.extra goes into requests to a server; an hf: captioner makes none.")
         repair_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
@@ -49,56 +48,59 @@ class HfCaptioner:
         self.name, self.fingerprint = model, hf_fingerprint(model, trust_remote_code)
         self.settings, self.device = settings, device
         folder = str(_folder(model, trust_remote_code))
-        precision = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
+        self.dtype = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
         try:
             self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
             loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, dtype=precision
+                folder, trust_remote_code=trust_remote_code, dtype=self.dtype
             )
         except (ValueError, OSError, KeyError, ImportError) as error:
-            why = " ".join(str(error).split())[:300]
-            raise ValueError(f"{model} is no image-text-to-text model that transformers can load ({why}).") from None
+            raise ValueError(
+                f"transformers cannot load {model} as an image-text-to-text model ({one_line(error)})."
+            ) from None
         if device.startswith("cuda:"):
-            torch.cuda.set_device(device)  # what a model's own code means by "cuda"
-        self.precision, self.model = precision, loaded.to(device).eval()
+            # some models' own code moves tensors to "cuda", without a number
+            torch.cuda.set_device(device)
+        self.model = loaded.to(device).eval()
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if self.model.generation_config.pad_token_id is None:
             self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
-        self.prompt = self._prompt()
+        self.prompt = self._format_prompt()
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The picture itself: processors want all of a batch together."""
+        """Return the image itself: processors take all images of a batch together."""
         return image
 
     @torch.inference_mode()
     def caption(self, inputs: Sequence[Image.Image], keys: Sequence[str]) -> list[list[Caption]]:
-        """Captions of RGB pictures, `settings.num_captions` for each."""
+        """Return `settings.num_captions` captions for each RGB image."""
         n = self.settings.num_captions
         images = [[image] for image in inputs]
         batch = self.processor(text=[self.prompt] * len(images), images=images, padding=True, return_tensors="pt")
         batch = {
-            name: tensor.to(self.device, self.precision if tensor.is_floating_point() else None)
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for name, tensor in batch.items()
         }
-        speaker = _Speaker(self.settings, keys, self._ends())
-        # The processor leaves one token to choose from, so the sampling settings that come with the model do nothing.
+        chooser = TokenChooser(self.settings, keys, self._end_tokens())
+        # The chooser leaves one token per row to sample from, so the model's own sampling settings have no effect.
         self.model.generate(
             **batch,
-            logits_processor=[speaker],
+            logits_processor=[chooser],
             max_new_tokens=self.settings.max_new_tokens,
             do_sample=True,
             num_return_sequences=n,
             num_beams=1,
         )
-        texts = self.tokenizer.batch_decode(speaker.said(), skip_special_tokens=True)
-        rows = [parse_answer(*row) for row in zip(texts, speaker.done.tolist(), speaker.logprob.tolist(), strict=True)]
+        texts = self.tokenizer.batch_decode(chooser.token_ids(), skip_special_tokens=True)
+        answers = zip(texts, chooser.done.tolist(), chooser.logprob.tolist(), strict=True)
+        rows = [parse_answer(text, done, logprob) for text, done, logprob in answers]
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
 
-    def _prompt(self) -> str:
-        """The prompt as the model was taught to read it."""
+    def _format_prompt(self) -> str:
+        """Return the prompt in the format that the model was trained with."""
         if not getattr(self.processor, "chat_template", None):
             return self.settings.prompt
         content = [{"type": "image"}, {"type": "text", "text": self.settings.prompt}]
@@ -106,37 +108,41 @@ class HfCaptioner:
         messages = [*(system if self.settings.system else []), {"role": "user", "content": content}]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _ends(self) -> set[int]:
+    def _end_tokens(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
-        usual = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)  # BERT's ends with the second
-        ends = ends if ends is not None else next((end for end in usual if end is not None), [])
+        if ends is None:
+            # BERT's tokenizer ends a text with the second of these
+            candidates = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
+            ends = next((token for token in candidates if token is not None), [])
         return set(ends if isinstance(ends, list) else [ends])
 
 
-class _Speaker:
-    """Chooses the tokens inside `generate`: a logits processor that leaves one for each row, and remembers it."""
+class TokenChooser:
+    """A logits processor that chooses the next token of each row, and leaves no other to `generate`."""
 
-    def __init__(self, settings: ChatConfig, keys: Sequence[str], ends: set[int]) -> None:
+    def __init__(self, settings: ChatConfig, keys: Sequence[str], end_tokens: set[int]) -> None:
         rows = [(key, index) for key in keys for index in range(settings.num_captions)]
-        self.settings, self.ends = settings, torch.tensor(sorted(ends))
-        steps = settings.max_new_tokens
-        noise = [sample_noise(settings.seed, key, index, steps) for key, index in rows]
-        self.noise = torch.from_numpy(np.stack(noise)) if settings.mode == "nucleus" else None
+        noise = [sample_noise(settings.seed, key, index, settings.max_new_tokens) for key, index in rows]
+        self.settings, self.end_tokens = settings, torch.tensor(sorted(end_tokens))
+        self.noise = torch.from_numpy(np.stack(noise)) if settings.mode == "nucleus" else None  # (R, steps)
         self.done = torch.zeros(len(rows), dtype=torch.bool)
-        self.logprob = torch.zeros(len(rows), dtype=torch.float64)  # of the tokens, the end included
-        self.tokens: list[Tensor] = []  # (R,) a step; -1 where the row had ended
+        # of the chosen tokens, the end token included
+        self.logprob = torch.zeros(len(rows), dtype=torch.float64)
+        # (R,) per step; -1 in rows that had ended
+        self.tokens: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float()  # (R, V)
+        """Return `scores` (R, V) with all but the chosen token of each row at minus infinity."""
+        scores = scores.float()
         token = scores.argmax(1) if self.noise is None else self._draw(scores, self.noise[:, len(self.tokens)])
-        gained = scores.log_softmax(1).gather(1, token[:, None])[:, 0].cpu().double()
-        self.logprob += gained.masked_fill(self.done, 0.0)
+        logprob = scores.log_softmax(1).gather(1, token[:, None])[:, 0].cpu().double()
+        self.logprob += logprob.masked_fill(self.done, 0.0)
         self.tokens.append(token.cpu().masked_fill(self.done, -1))
-        self.done |= torch.isin(token.cpu(), self.ends)
+        self.done |= torch.isin(token.cpu(), self.end_tokens)
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
-    def said(self) -> list[list[int]]:
-        """Token ids of each row, the end included."""
+    def token_ids(self) -> list[list[int]]:
+        """Return the chosen token ids of each row, the end token included."""
         rows = torch.stack(self.tokens, 1).tolist() if self.tokens else [[] for _ in self.done]
         return [[token for token in row if token >= 0] for row in rows]
 
@@ -147,9 +153,10 @@ class _Speaker:
 
 
 def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
-    """16 hex digits of a folder's files, or the commit of a hub repository; loads no model."""
+    """Return the commit of a hub repository, or 16 hex digits of a folder's files; loads no model."""
     folder = _folder(model, trust_remote_code)
-    if folder.parent.name == "snapshots":  # as the hub's cache lays out a commit
+    # the hub's cache stores each commit as snapshots/<commit>
+    if folder.parent.name == "snapshots":
         return f"hf:{model}@{folder.name[:16]}"
     digest = hashlib.sha256()
     for path in sorted(path for pattern in (*FILES, CODE) for path in folder.glob(pattern)):
@@ -163,5 +170,5 @@ def _folder(model: str, trust_remote_code: bool) -> Path:
     if not path.exists():
         return download(model, (*FILES, CODE) if trust_remote_code else FILES)
     if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is no model folder: it has no config.json.")
+        raise FileNotFoundError(f"{path} is not a model folder: it has no config.json.")
     return path

@@ -1,9 +1,8 @@
-"""`openai:MODEL`: captions from a server that speaks OpenAI's chat protocol, as vLLM, SGLang and llama.cpp do.
+"""`openai:MODEL`: captions from a server with OpenAI's chat API, such as vLLM, SGLang and llama.cpp.
 
-A picture's requests set out as soon as it is decoded, so they overlap with the reading of others and with the answers
-of earlier batches, `concurrency` at a time. An answer is kept under (pixels, model, prompt, settings), so that none is
-paid for twice: not after a kill, nor in another data set. The only file that imports `openai`, whose client tries again
-what may mend and waits as long as `Retry-After` asks.
+The requests for a picture start as soon as it is decoded, `concurrency` at a time, so they overlap with reading and
+with the answers for earlier batches. Answers are cached by (pixels, model, prompt, settings), so that none is paid for
+twice, be it after a kill or in another data set. The client retries temporary failures and respects `Retry-After`.
 """
 
 from __future__ import annotations
@@ -24,175 +23,191 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from capfilt.caption.answer_cache import Answers, usual_place
-from capfilt.caption.chat import Caption, ChatConfig, read_answer
+from capfilt.caption.answer_cache import AnswerCache, default_cache_path
+from capfilt.caption.captioner import Caption
+from capfilt.caption.chat import ChatConfig, parse_answer
 from capfilt.errors import EngineError
 
-QUALITY = 95  # of the JPEG that is sent
-KEPT_TEXT = 500  # characters of a server's message
+JPEG_QUALITY = 95
+MAX_MESSAGE = 500  # characters of a server's message that are kept
 
 
 @dataclass
 class ServerConfig:
-    """Where an `openai:` captioner is and how it is asked; no caption depends on it. The key is OPENAI_API_KEY's."""
+    """The server of an `openai:` captioner; no caption depends on these settings. The key comes from OPENAI_API_KEY."""
 
-    base_url: str | None = None  # such as http://localhost:8000/v1; else OPENAI_BASE_URL's, else OpenAI's own
-    concurrency: int = 64  # requests under way at a time, in each worker, about the pictures of three batches at most
-    timeout: float = 120.0  # seconds for an answer
-    retries: int = 8  # after the first try, with growing waits
-    cache: str | None = None  # SQLite file of the answers; ~/.cache/capfilt/answers.sqlite
+    # such as http://localhost:8000/v1; default: OPENAI_BASE_URL, otherwise OpenAI's own server
+    base_url: str | None = None
+    # simultaneous requests per worker; they cover the pictures of three batches at most
+    concurrency: int = 64
+    # seconds to wait for an answer
+    timeout: float = 120.0
+    # with growing pauses
+    retries: int = 8
+    # SQLite file of the answers; default: ~/.cache/capfilt/answers.sqlite
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
-            raise ValueError("concurrency is at least 1, retries is 0 or more, timeout is above 0 seconds.")
+            raise ValueError("server.concurrency must be at least 1, retries at least 0 and timeout above 0 seconds.")
 
 
 class OpenAICaptioner:
-    """A model behind a server; what it says depends on picture and settings, as far as the server keeps to them."""
+    """A model behind a server. A caption depends on picture and settings alone, if the server respects the seed."""
 
     def __init__(self, model: str, settings: ChatConfig, server: ServerConfig) -> None:
-        settings.require_no_beams()
         self.name, self.fingerprint = model, openai_fingerprint(model)
         self.model, self.settings, self.server = model, settings, server
         self._openai = _import_openai()
         url = server.base_url or os.environ.get("OPENAI_BASE_URL")
-        self._secret = os.environ.get("OPENAI_API_KEY", "")
-        if not url and not self._secret:
-            raise ValueError(
-                "OpenAI's own server needs a key in OPENAI_API_KEY; say where another one is with --base-url."
-            )
+        self._api_key = os.environ.get("OPENAI_API_KEY", "")
+        if not url and not self._api_key:
+            raise ValueError("OpenAI's server needs a key in OPENAI_API_KEY; name another server with --base-url.")
         self._url = _without_login(url or "https://api.openai.com/v1")
-        self._length = "max_tokens" if url else "max_completion_tokens"  # OpenAI's newer name, not known everywhere
-        self._answers = Answers(Path(server.cache).expanduser() if server.cache else usual_place())
+        # OpenAI has renamed the field; other servers may not know the new name
+        self._length_field = "max_tokens" if url else "max_completion_tokens"
+        self._cache = AnswerCache(Path(server.cache).expanduser() if server.cache else default_cache_path())
         self._client = self._openai.AsyncOpenAI(
-            api_key=self._secret or "none", base_url=url, timeout=server.timeout, max_retries=min(2, server.retries)
+            api_key=self._api_key or "none", base_url=url, timeout=server.timeout, max_retries=min(2, server.retries)
         )
         self._slots = asyncio.Semaphore(server.concurrency)
-        self._under_way: dict[str, asyncio.Task[Caption]] = {}
-        self._over: EngineError | None = None  # what ended the run: nothing that waits is asked any more
-        self._answered = 0.0  # when the server last answered, by the loop's clock
+        self._requests: dict[str, asyncio.Task[Caption]] = {}  # unanswered, by cache key
+        # the error that ended the run; requests that wait for a slot then raise it too
+        self._fatal_error: EngineError | None = None
+        self._last_answer = 0.0  # in seconds of the loop's clock
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="openai", daemon=True).start()
-        self._try_out()
+        self._check_server()
         self._client = self._client.with_options(max_retries=server.retries)
 
     def prepare(self, image: Image.Image) -> Future[list[Caption]]:
-        """Ask about an RGB picture; the answers come in their time."""
-        return self._start(self._captions(*_sent(image)))
+        """Start the requests for an RGB image; return their future captions."""
+        return self._start(self._caption_image(*_encode(image)))
 
     def caption(self, inputs: Sequence[Future[list[Caption]]], keys: Sequence[str]) -> list[list[Caption]]:
-        """Wait for the captions of pictures; EngineError when the server is gone or turns us away."""
-        return [answers.result() for answers in inputs]
+        """Wait for the captions of pictures; EngineError if the server is gone or rejects all requests."""
+        return [captions.result() for captions in inputs]
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _try_out(self) -> None:
-        """Ask about an empty picture: what is wrong with key, model or settings shows before there is work."""
+    def _check_server(self) -> None:
+        """Caption a grey image, to find a wrong key, model or setting before the first picture is read."""
         try:
-            said = self._start(self._once(*_sent(Image.new("RGB", (224, 224), "grey")), index=0)).result()
+            caption = self._start(self._caption_once(*_encode(Image.new("RGB", (224, 224), "grey")), index=0)).result()
         except EngineError as error:
             raise ValueError(str(error)) from None
-        if said.error and said.error.startswith(("rejected", "malformed")):
-            raise ValueError(f"The server at {self._url} does not take the request ({said.error}).")
+        if caption.error and caption.error.startswith(("rejected", "malformed")):
+            raise ValueError(f"The server at {self._url} does not accept the request ({caption.error}).")
 
-    async def _captions(self, jpeg: bytes, pixels: str) -> list[Caption]:
-        return await asyncio.gather(*(self._once(jpeg, pixels, index) for index in range(self.settings.num_captions)))
+    async def _caption_image(self, jpeg: bytes, digest: str) -> list[Caption]:
+        indices = range(self.settings.num_captions)
+        return await asyncio.gather(*(self._caption_once(jpeg, digest, index) for index in indices))
 
-    async def _once(self, jpeg: bytes, pixels: str, index: int) -> Caption:
-        """One caption; while its request is under way, nobody else makes the same."""
+    async def _caption_once(self, jpeg: bytes, digest: str, index: int) -> Caption:
+        """Return one caption; equal requests at the same time are sent once."""
         settings = {name: value for name, value in asdict(self.settings).items() if name != "num_captions"}
-        about = json.dumps([self.model, settings, index, pixels], sort_keys=True)
-        key = hashlib.sha256(about.encode()).hexdigest()
-        if key not in self._under_way:
-            self._under_way[key] = asyncio.ensure_future(self._ask(key, jpeg, index))
+        content = json.dumps([self.model, settings, index, digest], sort_keys=True)
+        key = hashlib.sha256(content.encode()).hexdigest()
+        if key not in self._requests:
+            self._requests[key] = asyncio.ensure_future(self._request_caption(key, jpeg, index))
         try:
-            return await self._under_way[key]
+            return await self._requests[key]
         finally:
-            self._under_way.pop(key, None)
+            self._requests.pop(key, None)
 
-    async def _ask(self, key: str, jpeg: bytes, index: int) -> Caption:
-        answer = self._answers.get(key)
+    async def _request_caption(self, key: str, jpeg: bytes, index: int) -> Caption:
+        """Return a caption from the cache, otherwise from the server."""
+        answer = self._cache.get(key)
         if answer is None:
             async with self._slots:
-                if self._over:
-                    raise self._over
+                if self._fatal_error:
+                    raise self._fatal_error
                 started = self._loop.time()
                 try:
-                    raw = await self._client.chat.completions.with_raw_response.create(**self._request(jpeg, index))
+                    response = await self._client.chat.completions.with_raw_response.create(
+                        **self._request(jpeg, index)
+                    )
                 except self._openai.APIError as error:
-                    # an answer to another in the second half of our tries: the server has not gone away since
-                    return self._failed(error, alive=self._answered > (started + self._loop.time()) / 2)
-            self._answered = self._loop.time()
+                    # An answer to another request in the second half of the retries shows that the server is alive.
+                    is_alive = self._last_answer > (started + self._loop.time()) / 2
+                    return self._handle_error(error, is_alive)
+            self._last_answer = self._loop.time()
             try:
-                answer = _parse(raw.content)
+                answer = _parse(response.content)
             except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-                return Caption(None, None, f"malformed: {self._quote(raw.text)}")
-            self._answers.put(key, answer)
+                return Caption(None, None, f"malformed: {self._redact(response.text)}")
+            self._cache.put(key, answer)
         if answer["finish"] == "content_filter" or answer["refusal"]:
-            return Caption(None, None, f"refused: {answer['refusal'] or 'content filter'}"[:KEPT_TEXT])
-        return read_answer(answer["text"], answer["finish"] != "length", answer["logprob"])
+            return Caption(None, None, f"refused: {answer['refusal'] or 'content filter'}"[:MAX_MESSAGE])
+        return parse_answer(answer["text"], answer["finish"] != "length", answer["logprob"])
 
     def _request(self, jpeg: bytes, index: int) -> dict[str, Any]:
+        """Return the arguments of the client for caption `index` of a picture."""
         settings = self.settings
-        picture = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": settings.prompt}]
+        url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": settings.prompt}]
         system = [{"role": "system", "content": settings.system}] if settings.system else []
         request: dict[str, Any] = {
             "model": self.model,
             "messages": [*system, {"role": "user", "content": content}],
-            self._length: settings.max_new_tokens,
+            self._length_field: settings.max_new_tokens,
             "temperature": 0.0,
         }
         if settings.mode == "nucleus":
             seed = hashlib.sha256(f"{settings.seed}/{index}".encode()).digest()
-            seed31 = int.from_bytes(seed[:4], "big") >> 1  # servers keep it in 32 bits with a sign
+            # servers store the seed in a signed 32-bit integer
+            seed31 = int.from_bytes(seed[:4], "big") >> 1
             request |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed31}
         request = {name: value for name, value in (request | settings.extra).items() if value is not None}
-        known = {name: request.pop(name) for name in ("model", "messages")}
-        return known | {"extra_body": request}  # any field goes, whether the client knows it or not
+        required = {name: request.pop(name) for name in ("model", "messages")}
+        # extra_body passes fields that the client does not know
+        return required | {"extra_body": request}
 
-    def _failed(self, error: Any, alive: bool) -> Caption:
-        """The outcome of a picture that the server does not take; all that concerns others too is an EngineError."""
+    def _handle_error(self, error: Any, is_alive: bool) -> Caption:
+        """Return the error of one picture; raise EngineError for an error that other pictures would meet too."""
         status, body = getattr(error, "status_code", None), error.body
-        told = body.get("message") if isinstance(body, dict) else None
-        said = self._quote(str(told or error.message))
+        server_message = body.get("message") if isinstance(body, dict) else None
+        message = self._redact(str(server_message or error.message))
         if status in (400, 413, 415, 422):
-            return Caption(None, None, f"{'refused' if _is_refusal(error) else 'rejected'}: {said}")
-        if alive and (isinstance(error, self._openai.APITimeoutError) or (status or 0) >= 500):
-            return Caption(None, None, f"failed: {said}")  # again and again: this picture does not agree with it
+            return Caption(None, None, f"{'refused' if _is_refusal(error) else 'rejected'}: {message}")
+        if is_alive and (isinstance(error, self._openai.APITimeoutError) or (status or 0) >= 500):
+            # every retry has failed, while other pictures were answered
+            return Caption(None, None, f"failed: {message}")
         if status in (401, 403):
-            what = f"does not accept the key in OPENAI_API_KEY ({said})"
+            problem = f"does not accept the key in OPENAI_API_KEY ({message})"
         elif status == 404:
-            what = f"knows no model '{self.model}', or no chat ({said})"
+            problem = f"has no model '{self.model}', or no chat API ({message})"
         elif status is not None:
-            what = f"keeps answering {status} ({said}); what it has said is kept: run the same command again to go on"
+            problem = f"keeps answering {status} ({message}); its answers are cached: run the same command to resume"
         else:
-            why = self._quote(str(error.__cause__ or error)) or type(error.__cause__ or error).__name__
-            what = f"does not answer ({why}); start it, or say with --base-url where it is, and run the command again"
-        self._over = EngineError(f"The server at {self._url} {what}.")
-        raise self._over
+            cause = error.__cause__ or error
+            reason = self._redact(str(cause)) or type(cause).__name__
+            problem = f"does not answer ({reason}); start it, or correct --base-url, and run the same command again"
+        self._fatal_error = EngineError(f"The server at {self._url} {problem}.")
+        raise self._fatal_error
 
-    def _quote(self, text: str) -> str:
-        """A server's words on one line, without the key if it repeats it."""
-        if self._secret:
-            text = text.replace(self._secret, "***")
-        return " ".join(text.split())[:KEPT_TEXT]
+    def _redact(self, text: str) -> str:
+        """Return a server's message on one line, with the API key removed."""
+        if self._api_key:
+            text = text.replace(self._api_key, "***")
+        return " ".join(text.split())[:MAX_MESSAGE]
 
 
 def openai_fingerprint(model: str) -> str:
-    """The model's name: a server tells no more of it."""
+    """Return a fingerprint of the model's name, which is all that a server reveals of it."""
     return f"openai:{model}"
 
 
-def _sent(image: Image.Image) -> tuple[bytes, str]:
-    """The JPEG of a picture, and a digest of its pixels."""
+def _encode(image: Image.Image) -> tuple[bytes, str]:
+    """Return the image as JPEG, and a digest of its pixels."""
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue(), hashlib.sha256(f"{image.width}x{image.height}".encode() + image.tobytes()).hexdigest()
 
 
 def _parse(body: bytes) -> dict[str, Any]:
+    """Return text, refusal, finish reason and log-probability of a chat completion."""
     choice = json.loads(body)["choices"][0]
     text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
     if not isinstance(text, str | None) or not isinstance(refusal, str | None):

@@ -1,4 +1,4 @@
-"""Local workers: spawned processes, each with a pipe to this one; GPUs are dealt round."""
+"""Workers that are spawned processes of this machine, each with a pipe to the parent."""
 
 from __future__ import annotations
 
@@ -10,63 +10,69 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.context import SpawnProcess
 
-from capfilt.engine.worker import ShardOutcome, Stage, attempt, cores, portable, set_up
+from blipcore.device import count_cores
+from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, make_portable
+
+PROGRESS_SECONDS = 0.5  # between two progress messages of a worker
 
 
 @dataclass(eq=False)
-class Process:
+class WorkerProcess:
     """A spawned worker."""
 
     index: int
-    process: Any
+    process: SpawnProcess
     pipe: Connection
 
 
-class Processes:
-    """Crew of `workers` processes of this machine."""
+class ProcessPool:
+    """At most `workers` processes that share the cores of this machine."""
 
-    def __init__(self, stage: Stage, device: str, workers: int):
+    def __init__(self, stage: Stage, device: str, workers: int) -> None:
         self.stage, self.device = stage, device
-        self.threads = max(1, cores() // workers)
-        self.crew: list[Process] = []
+        self.cores = max(1, count_cores() // workers)
+        self.workers: list[WorkerProcess] = []
 
-    def hire(self, index: int) -> Process:
-        """Start a worker, which tells `ready` when its models are loaded."""
+    def start(self, index: int) -> WorkerProcess:
+        """Start a worker; it sends `ready` when its models are loaded."""
         context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        arguments = (there, self.stage, self.device, index, self.threads)
-        process = context.Process(target=_work, args=arguments, daemon=True)
+        parent_end, child_end = context.Pipe()
+        runner = StageRunner(self.stage, self.device, index, self.cores)
+        process = context.Process(target=_work, args=(child_end, runner), daemon=True)
         process.start()
-        there.close()  # ours alone then, so that its end is heard when the worker dies
-        self.crew.append(Process(index, process, here))
-        return self.crew[-1]
+        # The child then holds the only copy of its end, and its death closes the pipe.
+        child_end.close()
+        worker = WorkerProcess(index, process, parent_end)
+        self.workers.append(worker)
+        return worker
 
-    def give(self, worker: Process, shard: str, upcoming: str | None) -> None:
-        """Have a worker do a shard, and tell it what it will probably do next."""
-        with suppress(OSError):  # it has just died: its pipe tells
-            worker.pipe.send((shard, upcoming))
+    def submit(self, worker: WorkerProcess, shard: str, next_shard: str | None) -> None:
+        """Send a worker its shard, and the shard that it will probably run next."""
+        with suppress(OSError):  # the worker has just died, which `wait` reports
+            worker.pipe.send((shard, next_shard))
 
-    def listen(self) -> list[tuple[Process, ShardOutcome]]:
-        """Wait until workers tell something; one that is `gone` belongs to the crew no more."""
-        by_pipe = {worker.pipe: worker for worker in self.crew}
-        return [(by_pipe[pipe], self._hear(by_pipe[pipe])) for pipe in wait(list(by_pipe))]
+    def wait(self) -> list[tuple[WorkerProcess, ShardOutcome]]:
+        """Wait for outcomes; a worker whose outcome is `died` has left the pool."""
+        by_pipe = {worker.pipe: worker for worker in self.workers}
+        ready = [pipe for pipe in wait(list(by_pipe)) if isinstance(pipe, Connection)]
+        return [(by_pipe[pipe], self._receive(by_pipe[pipe])) for pipe in ready]
 
-    def _hear(self, worker: Process) -> ShardOutcome:
+    def _receive(self, worker: WorkerProcess) -> ShardOutcome:
         try:
             return worker.pipe.recv()
         except (EOFError, OSError):
-            self.crew.remove(worker)
+            self.workers.remove(worker)
             worker.process.join()
             worker.pipe.close()
-            return ShardOutcome("gone", _exit(worker.process.exitcode))
+            return ShardOutcome("died", _describe_exit(worker.process.exitcode))
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """End all workers."""
-        for worker in self.crew:
+        for worker in self.workers:
             worker.process.terminate()
-        for worker in self.crew:
+        for worker in self.workers:
             worker.process.join(5)
             if worker.process.is_alive():
                 worker.process.kill()
@@ -74,42 +80,44 @@ class Processes:
             worker.pipe.close()
 
 
-def _work(pipe: Connection, stage: Stage, device: str, index: int, threads: int) -> None:
-    """Life of a worker: set up, then one shard after the other until dismissed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    told = set_up(stage, device, index, threads)
+def _work(pipe: Connection, runner: StageRunner) -> None:
+    """Set up, then run shards from the pipe until the parent closes it."""
+    # Ctrl-C reaches the whole process group; the parent decides what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    outcome = runner.setup()
     with suppress(EOFError):
         while True:
-            pipe.send(portable(told))
-            if told.kind == "raise":
+            pipe.send(make_portable(outcome))
+            if outcome.kind == "fatal":
                 return
-            shard, upcoming = pipe.recv()
-            told = attempt(stage, shard, _Ticker(pipe), upcoming)
+            shard, next_shard = pipe.recv()
+            outcome = runner.run(shard, next_shard, _ProgressSender(pipe))
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
+    """Exit when the parent ends, however it ends: an orphan would write into the same folder as the next run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # without it a worker would go on writing beside the next run
+        os._exit(1)
 
 
-class _Ticker:
-    """Sends progress at most twice a second, from within a worker."""
+class _ProgressSender:
+    """Sends the number of new pictures to the parent, at most twice per second."""
 
-    def __init__(self, pipe: Connection):
-        self.pipe, self.pending, self.last = pipe, 0, 0.0
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.pending, self.last_sent = pipe, 0, 0.0
 
     def __call__(self, pictures: int) -> None:
         self.pending += pictures
-        if time.monotonic() - self.last >= 0.5:
-            self.pipe.send(ShardOutcome("tick", self.pending))
-            self.pending, self.last = 0, time.monotonic()
+        if time.monotonic() - self.last_sent >= PROGRESS_SECONDS:
+            self.pipe.send(ShardOutcome("progress", self.pending))
+            self.pending, self.last_sent = 0, time.monotonic()
 
 
-def _exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
-    return f"exit code {code}"
+def _describe_exit(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name

@@ -1,4 +1,4 @@
-"""What a long run shows: a live bar with rate and ETA on a terminal, plain lines now and then elsewhere, on stderr.
+"""Progress of a long run, on stderr: a live bar with rate and ETA on a terminal, otherwise a plain line now and then.
 
 Standard output stays free for results and `--json`.
 """
@@ -9,19 +9,19 @@ import sys
 import time
 from typing import Any
 
-EVERY_SECONDS = 10.0  # between two plain lines
+LINE_SECONDS = 10.0  # between two plain lines
 
 
-class Display:
-    """Progress of `total` units of work; pictures are counted beside them for the rate. Use it as a context."""
+class ProgressDisplay:
+    """A context manager that shows the progress of `total` units of work, and the rate of pictures."""
 
-    def __init__(self, title: str, total: int, unit: str = "shards", done: int = 0, shown: bool = True):
+    def __init__(self, title: str, total: int, unit: str = "shards", done: int = 0, shown: bool = True) -> None:
         self.title, self.total, self.unit, self.done, self.shown = title, total, unit, done, shown
-        self.begun_with, self.pictures = done, 0
+        self.done_before, self.pictures = done, 0
         self.start = self.last_line = time.monotonic()
         self._bar: Any = None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         if self.shown and sys.stderr.isatty():
             self._bar = _rich_bar()
             self._bar.start()
@@ -32,19 +32,19 @@ class Display:
         if self._bar is not None:
             self._refresh()
             self._bar.stop()
-        elif self.shown and self.done > self.begun_with:
-            self.say(self.line())
+        elif self.shown and self.done > self.done_before:
+            self.print(self.line())
 
     def advance(self, units: int = 0, pictures: int = 0) -> None:
-        """Count work that has been done."""
+        """Count finished work."""
         self.done += units
         self.pictures += pictures
         if self._bar is not None:
             self._refresh()
-        elif self.shown and time.monotonic() - self.last_line >= EVERY_SECONDS:
-            self.say(self.line())
+        elif self.shown and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.print(self.line())
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line above the bar."""
         if not self.shown:
             return
@@ -55,7 +55,7 @@ class Display:
             print(line, file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """The state as one plain line."""
+        """Return the progress as one plain line."""
         return f"{self.title}: {self.done} of {self.total} {self.unit}{self._rate()}{self._eta()}"
 
     def _refresh(self) -> None:
@@ -67,10 +67,10 @@ class Display:
         return f", {self.pictures / max(time.monotonic() - self.start, 1e-9):.1f} pictures/s"
 
     def _eta(self) -> str:
-        now, left = self.done - self.begun_with, self.total - self.done
-        if now <= 0 or left <= 0:
+        done_now, remaining = self.done - self.done_before, self.total - self.done
+        if done_now <= 0 or remaining <= 0:
             return ""
-        seconds = int((time.monotonic() - self.start) / now * left)
+        seconds = int((time.monotonic() - self.start) / done_now * remaining)
         return f", {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
 
 

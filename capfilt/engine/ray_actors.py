@@ -1,8 +1,8 @@
-"""Workers as actors of a Ray cluster: the one that RAY_ADDRESS or `ray start` names, or one of this machine's own.
+"""Workers that are actors of a Ray cluster: the one at RAY_ADDRESS or of `ray start`, otherwise a local one.
 
-Ray places them, a GPU each where the cluster has any, and tells when one has died with its node. Which shard is done
-again, and by whom, is the engine's to decide, as with local processes. The cluster's machines need capfilt and its
-models at the same paths, and a place for the output that all of them see.
+Ray places the actors, each with a GPU where the cluster has any, and reports the death of an actor or its node. The
+engine decides which shards to retry, as with local processes. Every machine of the cluster needs capfilt and its models
+at the same paths, and an output folder that all of them share.
 """
 
 from __future__ import annotations
@@ -12,97 +12,101 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from capfilt.engine.worker import ShardOutcome, Stage, attempt, describe, portable, set_up
+from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, describe_error, make_portable
 
-PATIENCE = 60.0  # seconds without a placed worker after which to say what is waited for
+PATIENCE = 60.0  # seconds without a placed worker until a message says what the run waits for
 
 
 @dataclass(eq=False)
-class Actor:
+class WorkerActor:
     """A worker somewhere on the cluster."""
 
     index: int
     handle: Any
 
 
-class Actors:
-    """Crew of at most `workers` actors; those that the cluster has no room for wait to be placed."""
+class RayPool:
+    """At most `workers` actors; those that the cluster has no room for wait to be placed."""
 
-    def __init__(self, stage: Stage, device: str, workers: int):
+    def __init__(self, stage: Stage, device: str, workers: int) -> None:
         self.ray = _import_ray()
-        self.started = not self.ray.is_initialized()
-        if self.started:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home from here
-            shown = os.environ.get("CAPFILT_DEBUG") == "1"
-            try:
-                self.ray.init(include_dashboard=False, log_to_driver=shown, logging_level="WARNING")
-            except ConnectionError as error:
-                where = os.environ.get("RAY_ADDRESS", "the address that `ray start` has left")
-                raise ValueError(
-                    f"Ray does not answer at {where} ({describe(error)}); check RAY_ADDRESS and, if the cluster asks "
-                    "for a token, set RAY_AUTH_MODE=token."
-                ) from None
+        self.owns_cluster = not self.ray.is_initialized()
+        if self.owns_cluster:
+            self._connect()
         self.stage, self.device = stage, device
-        self.crew: list[Actor] = []
-        self.pending: dict[Any, Actor] = {}  # what each is asked for, as a reference to its answer
-        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        processors = [int(resources["CPU"]) for resources in machines if resources.get("CPU", 0) >= 1]
-        self.threads = max(1, min(sum(processors) // workers, *processors, 1024)) if processors else 1
-        self.gpus = int(device in ("auto", "cuda") and any(resources.get("GPU") for resources in machines))
-        self.placed = False
+        self.workers: list[WorkerActor] = []
+        self.pending: dict[Any, WorkerActor] = {}  # reference to a result that is still to come -> its worker
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        cpus = [int(resources["CPU"]) for resources in nodes if resources.get("CPU", 0) >= 1]
+        self.cores = max(1, min(sum(cpus) // workers, *cpus, 1024)) if cpus else 1
+        self.gpus = int(device in ("auto", "cuda") and any(resources.get("GPU") for resources in nodes))
+        self.has_reported_wait = False
 
-    def hire(self, index: int) -> Actor:
-        """Ask for a worker, which tells `ready` when it is placed and its models are loaded."""
-        kind = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_restarts=0)(_Work)
-        worker = Actor(index, kind.remote(self.stage, self.device, self.threads))
-        self.crew.append(worker)
-        self.pending[worker.handle.set_up.remote()] = worker
+    def _connect(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        is_debug = os.environ.get("CAPFILT_DEBUG") == "1"
+        try:
+            self.ray.init(include_dashboard=False, log_to_driver=is_debug, logging_level="WARNING")
+        except ConnectionError as error:
+            address = os.environ.get("RAY_ADDRESS", "the address that `ray start` has recorded")
+            raise ValueError(
+                f"No Ray cluster answers at {address} ({describe_error(error)}); check RAY_ADDRESS and, if the cluster "
+                "asks for a token, set RAY_AUTH_MODE=token."
+            ) from None
+
+    def start(self, index: int) -> WorkerActor:
+        """Request a worker; it sends `ready` when it is placed and its models are loaded."""
+        actor = self.ray.remote(num_cpus=self.cores, num_gpus=self.gpus, max_restarts=0)(RayWorker)
+        worker = WorkerActor(index, actor.remote(self.stage, self.device, self.cores))
+        self.workers.append(worker)
+        self.pending[worker.handle.setup.remote()] = worker
         return worker
 
-    def give(self, worker: Actor, shard: str, upcoming: str | None) -> None:
-        """Have a worker do a shard, and tell it what it will probably do next."""
-        self.pending[worker.handle.attempt.remote(shard, upcoming)] = worker
+    def submit(self, worker: WorkerActor, shard: str, next_shard: str | None) -> None:
+        """Send a worker its shard, and the shard that it will probably run next."""
+        self.pending[worker.handle.run_shard.remote(shard, next_shard)] = worker
 
-    def listen(self) -> list[tuple[Actor, ShardOutcome]]:
-        """Wait until workers tell something; one that is `gone` is not asked again."""
+    def wait(self) -> list[tuple[WorkerActor, ShardOutcome]]:
+        """Wait for outcomes; a worker whose outcome is `died` gets no further shard."""
         ready: list[Any] = []
         while not ready:
             ready, _ = self.ray.wait(list(self.pending), timeout=PATIENCE)
-            if not ready and not self.placed:
-                self.placed = True  # said once
-                need = f"{self.threads} CPU and {self.gpus} GPU"
-                print(f"waiting for Ray to place workers that take {need} each", file=sys.stderr, flush=True)
-        self.placed = True
+            if not ready and not self.has_reported_wait:
+                self.has_reported_wait = True
+                resources = f"{self.cores} CPU and {self.gpus} GPU"
+                print(f"waiting for Ray to place workers that need {resources} each", file=sys.stderr, flush=True)
+        self.has_reported_wait = True
         workers = [(self.pending.pop(reference), reference) for reference in ready]
-        return [(worker, self._told(worker, reference)) for worker, reference in workers]
+        return [(worker, self._receive(worker, reference)) for worker, reference in workers]
 
-    def _told(self, worker: Actor, reference: Any) -> ShardOutcome:
+    def _receive(self, worker: WorkerActor, reference: Any) -> ShardOutcome:
         try:
             return ShardOutcome(*self.ray.get(reference))
-        except self.ray.exceptions.RayError as error:  # of the actor, its process or its machine
-            # Its answer may be lost, or its method have raised, while it lives on and keeps the place of the next one.
+        except self.ray.exceptions.RayError as error:  # from the actor, its process or its machine
+            # The actor may still live, when only its result is lost or its method raised: it would keep the resources
+            # that its successor needs.
             self.ray.kill(worker.handle)
-            return ShardOutcome("gone", describe(getattr(error, "cause", None) or error))
+            return ShardOutcome("died", describe_error(getattr(error, "cause", None) or error))
 
-    def dismiss(self) -> None:
-        """End all workers, and a cluster that is our own."""
-        for worker in self.crew:
+    def stop(self) -> None:
+        """End all workers, and the cluster if this pool started it."""
+        for worker in self.workers:
             self.ray.kill(worker.handle)
-        if self.started:
+        if self.owns_cluster:
             self.ray.shutdown()
 
 
-class _Work:
-    """The actor: a worker with its models, told one shard after the other."""
+class RayWorker:
+    """The actor: a worker that holds its models and runs one shard per call."""
 
-    def __init__(self, stage: Stage, device: str, threads: int):
-        self.stage, self.device, self.threads = stage, device, threads
+    def __init__(self, stage: Stage, device: str, cores: int) -> None:
+        self.runner = StageRunner(stage, device, index=0, cores=cores)  # Ray shows each actor its own GPU as number 0
 
-    def set_up(self) -> tuple[str, Any]:
-        return tuple(portable(set_up(self.stage, self.device, 0, self.threads)))  # Ray shows it its own GPU alone
+    def setup(self) -> tuple[str, Any]:
+        return tuple(make_portable(self.runner.setup()))
 
-    def attempt(self, shard: str, upcoming: str | None) -> tuple[str, Any]:
-        return tuple(portable(attempt(self.stage, shard, upcoming=upcoming)))
+    def run_shard(self, shard: str, next_shard: str | None) -> tuple[str, Any]:
+        return tuple(make_portable(self.runner.run(shard, next_shard)))
 
 
 def _import_ray() -> Any:

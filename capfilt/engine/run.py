@@ -1,8 +1,8 @@
-"""Runs a stage over shards: skip what is done, retry what failed, name what failed again.
+"""Runs a stage over shards: skips those that are done, retries those that fail, reports those that fail again.
 
-A stage is a picklable object; the engine knows its four members and nothing of pictures or models. A shard is the unit
-of work, of failure and of resuming, and is done when its output exists. Workers are this process, local processes or
-actors on a Ray cluster: their kind, their number and any restart change how long a run takes, never what it writes.
+The shard is the unit of work, of failure and of resuming; it is done when its output exists. The engine knows stages
+only by their protocol and nothing of pictures or models. Workers are this process, local processes, threads, or actors
+of a Ray cluster. Their kind and number, and any restart, change how long a run takes but never what it writes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from typing import Any, Literal, Protocol
 
 from blipcore.io.storage import existing
 from blipcore.io.writing import remove_temporary_files
-from capfilt.engine.processes import Processes
-from capfilt.engine.progress import Display
-from capfilt.engine.threads import Threads
-from capfilt.engine.worker import (
-    ShardOutcome,
-    Stage,
-    attempt,
-    set_up,
-)
+from capfilt.engine.processes import ProcessPool
+from capfilt.engine.progress import ProgressDisplay
+from capfilt.engine.threads import ThreadPool
+from capfilt.engine.worker import ShardOutcome, Stage, StageRunner
 from capfilt.errors import EngineError
 
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """Who does the shards; no table depends on it. Configs of stages inherit from it."""
+    """Where a stage runs; no output depends on it. The configs of stages inherit from it."""
 
-    workers: int = 1  # processes, or Ray actors; with GPUs, one for each is a good start
-    device: str = "auto"  # GPUs are dealt round
+    # processes, or Ray actors; with GPUs, one per GPU is a good start
+    workers: int = 1
+    # "auto" and "cuda" assign the GPUs to the workers in turn
+    device: str = "auto"
     engine: Literal["local", "ray"] = "local"
-    rank: int = 0  # of `world_size` runs that share the shards, as the tasks of a Slurm array do
+    # this run's number among `world_size` runs that share the shards, as the tasks of a Slurm array do
+    rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
@@ -45,35 +43,35 @@ class EngineConfig:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be 0 to world_size - 1, not {self.rank} of {self.world_size}.")
 
-    def share(self, shards: list[str]) -> list[str]:
-        """This rank's part of all shards, done or not, so that the parts of the ranks never overlap."""
+    def shards_of_rank(self, shards: list[str]) -> list[str]:
+        """Return this rank's part of all shards, done or not, so that the parts of two ranks never overlap."""
         return shards[self.rank :: self.world_size]
 
 
 @dataclass
-class Summary:
-    """What became of the shards of one run; `counts` sums those of the shards done now."""
+class RunSummary:
+    """The result of a run over shards; `counts` are sums over the shards that this run has done."""
 
     done: int = 0
     skipped: int = 0
-    failed: dict[str, str] = field(default_factory=dict)  # shard -> why
+    failed: dict[str, str] = field(default_factory=dict)  # shard -> reason
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-class Workers(Protocol):
-    """A crew: `processes.Processes`, `threads.Threads`, `on_ray.Actors`."""
+class WorkerPool(Protocol):
+    """Workers of one kind: `ProcessPool`, `ThreadPool` or `RayPool`."""
 
-    def hire(self, index: int) -> Any: ...
+    def start(self, index: int) -> Any: ...
 
-    def give(self, worker: Any, shard: str, upcoming: str | None) -> None: ...
+    def submit(self, worker: Any, shard: str, next_shard: str | None) -> None: ...
 
-    def listen(self) -> list[tuple[Any, ShardOutcome]]: ...
+    def wait(self) -> list[tuple[Any, ShardOutcome]]: ...
 
-    def dismiss(self) -> None: ...
+    def stop(self) -> None: ...
 
 
-def run(
+def run_shards(
     stage: Stage,
     shards: Iterable[str],
     *,
@@ -82,12 +80,14 @@ def run(
     engine: str = "local",
     retries: int = 1,
     progress: bool = True,
-) -> Summary:
-    """Run `stage` over `shards` and say what became of each; a shard that fails does not stop the others.
+) -> RunSummary:
+    """Run `stage` over `shards` that have no output yet; a shard that fails does not stop the others.
 
-    One local worker runs in this process, as do `threads`, for stages of tables alone. A worker that dies takes only
-    its shard with it, which is done again elsewhere at most `retries` times. Raises what `stage.setup` raises,
-    OSError when the disk is full, read-only or closed to us, and EngineError when the output folder has gone.
+    One local worker runs in this process. Engine "threads" is for stages that only read and write tables. A worker that
+    dies costs the run its shard alone, which another worker retries; each shard is retried at most `retries` times.
+
+    Raises what `stage.setup` raises, OSError when the disk is full, read-only or denies access, and EngineError when
+    the output folder disappears.
     """
     if engine not in ("local", "ray", "threads"):
         raise ValueError(f"Unknown engine '{engine}'; choose 'local' or 'ray'.")
@@ -95,125 +95,144 @@ def run(
         raise ValueError(f"workers must be at least 1, not {workers}.")
     shards = list(shards)
     outputs = {shard: stage.output(shard) for shard in shards}
-    there = existing(outputs.values())  # one listing, however many there are
-    todo = [shard for shard, output in outputs.items() if output not in there]
+    existing_outputs = existing(outputs.values())  # one listing of the folder for all shards
+    todo = [shard for shard, output in outputs.items() if output not in existing_outputs]
     for folder in {outputs[shard].parent for shard in todo}:
         remove_temporary_files(folder, (outputs[shard].name for shard in todo))
-    summary = Summary(skipped=len(shards) - len(todo))
+    summary = RunSummary(skipped=len(shards) - len(todo))
     start = time.monotonic()
-    with Display(stage.name, len(shards), done=summary.skipped, shown=progress) as display:
-        book = _Book(summary, display, stage, retries)
+    with ProgressDisplay(stage.name, len(shards), done=summary.skipped, shown=progress) as display:
+        ledger = _Ledger(summary, display, stage, retries)
         if not todo:
-            display.say(f"{stage.name}: all {len(shards)} shards are done already.")
+            display.print(f"{stage.name}: all {len(shards)} shards are done already.")
         elif workers == 1 and engine != "ray":
-            _run_here(stage, todo, device, book)
+            _run_in_process(stage, todo, device, ledger)
         else:
             size = min(workers, len(todo))
-            _run_with(_crew(engine, stage, device, size), todo, size, book)
+            _run_in_pool(_open_pool(engine, stage, device, size), todo, size, ledger)
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def _crew(engine: str, stage: Stage, device: str, size: int) -> Workers:
+def _open_pool(engine: str, stage: Stage, device: str, size: int) -> WorkerPool:
     if engine == "ray":
-        from capfilt.engine.ray_actors import Actors
+        from capfilt.engine.ray_actors import RayPool
 
-        return Actors(stage, device, size)
-    return Threads(stage, device) if engine == "threads" else Processes(stage, device, size)
+        return RayPool(stage, device, size)
+    return ThreadPool(stage, device) if engine == "threads" else ProcessPool(stage, device, size)
 
 
-def _run_here(stage: Stage, todo: list[str], device: str, book: _Book) -> None:
+def _run_in_process(stage: Stage, todo: list[str], device: str, ledger: _Ledger) -> None:
     queue = deque(todo)
-    told = set_up(stage, device, 0)
-    if told.kind == "raise":
-        raise told.value
+    runner = StageRunner(stage, device, index=0)
+    outcome = runner.setup()
+    if outcome.kind == "fatal":
+        raise outcome.value
     while queue:
         shard = queue.popleft()
-        if book.settle(shard, attempt(stage, shard, book.tick, queue[0] if queue else None)):
+        outcome = runner.run(shard, next_shard=queue[0] if queue else None, advance=ledger.advance)
+        if ledger.needs_retry(shard, outcome):
             queue.appendleft(shard)
 
 
-def _run_with(crew: Workers, todo: list[str], size: int, book: _Book) -> None:
-    queue, hired = deque(todo), dict[Any, _Hired]()
-    stillborn = 0
-    try:
-        while queue or any(of.shard for of in hired.values()):
-            while len(hired) < size and len(queue) > sum(of.shard is None for of in hired.values()):
-                index = min(set(range(size)) - {of.index for of in hired.values()})
-                hired[crew.hire(index)] = _Hired(index)
-            for worker, of in hired.items():
-                if queue and of.ready and of.shard is None:
-                    others = {other.upcoming for other in hired.values() if other is not of}
-                    of.shard, of.upcoming = _pick(queue, others)
-                    queue.remove(of.shard)
-                    crew.give(worker, of.shard, of.upcoming)
-            for worker, told in crew.listen():
-                of = hired[worker]
-                if told.kind == "tick":
-                    book.tick(told.value, of.index)
-                    continue
-                if told.kind == "gone":
-                    del hired[worker]
-                    stillborn += not of.ready
-                    if stillborn > size + book.retries:
-                        raise EngineError(f"Workers die while they load ({told.value}); try fewer with --workers.")
-                elif told.kind == "raise":  # its setup failed or the disk is full: every worker would meet the same
-                    raise told.value
-                if of.shard is not None and book.settle(of.shard, told, of.index):
-                    queue.append(of.shard)
-                of.ready, of.shard = True, None
-    finally:
-        crew.dismiss()
-
-
 @dataclass
-class _Hired:
+class _WorkerState:
     index: int
-    ready: bool = False  # has loaded its models
-    shard: str | None = None  # what it works on
-    upcoming: str | None = None  # what it does next unless another, with nothing else to do, has come before it
+    is_ready: bool = False  # its models are loaded
+    shard: str | None = None  # the one it runs
+    next_shard: str | None = None  # the one it runs next, unless an idle worker takes it first
 
 
-def _pick(queue: deque[str], expected: set[str | None]) -> tuple[str, str | None]:
-    """Two shards of the queue for a worker to do, now and next; those that others expect only where none is left.
+def _run_in_pool(pool: WorkerPool, todo: list[str], size: int, ledger: _Ledger) -> None:
+    queue = deque(todo)
+    states = dict[Any, _WorkerState]()  # by worker
+    deaths_in_setup = 0
+    try:
+        while queue or any(state.shard for state in states.values()):
+            _start_workers(pool, states, size, len(queue))
+            _submit_shards(pool, states, queue)
+            for worker, outcome in pool.wait():
+                state = states[worker]
+                if outcome.kind == "progress":
+                    ledger.advance(outcome.value, state.index)
+                    continue
+                if outcome.kind == "fatal":
+                    raise outcome.value
+                if outcome.kind == "died":
+                    del states[worker]
+                    deaths_in_setup += not state.is_ready
+                    if deaths_in_setup > size + ledger.retries:
+                        raise EngineError(
+                            f"Workers die while they load their models ({outcome.value}); use fewer --workers."
+                        )
+                if state.shard is not None and ledger.needs_retry(state.shard, outcome, state.index):
+                    queue.append(state.shard)
+                state.is_ready, state.shard = True, None
+    finally:
+        pool.stop()
 
-    Of these it is the last, whose reader has begun with another one most recently.
+
+def _start_workers(pool: WorkerPool, states: dict[Any, _WorkerState], size: int, waiting_shards: int) -> None:
+    """Start workers, at most `size` in total, while there are more waiting shards than idle workers."""
+    while len(states) < size and waiting_shards > sum(state.shard is None for state in states.values()):
+        index = min(set(range(size)) - {state.index for state in states.values()})
+        states[pool.start(index)] = _WorkerState(index)
+
+
+def _submit_shards(pool: WorkerPool, states: dict[Any, _WorkerState], queue: deque[str]) -> None:
+    """Give each idle worker a shard of the queue."""
+    for worker, state in states.items():
+        if queue and state.is_ready and state.shard is None:
+            reserved = {other.next_shard for other in states.values() if other is not state}
+            state.shard, state.next_shard = pick_shards(queue, reserved)
+            queue.remove(state.shard)
+            pool.submit(worker, state.shard, state.next_shard)
+
+
+def pick_shards(queue: deque[str], reserved: set[str | None]) -> tuple[str, str | None]:
+    """Return the shard that a worker runs now, and the one it runs next or None.
+
+    Other workers may already read their `reserved` next shards. Such a shard is taken only when the queue has no other,
+    and then the last one, whose reading began most recently.
     """
-    free = [shard for shard in islice(queue, len(expected) + 2) if shard not in expected]
-    return (free[0], free[1] if len(free) > 1 else None) if free else (queue[-1], None)
+    free = [shard for shard in islice(queue, len(reserved) + 2) if shard not in reserved]
+    if not free:
+        return queue[-1], None
+    return free[0], free[1] if len(free) > 1 else None
 
 
-class _Book:
-    """Keeps the summary and moves the display; pictures told by `advance` are not counted again when a shard ends."""
+class _Ledger:
+    """Updates the summary and the display. Pictures that `advance` has counted are not counted again at the end."""
 
-    def __init__(self, summary: Summary, display: Display, stage: Stage, retries: int):
+    def __init__(self, summary: RunSummary, display: ProgressDisplay, stage: Stage, retries: int) -> None:
         self.summary, self.display, self.stage, self.retries = summary, display, stage, retries
-        self.failures: Counter[str] = Counter()  # of a shard
-        self.ticked: Counter[int] = Counter()  # pictures of the shard in hand, by worker
+        self.failures: Counter[str] = Counter()  # per shard
+        self.reported: Counter[int] = Counter()  # pictures of the current shard, per worker
 
-    def tick(self, pictures: int, worker: int = 0) -> None:
-        self.ticked[worker] += pictures
+    def advance(self, pictures: int, worker: int = 0) -> None:
+        """Count pictures of a shard that is not done yet."""
+        self.reported[worker] += pictures
         self.display.advance(pictures=pictures)
 
-    def settle(self, shard: str, told: ShardOutcome, worker: int = 0) -> bool:
-        """Write down what became of a shard; whether it is to be done again."""
-        ticked = self.ticked.pop(worker, 0)
-        if told.kind == "raise":
-            raise told.value
-        if told.kind == "done":
+    def needs_retry(self, shard: str, outcome: ShardOutcome, worker: int = 0) -> bool:
+        """Record the outcome of a shard; return True when it is to be run again."""
+        reported = self.reported.pop(worker, 0)
+        if outcome.kind == "fatal":
+            raise outcome.value
+        if outcome.kind == "done":
             self.summary.done += 1
-            for name, count in told.value.items():
+            for name, count in outcome.value.items():
                 self.summary.counts[name] = self.summary.counts.get(name, 0) + count
-            self.display.advance(1, max(0, told.value.get("pictures", 0) - ticked))
+            self.display.advance(1, max(0, outcome.value.get("pictures", 0) - reported))
             return False
         self._require_folder(shard)
-        why = told.value if told.kind == "failed" else f"its worker died ({told.value})"
         self.failures[shard] += 1
         if self.failures[shard] <= self.retries:
             return True
-        self.summary.failed[shard] = why
+        reason = outcome.value if outcome.kind == "failed" else f"its worker died ({outcome.value})"
+        self.summary.failed[shard] = reason
         self.display.advance(1)
-        self.display.say(f"shard {shard} failed: {why}")
+        self.display.print(f"shard {shard} failed: {reason}")
         return False
 
     def _require_folder(self, shard: str) -> None:

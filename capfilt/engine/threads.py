@@ -1,61 +1,61 @@
-"""Local workers that are threads of this process: for stages of tables alone, whose work is Arrow's and the disk's.
+"""Workers that are threads of this process, for stages that only read and write tables.
 
-Starting one costs nothing, where a process takes seconds to import what it needs.
+Arrow and the disk do that work outside the interpreter lock. A thread starts at once; a process spends seconds on
+imports.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass, field
-from typing import Any
 
-from capfilt.engine.worker import ShardOutcome, Stage, attempt, set_up
+from capfilt.engine.worker import ShardOutcome, Stage, StageRunner
 
 
-@dataclass(eq=False)
-class Thread:
-    """A worker; its queue holds the shard to do next, or None to end."""
+class WorkerThread(threading.Thread):
+    """A worker; its queue holds the shard to run next, or None to end."""
 
-    shards: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue)
-    thread: threading.Thread | None = None
+    def __init__(self, runner: StageRunner, outcomes: queue.SimpleQueue[tuple[WorkerThread, ShardOutcome]]) -> None:
+        super().__init__(daemon=True)
+        self.runner, self.outcomes = runner, outcomes
+        self.shards: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Set up, then run shards until there is a None in the queue."""
+        try:
+            self.outcomes.put((self, self.runner.setup()))
+            while (shard := self.shards.get()) is not None:
+                self.outcomes.put((self, self.runner.run(shard)))
+        except BaseException as error:  # otherwise the pool would wait forever
+            self.outcomes.put((self, ShardOutcome("fatal", error)))
 
 
-class Threads:
-    """Crew of threads."""
+class ThreadPool:
+    """Worker threads of this process."""
 
-    def __init__(self, stage: Stage, device: str):
+    def __init__(self, stage: Stage, device: str) -> None:
         self.stage, self.device = stage, device
-        self.crew: list[Thread] = []
-        self.told: queue.SimpleQueue[tuple[Any, ShardOutcome]] = queue.SimpleQueue()
+        self.workers: list[WorkerThread] = []
+        self.outcomes: queue.SimpleQueue[tuple[WorkerThread, ShardOutcome]] = queue.SimpleQueue()
 
-    def hire(self, index: int) -> Thread:
-        """Start a worker, which tells `ready`."""
-        worker = Thread()
-        worker.thread = threading.Thread(target=self._work, args=(worker, index), daemon=True)
-        self.crew.append(worker)
-        worker.thread.start()
+    def start(self, index: int) -> WorkerThread:
+        """Start a worker; it sends `ready` when it is set up."""
+        worker = WorkerThread(StageRunner(self.stage, self.device, index), self.outcomes)
+        self.workers.append(worker)
+        worker.start()
         return worker
 
-    def give(self, worker: Thread, shard: str, upcoming: str | None) -> None:
-        """Have a worker do a shard; stages of tables have nothing to read ahead."""
+    def submit(self, worker: WorkerThread, shard: str, next_shard: str | None) -> None:
+        """Give a worker its shard; stages of tables do not read ahead, so `next_shard` is ignored."""
         worker.shards.put(shard)
 
-    def listen(self) -> list[tuple[Thread, ShardOutcome]]:
-        """Wait until a worker tells something."""
-        return [self.told.get()]
+    def wait(self) -> list[tuple[WorkerThread, ShardOutcome]]:
+        """Wait for an outcome."""
+        return [self.outcomes.get()]
 
-    def dismiss(self) -> None:
-        """Let all workers end the shard they are at, and wait for it: the folder is theirs until then."""
-        for worker in self.crew:
+    def stop(self) -> None:
+        """Wait until each worker has ended its shard: until then it writes into the output folder."""
+        for worker in self.workers:
             worker.shards.put(None)
-        for worker in self.crew:
-            worker.thread.join()
-
-    def _work(self, worker: Thread, index: int) -> None:
-        try:
-            self.told.put((worker, set_up(self.stage, self.device, index)))
-            while (shard := worker.shards.get()) is not None:
-                self.told.put((worker, attempt(self.stage, shard)))
-        except BaseException as error:  # or the others would wait for this one
-            self.told.put((worker, ShardOutcome("raise", error)))
+        for worker in self.workers:
+            worker.join()

@@ -1,7 +1,6 @@
-"""What happens inside a worker, whatever started it: the models are loaded once, then shard after shard is run.
+"""Runs a stage inside one worker: loads its models once, then runs shard after shard.
 
-What becomes of it is told as a `ShardOutcome`: `ready`, `done` with counts, `failed` with a reason, `raise` with an error
-that every other worker would meet too.
+Processes, threads and Ray actors all use `StageRunner`. Each of its steps returns a `ShardOutcome`, never raises.
 """
 
 from __future__ import annotations
@@ -11,124 +10,134 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
-from blipcore.io.storage import FULL, AnyPath
+from blipcore.device import count_cores
+from blipcore.io.storage import DISK_FULL_ERRNOS, AnyPath
 from capfilt.errors import EngineError
 
-# Trying the next shard after one of these only fails again, so they end the run ...
-FATAL = FULL | {errno.EROFS}
-FATAL_OUTPUT = frozenset({errno.EACCES, errno.EPERM})  # ... and these where they concern the output folder
+# These errors end the run, because the next shard would fail in the same way ...
+FATAL_ERRNOS = DISK_FULL_ERRNOS | {errno.EROFS}
+# ... and these only where they concern the output folder.
+FATAL_OUTPUT_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
+
+
+def ignore_progress(pictures: int) -> None:
+    """Discard a progress report."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The resources of the worker that runs a shard, and its link to the progress display."""
+
+    device: str
+    # CPU cores for this worker alone; a stage that starts threads takes their number from it
+    cores: int
+    # the shard that this worker will probably run next, for a stage that reads ahead; another worker may run it instead
+    next_shard: str | None = None
+    # reports that so many more pictures are done; moves the displayed rate only
+    advance: Callable[[int], None] = ignore_progress
 
 
 class Stage(Protocol):
-    """A step of the pipeline. Picklable: workers are other processes, and each gets a copy."""
+    """A step of the pipeline. Workers are other processes and each gets a copy, so a stage must be picklable."""
 
     name: str
 
     def output(self, shard: str) -> AnyPath:
-        """The file that the shard ends in; it exists exactly when the shard is done."""
+        """Return the last file that a shard writes; it exists exactly when the shard is done."""
 
     def setup(self, device: str) -> None:
-        """Load models, once a worker; ValueError, FileNotFoundError and ImportError here are the user's mistakes."""
+        """Load models, once per worker. Mistakes of the user raise ValueError, FileNotFoundError or ImportError."""
 
-    def run(self, shard: str) -> dict[str, int]:
-        """Do one shard, write `output(shard)` atomically, return counts (`pictures` among them gives the rate)."""
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        """Run one shard, write `output(shard)` atomically and return counts; `pictures` gives the displayed rate."""
+
+
+OutcomeKind = Literal["ready", "progress", "done", "failed", "fatal", "died"]
 
 
 class ShardOutcome(NamedTuple):
-    """A worker's message: ready, tick (pictures), done (counts), failed (why), raise (error) or gone (why)."""
+    """A message from a worker to the engine.
 
-    kind: str
+    `ready`: models are loaded. `progress`: a number of pictures. `done`: the counts of a shard. `failed`: the reason
+    why this shard failed. `fatal`: an exception that every other shard would raise too. `died`: the reason why the
+    worker no longer exists.
+    """
+
+    kind: OutcomeKind
     value: Any = None
 
 
-def set_up(stage: Stage, device: str, index: int, threads: int | None = None) -> ShardOutcome:
-    """Load the models of the worker `index`, which has `threads` compute threads for itself (None: as they are)."""
-    global _share
-    try:
-        if threads is not None:
-            _share = threads
-            limit_threads(threads)
-        stage.setup(pick_device(device, index))
-        if threads is not None:
-            limit_threads(threads)  # again, for a torch that setup has brought in
-    except Exception as error:
-        _trace()
-        return ShardOutcome("raise", error)
-    return ShardOutcome("ready")
+class StageRunner:
+    """Runs the shards of one stage inside one worker."""
 
+    def __init__(self, stage: Stage, device: str, index: int, cores: int | None = None) -> None:
+        """Describe worker `index`. Given `cores`, its compute threads are limited to that many."""
+        self.stage, self.requested_device, self.index = stage, device, index
+        self.device, self.limit = "cpu", cores
+        self.cores = cores or count_cores()
 
-def attempt(
-    stage: Stage, shard: str, report: Callable[[int], None] | None = None, upcoming: str | None = None
-) -> ShardOutcome:
-    """Run a shard; `report` is told of pictures on the way, `upcoming` is what this worker will probably do next."""
-    global _report, _upcoming
-    before = _report, _upcoming
-    _report, _upcoming = report, upcoming
-    try:
-        return ShardOutcome("done", stage.run(shard))
-    except Exception as error:
-        _trace()
-        return (
-            ShardOutcome("raise", error)
-            if _is_fatal(error, stage.output(shard))
-            else ShardOutcome("failed", describe(error))
-        )
-    finally:
-        _report, _upcoming = before
+    def setup(self) -> ShardOutcome:
+        """Load the stage's models: `ready` or `fatal`."""
+        try:
+            if self.limit is not None:
+                limit_compute_threads(self.limit)
+            self.device = worker_device(self.requested_device, self.index)
+            self.stage.setup(self.device)
+            if self.limit is not None:
+                limit_compute_threads(self.limit)  # again, because setup may have imported torch
+        except Exception as error:
+            _print_traceback()
+            return ShardOutcome("fatal", error)
+        return ShardOutcome("ready")
 
-
-_report: Callable[[int], None] | None = None  # of the shard in hand
-_upcoming: str | None = None
-
-
-def advance(pictures: int) -> None:
-    """For a stage to call while it runs a shard: that many more pictures are through (moves the rate display only)."""
-    if _report is not None:
-        _report(pictures)
-
-
-def upcoming() -> str | None:
-    """For a stage to call while it runs a shard: what it will probably be given next, and may begin to read.
-
-    It may be given another one, or none, for what others do in the meantime.
-    """
-    return _upcoming
+    def run(
+        self, shard: str, next_shard: str | None = None, advance: Callable[[int], None] = ignore_progress
+    ) -> ShardOutcome:
+        """Run a shard: `done`, `failed` or `fatal`."""
+        try:
+            counts = self.stage.run(shard, Worker(self.device, self.cores, next_shard, advance))
+        except Exception as error:
+            _print_traceback()
+            if _is_fatal(error, self.stage.output(shard)):
+                return ShardOutcome("fatal", error)
+            return ShardOutcome("failed", describe_error(error))
+        return ShardOutcome("done", counts)
 
 
 # ---------------------------------------------------------------------------------------------------- errors
+
+
+def make_portable(outcome: ShardOutcome) -> ShardOutcome:
+    """Return the same outcome with an exception that can be pickled, of the same type where the type matters."""
+    error = outcome.value
+    if outcome.kind != "fatal":
+        return outcome
+    if isinstance(error, OSError) and error.errno is not None:
+        # the constructor picks the subclass, such as FileNotFoundError, by the number
+        return ShardOutcome("fatal", OSError(error.errno, error.strerror, error.filename))
+    for kind in (FileNotFoundError, ImportError, ValueError, EngineError):
+        if isinstance(error, kind):
+            return ShardOutcome("fatal", kind(str(error)))
+    return ShardOutcome("fatal", RuntimeError(describe_error(error)))
+
+
+def describe_error(error: BaseException) -> str:
+    """Return `ValueError: the message`, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 
 def _is_fatal(error: Exception, output: AnyPath) -> bool:
     if not isinstance(error, OSError):
         return isinstance(error, EngineError)
     concerns_output = str(error.filename).startswith(str(output.parent))
-    return error.errno in FATAL or (error.errno in FATAL_OUTPUT and concerns_output)
+    return error.errno in FATAL_ERRNOS or (error.errno in FATAL_OUTPUT_ERRNOS and concerns_output)
 
 
-def portable(told: ShardOutcome) -> ShardOutcome:
-    """The same message with an error that survives pickling, of the same kind where the kind matters."""
-    error = told.value
-    if told.kind != "raise":
-        return told
-    if isinstance(error, OSError) and error.errno is not None:
-        return ShardOutcome(
-            "raise", OSError(error.errno, error.strerror, error.filename)
-        )  # picks FileNotFoundError by itself
-    for kind in (FileNotFoundError, ImportError, ValueError, EngineError):
-        if isinstance(error, kind):
-            return ShardOutcome("raise", kind(str(error)))
-    return ShardOutcome("raise", RuntimeError(describe(error)))
-
-
-def describe(error: BaseException) -> str:
-    """`ValueError: what it says`, on one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
-
-
-def _trace() -> None:
+def _print_traceback() -> None:
     if os.environ.get("CAPFILT_DEBUG") == "1":
         traceback.print_exc()
 
@@ -136,21 +145,8 @@ def _trace() -> None:
 # ---------------------------------------------------------------------------------------------------- devices
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def own_cores() -> int:
-    """Those of them that this worker has to itself: a stage that starts threads of its own asks for it."""
-    return _share or cores()
-
-
-_share: int | None = None
-
-
-def pick_device(device: str, index: int) -> str:
-    """Name a worker's device: for "auto" and "cuda" the GPUs are dealt round; "cpu" does without torch."""
+def worker_device(device: str, index: int) -> str:
+    """Return the device of worker `index`: "auto" and "cuda" assign the GPUs in turn. "cpu" does not import torch."""
     if device == "cpu":
         return device
     import torch
@@ -158,20 +154,21 @@ def pick_device(device: str, index: int) -> str:
     try:
         number = torch.device("cuda" if device == "auto" else device).index
     except RuntimeError:
-        raise ValueError(f"device is auto, cpu, cuda or cuda:N, not '{device}'.") from None
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not '{device}'.") from None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.startswith("cuda") and count <= (number or 0):
-        found = "No CUDA device was found" if count == 0 else f"The last CUDA device is cuda:{count - 1}"
-        raise ValueError(f"{found}; use --device cpu or auto.")
+        problem = "No CUDA device was found" if count == 0 else f"The last CUDA device is cuda:{count - 1}"
+        raise ValueError(f"{problem}; use --device cpu or auto.")
     if device not in ("auto", "cuda"):
         return device
     return f"cuda:{index % count}" if count else "cpu"
 
 
-def limit_threads(threads: int) -> None:
-    """Give this process `threads` compute threads, fewer where OMP_NUM_THREADS says so."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(told)) if told.isdecimal() and int(told) > 0 else threads
+def limit_compute_threads(threads: int) -> None:
+    """Limit this process to `threads` compute threads, or to OMP_NUM_THREADS where that is fewer."""
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if requested.isdecimal() and int(requested) > 0:
+        threads = min(threads, int(requested))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

@@ -1,13 +1,12 @@
-"""Kept pairs -> files that other trainers read as they are: step 4b, beside the rewritten shards.
+"""`capfilt export`: writes kept pictures and texts in the formats of other trainers.
 
-    webdataset   NNNNN.tar      key.jpg, key.txt and key.json: what open_clip and img2dataset's users train on
-    parquet      NNNNN.parquet  pictures inside, features declared: for `datasets.load_dataset` and the hub's viewer
-    json         images/NNNNN/KEY.jpg and pairs.json: BLIP's own lists, one row a text
+    webdataset   NNNNN.tar with key.jpg, key.txt and key.json, as open_clip and img2dataset use
+    parquet      NNNNN.parquet with pictures and declared features, for `datasets.load_dataset` and the hub's viewer
+    json         images/NNNNN/KEY.jpg and pairs.json, one row per text, as BLIP's annotation files
 
-A picture goes out once, with the texts that were kept: `text` is the one that the filter likes best, `caption_<source>`
-the best of each source. With `decontaminate`, pictures that look like one of an evaluation set stay behind.
-`.index/NNNNN.parquet` says of every picture with a kept text what became of it, and a README.md beside the files is a
-data set card: counts, models, thresholds, what was left out.
+Each picture with a kept text is exported once. `text` is its text with the highest ITM, `caption_<source>` the best of
+each source. With `decontaminate`, copies of evaluation pictures are left out. `.index/NNNNN.parquet` records the
+outcome of every picture, and README.md is a dataset card.
 """
 
 from __future__ import annotations
@@ -16,22 +15,23 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import count
 from typing import Any, Literal
 from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blipcore.io.samples import Picture, read_pictures
+from blipcore.io.lock import lock_folder
+from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import AnyPath, existing, to_path
-from blipcore.io.writing import atomic_write, remove_temporary_files
-from capfilt.engine import run as engine
-from capfilt.export.card import card
-from capfilt.export.decontaminate import Forbidden
-from capfilt.filter.filtered_set import Dataset
-from capfilt.shards.format import suffix_of, write_json, write_shard, write_text
-from capfilt.shards.lock import lock_folder
+from blipcore.io.writing import atomic_write, remove_temporary_files, write_json, write_text
+from capfilt.engine.run import EngineConfig, run_shards
+from capfilt.engine.worker import Worker
+from capfilt.export.card import dataset_card
+from capfilt.export.decontaminate import EvaluationPictures
+from capfilt.filter.filtered_set import FilteredSet
+from capfilt.shards.format import suffix_of, write_shard
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import counts_of_each, read_table, write_table
@@ -39,53 +39,60 @@ from capfilt.shards.tables import counts_of_each, read_table, write_table
 Format = Literal["webdataset", "parquet", "json"]
 EXPORTED, CONTAMINATED, MISSING = "exported", "contaminated", "missing"
 INDEX = pa.schema([("key", pa.string()), ("outcome", pa.string()), ("texts", pa.int32())])
-Pair = tuple[Picture, list[dict[str, Any]]]  # a picture and its kept texts, the best first
-VIEWER_ROWS = 100  # of a Parquet row group: the hub's viewer reads whole groups, pictures and all
+# A picture and its kept texts, best first.
+KeptPicture = tuple[TarSample, list[dict[str, Any]]]
+# Rows per Parquet row group. The hub's viewer reads whole row groups, pictures included.
+ROW_GROUP_ROWS = 100
 
 
 @dataclass
-class ExportConfig(engine.EngineConfig):
-    """`capfilt export`."""
+class ExportConfig(EngineConfig):
+    """Settings of `capfilt export`."""
 
-    dataset: str  # a filtered folder
+    # filtered/<name>, or a shard set that was filtered once
+    dataset: str
     out: str
     format: Format = "webdataset"
-    decontaminate: list[str] = field(default_factory=list)  # folders of pictures that no training set may hold
-    licence: str | None = None  # for the card: the texts' and pictures' own, which only you can know
+    # folders of evaluation pictures, whose copies are left out
+    decontaminate: list[str] = field(default_factory=list)
+    # of the texts and pictures, for the dataset card
+    licence: str | None = None
 
 
 @dataclass
 class ExportStage:
-    """Writes the kept pairs of one shard."""
+    """Writes the kept pictures and texts of one shard."""
 
     images: ShardSet
     filtered: AnyPath
     sources: list[str]
+    # names of the score columns; the first one ranks the texts
     scores: list[str]
     folder: AnyPath
     format: Format
-    forbidden: Forbidden
+    evaluation_pictures: EvaluationPictures
     name: str = "export"
 
     def output(self, shard: str) -> AnyPath:
-        return self.folder / ".index" / f"{shard}.parquet"  # written last; hidden, `datasets` passes it by
+        # Hidden, so that `datasets` does not take it for data; written last.
+        return self.folder / ".index" / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
-    def run(self, shard: str) -> dict[str, int]:
-        index: dict[str, tuple[str, int]] = {}
-        write = {"webdataset": self._webdataset, "parquet": self._parquet, "json": self._json}[self.format]
-        write(shard, self._pictures(shard, index))
-        rows = [(key, outcome, texts) for key, (outcome, texts) in index.items()]
-        counts = {outcome: sum(row[1] == outcome for row in rows) for outcome in (EXPORTED, CONTAMINATED, MISSING)}
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        outcomes: dict[str, tuple[str, int]] = {}
+        write = {"webdataset": self._write_tar, "parquet": self._write_parquet, "json": self._write_list}[self.format]
+        write(shard, self._kept_pictures(shard, outcomes))
+        rows = [(key, outcome, texts) for key, (outcome, texts) in outcomes.items()]
+        counts = {name: sum(outcome == name for _, outcome, _ in rows) for name in (EXPORTED, CONTAMINATED, MISSING)}
         counts["texts"] = sum(texts for _, outcome, texts in rows if outcome == EXPORTED)
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         write_table(self.output(shard), pa.table(columns, schema=INDEX), counts)
         return counts
 
-    def _pictures(self, shard: str, index: dict[str, tuple[str, int]]) -> Iterator[Pair]:
-        """Each picture that goes out with its kept texts, the best first; `index` takes every picture's outcome."""
+    def _kept_pictures(self, shard: str, outcomes: dict[str, tuple[str, int]]) -> Iterator[KeptPicture]:
+        """Yield the pictures to export; adds (outcome, number of texts) of every picture to `outcomes`."""
         columns = ["key", "source", "index", "text", *self.scores, "keep", "url", "sha256"]
         table = read_table(self.filtered / f"{shard}.parquet", columns)
         kept: dict[str, list[dict[str, Any]]] = {}
@@ -93,47 +100,50 @@ class ExportStage:
             kept.setdefault(row.pop("key"), []).append(row)
         for key, texts in kept.items():
             texts.sort(key=lambda row: -(row[self.scores[0]] or 0.0))
-            index[key] = (MISSING, len(texts))
-        for picture in read_pictures(self.images.tar(shard), keys=kept):
-            if picture.error is None and index[picture.key][0] == MISSING:
-                forbidden = picture.image in self.forbidden
-                index[picture.key] = (CONTAMINATED if forbidden else EXPORTED, len(kept[picture.key]))
-                if not forbidden:
-                    yield picture, kept[picture.key]
+            outcomes[key] = (MISSING, len(texts))
+        for picture in read_samples(self.images.tar(shard), keys=kept):
+            if picture.error is None and outcomes[picture.key][0] == MISSING:
+                texts = kept[picture.key]
+                if picture.image in self.evaluation_pictures:
+                    outcomes[picture.key] = (CONTAMINATED, len(texts))
+                else:
+                    outcomes[picture.key] = (EXPORTED, len(texts))
+                    yield picture, texts
 
-    def _row(self, texts: list[dict[str, Any]]) -> dict[str, Any]:
-        """All that is told of a picture beside its pixels."""
-        best = {source: next((row for row in texts if row["source"] == source), None) for source in self.sources}
+    def _columns(self, texts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the columns of a picture other than key and image."""
         row: dict[str, Any] = {"text": texts[0]["text"], "source": texts[0]["source"]}
-        for source, found in best.items():
-            row[f"caption_{source}"] = found and found["text"]
-            row |= {f"{score}_{source}": found and found[score] for score in self.scores}
+        for source in self.sources:
+            best = next((text for text in texts if text["source"] == source), None)
+            row[f"caption_{source}"] = best and best["text"]
+            row |= {f"{score}_{source}": best and best[score] for score in self.scores}
         return row | {"url": texts[0]["url"], "sha256": texts[0]["sha256"]}
 
-    def _webdataset(self, shard: str, pictures: Iterator[Pair]) -> None:
-        write_shard(
-            self.folder / f"{shard}.tar",
-            (Picture(_key(shard, p), p.image, texts[0]["text"], self._row(texts)) for p, texts in pictures),
+    def _write_tar(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
+        samples = (
+            TarSample(_export_key(shard, picture), picture.image, texts[0]["text"], self._columns(texts))
+            for picture, texts in pictures
         )
+        write_shard(self.folder / f"{shard}.tar", samples)
 
-    def _parquet(self, shard: str, pictures: Iterator[Pair]) -> None:
-        schema = self._schema()
+    def _write_parquet(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
+        schema = self._parquet_schema()
         with (
             atomic_write(self.folder / f"{shard}.parquet") as file,
             pq.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
             rows: list[dict[str, Any]] = []
             for picture, texts in pictures:
-                name = _key(shard, picture)
-                image = {"bytes": picture.image, "path": f"{name}.{suffix_of(picture.image)}"}
-                rows.append({"image": image, "key": name, **self._row(texts)})
-                if len(rows) == VIEWER_ROWS:
+                key = _export_key(shard, picture)
+                image = {"bytes": picture.image, "path": f"{key}.{suffix_of(picture.image)}"}
+                rows.append({"image": image, "key": key, **self._columns(texts)})
+                if len(rows) == ROW_GROUP_ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     rows.clear()
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
-    def _schema(self) -> pa.Schema:
-        """Columns of the Parquet files, with the features that `datasets` reads from their footers."""
+    def _parquet_schema(self) -> pa.Schema:
+        """Return the schema, with the features that `datasets` reads from its metadata."""
         columns = {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "key": pa.string()}
         columns |= {"text": pa.string(), "source": pa.string()}
         for source in self.sources:
@@ -141,41 +151,42 @@ class ExportStage:
             columns |= {f"{score}_{source}": pa.float32() for score in self.scores}
         columns |= {"url": pa.string(), "sha256": pa.string()}
         features: dict[str, dict[str, str]] = {
-            name: {"dtype": "float32" if kind == pa.float32() else "string", "_type": "Value"}
-            for name, kind in columns.items()
+            name: {"dtype": "float32" if column_type == pa.float32() else "string", "_type": "Value"}
+            for name, column_type in columns.items()
         }
         features["image"] = {"_type": "Image"}
         return pa.schema(columns.items(), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
-    def _json(self, shard: str, pictures: Iterator[Pair]) -> None:
-        lines, folders, taken = io.StringIO(), set[AnyPath](), set[str]()
+    def _write_list(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
+        """Write images and the shard's part of pairs.json, one JSON object per line."""
+        lines, folders, names = io.StringIO(), set[AnyPath](), set[str]()
         for picture, texts in pictures:
-            name = _free(f"images/{shard}/{picture.key}", f".{suffix_of(picture.image)}", taken)
+            name = _unused_name(f"images/{shard}/{picture.key}", f".{suffix_of(picture.image)}", names)
             path = self.folder / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                remove_temporary_files(path.parent)  # of what a killed run has left
+                remove_temporary_files(path.parent)
                 folders.add(path.parent)
             with atomic_write(path) as file:
                 file.write(picture.image)
             for row in texts:
-                pair = {"image": name, "caption": row["text"], "image_id": _key(shard, picture), **row}
+                pair = {"image": name, "caption": row["text"], "image_id": _export_key(shard, picture), **row}
                 lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
         write_text(self.folder / "parts" / f"{shard}.jsonl", lines.getvalue())
 
 
-def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Export what `config.dataset` keeps; the summary counts all shards, also those of earlier runs.
+def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Export the kept pictures of a filtered set and return a summary, whose counts include earlier runs.
 
-    Raises ValueError or FileNotFoundError, one sentence, for a folder that `capfilt filter` has not made or finished,
-    pictures that have been moved, or an `out` made with other settings.
+    Raises ValueError or FileNotFoundError if the set is not filtered, its pictures have moved, no evaluation picture
+    can be read, or `out` was made with other settings.
     """
-    data, folder = Dataset.open(config.dataset), to_path(config.out)
+    data, folder = FilteredSet.open(config.dataset), to_path(config.out)
     images = ShardSet.open(data.images)
     shards = [table.stem for table in data.tables]
-    forbidden = Forbidden(config.decontaminate)
-    if config.decontaminate and not len(forbidden):
-        raise ValueError(f"No picture could be read below {', '.join(config.decontaminate)}: nothing to compare with.")
+    evaluation_pictures = EvaluationPictures(config.decontaminate)
+    if config.decontaminate and not len(evaluation_pictures):
+        raise ValueError(f"No picture below {', '.join(config.decontaminate)} can be decoded; give other folders.")
     with lock_folder(folder, config.rank, config.world_size):
         manifest = Manifest.begin(
             folder,
@@ -185,48 +196,68 @@ def export(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
             parents=[data.folder],
             shared=config.world_size > 1,
         )
-        stage = ExportStage(images, data.folder, data.sources, data.columns, folder, config.format, forbidden)
-        mine = config.share(shards)
-        remove_temporary_files(folder, [f"{shard}.{end}" for shard in mine for end in ("tar", "parquet")])
-        remove_temporary_files(folder / "parts", [f"{shard}.jsonl" for shard in mine])
-        ran = engine.run(stage, mine, workers=config.workers, device="cpu", engine=config.engine, progress=progress)
-        counts = manifest.settle({s: stage.output(s) for s in shards}, mine, ran.failed, changed=ran.done > 0)
-        whole = len(existing(stage.output(shard) for shard in shards)) == len(shards)
-        if whole and config.format == "json":
-            _join_lists(folder, shards)
-        if whole and config.format == "webdataset":  # what open_clip asks for where it is not told the number
-            counted = zip(shards, counts_of_each(stage.output(shard) for shard in shards), strict=True)
-            write_json(folder / "sizes.json", {f"{shard}.tar": own[EXPORTED] for shard, own in counted})
-        if whole:
-            write_text(folder / "README.md", card(data, config.format, counts, config.decontaminate, config.licence))
+        stage = ExportStage(images, data.folder, data.sources, data.columns, folder, config.format, evaluation_pictures)
+        own_shards = config.shards_of_rank(shards)
+        remove_temporary_files(folder, [f"{shard}.{suffix}" for shard in own_shards for suffix in ("tar", "parquet")])
+        remove_temporary_files(folder / "parts", [f"{shard}.jsonl" for shard in own_shards])
+        result = run_shards(
+            stage, own_shards, workers=config.workers, device="cpu", engine=config.engine, progress=progress
+        )
+        indexes = {shard: stage.output(shard) for shard in shards}
+        counts = manifest.settle(indexes, own_shards, result.failed, changed=result.done > 0)
+        if len(existing(indexes.values())) == len(shards):
+            _finish(config, data, folder, indexes, counts)
     return {
         "stage": "export",
         "out": str(folder),
-        "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
+        "shards": {"done": result.done, "skipped": result.skipped, "failed": result.failed},
         "counts": counts,
-        "seconds": round(ran.seconds, 2),
+        "seconds": round(result.seconds, 2),
     }
 
 
-def _key(shard: str, picture: Picture) -> str:
-    """A key that no other shard has; to webdataset it would end at a dot, which the name of a tar may have."""
+def _finish(
+    config: ExportConfig, data: FilteredSet, folder: AnyPath, indexes: dict[str, AnyPath], counts: dict[str, int]
+) -> None:
+    """Write the files that describe a complete export."""
+    if config.format == "json":
+        _join_lists(folder, list(indexes))
+    if config.format == "webdataset":
+        # open_clip reads the number of pictures from here if --train-num-samples is not given.
+        shard_counts = zip(indexes, counts_of_each(indexes.values()), strict=True)
+        sizes = {f"{shard}.tar": counts_of_shard[EXPORTED] for shard, counts_of_shard in shard_counts}
+        write_json(folder / "sizes.json", sizes)
+    write_text(folder / "README.md", dataset_card(data, config.format, counts, config.decontaminate, config.licence))
+
+
+def _export_key(shard: str, picture: TarSample) -> str:
+    """Return a key that is unique in the export.
+
+    Dots of the shard's name become underscores, because a webdataset key ends at the first dot.
+    """
     return f"{shard.replace('.', '_')}_{picture.key}"
 
 
-def _free(stem: str, suffix: str, taken: set[str]) -> str:
-    """The file's name, numbered where a file system that takes A for a has it already; notes it in `taken`."""
-    names = (f"{stem}{more}{suffix}" for more in chain([""], (f"-{number}" for number in count(2))))
-    name = next(name for name in names if normalize("NFC", name.casefold()) not in taken)
-    taken.add(normalize("NFC", name.casefold()))
-    return name
+def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
+    """Return a file name that is not in `names`, numbered if need be, and add it.
+
+    Names are compared as file systems of macOS and Windows do: without case and in one Unicode form.
+    """
+    for number in count(1):
+        name = f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}"
+        folded = normalize("NFC", name.casefold())
+        if folded not in names:
+            names.add(folded)
+            return name
+    raise AssertionError("count() never ends")
 
 
 def _join_lists(folder: AnyPath, shards: list[str]) -> None:
-    """`pairs.json`, one JSON list of the parts, a line a pair; never more than a part in memory."""
+    """Join the parts of all shards to one JSON list, pairs.json, with one part in memory at a time."""
     with atomic_write(folder / "pairs.json") as file:
-        before = b"[\n"
+        separator = b"[\n"
         for shard in shards:
             for line in (folder / "parts" / f"{shard}.jsonl").read_bytes().splitlines():
-                file.write(before + line)
-                before = b",\n"
-        file.write(b"\n]\n" if before != b"[\n" else b"[]\n")
+                file.write(separator + line)
+                separator = b",\n"
+        file.write(b"\n]\n" if separator != b"[\n" else b"[]\n")

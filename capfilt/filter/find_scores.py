@@ -1,104 +1,212 @@
-"""Finds existing scores that cover a request, or names the folder for new ones."""
+"""Locates scores: existing ones that cover a request, otherwise the folder for new ones.
+
+A folder of scores covers a request if its model and settings are the same and it has all requested sources and CLIP
+columns; further ones do no harm.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from blipcore.device import resolve_backend, resolve_dtype
 from blipcore.io.hub import fingerprint
-from blipcore.io.storage import AnyPath
-from capfilt.engine.worker import pick_device
+from blipcore.io.storage import AnyPath, existing
+from capfilt.engine.worker import worker_device
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import BLIP_COLUMNS, clip_columns, open_clip_fingerprint
-from capfilt.shards.format import read_manifest
+from capfilt.shards.format import WEB, read_manifest
 from capfilt.shards.manifest import begun_with, forget_if_empty
+from capfilt.shards.shard_set import ShardSet
+from capfilt.shards.tables import read_table
+
+# Columns that scoring reads of a captions table.
+CAPTION_COLUMNS = ["key", "index", "text"]
+NO_CAPTIONS: Mapping[str, AnyPath] = MappingProxyType({})
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ScoreFolder:
+    """A folder of scores that covers a request, complete or not, perhaps new."""
+
+    path: AnyPath
+    # settings that the scores depend on, as in their manifest
+    settings: dict[str, Any]
+    # requested sources -> folder of their captions, None for the web texts
+    captions: dict[str, AnyPath | None]
+    # all shards have their scores, and their captions if these are written in the same pass
+    is_complete: bool
+    # the same as `captions`, for all sources that new tables must have
+    captions_to_score: dict[str, AnyPath | None]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the score columns."""
+        return [*BLIP_COLUMNS, *clip_columns(len(_clips(self.settings)))]
+
+
+def locate_scores(
+    config: ScoreConfig,
+    images: ShardSet,
+    required_columns: Mapping[str, str] = NO_COLUMNS,
+    new_captions: Mapping[str, AnyPath] = NO_CAPTIONS,
+) -> ScoreFolder:
+    """Return existing scores that cover the request, otherwise the folder for new ones; writes nothing.
+
+    `required_columns` maps each score column that the caller needs to the setting that needs it. `new_captions` maps
+    captions that are written in the same pass as the scores to their folders.
+
+    Raises ValueError or FileNotFoundError for captions that are missing, unfinished or newer than their scores, for a
+    column that the scores lack, and where a model is needed and none is given.
+    """
+    captions = _find_captions(config, images, config.sources, new_captions)
+    path, settings = _choose_folder(config, {source: _origin(folder) for source, folder in captions.items()})
+    outputs = [folder / f"{shard}.parquet" for folder in (path, *new_captions.values()) for shard in images.shards]
+    is_complete = len(existing(outputs)) == len(outputs)
+    scores = ScoreFolder(path, settings, captions, is_complete, captions)
+    for column, setting in required_columns.items():
+        if column not in scores.columns:
+            raise ValueError(
+                f"{setting} needs the score '{column}', but the scores are {', '.join(scores.columns)}; "
+                "add --clip open_clip:ARCH/TAG, once per CLIP score."
+            )
+    if is_complete:
+        return scores
+    if config.model is None or len(config.clips) < len(_clips(settings)):
+        raise ValueError(f"{path} is not finished; to finish it, give the same --model and --clip as before.")
+    to_score = _find_captions(config, images, list(settings["sources"]), new_captions)
+    return ScoreFolder(path, settings, captions, is_complete, to_score)
+
+
+def rescore_advice(folder: AnyPath) -> str:
+    """Return what a user can do about scores that no longer fit."""
+    return f"delete {folder}, or write other scores with --scores NAME"
+
+
+def _find_captions(
+    config: ScoreConfig, images: ShardSet, sources: Iterable[str], new_captions: Mapping[str, AnyPath]
+) -> dict[str, AnyPath | None]:
+    """Return the folder of each source's captions, None for the web texts: those first, then captions by name.
+
+    No `sources` means all that exist. Captions that already exist must be finished.
+    """
+    roots = [config.root / "captions", images.path / "captions"]
+    # A folder without a table is what `capfilt caption` leaves when its model cannot be loaded.
+    begun = [path for root in reversed(roots) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
+    folders = {path.name: path for path in begun} | dict(new_captions)
+    names = set(sources) or {WEB, *folders}
+    captions: dict[str, AnyPath | None] = {WEB: None} if WEB in names else {}
+    for name in sorted(names - {WEB}):
+        if name not in folders:
+            known = ", ".join([WEB, *sorted(folders)])
+            raise FileNotFoundError(f"No captions named '{name}' in {roots[0]}; the sources are {known}.")
+        captions[name] = folders[name]
+        if name not in new_captions:
+            _require_finished(folders[name], images)
+    return captions
+
+
+def _require_finished(folder: AnyPath, images: ShardSet) -> None:
+    tables = [folder / f"{shard}.parquet" for shard in images.shards]
+    missing = [path.stem for path in sorted(set(tables) - existing(tables))]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {len(tables)} shards, {missing[0]} first; run the same "
+            "`capfilt caption` again to finish it, or leave it out with --sources."
+        )
+    # a table with other columns is reported before the model is loaded
+    read_table(tables[0], CAPTION_COLUMNS)
 
 
 def _origin(captions: AnyPath | None) -> str:
-    """What a source's texts were made with, in 16 hex digits; more shards of the same make do not change it."""
-    manifest = read_manifest(captions) if captions else None
+    """Return 16 hex digits of the settings that a source's texts were made with; more shards do not change them."""
+    if captions is None:
+        return "in the shards"
+    manifest = read_manifest(captions)
     if manifest is None:
-        return "not recorded" if captions else "in the shards"
+        return "not recorded"
     return hashlib.sha256(json.dumps(manifest["config"], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _choose(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPath, dict[str, Any]]:
-    """Folder with scores that cover what is asked for, or the place for new ones, and what they are made with."""
-    asked: dict[str, Any] = {"sources": origins}
+def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPath, dict[str, Any]]:
+    """Return a folder of scores with these origins of its sources, and its settings."""
+    request: dict[str, Any] = {"sources": origins}
     if config.model is not None:
-        prints = [open_clip_fingerprint(spec) for spec in config.clips]
-        asked |= {
+        clips = [open_clip_fingerprint(spec) for spec in config.clips]
+        request |= {
             "fingerprint": fingerprint(config.model, config.tokenizer),
             "first_token": config.first_token,
             "dtype": config.dtype,
-            "clip": prints[0] if len(prints) == 1 else prints or None,
+            "clip": clips[0] if len(clips) == 1 else clips or None,
         }
-    # Finished scores of either number format do for "auto": those of another machine need no pass on this one.
-    finished = {name: value for name, value in asked.items() if (name, value) != ("dtype", "auto")}
-    if found := _find_scores(config, finished, finished=True):
-        return found
+    # Finished scores cover dtype "auto" in either format, so scores from another machine need no pass on this one.
+    any_dtype = {name: value for name, value in request.items() if (name, value) != ("dtype", "auto")}
+    match = _find_match(config, any_dtype, finished=True)
+    if match is not None:
+        return match
+    device = ""
     if config.model is not None:
-        device = pick_device(config.device, 0)
-        asked["dtype"] = resolve_dtype(device, config.dtype)
-    if found := _find_scores(config, asked, finished=False):
-        return found
-    place = config.root / "scores"
+        device = worker_device(config.device, 0)
+        request["dtype"] = resolve_dtype(device, config.dtype)
+    match = _find_match(config, request, finished=False)
+    if match is not None:
+        return match
+    root = config.root / "scores"
     if config.model is None:
-        raise ValueError(f"{place / config.scores} has no scores of {', '.join(origins)}; give a model to make them.")
-    clip = "".join(f"+{column}" for column in clip_columns(len(config.clips))[-1:])
-    folder = place / (config.scores or f"blip-{asked['fingerprint'][:8]}{clip}.{'+'.join(origins)}"[:120])
+        raise ValueError(f"{root / str(config.scores)} has no scores of {', '.join(origins)}; give a --model.")
+    folder = root / (config.scores or _default_name(request, len(config.clips), origins))
     if config.world_size == 1:
         forget_if_empty(folder)
     manifest = read_manifest(folder)
-    before = manifest["config"]["sources"] if manifest else {}
-    changed = [source for source, origin in origins.items() if before.get(source, origin) != origin]
+    scored_origins = manifest["config"]["sources"] if manifest else {}
+    changed = [source for source, origin in origins.items() if scored_origins.get(source, origin) != origin]
     if changed:
         raise ValueError(
-            f"The captions '{changed[0]}' have been made anew since {folder} was made from them; {rescore(folder)}."
+            f"The captions '{changed[0]}' have other settings than when {folder} was made from them; "
+            f"{rescore_advice(folder)}."
         )
-    backend = resolve_backend(device, asked["dtype"], config.backend, begun_with(folder))
-    return folder, asked if backend == "torch" else asked | {"backend": backend}  # whose rounding is another
+    backend = resolve_backend(device, request["dtype"], config.backend, begun_with(folder))
+    # another backend rounds differently
+    return folder, request if backend == "torch" else request | {"backend": backend}
 
 
-def _find_scores(config: ScoreConfig, asked: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
-    """A folder of scores, finished or at least begun, that covers what is `asked`, and what it is made with."""
-    place = config.root / "scores"
-    for folder in [place / config.scores] if config.scores else sorted(place.glob("*")):
+def _default_name(request: dict[str, Any], clips: int, sources: Iterable[str]) -> str:
+    clip = "".join(f"+{column}" for column in clip_columns(clips)[-1:])
+    return f"blip-{request['fingerprint'][:8]}{clip}.{'+'.join(sources)}"[:120]
+
+
+def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
+    """Return a folder of scores that covers the request, finished or at least begun, and its settings."""
+    root = config.root / "scores"
+    for folder in [root / config.scores] if config.scores else sorted(root.glob("*")):
         manifest = read_manifest(folder)
-        if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], asked):
+        if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], request):
             continue
         backend = manifest["config"].get("backend", "torch")
-        # without a table, and never finished: what a run leaves whose models cannot be loaded, for the same run alone
-        same = manifest["config"] | {"backend": backend} == asked | {"backend": backend}
-        begun = not finished and (same or any(folder.glob("*.parquet")))
-        if ("counts" in manifest or begun) and config.backend in ("auto", backend):
+        # A run whose models could not be loaded leaves a manifest without tables; only the same run continues it.
+        is_same = manifest["config"] | {"backend": backend} == request | {"backend": backend}
+        is_begun = not finished and (is_same or any(folder.glob("*.parquet")))
+        if ("counts" in manifest or is_begun) and config.backend in ("auto", backend):
             return folder, manifest["config"]
     return None
 
 
-def rescore(folder: AnyPath) -> str:
-    """What to do about scores that no longer fit."""
-    return f"delete {folder}, or score into another folder with --scores NAME"
-
-
-def _covers(there: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether scores made with `there` hold all that is asked for: more sources and CLIP columns do no harm."""
-    sources, clips = asked["sources"], _clips(asked)
+def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Return True if scores with these settings hold everything that is requested."""
+    sources, clips = request["sources"], _clips(request)
     return (
-        all(there["sources"].get(source) == origin for source, origin in sources.items())
-        and _clips(there)[: len(clips)] == clips
-        and all(there[name] == value for name, value in asked.items() if name not in ("sources", "clip"))
+        all(settings["sources"].get(source) == origin for source, origin in sources.items())
+        and _clips(settings)[: len(clips)] == clips
+        and all(settings[name] == value for name, value in request.items() if name not in ("sources", "clip"))
     )
 
 
-def _columns(made_with: dict[str, Any]) -> list[str]:
-    """Names of the score columns of what was made with these settings."""
-    return [*BLIP_COLUMNS, *clip_columns(len(_clips(made_with)))]
-
-
-def _clips(made_with: dict[str, Any]) -> list[str]:
-    """Fingerprints of the open_clip models in a manifest's settings: one, a list or null."""
-    clip = made_with.get("clip")
+def _clips(settings: dict[str, Any]) -> list[str]:
+    """Return the fingerprints of the open_clip models; the manifest stores one, a list or null."""
+    clip = settings.get("clip")
     return clip if isinstance(clip, list) else [clip] if clip else []

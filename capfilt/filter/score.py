@@ -1,8 +1,7 @@
-"""The first step of `capfilt filter`: pictures and their texts -> tables of scores, the only pass over the pictures.
+"""Scores the texts of pictures, the first step of `capfilt filter` and its only pass over the pictures.
 
-In: `NNNNN.tar` with web texts, `captions/<source>/NNNNN.parquet`. Out: `scores/<name>/NNNNN.parquet` with key, source,
-index, text, one column a score, and `error` where the picture could not be decoded. Every text is a row. Tables that
-fit what is asked for are used again, so that deciding anew costs no pass over the pictures.
+Reads `NNNNN.tar` with web texts and `captions/<source>/NNNNN.parquet`. Writes `scores/<name>/NNNNN.parquet` with key,
+source, index, text, one column per score, and `error` if the picture could not be decoded. Every text is a row.
 """
 
 from __future__ import annotations
@@ -10,56 +9,95 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from blipcore.device import Backend
-from blipcore.io.storage import AnyPath, existing
-from capfilt.engine import run as engine
-from capfilt.engine.worker import Stage
+from blipcore.io.lock import lock_folder
+from blipcore.io.samples import choose_text
+from blipcore.io.storage import AnyPath
+from capfilt.engine.run import RunSummary, run_shards
+from capfilt.engine.worker import Stage, Worker
 from capfilt.filter.config import ScoreConfig
-from capfilt.filter.find_scores import _choose, _clips, _columns, _origin
+from capfilt.filter.find_scores import CAPTION_COLUMNS, ScoreFolder
 from capfilt.filter.scorer import Scorer, clip_columns
-from capfilt.filter.texts import clean
-from capfilt.pictures.batching import Fit, batch_size
-from capfilt.pictures.read_ahead import Ready
-from capfilt.pictures.shard_pass import Each, Look
+from capfilt.filter.texts import clean_texts
+from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
+from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
 from capfilt.shards.format import WEB, read_manifest, scores_schema
-from capfilt.shards.lock import lock_folder
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
 
-CAPTION_COLUMNS = ["key", "index", "text"]
+Row = dict[str, Any]
+TextsByKey = dict[str, list[tuple[int, str | None]]]  # key -> (index, text) of each caption
 
 
-@dataclass
-class Scored:
-    """Tables of scores for the sources asked for (and perhaps more), and how they came to be."""
+class ScoreTable:
+    """The scores table of one shard, in the order of its tar: for each picture the web text, then its captions."""
 
-    folder: AnyPath
-    made_with: dict[str, Any]  # what the scores depend on, as in their manifest
-    captions: dict[str, AnyPath | None]  # sources asked for -> folder of their captions, None for the web texts
-    counts: dict[str, int]  # of all shards, or of this rank's until all are there
-    ran: engine.Summary
+    def __init__(
+        self, web_texts: Mapping[str, str | None] | None, captions: dict[str, TextsByKey], is_unreadable: bool = False
+    ) -> None:
+        """Take the captions of each source, and the web texts in the shard's own table.
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the score columns."""
-        return _columns(self.made_with)
+        None instead of `web_texts` leaves all web texts out. `is_unreadable` counts an own table that cannot be read.
+        """
+        self.web_texts, self.captions, self.is_unreadable = web_texts, captions, is_unreadable
+        self.rows: list[Row] = []
+
+    def add_texts(self, source: str, keys: Sequence[str], texts: Sequence[Sequence[str | None]]) -> None:
+        """Add texts of a source for pictures whose rows are not appended yet."""
+        for key, texts_of_picture in zip(keys, texts, strict=True):
+            self.captions[source][key] = list(enumerate(texts_of_picture))
+
+    def add(self, batch: PictureBatch) -> list[Row]:
+        """Append a row for each text of these pictures, without scores; return the new rows."""
+        rows = []
+        for picture in batch.pictures:
+            texts: list[tuple[str, int, str | None]] = []
+            if self.web_texts is not None:
+                texts.append((WEB, 0, choose_text(picture.text, self.web_texts.get(picture.key))))
+            for source, by_key in self.captions.items():
+                texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
+            rows += [
+                {"key": picture.key, "source": source, "index": index, "text": text, "error": picture.error}
+                for source, index, text in texts
+            ]
+        self.rows += rows
+        return rows
+
+    def write(self, path: AnyPath, columns: Sequence[str], picture_counts: Mapping[str, int]) -> dict[str, int]:
+        """Write the table with its counts in the footer; return the counts.
+
+        Raises ValueError for captions of pictures that are not in the tar.
+        """
+        for source, remaining in self.captions.items():
+            if remaining:
+                raise ValueError(
+                    f"Captions '{source}' of shard {path.stem} have {len(remaining)} keys that are not in its tar, "
+                    f"{next(iter(remaining))} first; they belong to another shard set."
+                )
+        scored = sum(row.get(columns[0]) is not None for row in self.rows)
+        counts = {"texts": len(self.rows), "texts_scored": scored, **picture_counts}
+        if self.is_unreadable:
+            counts["table/unreadable"] = 1
+        schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
+        write_table(path, pa.Table.from_pylist(self.rows, schema=schema), counts, make_folder=False)
+        return counts
 
 
 @dataclass
 class ScoreStage:
-    """Scores all texts of the pictures of a shard; the engine's view of this step."""
+    """Scores all texts of the pictures of a shard."""
 
     config: ScoreConfig
     images: ShardSet
     folder: AnyPath
+    # source -> folder of its captions, None for the web texts
     captions: dict[str, AnyPath | None]
     dtype: Literal["bf16", "fp32"]
     backend: Backend = "torch"
@@ -73,201 +111,137 @@ class ScoreStage:
         from capfilt.filter.clip import OpenClipScorer
 
         config = self.config
-        self.look = Look(self.images, batch_size(config.batch_size, device))
+        self.batch_size = resolve_batch_size(config.batch_size, device)
+        self.pictures = PictureReader(self.images, ahead=2 * self.batch_size)
         blip = BlipScorer(
-            config.model,
+            str(config.model),
             first_token=config.first_token,
             tokenizer=config.tokenizer,
             device=device,
             dtype=self.dtype,
             backend=self.backend,
         )
-        scorers: list[Scorer] = [blip]
+        self.scorers: list[Scorer] = [blip]
         for spec, column in zip(config.clips, clip_columns(len(config.clips)), strict=True):
-            scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
-        self._scorers = [(scorer, Fit()) for scorer in scorers]
+            self.scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
+        self.splitters = [BatchSplitter() for _ in self.scorers]
+        self.columns = [column for scorer in self.scorers for column in scorer.columns]
+        self.prepare = PrepareEach(tuple(scorer.prepare for scorer in self.scorers))
 
-    def run(self, shard: str) -> dict[str, int]:
-        return self.look(shard, lambda: [self.begin(shard)])
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
+            table = self.open_table(shard)
+            for batch in pictures.batches(self.batch_size):
+                self.score(batch, table.add(batch))
+                worker.advance(len(batch))
+            return table.write(self.output(shard), self.columns, pictures.counts) | pictures.times()
 
-    def begin(self, shard: str, made: Mapping[str, Texts] = MappingProxyType({})) -> Scores:
-        """The scores of a shard, to be shown its pictures; captions that are only being `made` are not read."""
-        captions = {
-            source: made[source] if source in made else read_captions(path / f"{shard}.parquet")
-            for source, path in self.captions.items()
-            if path
-        }
-        web, counts = None, {}
-        if WEB in self.captions:
-            own = self.images.about(shard, ("caption",))
-            web = _captions_by_key(own)
-            if not own.column_names and self.images.table(shard).exists():
-                counts["table/unreadable"] = 1
-        return Scores(self._scorers, self.output(shard), web, captions, counts)
+    def open_table(self, shard: str, new_captions: str | None = None) -> ScoreTable:
+        """Return the table of a shard with the texts to score; the source `new_captions` has no texts yet."""
+        captions: dict[str, TextsByKey] = {}
+        for source, folder in self.captions.items():
+            if source == new_captions:
+                captions[source] = {}
+            elif folder is not None:
+                captions[source] = _read_caption_texts(folder / f"{shard}.parquet")
+        if WEB not in self.captions:
+            return ScoreTable(None, captions)
+        own_table = self.images.about(shard, ("caption",))
+        is_unreadable = not own_table.column_names and self.images.table(shard).exists()
+        return ScoreTable(_texts_of_table(own_table), captions, is_unreadable)
 
-
-Texts = dict[str, list[tuple[int, str | None]]]  # key -> texts with their indices
-
-
-@dataclass
-class Scores:
-    """The scores of a shard while its pictures go by: a `look.Viewer`."""
-
-    scorers: list[tuple[Scorer, Fit]]
-    output: AnyPath
-    web: dict[str, str | None] | None  # what the shard's own table knows; a tar's own texts go before it
-    captions: dict[str, Texts]  # taken out as their pictures come
-    counts: dict[str, int]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.prepare = Each(tuple(scorer.prepare for scorer, _ in self.scorers))
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the score columns."""
-        return [column for scorer, _ in self.scorers for column in scorer.columns]
-
-    def see(self, batch: Sequence[Ready[Any]]) -> None:
-        of_batch: list[list[dict[str, Any]]] = []
-        for picture in batch:
-            texts = [] if self.web is None else [(WEB, 0, picture.text or self.web.get(picture.key))]
-            for source, by_key in self.captions.items():
-                texts += [(source, index, text) for index, text in by_key.pop(picture.key, [])]
-            of_batch.append(
-                [dict(key=picture.key, source=s, index=i, text=t, error=picture.error) for s, i, t in texts]
-            )
-        self._score(batch, of_batch)
-        self.rows += [row for of_picture in of_batch for row in of_picture]
-
-    def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
-        for source, left in self.captions.items():
-            if left:
-                raise ValueError(
-                    f"Captions '{source}' of shard {self.output.stem} are for {len(left)} pictures that are not in "
-                    f"its tar ({next(iter(left))} first); they belong to another shard set."
-                )
-        scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
-        counts = {"texts": len(self.rows), "texts_scored": scored, **pictures, **self.counts}
-        schema = pa.schema([*scores_schema(self.columns), ("error", pa.string())])
-        write_table(self.output, pa.Table.from_pylist(self.rows, schema=schema), counts, make_folder=False)
-        return counts
-
-    def _score(self, batch: Sequence[Ready[Any]], of_batch: list[list[dict[str, Any]]]) -> None:
-        """Write scores into those rows of a batch that have words, of pictures that could be decoded."""
-        there = [(picture, rows) for picture, rows in zip(batch, of_batch, strict=True) if picture.error is None]
-        words = iter(clean(pa.array([row["text"] for _, rows in there for row in rows], pa.string())).to_pylist())
-        judged = [(picture, worded) for picture, rows in there if (worded := [row for row in rows if next(words)])]
-        if not judged:
+    def score(self, batch: PictureBatch, rows: Sequence[Row]) -> None:
+        """Set the scores in the rows of a batch that have words and a decoded picture."""
+        decoded = [row for row in rows if row["error"] is None]
+        cleaned = clean_texts(pa.array([row["text"] for row in decoded], pa.string())).to_pylist()
+        rows_by_key: dict[str, list[Row]] = defaultdict(list)
+        for row, words in zip(decoded, cleaned, strict=True):
+            if words:
+                rows_by_key[row["key"]].append(row)
+        if not rows_by_key:
             return
-        texts = [[row["text"] for row in rows] for _, rows in judged]
-        for order, (scorer, fit) in enumerate(self.scorers):
-            parts = fit(scorer.score, [picture.input[order] for picture, _ in judged], texts)
+        inputs = dict(zip(batch.keys, batch.inputs, strict=True))
+        texts = [[row["text"] for row in rows_of_picture] for rows_of_picture in rows_by_key.values()]
+        for position, (scorer, splitter) in enumerate(zip(self.scorers, self.splitters, strict=True)):
+            parts = splitter.run(scorer.score, [inputs[key][position] for key in rows_by_key], texts)
             for column in scorer.columns:
                 scores = chain.from_iterable(part[column] for part in parts)
-                for (_, rows), of_picture in zip(judged, scores, strict=True):
-                    for row, score in zip(rows, of_picture, strict=True):
+                for rows_of_picture, scores_of_picture in zip(rows_by_key.values(), scores, strict=True):
+                    for row, score in zip(rows_of_picture, scores_of_picture, strict=True):
                         row[column] = score
 
 
-def read_captions(path: AnyPath) -> dict[str, list[tuple[int, str | None]]]:
-    """key -> [(index, text)] of a captions table."""
+def _read_caption_texts(path: AnyPath) -> TextsByKey:
     table = read_table(path, CAPTION_COLUMNS)
-    found: dict[str, list[tuple[int, str | None]]] = defaultdict(list)
+    texts: TextsByKey = defaultdict(list)
     for key, index, text in zip(*(table[name].to_pylist() for name in CAPTION_COLUMNS), strict=True):
-        found[key].append((index, text))
-    return dict(found)
+        texts[key].append((index, text))
+    return dict(texts)
 
 
-def _captions_by_key(table: pa.Table) -> dict[str, str | None]:
-    """key -> web text of a shard's own table, as far as it tells."""
+def _texts_of_table(table: pa.Table) -> dict[str, str | None]:
+    """Return key -> web text of a shard's own table, empty if it has none."""
     if "caption" not in table.column_names:
         return {}
     return dict(zip(map(str, table["key"].to_pylist()), table["caption"].to_pylist(), strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------- the step
+@dataclass
+class ScoredSet:
+    """A folder of scores after a run over its shards."""
+
+    folder: ScoreFolder
+    # of all shards, or of this rank's until all are done
+    counts: dict[str, int]
+    run: RunSummary
+
+    def table(self, shard: str) -> AnyPath:
+        """Return the location of a shard's scores."""
+        return self.folder.path / f"{shard}.parquet"
 
 
-class Making(Protocol):
-    """Captions that are written in the same pass over the pictures."""
-
-    source: str
-    folder: AnyPath  # with their manifest
-
-    def together(self, scores: ScoreStage) -> Stage:
-        """The stage that does both; its outputs are there exactly when both tables are."""
+def open_score_stage(config: ScoreConfig, images: ShardSet, scores: ScoreFolder) -> ScoreStage:
+    """Return the stage that writes the missing tables of `scores`."""
+    settings = scores.settings
+    backend = settings.get("backend", "torch")
+    return ScoreStage(config, images, scores.path, scores.captions_to_score, settings["dtype"], backend)
 
 
 def score_shards(
     config: ScoreConfig,
-    needs: Mapping[str, str] = MappingProxyType({}),
+    images: ShardSet,
+    scores: ScoreFolder,
+    stage: Stage | None = None,
     *,
-    making: Making | None = None,
     progress: bool = True,
-) -> Scored:
-    """Score what has no scores yet; `needs` are columns that there must be, each with the setting that asks for it.
+) -> ScoredSet:
+    """Score the shards that have no scores yet.
 
-    ValueError or FileNotFoundError, one sentence, for what the user can mend.
+    `stage` writes further tables in the same pass over the pictures; it is built on `open_score_stage`.
     """
-    images = ShardSet.open(config.data)
-    captions = _find_captions(config, images, config.sources, making)
-    folder, settings = _choose(config, {source: _origin(path) for source, path in captions.items()})
-    columns = _columns(settings)
-    if lacking := next((column for column in needs if column not in columns), None):
-        raise ValueError(
-            f"{needs[lacking]} asks for '{lacking}', and the scores are {', '.join(columns)}; "
-            "add --clip open_clip:ARCH/TAG, once for each CLIP score."
+    settings = scores.settings
+    tables = {shard: scores.path / f"{shard}.parquet" for shard in images.shards}
+    shards = config.shards_of_rank(images.shards)
+    # Finished scores are only read, by any number of runs at a time.
+    is_finished = scores.is_complete and "counts" in (read_manifest(scores.path) or {})
+    with nullcontext() if is_finished else lock_folder(scores.path, config.rank, config.world_size):
+        packages = ["torch", "tokenizers", "pillow", "pyarrow"]
+        packages += ["open_clip_torch"] if settings["clip"] else []
+        packages += ["openvino"] if "openvino" in settings.get("backend", "") else []
+        is_shared = is_finished or config.world_size > 1
+        manifest = Manifest.begin(
+            scores.path, "score", settings, images=images.path, packages=packages, shared=is_shared
         )
-    scores = ScoreStage(config, images, folder, captions, settings["dtype"], settings.get("backend", "torch"))
-    stage = making.together(scores) if making else scores
-    tables, mine = {shard: scores.output(shard) for shard in images.shards}, config.share(images.shards)
-    complete = len(existing(map(stage.output, images.shards))) == len(tables)
-    finished = complete and "counts" in (read_manifest(folder) or {})
-    if not complete:
-        if config.model is None or len(config.clips) < len(_clips(settings)):
-            raise ValueError(
-                f"{folder} is not finished; give the model, and the --clip it was begun with, to finish it."
-            )
-        scores.captions = _find_captions(config, images, list(settings["sources"]), making)
-    # finished scores are only read, by any number of runs at a time
-    with nullcontext() if finished else lock_folder(folder, config.rank, config.world_size):
-        packages = ("torch", "tokenizers", "pillow", "pyarrow", *(["open_clip_torch"] if settings["clip"] else []))
-        packages += ("openvino",) if "openvino" in settings.get("backend", "") else ()
-        shared = finished or config.world_size > 1
-        manifest = Manifest.begin(folder, "score", settings, images=images.path, packages=packages, shared=shared)
         if config.model is not None:
-            manifest.content.setdefault("model", config.model)  # for people; the fingerprint is what is compared
-        ran = engine.run(
-            stage, mine, workers=config.workers, device=config.device, engine=config.engine, progress=progress
+            # for readers; a rerun compares the fingerprint
+            manifest.content.setdefault("model", config.model)
+        run = run_shards(
+            stage or open_score_stage(config, images, scores),
+            shards,
+            workers=config.workers,
+            device=config.device,
+            engine=config.engine,
+            progress=progress,
         )
-        counts = manifest.settle(tables, mine, ran.failed, changed=ran.done > 0)
-    return Scored(folder, settings, captions, counts, ran)
-
-
-def _find_captions(
-    config: ScoreConfig, images: ShardSet, sources: list[str], making: Making | None
-) -> dict[str, AnyPath | None]:
-    """Source -> folder of its captions (None for "web"), web first, then by name; all finished or being made."""
-    places = [config.root / "captions", images.path / "captions"]
-    # a folder without a table is what `capfilt caption` leaves when its model cannot be loaded
-    begun = [path for root in reversed(places) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
-    there = {path.name: path for path in begun} | ({making.source: making.folder} if making else {})
-    wanted = set(sources or [WEB, *there])
-    found: dict[str, AnyPath | None] = {WEB: None} if WEB in wanted else {}
-    for name in sorted(wanted - {WEB}):
-        if name not in there:
-            known = ", ".join([WEB, *sorted(there)])
-            raise FileNotFoundError(f"No captions named '{name}' in {places[0]}; the sources there are {known}.")
-        found[name] = there[name]
-        if making is not None and name == making.source:
-            continue
-        tables = [there[name] / f"{shard}.parquet" for shard in images.shards]
-        lacking = [path.stem for path in sorted(set(tables) - existing(tables))]
-        if lacking:
-            raise ValueError(
-                f"{there[name]} lacks {len(lacking)} of {len(tables)} shards ({lacking[0]} first); run the same "
-                "`capfilt caption` again to finish it, or leave it out with --sources."
-            )
-        read_table(tables[0], CAPTION_COLUMNS)  # a table of another kind is better named before the model is loaded
-    return found
+        counts = manifest.settle(tables, shards, run.failed, changed=run.done > 0)
+    return ScoredSet(scores, counts, run)

@@ -1,163 +1,203 @@
-"""(picture, text) pairs -> keep or drop with a reason: step 4 of CapFilt, in three steps that meet in tables.
+"""Filters (picture, text) pairs: step 4 of CapFilt, in three steps that communicate by tables.
 
-    score     pictures, web texts, captions/<source>/ -> scores/<name>/NNNNN.parquet    score.py
-    decide    a table of scores, least values         -> a reason for every row          verdict.py
-    rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet  one row a pair, dropped ones too
+    score     pictures, web texts, captions/<source>/ -> scores/<name>/NNNNN.parquet     score.py
+    decide    a table of scores, thresholds           -> a reason for every row          decide.py
+    rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet   rewrite.py
 
-Another threshold uses the scores again, and may be chosen from them (threshold.py). Every text is a row from beginning
-to end: texts = kept + dropped, by reason.
+A run with another threshold reuses the scores, and the threshold may be chosen from them (threshold.py). Every text
+stays a row throughout: texts = kept + dropped, by reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow as pa
 
+from blipcore.device import count_cores
+from blipcore.io.lock import lock_folder
 from blipcore.io.storage import AnyPath, existing, to_path
-from capfilt.engine import run as engine
-from capfilt.engine.worker import cores
-from capfilt.filter import threshold as thresholds
+from capfilt.engine.run import run_shards
 from capfilt.filter.config import FilterConfig
-from capfilt.filter.decide import KEPT, Best
+from capfilt.filter.decide import KEPT, BestTexts
+from capfilt.filter.find_scores import locate_scores
 from capfilt.filter.labels import read_labels
 from capfilt.filter.rewrite import RewriteStage
-from capfilt.filter.score import Making, Scored, score_shards
-from capfilt.pictures.read_ahead import speed
-from capfilt.shards.lock import lock_folder
+from capfilt.filter.score import ScoredSet, score_shards
+from capfilt.filter.threshold import (
+    ItmScores,
+    choose_by_fraction,
+    choose_by_target,
+    collect_itm_scores,
+    describe_threshold,
+    threshold_table,
+)
+from capfilt.pictures.read_ahead import throughput
 from capfilt.shards.manifest import Manifest, forget_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
 
-def filter_shards(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
-    """Score what has no scores yet, decide, rewrite; the summary counts all shards, also those of earlier runs.
+def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Score what has no scores yet, decide and rewrite; return a summary with the counts of all shards.
 
-    Raises ValueError or FileNotFoundError, one sentence, for a folder that is no shard set, a checkpoint without the
-    heads, captions that are missing, unfinished or made anew since they were scored, or a folder of that name made
-    with other settings.
+    Raises ValueError or FileNotFoundError for a folder that is no shard set, a checkpoint without the ITM and ITC
+    heads, captions that are missing, unfinished or newer than their scores, or a folder of that name made with other
+    settings.
     """
     images = ShardSet.open(config.data)
-    folder = config.root / "filtered" / config.name
-    with lock_folder(folder, config.rank, config.world_size):
-        return _filter(config, images, folder, making, progress)
+    with lock_filtered(config):
+        labels = load_labels(config)
+        scores = locate_scores(config, images, config.required_columns())
+        scored = score_shards(config, images, scores, progress=progress)
+        return rewrite_shards(config, images, scored, labels, progress=progress)
 
 
-def _filter(
-    config: FilterConfig, images: ShardSet, folder: AnyPath, making: Making | None, progress: bool
+def explain_thresholds(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Score what has no scores yet; return what each of several thresholds would keep. Rewrites nothing."""
+    images, labels = ShardSet.open(config.data), load_labels(config)
+    scores = locate_scores(config, images, config.required_columns())
+    scored = score_shards(config, images, scores, progress=progress)
+    return compare_thresholds(config, images, scored, labels)
+
+
+def lock_filtered(config: FilterConfig) -> AbstractContextManager[Any]:
+    """Lock the folder of the filtered tables."""
+    return lock_folder(_filtered_folder(config), config.rank, config.world_size)
+
+
+def load_labels(config: FilterConfig) -> pa.Table | None:
+    """Read the labels, if any. Call it before scoring, so that mistakes in them are found early."""
+    return read_labels(to_path(config.labels)) if config.labels else None
+
+
+def rewrite_shards(
+    config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None, *, progress: bool = True
 ) -> dict[str, Any]:
-    labels = _labels(config)  # first: what is wrong with them is better told before the pictures are read
-    scored, best = score_shards(config, config.decides_by(), making=making, progress=progress), config.choice()
-    threshold, why = config.threshold, None
+    """Decide on all scored texts and write the filtered tables; return the summary."""
+    folder, scores, best = _filtered_folder(config), scored.folder, config.best_texts()
+    threshold, reason = config.threshold, ""
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
-        threshold, why = _choose(config, _judge(config, images, scored, labels))
+        threshold, reason = _choose_threshold(config, _read_itm_scores(config, images, scored, labels))
     limits = config.limits(threshold)
     if config.world_size == 1:
         forget_if_empty(folder)
+    settings = {
+        "limits": limits,
+        **_best_settings(best),
+        "sources": list(scores.captions),
+        "scored_with": scores.settings,
+    }
     manifest = Manifest.begin(
         folder,
         "filter",
-        {"limits": limits, **_in_manifest(best), "sources": list(scored.captions), "scored_with": scored.made_with},
+        settings,
         images=images.path,
-        parents=[scored.folder, *(path for path in scored.captions.values() if path)],
+        parents=[scores.path, *(path for path in scores.captions.values() if path)],
         packages=("pyarrow",),
         shared=config.world_size > 1,
     )
-    stage = RewriteStage(images, scored.folder, scored.columns, scored.captions, limits, best, folder)
-    mine = config.share(images.shards)
-    ready = [shard for shard in mine if shard not in scored.ran.failed]
-    workers = min(cores(), 1 + len(ready) // 8, 8)
-    ran = engine.run(stage, ready, workers=workers, device="cpu", engine="threads", progress=progress)
-    failed = scored.ran.failed | ran.failed
-    counts = manifest.settle({s: stage.output(s) for s in images.shards}, mine, failed, changed=ran.done > 0)
+    stage = RewriteStage(images, scores.path, scores.columns, scores.captions, limits, best, folder)
+    shards = config.shards_of_rank(images.shards)
+    scored_shards = [shard for shard in shards if shard not in scored.run.failed]
+    workers = min(count_cores(), 1 + len(scored_shards) // 8, 8)
+    run = run_shards(stage, scored_shards, workers=workers, device="cpu", engine="threads", progress=progress)
+    failed = scored.run.failed | run.failed
+    tables = {shard: stage.output(shard) for shard in images.shards}
+    counts = manifest.settle(tables, shards, failed, changed=run.done > 0)
     return {
         "stage": "filter",
         "name": config.name,
         "out": str(folder),
-        "scores": str(scored.folder),
+        "scores": str(scores.path),
         "threshold": threshold,
-        "why": why,
-        "shards": {"done": ran.done, "skipped": ran.skipped, "failed": failed},
+        "why": reason or None,
+        "shards": {"done": run.done, "skipped": run.skipped, "failed": failed},
         "counts": scored.counts,
-        **_verdict(counts),
-        "seconds": round(scored.ran.seconds + ran.seconds, 2),
-        **speed(scored.ran.counts, scored.ran.seconds, "texts_scored"),
-        **speed(scored.ran.counts, scored.ran.seconds, "pictures"),
+        **_summarize(counts),
+        "seconds": round(scored.run.seconds + run.seconds, 2),
+        **throughput(scored.run.counts, scored.run.seconds, "texts_scored"),
+        **throughput(scored.run.counts, scored.run.seconds, "pictures"),
     }
 
 
-def _in_manifest(best: Best) -> dict[str, Any]:
-    """Settings of a choice; what is as usual goes without saying."""
-    told = {"best": best.number, "best_of": best.by, "best_across": best.across}
-    return {name: value for name, value in told.items() if name == "best" or value not in ("itm", False)}
-
-
-def _choose(config: FilterConfig, judged: thresholds.Judged) -> tuple[float, str]:
-    """The threshold that the settings ask for, and what speaks for it."""
-    if config.top_fraction is not None:
-        return thresholds.choose_by_share(judged, config.top_fraction)
-    if config.threshold == "auto":
-        return thresholds.choose_by_target(judged, config.target)
-    return config.threshold, thresholds.in_words(judged, config.threshold)
-
-
-def _labels(config: FilterConfig) -> pa.Table | None:
-    return read_labels(to_path(config.labels)) if config.labels else None
-
-
-def _judge(config: FilterConfig, images: ShardSet, scored: Scored, labels: pa.Table | None) -> thresholds.Judged:
-    paths = [scored.folder / f"{shard}.parquet" for shard in images.shards]
-    there = existing(paths)
-    if len(there) < len(paths):
-        raise ValueError(
-            f"{len(paths) - len(there)} of {len(paths)} shards have no scores yet, and a threshold is chosen over "
-            "all of them; run the same command with a number as --threshold first."
-        )
-    limits, best = config.limits(0.0), config.choice()
-    columns = ["key", "source", "index", "text", *dict.fromkeys([*limits, best.by]), "error"]
-    return thresholds.judge((read_table(path, columns) for path in paths), list(scored.captions), limits, best, labels)
-
-
-def explain_thresholds(config: FilterConfig, *, making: Making | None = None, progress: bool = True) -> dict[str, Any]:
-    """What each of a row of thresholds would keep, over scores that are made if need be; rewrites nothing."""
-    images, labels = ShardSet.open(config.data), _labels(config)
-    scored = score_shards(config, config.decides_by(), making=making, progress=progress)
-    judged = _judge(config, images, scored, labels)
+def compare_thresholds(
+    config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None
+) -> dict[str, Any]:
+    """Return what each of several thresholds would keep."""
+    itm_scores = _read_itm_scores(config, images, scored, labels)
     try:
-        threshold, why = _choose(config, judged)
-    except ValueError as error:  # no threshold does; the table shows how far they get
-        threshold, why = FilterConfig.threshold, str(error)
-    rows = thresholds.explain(judged.to_judge() if config.threshold == "auto" else judged, threshold)
+        threshold, reason = _choose_threshold(config, itm_scores)
+    except ValueError as error:  # no threshold reaches the target; the table shows how close they come
+        threshold, reason = 0.5, str(error)
+    rows = threshold_table(itm_scores.held_out_half() if config.threshold == "auto" else itm_scores, threshold)
     return {
         "stage": "explain",
-        "scores": str(scored.folder),
-        "texts": judged.texts,
-        "decided_by_itm": len(judged.itm),
-        "labelled": int((judged.label >= 0).sum()),
+        "scores": str(scored.folder.path),
+        "texts": itm_scores.total,
+        "decided_by_itm": len(itm_scores.itm),
+        "labelled": int((itm_scores.label >= 0).sum()),
         "threshold": threshold,
-        "why": why,
+        "why": reason,
         "thresholds": rows,
     }
 
 
-def _verdict(counts: dict[str, int]) -> dict[str, Any]:
-    """Texts = kept + dropped by reason, in all and by source.
+def _filtered_folder(config: FilterConfig) -> AnyPath:
+    return config.root / "filtered" / config.name
 
-    `noise_ratio` is the paper's: the share of judged texts that the scores reject (there 25% with nucleus captions).
+
+def _best_settings(best: BestTexts) -> dict[str, Any]:
+    """Return the manifest's settings of `best`, without the defaults of the last two."""
+    settings = {"best": best.number, "best_of": best.score, "best_across": best.across_sources}
+    return {name: value for name, value in settings.items() if name == "best" or value not in ("itm", False)}
+
+
+def _choose_threshold(config: FilterConfig, itm_scores: ItmScores) -> tuple[float, str]:
+    """Return the threshold that the settings ask for, and the reason for it."""
+    if config.top_fraction is not None:
+        return choose_by_fraction(itm_scores, config.top_fraction)
+    if config.threshold == "auto":
+        return choose_by_target(itm_scores, config.target)
+    return config.threshold, describe_threshold(itm_scores, config.threshold)
+
+
+def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None) -> ItmScores:
+    """Return the ITM scores of all shards; ValueError if some have none yet."""
+    paths = [scored.table(shard) for shard in images.shards]
+    missing = len(paths) - len(existing(paths))
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(paths)} shards have no scores yet, and choosing a threshold needs all of them; run the "
+            "same command with a number as --threshold first."
+        )
+    limits, best = config.limits(0.0), config.best_texts()
+    columns = ["key", "source", "index", "text", *dict.fromkeys([*limits, best.score]), "error"]
+    tables = (read_table(path, columns) for path in paths)
+    return collect_itm_scores(tables, list(scored.folder.captions), limits, best, labels)
+
+
+def _summarize(counts: dict[str, int]) -> dict[str, Any]:
+    """Return texts = kept + dropped by reason, in total and by source, from counts per "source/reason".
+
+    `noise_ratio` is the paper's: the share of texts with a score that the thresholds reject (25 % there, with nucleus
+    captions).
     """
     by_source: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     for name, count in counts.items():
         source, _, reason = name.partition("/")
-        of_source = by_source.setdefault(source, {"texts": 0, "kept": 0, "dropped": {}})
-        of_source["texts"] += count
+        totals = by_source.setdefault(source, {"texts": 0, "kept": 0, "dropped": {}})
+        totals["texts"] += count
         if reason == KEPT:
-            of_source["kept"] = count
+            totals["kept"] = count
         else:
-            of_source["dropped"][reason] = count
+            totals["dropped"][reason] = count
             dropped[reason] += count
-    texts, kept = (sum(of_source[name] for of_source in by_source.values()) for name in ("texts", "kept"))
+    texts = sum(totals["texts"] for totals in by_source.values())
+    kept = sum(totals["kept"] for totals in by_source.values())
     rejected = sum(count for reason, count in dropped.items() if "<" in reason)
     return {
         "texts": texts,

@@ -1,25 +1,28 @@
-"""Stage 1 for those who have their pictures already: whatever they lie in, the same shards come out as of `download`.
+"""Stage 1 for pictures that exist already: packs them into the same kind of shards as `download`.
+
+The input is one of:
 
     a folder of pictures, with name.txt beside name.jpg or an annotation file
-    an annotation file: csv, tsv, json, jsonl, parquet with a column of paths; COCO's JSON; BLIP's JSON
+    an annotation file: csv, tsv, json, jsonl or Parquet with a column of paths; COCO's JSON; BLIP's JSON
     Parquet with image bytes: img2dataset's `jpg` column, Hugging Face's {bytes, path}
     a dataset saved by Hugging Face `datasets`
-    other webdatasets
-        -> where the bytes of each picture lie, and its texts -> publish.py
+    another webdataset
 
-Every picture ends as a row with an outcome, bad ones too. The first text of a picture is its web text; further ones
-are captions of the source `more`.
+`inputs.py` finds the bytes and the texts of each picture, `shard_writer.py` writes the shards. Every picture ends as a
+row with an outcome. The first text of a picture is its web text; the others are captions of the source `more`.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow.compute as pc
 
 from blipcore.device import count_cores
+from blipcore.io.config_diff import INCIDENTAL, incidental_fields
+from blipcore.io.messages import one_line
 from blipcore.io.storage import AnyPath
 from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
@@ -33,32 +36,40 @@ from capfilt.ingest.shard_writer import (
     PLAN_SCHEMA,
     ROWS_FOLDER,
     ShardWriter,
-    open_manifest,
     open_folders,
+    open_manifest,
     sample_key,
     split_rows,
 )
 from capfilt.shards.manifest import Manifest, forget_if_empty
 from capfilt.shards.tables import read_table
 
+ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
+
 
 @dataclass
 class PackConfig:
-    """`capfilt pack`."""
+    """Settings of `capfilt pack`. The content of the input is identified by its fingerprint, not by its path."""
 
-    source: str  # folder, annotation file, Parquet, saved dataset, tar or folder of tars
-    out: str  # folder, or an fsspec URL
-    annotations: str | None = None  # file that names the pictures under `source` and their texts
-    image_col: str | None = None  # of paths or of bytes; found by its usual names
+    # folder, annotation file, Parquet, saved dataset, tar or folder of tars
+    source: str = field(metadata=INCIDENTAL)
+    # folder, or an fsspec URL
+    out: str = field(metadata=INCIDENTAL)
+    # file that names the pictures under `source` and their texts
+    annotations: str | None = field(default=None, metadata=INCIDENTAL)
+    image_col: str | None = None  # of paths or of bytes; default: one of the usual names
     caption_col: str | None = None
-    shard_size: int = 10_000  # rows to a shard
+    shard_size: int = 10_000  # rows per shard
     image_size: int = 512  # longer side at most, larger pictures are shrunk; 0 keeps every size
     min_size: int = 0  # shorter side at least
-    max_bytes: int = 200_000_000  # of a picture's file at most
-    quality: int = 95  # of the JPEGs that have to be written anew
-    duplicates: Literal["", "exact", "near"] = ""  # mark pictures that are there twice, in DATA/duplicates
-    workers: int = 0  # processes; 0 is one a core
-    min_success: float = 0.2  # share of rows that must be ok for exit code 0
+    max_bytes: int = 200_000_000  # of a picture's file
+    quality: int = 95  # of pictures that are stored as a new JPEG
+    # mark duplicate pictures in DATA/duplicates
+    duplicates: Literal["", "exact", "near"] = field(default="", metadata=INCIDENTAL)
+    # processes; 0 means one per core
+    workers: int = field(default=0, metadata=INCIDENTAL)
+    # share of rows that must be ok for exit code 0
+    min_success: float = field(default=0.2, metadata=INCIDENTAL)
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -67,26 +78,23 @@ class PackConfig:
             raise ValueError(f"min_success is a share between 0 and 1, not {self.min_success}.")
 
 
-# The source's own fingerprint says what is in it.
-WITHOUT_EFFECT = ("source", "out", "annotations", "workers", "min_success", "duplicates")
-
-
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
-    """Make shards of pictures that are there already; returns counts by outcome over the whole set."""
+    """Pack pictures into shards; return the counts by outcome over the whole set. Resumes an earlier run."""
     source = open_input(config.source, config.annotations, InputColumns(config.image_col, config.caption_col))
-    settings = {"kind": source.kind, "input_sha256": source.fingerprint} | to_dict(config, without=WITHOUT_EFFECT)
+    settings = {"kind": source.kind, "input_sha256": source.fingerprint}
+    settings |= to_dict(config, without=incidental_fields(config))
     with open_folders(config.out) as (out, staging):
         manifest = open_manifest(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"])
         if "counts" in manifest.content:
             total, more = manifest.content["counts"]["rows"], 0
         else:
-            rows = (_complete(row, number, config) for number, row in enumerate(source))
+            rows = (_plan_row(row, number, config) for number, row in enumerate(source))
             total, more = split_rows(staging, rows, PLAN_SCHEMA, config.shard_size)
         if total == 0:
             shutil.rmtree(staging)
             forget_if_empty(out)
             raise ValueError(f"{config.source} holds no pictures.")
-        captions = _more_captions(out, source) if more else None
+        captions = _open_more_captions(out, source) if more else None
         stage = ShardWriter(
             str(staging / ROWS_FOLDER),
             str(out),
@@ -98,17 +106,18 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             name="pack",
         )
         tables = {f"{number:05d}": stage.output(f"{number:05d}") for number in range(-(-total // config.shard_size))}
-        workers = max(1, min(config.workers or count_cores(), total // 200))  # a process costs a second to start
-        ran = run_shards(stage, tables, workers=workers, device="cpu", progress=progress)
-        if captions and not ran.failed:  # before the set itself, whose counts say that nothing is left to do
+        workers = max(1, min(config.workers or count_cores(), total // ROWS_PER_PROCESS))
+        run = run_shards(stage, tables, workers=workers, device="cpu", progress=progress)
+        if captions and not run.failed:  # before the set's own counts, which mean that nothing is left to do
             captions.finish({"captions": more})
-        counts = manifest.settle(tables, tables, ran.failed, changed=ran.done > 0)
-        if not ran.failed:
+        counts = manifest.settle(tables, tables, run.failed, changed=run.done > 0)
+        if not run.failed:
             shutil.rmtree(staging, ignore_errors=True)
-        done = [shard for shard in tables if shard not in ran.failed]
-        kind = config.duplicates or (marked_kind(out) if ran.done else "")
-        duplicates = mark_duplicates(out, done, kind) if kind else {}
-        wrong = _examples([tables[shard] for shard in done], {name for name in OUTCOMES if counts.get(name)} - {"ok"})
+        complete = [shard for shard in tables if shard not in run.failed]
+        duplicate_kind = config.duplicates or (marked_kind(out) if run.done else "")
+        duplicates = mark_duplicates(out, complete, duplicate_kind) if duplicate_kind else {}
+        failures = {outcome for outcome in OUTCOMES if counts.get(outcome)} - {"ok"}
+        examples = _find_examples([tables[shard] for shard in complete], failures)
     ok = counts.get("ok", 0)
     return {
         "stage": "pack",
@@ -118,19 +127,19 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         "ok": ok,
         "success": round(ok / total, 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
-        "for_example": wrong,
+        "for_example": examples,
         "ignored": dict(source.ignored),
-        "shards": {"done": ran.done, "skipped": ran.skipped, "failed": ran.failed},
+        "shards": {"done": run.done, "skipped": run.skipped, "failed": run.failed},
         "duplicates": duplicates,
-        "seconds": round(ran.seconds, 1),
+        "seconds": round(run.seconds, 1),
     }
 
 
-def _complete(row: InputRow, number: int, config: PackConfig) -> InputRow:
+def _plan_row(row: InputRow, number: int, config: PackConfig) -> InputRow:
     texts = [text for text in row.pop("texts") if text is not None]
     return {
         **row,
-        "url": as_text(row["url"]),  # of a name that need not be text
+        "url": as_text(row["url"]),  # file names need not be valid text
         "key": sample_key(number, config.shard_size),
         "status": row.get("status", "ok"),
         "caption": texts[0] if texts else None,
@@ -138,18 +147,18 @@ def _complete(row: InputRow, number: int, config: PackConfig) -> InputRow:
     }
 
 
-def _examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
-    """Outcome -> the first picture that ended so, and why; reads no more tables than it takes to find one of each."""
-    found: dict[str, str] = {}
+def _find_examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
+    """Return for each outcome the first picture with it and the reason; reads no more tables than that takes."""
+    examples: dict[str, str] = {}
     for path in tables:
-        if outcomes <= found.keys():
+        if outcomes <= examples.keys():
             break
         table = read_table(path, ["url", "status", "error"])
         for row in table.filter(pc.not_equal(table["status"], "ok")).to_pylist():
-            found.setdefault(row["status"], f"{row['url']} ({' '.join(str(row['error']).split())[:160]})")
-    return found
+            examples.setdefault(row["status"], f"{row['url']} ({one_line(str(row['error']))[:160]})")
+    return examples
 
 
-def _more_captions(out: AnyPath, source: PictureInput) -> Manifest:
+def _open_more_captions(out: AnyPath, source: PictureInput) -> Manifest:
     folder = out / "captions" / MORE_CAPTIONS
     return Manifest.begin(folder, "caption", {"input_sha256": source.fingerprint}, images=out)

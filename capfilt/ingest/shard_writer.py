@@ -1,7 +1,7 @@
-"""Where the bytes of pictures lie in, shards out: the last step of `download` and all of `pack`.
+"""Writes shards from a plan of where each picture's bytes are: the last step of `download`, and all of `pack`.
 
-plan (a row an input row: its outcome so far, or the place of its bytes) -> decode, turn, fit, hash
-    -> 00000.tar, then 00000.parquet: the shard is there
+A plan is a table with a row per input row. Each picture is read, decoded, rotated upright, shrunk and hashed; then
+`00000.tar` is written and, last, `00000.parquet`, whose presence means that the shard is complete.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ from capfilt.shards.tables import read_table, write_table
 
 OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
 OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
-STAGING = ".staging"  # in a local folder of shards until all of them are there
-ROWS_FOLDER = "rows"  # in it: the input, split into tables of a shard each
-TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # of the shards; a list of URLs may lie beside them
-COUNT_FILE = "count.json"  # there once all of the input has been read
+STAGING = ".staging"  # subfolder of a local shard set until it is complete
+ROWS_FOLDER = "rows"  # subfolder of the staging folder: the input, split into a table per shard
+TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # tables of shards; a list of URLs may be in the same folder
+COUNT_FILE = "count.json"  # exists once the whole input has been read
 MORE_CAPTIONS = "more"  # `source` of a picture's texts after the first, which is its web text
-# A row on its way: `status` "ok" is a picture whose bytes lie at `body`. With a `column` that is a table, and the bytes
-# are in its row `offset`; without, a file, whole or from `offset` on. A row with a `sha256` has been fitted before.
+# A row with `status` "ok" is a picture whose bytes are in the file `body`: in the table cell of row `offset` and the
+# given `column`; without a column, from `offset` on or, without an offset, in the whole file. A row with a `sha256` has
+# been decoded and hashed before.
 PLAN_SCHEMA = pa.schema(
     [
         *IMAGES,
         ("more", pa.list_(pa.string())),
-        ("body", pa.binary()),  # a path as the system has it, which need not be text
+        ("body", pa.binary()),  # file names need not be valid text
         ("column", pa.string()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
-        ("orientation", pa.int8()),  # EXIF's, of a picture that has lost it
+        ("orientation", pa.int8()),  # EXIF orientation of a picture that has lost its EXIF
     ]
 )
-
-INVALID_PATH_ERRORS = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})  # no file can be there
+INVALID_PATH_ERRORS = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 @contextmanager
 def open_folders(path: str) -> Iterator[tuple[AnyPath, Path]]:
-    """The folder of the shards, held for this run alone, and the local one in which they are made."""
+    """Lock the folder of a shard set; yield it and the local staging folder."""
     out = to_path(path)
     with lock_folder(out):
         yield out, out / STAGING if isinstance(out, Path) else _remote_staging(out)
 
 
 def _remote_staging(out: Remote) -> Path:
-    """What is on its way to a remote place waits on this machine, where a later run finds it."""
+    """Return the staging folder, on this machine, of a remote shard set; a later run finds it again."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "capfilt" / hashlib.sha256(str(out).encode()).hexdigest()[:16]
 
@@ -73,29 +73,31 @@ def _remote_staging(out: Remote) -> Path:
 def open_manifest(
     out: AnyPath, staging: Path, stage: str, settings: dict[str, Any], packages: Iterable[str]
 ) -> Manifest:
-    """Begin or go on with a folder of shards; ValueError when it is of others, or made with other settings."""
+    """Start or resume a shard set; ValueError if it was made by another program or with other settings."""
     if read_manifest(out) is None:
         if any(out.glob("*.tar")) or any(out.glob(TABLES_GLOB)):
             raise ValueError(f"{out} holds shards that `capfilt {stage}` has not made; choose another folder.")
         shutil.rmtree(staging, ignore_errors=True)  # of another input
     elif not (staging / ROWS_FOLDER / COUNT_FILE).exists() and not any(out.glob(TABLES_GLOB)):
-        (out / MANIFEST).unlink()  # a run that ended before its input was read has settled nothing
+        # The earlier run ended before its input was read, so its settings bind nothing.
+        (out / MANIFEST).unlink()
     manifest = Manifest.begin(out, stage, settings, packages=packages)
     rows = manifest.content.get("counts", {}).get("rows", 0)
-    if sum(1 for _ in out.glob(TABLES_GLOB)) < -(-rows // settings["shard_size"]):  # somebody has taken a table away
+    if sum(1 for _ in out.glob(TABLES_GLOB)) < -(-rows // settings["shard_size"]):  # a table was deleted
         manifest.reopen()
     return manifest
 
 
 def split_rows(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
-    """Write the rows of the input as tables, one a shard, once; returns their number and that of texts in `more`."""
+    """Write the input as a table per shard, unless an earlier run has; return the counts of rows and of `more` texts."""
     folder = staging / ROWS_FOLDER
     if not (folder / COUNT_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        number, total, more, rows = 0, 0, 0, iter(rows)
+        shard, total, more = 0, 0, 0
+        rows = iter(rows)
         while part := list(islice(rows, shard_size)):
-            write_table(folder / f"{number:05d}.parquet", pa.Table.from_pylist(part, schema=schema))
-            number, total = number + 1, total + len(part)
+            write_table(folder / f"{shard:05d}.parquet", pa.Table.from_pylist(part, schema=schema))
+            shard, total = shard + 1, total + len(part)
             more += sum(len(row.get("more") or ()) for row in part)
         write_json(folder / COUNT_FILE, {"rows": total, "more": more})
     counts = json.loads((folder / COUNT_FILE).read_text())
@@ -103,61 +105,67 @@ def split_rows(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema,
 
 
 def sample_key(row: int, shard_size: int) -> str:
-    """img2dataset's key of a row of the input: the shard's number, then the place in it."""
+    """Return img2dataset's key of an input row: the number of its shard, then its index in the shard."""
     digits = len(str(shard_size - 1)) if shard_size > 1 else 0
-    shard, place = divmod(row, shard_size)
-    return f"{shard * 10**digits + place:0{digits + 5}d}"
+    shard, index = divmod(row, shard_size)
+    return f"{shard * 10**digits + index:0{digits + 5}d}"
 
 
 @dataclass
 class ShardWriter:
-    """Engine stage: the plan of a shard -> fitted pictures in a tar, and its table."""
+    """Stage that writes the tar and the table of a shard from its plan."""
 
-    plans: str  # folder of the plans, a table a shard
+    plans: str  # folder with a plan per shard
     out: str
     image_size: int = 512  # longer side at most; 0 keeps every size
     min_size: int = 0  # shorter side at least
     max_bytes: int = 50_000_000
     quality: int = 95
     captions: str | None = None  # folder for a picture's texts after the first
-    name: str = "publish"
+    name: str = "write"
 
     def output(self, shard: str) -> AnyPath:
         return to_path(self.out) / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
-        self.bodies = PictureReader(self.max_bytes)
+        self.reader = PictureReader(self.max_bytes)
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
-        write_shard(to_path(self.out) / f"{shard}.tar", self._pictures(rows, worker.advance), make_folder=False)
+        write_shard(to_path(self.out) / f"{shard}.tar", self._samples(rows, worker.advance), make_folder=False)
         if self.captions is not None:
-            write_table(to_path(self.captions) / f"{shard}.parquet", _further_captions(rows), make_folder=False)
-        counts = Counter(row["status"] for row in rows) | Counter(rows=len(rows))
-        # the table last: with it the shard is there
+            write_table(to_path(self.captions) / f"{shard}.parquet", _more_captions_table(rows), make_folder=False)
+        counts = Counter(row["status"] for row in rows)
+        counts["rows"] = len(rows)
+        # The table comes last, because its presence means that the shard is complete.
         table = pa.Table.from_pylist(rows, schema=IMAGES)
         write_table(self.output(shard), table, dict(counts), make_folder=False)
         return {**counts, "pictures": counts["ok"]}
 
-    def _pictures(self, rows: list[dict[str, Any]], advance: Callable[[int], None]) -> Iterator[TarSample]:
-        """The rows that are pictures; `rows` are completed in passing."""
+    def _samples(self, rows: list[dict[str, Any]], advance: Callable[[int], None]) -> Iterator[TarSample]:
+        """Yield the samples of the tar; fills in the outcome and the picture columns of `rows`."""
         try:
             for row in rows:
-                if row["status"] != "ok":
-                    continue
-                data = self._body(row)
-                if data is not None and (row["sha256"] is not None or (data := self._fitted(row, data))):
+                image = self._read_image(row) if row["status"] == "ok" else None
+                if image is not None:
                     advance(1)
-                    about = {name: row[name] for name in IMAGES.names if row[name] is not None}
-                    yield TarSample(row["key"], data, row["caption"], about)
+                    metadata = {name: row[name] for name in IMAGES.names if row[name] is not None}
+                    yield TarSample(row["key"], image, row["caption"], metadata)
         except BaseException:
-            self.bodies.close()
+            self.reader.close()
             raise
-        self.bodies.close(but_tables=True)
+        self.reader.close(keep_tables=True)
 
-    def _body(self, row: dict[str, Any]) -> bytes | None:
+    def _read_image(self, row: dict[str, Any]) -> bytes | None:
+        """Return the bytes to store; None, with the reason in `row`, if there are none."""
+        data = self._read_bytes(row)
+        if data is None or row["sha256"] is not None:
+            return data
+        return self._convert(row, data)
+
+    def _read_bytes(self, row: dict[str, Any]) -> bytes | None:
         try:
-            return self.bodies.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
+            return self.reader.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
         except MissingPictureError as error:
             row["status"], row["error"] = error.outcome, str(error)
         except FileNotFoundError:
@@ -170,33 +178,30 @@ class ShardWriter:
             row["status"], row["error"] = "not_found", error.strerror
         return None
 
-    def _fitted(self, row: dict[str, Any], data: bytes) -> bytes | None:
+    def _convert(self, row: dict[str, Any], data: bytes) -> bytes | None:
         try:
-            fitted = to_jpeg(data, self.image_size, self.quality, row.get("orientation") or 1)
+            image = to_jpeg(data, self.image_size, self.quality, row.get("orientation") or 1)
         except DecodeError as error:
             row["status"] = "too_large" if error.reason == "too_many_pixels" else "decode_error"
             row["error"] = str(error)
             return None
-        row["original_width"], row["original_height"] = fitted.original_width, fitted.original_height
-        if min(fitted.original_width, fitted.original_height) < self.min_size:
+        row["original_width"], row["original_height"] = image.original_width, image.original_height
+        if min(image.original_width, image.original_height) < self.min_size:
             row["status"] = "too_small"
-            row["error"] = f"{fitted.original_width} x {fitted.original_height}"
+            row["error"] = f"{image.original_width} x {image.original_height}"
             return None
-        row["width"], row["height"], row["bytes"] = fitted.width, fitted.height, len(fitted.data)
-        row["sha256"] = hashlib.sha256(fitted.data).hexdigest()
-        row["dhash"] = difference_hash(fitted.data)
-        return fitted.data
+        row["width"], row["height"], row["bytes"] = image.width, image.height, len(image.data)
+        row["sha256"] = hashlib.sha256(image.data).hexdigest()
+        row["dhash"] = difference_hash(image.data)
+        return image.data
 
 
-def _further_captions(rows: list[dict[str, Any]]) -> pa.Table:
-    """The texts after the first of the rows that are pictures, as a table of captions."""
-    texts = [
+def _more_captions_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Return the texts after the first of each stored picture as a caption table."""
+    captions = [
         {"key": row["key"], "index": index, "text": text}
         for row in rows
         if row["status"] == "ok"
         for index, text in enumerate(row["more"] or ())
     ]
-    return pa.Table.from_pylist(texts, schema=CAPTIONS)
-
-
-# ---------------------------------------------------------------------------------------------------- bodies
+    return pa.Table.from_pylist(captions, schema=CAPTIONS)

@@ -1,7 +1,7 @@
-"""How many pictures go through a model at a time: what was asked for, else what its device's memory holds.
+"""Sizes of batches: the requested number of pictures, or as many as the memory of the device holds.
 
-In: a batch of any size. Out: the same results, in parts that fit. A GPU that runs out of memory says so and goes on, so
-the size is found by trying; on a CPU the system would end the process instead, and small batches are as fast.
+A GPU that runs out of memory raises an error, so the largest size is found by trying. On a CPU the system would end the
+process instead, and small batches are as fast.
 """
 
 from __future__ import annotations
@@ -13,52 +13,54 @@ from typing import Any, TypeVar
 from capfilt.errors import EngineError
 
 T = TypeVar("T")
-SHORT = ("out of memory", "ALLOC_FAILED")  # as torch and CUDA say it; cuBLAS and cuDNN, of their workspaces
+# In the messages of torch and CUDA, and of cuBLAS and cuDNN for their workspaces.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
-def batch_size(asked: int | None, device: str) -> int:
-    """Pictures to read for a forward pass; without being told, on a GPU a first try that may be too many."""
-    return asked or (256 if device.startswith("cuda") else 32)
+def resolve_batch_size(requested: int | None, device: str) -> int:
+    """Return the pictures per forward pass; the default for a GPU may be too large and is then split."""
+    return requested or (256 if device.startswith("cuda") else 32)
 
 
-class Fit:
-    """Calls a model on a batch, in parts half as large each time that its GPU is full; what fits is kept in mind."""
+class BatchSplitter:
+    """Calls a model on a batch, split into smaller parts if the GPU has too little memory."""
 
     def __init__(self) -> None:
-        self.largest: int | None = None  # None: no part was ever too large
+        # the largest part that is tried; None until a part was too large
+        self.largest: int | None = None
 
-    def __call__(self, run: Callable[..., T], *batch: Sequence[Any]) -> list[T]:
-        """What `run` says of each part of a batch, whose lists are as long as each other.
+    def run(self, function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
+        """Return the results of `function` for each part of the columns, which have equal lengths.
 
-        EngineError where there is no room for a single one.
+        Raises EngineError when not even one row fits.
         """
-        said: list[T] = []
-        start, count = 0, len(batch[0])
+        results: list[T] = []
+        start, count = 0, len(columns[0])
         while start < count:
             end = min(count, start + (self.largest or count))
-            of_part = _try(run, [column[start:end] for column in batch])
-            if of_part is not None:
-                said.append(of_part)
+            result = _try(function, [column[start:end] for column in columns])
+            if result is not None:
+                results.append(result)
                 start = end
             elif end - start > 1:
                 self.largest = (end - start) // 2
             else:
                 raise EngineError(
-                    "The GPU has no room for the model and one picture: use --dtype bf16 or a larger GPU."
+                    "The GPU has no room for the model and one picture; use --dtype bf16 or a GPU with more memory."
                 )
-        return said
+        return results
 
 
-def _try(run: Callable[..., T], part: Sequence[Any]) -> T | None:
-    """What `run` says of a part, or None where memory was short; then all that it held is free."""
+def _try(function: Callable[..., T], part: Sequence[Any]) -> T | None:
+    """Return the result for a part, or None and free all memory that the call held when the GPU is full."""
     try:
-        return run(*part)
+        return function(*part)
     except RuntimeError as error:
-        if not any(words in str(error) for words in SHORT):
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
     import torch
 
-    # not in the except clause, whose error keeps the model's tensors alive
+    # Outside the except clause: its error keeps the model's tensors alive.
     gc.collect()
     torch.cuda.empty_cache()
     return None

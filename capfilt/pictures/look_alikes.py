@@ -6,37 +6,37 @@ from collections.abc import Iterable
 
 import numpy as np
 
-NEAR = 3  # bits of 64: a picture made smaller or compressed anew differs in none or a few
-
-
-FLAT = 6  # fewer bits set, or unset, than this: a sky or a blank page, of which the hash says little
+# Of 64 bits: the hash of a smaller or recompressed copy differs in none or a few.
+MAX_DIFFERENT_BITS = 3
+# With fewer bits set, or unset, than this, a hash says little of its picture: a sky or a blank page.
+MIN_DISTINCTIVE_BITS = 6
 
 
 class LookAlikes:
-    """Pictures, by their difference hashes, that others are compared with: `dhash in alikes`."""
+    """A set of pictures, given by their difference hashes: `dhash in look_alikes` finds near copies too."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
-        self.hashes = _numbers(list(hashes))
-        self.hashes = self.hashes[_telling(self.hashes)]
+        numbers = parse_hashes(list(hashes))
+        self.hashes = numbers[are_distinctive(numbers)]
 
     def __contains__(self, dhash: str) -> bool:
-        one = _numbers([dhash])
-        return bool(_telling(one)[0] and (_bits(self.hashes ^ one) <= NEAR).any())
+        number = parse_hashes([dhash])
+        return bool(are_distinctive(number)[0] and (count_bits(self.hashes ^ number) <= MAX_DIFFERENT_BITS).any())
 
 
-def _numbers(hexes: list[str]) -> np.ndarray:
-    """Unsigned 64-bit numbers of runs of 16 hex digits."""
+def parse_hashes(hexes: list[str]) -> np.ndarray:
+    """Return unsigned 64-bit numbers for strings of 16 hex digits."""
     return np.frombuffer(bytes.fromhex("".join(hexes)), ">u8").astype(np.uint64)
 
 
-def _telling(hashes: np.ndarray) -> np.ndarray:
-    """Which hashes say enough of their picture to compare it by."""
-    told = _bits(hashes)
-    return (told >= FLAT) & (told <= 64 - FLAT)
+def are_distinctive(hashes: np.ndarray) -> np.ndarray:
+    """Return a mask of the hashes that say enough of their pictures to compare them."""
+    bits = count_bits(hashes)
+    return (bits >= MIN_DISTINCTIVE_BITS) & (bits <= 64 - MIN_DISTINCTIVE_BITS)
 
 
-def _bits(numbers: np.ndarray) -> np.ndarray:
-    """How many bits are set in each of these 64-bit numbers."""
+def count_bits(numbers: np.ndarray) -> np.ndarray:
+    """Return the number of bits that are set in each 64-bit number."""
     n = numbers.copy()
     for shift, mask in ((1, 0x5555555555555555), (2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F)):
         n = (n & np.uint64(mask)) + ((n >> np.uint64(shift)) & np.uint64(mask))

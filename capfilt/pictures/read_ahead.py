@@ -1,8 +1,8 @@
-"""A tar in, decoded and preprocessed pictures out, in tar order and ahead of the model; then the tar that follows.
+"""Reads and decodes the pictures of a tar ahead of the model, then those of the next tar.
 
-One thread reads and a few decode (Pillow releases the interpreter lock) while the model works on the pictures before,
-so that a device waits neither for JPEGs nor, between two tars, for the next one to be listed and its first pictures to
-be decoded. What comes out does not depend on the number of threads, nor on what was read ahead.
+One thread reads and a few decode, for which Pillow releases the interpreter lock, while the model works on earlier
+pictures. So a device waits neither for JPEGs nor, between two tars, for the listing of the next one and its first
+pictures. Pictures come out in tar order, whatever the number of threads and however far ahead they were read.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import Any, Generic, TypeVar
 
-from blipcore.io.samples import Picture, Problem, read_pictures
+from PIL import Image
+
+from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import AnyPath
-from capfilt.pictures.decode import DecodeError, decode
+from blipcore.io.tars import TarProblem
+from capfilt.pictures.decode import DecodeError, decode_picture
 
 T = TypeVar("T")
 
 
 @dataclass
-class Ready(Generic[T]):
-    """One picture of a shard: `input` is what `prepare` made of it, None exactly when `error` names why."""
+class PreparedPicture(Generic[T]):
+    """One picture of a shard: `input` is the result of `prepare`, or None exactly when `error` says why."""
 
     key: str
     text: str | None
@@ -36,136 +39,134 @@ class Ready(Generic[T]):
 
 @dataclass(eq=False)
 class ReadAhead(Generic[T]):
-    """Pictures of a tar through `prepare` (any function of an RGB picture), `ahead` of them in flight at most.
+    """Iterates over the pictures of a tar, each an RGB image put through `prepare`.
 
-    After iteration `counts` holds pictures, undecodable ones and problems of the tar by reason, and `waited` the
-    seconds that the consumer has stood still for a picture. What cannot be read is raised where its pictures would
-    have come, which ends the reading of the tar that follows too, as leaving in the middle does.
+    At most `ahead` pictures are read and not yet returned, and `threads` decode them. `counts` holds pictures,
+    undecodable pictures and, after the last picture, problems of the tar, by reason. `waited` holds the seconds for
+    which the consumer has waited for pictures.
+
+    An error of the tar is raised in place of the pictures that cannot be read. It ends the reading of the next tar too,
+    as does leaving the iteration early.
     """
 
     tar: AnyPath
-    prepare: Callable[[Any], T]
+    prepare: Callable[[Image.Image], T]
     ahead: int = 64
     threads: int = 2
+    clock: Callable[[], float] = time.perf_counter
     counts: Counter[str] = field(default_factory=Counter)
     waited: float = 0.0
     started: float = 0.0
-    _hands: _Hands | None = field(default=None, init=False)
-    _followed: bool = field(default=False, init=False)
-    _problems: list[Problem] = field(default_factory=list, init=False)
-    _coming: SimpleQueue[Future[Ready[T] | None]] = field(default_factory=SimpleQueue, init=False)  # None: the end
+    _threads: _ReadingThreads | None = field(default=None, init=False)
+    _has_next: bool = field(default=False, init=False)
+    _problems: list[TarProblem] = field(default_factory=list, init=False)
+    # in tar order; a future of None marks the end
+    _futures: SimpleQueue[Future[PreparedPicture[T] | None]] = field(default_factory=SimpleQueue, init=False)
 
-    def then(self, tar: AnyPath) -> ReadAhead[T]:
-        """The same of the tar that follows, read when this one has been to its end, in the room that this one leaves.
+    def prefetch(self, tar: AnyPath) -> ReadAhead[T]:
+        """Return a reader of the next tar, which starts when this one is read to its end and has room left.
 
-        Iterate over it after this one, or close it.
+        Both share threads and room. Iterate over the returned reader after this one, or close it.
         """
-        following = ReadAhead(tar, self.prepare, self.ahead, self.threads)
-        following._hands, self._followed = self._begin(), True
-        following._hands.tars.put(following)
+        following = ReadAhead(tar, self.prepare, self.ahead, self.threads, self.clock)
+        following._threads, self._has_next = self._start(), True
+        following._threads.tars.put(following)
         return following
 
     def close(self) -> None:
-        """End all reading and decoding, also of the tar that follows."""
-        if self._hands is not None:
-            self._hands.drop()
+        """End all reading and decoding, also of the next tar."""
+        if self._threads is not None:
+            self._threads.stop()
 
-    def __iter__(self) -> Iterator[Ready[T]]:
-        self.started = asked = time.perf_counter()
-        hands = self._begin()
+    def __iter__(self) -> Iterator[PreparedPicture[T]]:
+        self.started = wait_start = self.clock()
+        threads = self._start()
         try:
-            while (ready := self._coming.get().result()) is not None:
-                hands.room.release()
-                self.waited += time.perf_counter() - asked
+            while (picture := self._futures.get().result()) is not None:
+                threads.room.release()
+                self.waited += self.clock() - wait_start
                 self.counts["pictures"] += 1
-                if ready.error is not None:
+                if picture.error is not None:
                     self.counts["undecodable"] += 1
-                    self.counts[f"undecodable/{ready.error}"] += 1
-                yield ready
-                asked = time.perf_counter()
+                    self.counts[f"undecodable/{picture.error}"] += 1
+                yield picture
+                wait_start = self.clock()
         except BaseException:
-            hands.drop()
+            threads.stop()
             raise
-        if not self._followed:
-            hands.drop()
-        self.waited += time.perf_counter() - asked
+        if not self._has_next:
+            threads.stop()
+        self.waited += self.clock() - wait_start
         self.counts.update(f"tar/{problem.reason}" for problem in self._problems)
 
-    def batches(self, size: int) -> Iterator[list[Ready[T]]]:
-        """Runs of pictures of which `size` (the last run fewer) can be used; undecodable ones travel along."""
-        batch: list[Ready[T]] = []
-        usable = 0
-        for ready in self:
-            batch.append(ready)
-            usable += ready.error is None
-            if usable == size:
-                yield batch
-                batch, usable = [], 0
-        if batch:
-            yield batch
-
     def times(self) -> dict[str, int]:
-        """Milliseconds since the start, and those of them that the consumer has waited: counts for `speed`."""
-        return {"waited_ms": round(1000 * self.waited), "busy_ms": round(1000 * (time.perf_counter() - self.started))}
+        """Return the milliseconds since the start, and those of them spent waiting, as counts for `throughput`."""
+        return {"waited_ms": round(1000 * self.waited), "busy_ms": round(1000 * (self.clock() - self.started))}
 
-    def _begin(self) -> _Hands:
-        if self._hands is None:
-            self._hands = _Hands(self.ahead, self.threads)
-            self._hands.tars.put(self)
-        return self._hands
+    def _start(self) -> _ReadingThreads:
+        if self._threads is None:
+            self._threads = _ReadingThreads(self.ahead, self.threads)
+            self._threads.tars.put(self)
+        return self._threads
 
-    def _read(self, hands: _Hands) -> None:
-        """Read the tar to its end, a picture whenever there is room for one: in the thread that reads."""
-        end: Future[Ready[T] | None] = Future()
+    def _read(self, threads: _ReadingThreads) -> None:
+        """Read the tar to its end, one picture whenever there is room for it. Runs in the reading thread."""
+        end: Future[PreparedPicture[T] | None] = Future()
         try:
-            with closing(read_pictures(self.tar, self._problems)) as pictures:
-                while hands.room.acquire() and not hands.dropped and (picture := next(pictures, None)) is not None:
-                    self._coming.put(hands.decoders.submit(self._ready, picture))
+            with closing(read_samples(self.tar, self._problems)) as samples:
+                while threads.room.acquire() and not threads.stopped:
+                    sample = next(samples, None)
+                    if sample is None:
+                        break
+                    self._futures.put(threads.decoders.submit(self._decode, sample))
             end.set_result(None)
-        except BaseException as error:  # or the consumer would wait for ever
+        except BaseException as error:  # otherwise the consumer would wait forever
             end.set_exception(error)
-        hands.room.release()  # it was taken for a picture that has not come
-        self._coming.put(end)
+        threads.room.release()  # no picture has come for the last acquired room
+        self._futures.put(end)
 
-    def _ready(self, picture: Picture) -> Ready[T]:
-        if picture.error is not None:
-            return Ready(picture.key, picture.text, None, picture.error)
+    def _decode(self, sample: TarSample) -> PreparedPicture[T] | None:
+        if sample.error is not None:
+            return PreparedPicture(sample.key, sample.text, None, sample.error)
         try:
-            return Ready(picture.key, picture.text, self.prepare(decode(picture.image)))
+            return PreparedPicture(sample.key, sample.text, self.prepare(decode_picture(sample.image)))
         except DecodeError as error:
-            return Ready(picture.key, picture.text, None, error.reason)
+            return PreparedPicture(sample.key, sample.text, None, error.reason)
 
 
-class _Hands:
-    """Threads: one reads tars in turn, the others decode; there is room for `ahead` pictures of all tars together."""
+class _ReadingThreads:
+    """One thread that reads tars in turn, and `threads` that decode, with room for `ahead` pictures of all tars."""
 
-    def __init__(self, ahead: int, threads: int):
+    def __init__(self, ahead: int, threads: int) -> None:
         self.room = Semaphore(ahead)
         self.tars: SimpleQueue[ReadAhead[Any] | None] = SimpleQueue()
         self.decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self.dropped = False
-        # a daemon: it may stand waiting for room, which is no reason for a process not to end
+        self.stopped = False
+        # A daemon, because it may wait for room when the process ends.
         Thread(target=self._read, name="read", daemon=True).start()
 
     def _read(self) -> None:
-        while (tar := self.tars.get()) is not None and not self.dropped:
+        while (tar := self.tars.get()) is not None and not self.stopped:
             tar._read(self)
 
-    def drop(self) -> None:
-        """End the threads, which finish the picture, or wait for the bytes, that they are at."""
-        self.dropped = True
+    def stop(self) -> None:
+        """End the threads after the picture that each of them works on."""
+        self.stopped = True
         self.room.release()
         self.tars.put(None)
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
 
 def decode_threads(cores: int) -> int:
-    """Threads for a worker that has `cores` to itself: at most 16, of which each takes 6 ms for 512 pixels."""
+    """Return the decoding threads of a worker with `cores` CPU cores: at most 16, of 6 ms per picture of 512 pixels."""
     return max(1, min(16, cores))
 
 
-def speed(counts: Mapping[str, int], seconds: float, unit: str) -> dict[str, float]:
-    """Rate of a run and the share of its time in which the model waited for pictures; empty when it did nothing."""
+def throughput(counts: Mapping[str, int], seconds: float, unit: str) -> dict[str, float]:
+    """Return the rate of a run, and the share of its time in which models waited for pictures.
+
+    Empty when the run has read no picture. `counts` are sums of `ReadAhead.times` and of `unit`.
+    """
     if not counts.get("busy_ms"):
         return {}
     return {

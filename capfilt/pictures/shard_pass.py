@@ -1,89 +1,138 @@
-"""One pass over the pictures of a shard, for everyone who looks at them: each is read and decoded once.
+"""Passes over the pictures of shards: a stage pulls batches of decoded pictures, each read and decoded once.
 
-In: a shard and viewers, such as its captions and its scores. Out: what each has written, and counts. The shard that
-the engine says will be next is read meanwhile; where it says wrong, that reading is let go.
+    with reader.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
+        for batch in pictures.batches(32):
+            table.add(batch.keys, model(batch.inputs))
+
+Meanwhile the next shard is read ahead. If the engine then runs another shard, those pictures are dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
-from capfilt.engine.worker import advance, own_cores, upcoming
-from capfilt.pictures.read_ahead import ReadAhead, Ready, decode_threads
+from capfilt.pictures.read_ahead import PreparedPicture, ReadAhead, decode_threads
 from capfilt.shards.shard_set import ShardSet
 
-
-class Viewer(Protocol):
-    """Makes one table of a shard while its pictures go by."""
-
-    prepare: Callable[[Image.Image], Any]  # what `see` needs of a picture; decoding threads call it, ahead of the model
-
-    def see(self, batch: Sequence[Ready[Any]]) -> None:
-        """Look at some pictures, in the tar's order; those that could not be decoded are among them."""
-
-    def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
-        """Write the table, with what became of the pictures in its footer; returns its counts."""
+Prepare = Callable[[Image.Image], Any]
 
 
 @dataclass(frozen=True)
-class Each:
-    """Prepares a picture in several ways; equal to another that does the same."""
+class PrepareEach:
+    """Prepares a picture for several models in one call; equal to another one with the same functions."""
 
-    ways: tuple[Callable[[Image.Image], Any], ...]
+    functions: tuple[Prepare, ...]
 
     def __call__(self, image: Image.Image) -> list[Any]:
-        return [way(image) for way in self.ways]
+        return [function(image) for function in self.functions]
 
 
-class Look:
-    """A worker's passes over shards of `images`, one after the other.
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures in the order of their tar, including those that could not be decoded."""
 
-    The upcoming shard's pictures are prepared as those before them; where its viewers want others, they are read anew.
-    """
+    pictures: list[PreparedPicture[Any]]
 
-    def __init__(self, images: ShardSet, batch_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
-        self._ahead: ReadAhead[list[Any]] | None = None  # the upcoming shard, or that in hand when it is the last
+    def __len__(self) -> int:
+        return len(self.pictures)
 
-    def __call__(self, shard: str, begin: Callable[[], Sequence[Viewer]]) -> dict[str, int]:
-        """Show all pictures of a shard to the viewers begun, in batches; tables are written in the viewers' order."""
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the decoded pictures."""
+        return [picture.key for picture in self.pictures if picture.error is None]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Results of `prepare` for the decoded pictures."""
+        return [picture.input for picture in self.pictures if picture.error is None]
+
+    def select(self, function: int) -> PictureBatch:
+        """Return the batch with the inputs of one function of `PrepareEach`."""
+        return PictureBatch(
+            [
+                replace(picture, input=None if picture.input is None else picture.input[function])
+                for picture in self.pictures
+            ]
+        )
+
+
+class ShardPass:
+    """One pass over the pictures of a shard."""
+
+    def __init__(self, pictures: ReadAhead[Any]) -> None:
+        self._pictures = pictures
+
+    def batches(self, size: int) -> Iterator[PictureBatch]:
+        """Yield batches with `size` decoded pictures each, fewer in the last one."""
+        batch: list[PreparedPicture[Any]] = []
+        decoded = 0
+        for picture in self._pictures:
+            batch.append(picture)
+            decoded += picture.error is None
+            if decoded == size:
+                yield PictureBatch(batch)
+                batch, decoded = [], 0
+        if batch:
+            yield PictureBatch(batch)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Pictures, undecodable pictures and problems of the tar, by reason; complete after the last batch."""
+        return self._pictures.counts
+
+    def times(self) -> dict[str, int]:
+        """Return the milliseconds of the pass so far, and those of them spent waiting for pictures."""
+        return self._pictures.times()
+
+
+class PictureReader:
+    """Opens the shards of `images` one after the other, in one worker, and reads the next one ahead."""
+
+    def __init__(self, images: ShardSet, ahead: int) -> None:
+        """At most `ahead` pictures of all shards are read and not yet in a batch."""
+        self.images, self.ahead = images, ahead
+        # the next shard, or the current one if none follows
+        self._latest: ReadAhead[Any] | None = None
+
+    @contextmanager
+    def open(
+        self, shard: str, prepare: Prepare, *, next_shard: str | None = None, cores: int = 1
+    ) -> Iterator[ShardPass]:
+        """Open a shard for one pass, with up to `cores` decoding threads.
+
+        `next_shard` is read ahead from the end of this one on. It is used by the next `open` if its shard and `prepare`
+        are equal, otherwise dropped. Write the shard's output inside the block: an error there ends all reading.
+        """
         try:
-            viewers = begin()
-            pictures = self._pictures(shard, Each(tuple(viewer.prepare for viewer in viewers)))
-            for batch in pictures.batches(self.batch_size):
-                for place, viewer in enumerate(viewers):
-                    viewer.see([replace(of, input=None if of.input is None else of.input[place]) for of in batch])
-                advance(len(batch))
-            counts: dict[str, int] = {}
-            for viewer in viewers:
-                counts |= viewer.close(pictures.counts)
-            if self._ahead is pictures:  # nothing follows
-                self.let_go()
-            return counts | pictures.times()
+            pictures = self._take(shard, prepare, cores)
+            if next_shard is not None:
+                self._latest = pictures.prefetch(self.images.tar(next_shard))
+            yield ShardPass(pictures)
+            if self._latest is pictures:
+                self.close()
         except BaseException:
-            self.let_go()
+            self.close()
             raise
 
-    def let_go(self) -> None:
-        """End what is being read."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.close()
+    def close(self) -> None:
+        """End all reading."""
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            latest.close()
 
-    __del__ = let_go  # for a run that is broken off between two shards
+    def __del__(self) -> None:
+        # a run that is interrupted between two shards closes nothing
+        self.close()
 
-    def _pictures(self, shard: str, prepare: Each) -> ReadAhead[list[Any]]:
-        """The pictures of a shard, perhaps read already; the upcoming shard is read from where this one ends."""
-        tar, following = self.images.tar(shard), upcoming()
-        if self._ahead is None or (self._ahead.tar, self._ahead.prepare) != (tar, prepare):
-            self.let_go()
-            threads = decode_threads(own_cores())
-            self._ahead = ReadAhead(tar, prepare, ahead=2 * self.batch_size, threads=threads)
-        pictures = self._ahead
-        if following is not None:
-            self._ahead = pictures.then(self.images.tar(following))
-        return pictures
+    def _take(self, shard: str, prepare: Prepare, cores: int) -> ReadAhead[Any]:
+        """Return the pictures of a shard, perhaps read ahead already."""
+        tar = self.images.tar(shard)
+        if self._latest is None or (self._latest.tar, self._latest.prepare) != (tar, prepare):
+            self.close()
+            self._latest = ReadAhead(tar, prepare, ahead=self.ahead, threads=decode_threads(cores))
+        return self._latest

@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from capfilt.engine.worker import advance, upcoming
+from capfilt.engine.worker import Worker
 
 
 @dataclass
 class Toy:
-    """Writes `<shard>.txt`; the shard names in the fields misbehave, those of `*_once` only the first time."""
+    """Writes `<shard>.txt`. The fields name shards that misbehave, those of `*_once` the first time only."""
 
     folder: Path
     name: str = "toy"
@@ -26,7 +26,8 @@ class Toy:
     disk_full: tuple[str, ...] = ()
     setup_error: str = ""
     seconds: float = 0.0
-    slow: tuple[str, ...] = ()
+    # ends when this many shards have begun, itself included
+    waits_for: tuple[tuple[str, int], ...] = ()
 
     def output(self, shard: str) -> Path:
         return self.folder / f"{shard}.txt"
@@ -36,24 +37,30 @@ class Toy:
             raise ValueError("The checkpoint is a captioner; give a filter.")
         if self.setup_error == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        self.device = device
 
-    def run(self, shard: str) -> dict[str, int]:
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
         with open(self.folder / f"{shard}.tries", "a") as file:
             file.write(f"{os.getpid()}\n")
-        (self.folder / f"{shard}.upcoming").write_text(upcoming() or "")
-        first = len((self.folder / f"{shard}.tries").read_text().split()) == 1
-        advance(3)
-        if shard in self.fails or (first and shard in self.fails_once):
+        (self.folder / f"{shard}.next").write_text(worker.next_shard or "")
+        is_first = len((self.folder / f"{shard}.tries").read_text().split()) == 1
+        worker.advance(3)
+        if shard in self.fails or (is_first and shard in self.fails_once):
             raise ValueError(f"shard {shard}\nis bad")
-        if shard in self.dies or (first and shard in self.dies_once):
+        if shard in self.dies or (is_first and shard in self.dies_once):
             os.kill(os.getpid(), signal.SIGKILL)
-        if first and shard in self.interrupted_once:
-            raise BaseException("by what no stage expects")
+        if is_first and shard in self.interrupted_once:
+            raise BaseException("an exception that no stage raises")
         if shard in self.disk_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.output(shard)))
-        time.sleep(1.0 if shard in self.slow else self.seconds)
+        self._wait(dict(self.waits_for).get(shard, 0))
         temporary = self.output(shard).with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(f"{shard} {self.device}\n")
+        temporary.write_text(f"{shard} {worker.device} {worker.cores}\n")
         temporary.rename(self.output(shard))
         return {"pictures": 10, "odd": int(shard) % 2}
+
+    def _wait(self, shards: int) -> None:
+        time.sleep(self.seconds)
+        deadline = time.monotonic() + 60
+        while len(list(self.folder.glob("*.tries"))) < shards:
+            assert time.monotonic() < deadline, f"{shards} shards have not begun"
+            time.sleep(0.01)

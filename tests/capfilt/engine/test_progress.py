@@ -1,11 +1,11 @@
-"""Progress goes to stderr: plain lines where there is no terminal, nothing where it is not wanted."""
+"""Progress goes to stderr: plain lines without a terminal, nothing if it is disabled."""
 
 from __future__ import annotations
 
 import pytest
 
 from capfilt.engine import progress
-from capfilt.engine.progress import Display
+from capfilt.engine.progress import ProgressDisplay
 
 
 @pytest.fixture
@@ -23,23 +23,23 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     return clock
 
 
-def test_rate_and_time_left_are_of_this_run(clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("caption", 10, done=4) as display:
+def test_rate_and_eta_count_this_run_only(clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay("caption", 10, done=4) as display:
         clock.now += 5
-        display.advance(1, pictures=50)  # too early for a line
+        display.advance(1, pictures=50)  # too early for another line
         clock.now += 15
         display.advance(1, pictures=50)
         assert capsys.readouterr().err == "caption: 6 of 10 shards, 5.0 pictures/s, 0:00:40 left\n"
-        display.say("shard 00003 failed: why")
+        display.print("shard 00003 failed: why")
         display.advance(4)
     assert capsys.readouterr() == ("", "shard 00003 failed: why\ncaption: 10 of 10 shards, 5.0 pictures/s\n")
 
 
-def test_nothing_is_said_where_nothing_was_done_or_nobody_asked(clock, capsys: pytest.CaptureFixture[str]) -> None:
-    with Display("caption", 10, done=10):
+def test_nothing_is_printed_without_work_or_if_disabled(clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay("caption", 10, done=10):
         pass
-    with Display("caption", 10, shown=False) as display:
+    with ProgressDisplay("caption", 10, shown=False) as display:
         clock.now += 60
         display.advance(10)
-        display.say("hidden")
+        display.print("hidden")
     assert capsys.readouterr() == ("", "")
