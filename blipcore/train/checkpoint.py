@@ -1,9 +1,9 @@
-"""The full state of a run on disk: written whole or not at all, the last few kept, the newest readable one restored.
+"""Checkpoints of a run: written completely or not at all, the last few kept, the newest readable one restored.
 
-In: on every process, its tensors by name (weights, momentum encoders, queues, optimiser, random generators; of sharded
-ones its part) and, from rank 0, a small readable state (step, stream position). Out: a folder `step-000500` of
-safetensors files by torch's distributed checkpoint and `state.json`, which names the files and their sizes. The folder
-appears by a rename when it is complete. What is replicated is written once, and any number of processes can read it.
+A checkpoint is a folder `step-000500`. Torch's distributed checkpoint writes the tensors of all processes (weights,
+momentum encoders, queues, optimizer, random generators) as safetensors files: replicated ones once, sharded ones in
+parts that any number of processes can read. `state.json` holds the step, the stream position and the sizes of these
+files. The folder gets its name when it is complete.
 """
 
 import json
@@ -13,6 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,80 +25,87 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from blipcore import distributed
+from blipcore.io.messages import one_line
 
-READABLE = "state.json"
+STATE_FILE = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder of their own that all processes see."""
+    """The checkpoints of one run, in a folder that all processes see; the last `keep` stay."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = (path for path in self.folder.glob("step-*") if (path / READABLE).is_file())
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        """Return the complete checkpoints, oldest first."""
+        folders = [path for path in self.folder.glob("step-*") if (path / STATE_FILE).is_file()]
+        return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
-    def save(self, step: int, tensors: dict[str, Tensor], readable: dict[str, Any]) -> Path:
-        """Write a checkpoint and drop the oldest beyond `keep`; raises OSError, leaving the older ones as they are."""
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+        """Write this process's tensors and, from rank 0, the JSON `state`; delete the oldest checkpoint beyond `keep`.
+
+        Raises OSError if the checkpoint cannot be written; the older ones stay.
+        """
         final = self.folder / f"step-{step:06d}"
-        partial = self.folder / f".{final.name}"
+        temporary = self.folder / f".{final.name}"
         try:
-            distributed.on_main(lambda: _make_anew(partial))
-            # Safetensors instead of torch's own files: reading these would unpickle them.
-            writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            with _alone():
+            distributed.run_on_main(lambda: _make_empty(temporary))
+            # Safetensors instead of torch's own files, which need unpickling.
+            writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+            with _without_warnings():
                 dcp.save(tensors, storage_writer=writer)
-            distributed.on_main(lambda: self._publish(partial, final, readable | {"step": step}))
+            distributed.run_on_main(lambda: self._publish(temporary, final, state | {"step": step}))
         except (OSError, CheckpointException) as error:
-            distributed.on_main(lambda: _remove(partial))
-            kept = self.complete()
-            left = f"the newest complete one is {kept[-1]}" if kept else "there is no earlier one"
-            raise OSError(f"could not write the checkpoint {final}, {left}: {_cause(error)}") from error
+            distributed.run_on_main(lambda: _remove(temporary))
+            complete = self.complete()
+            newest = f"the newest complete one is {complete[-1]}" if complete else "there is no earlier one"
+            raise OSError(f"could not write the checkpoint {final}, {newest}: {_cause(error)}") from error
         return final
 
-    def _publish(self, partial: Path, final: Path, readable: dict[str, Any]) -> None:
-        files = sorted(partial.iterdir())
+    def _publish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
+        files = sorted(temporary.iterdir())
         sizes = {path.name: path.stat().st_size for path in files}
-        (partial / READABLE).write_text(json.dumps(readable | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
-        for path in (*files, partial / READABLE, partial):
+        state_file = temporary / STATE_FILE
+        state_file.write_text(json.dumps(state | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
+        for path in (*files, state_file, temporary):
             _flush(path)
         _remove(final)
-        partial.rename(final)
+        temporary.rename(final)
         _flush(self.folder)
-        for old in self.complete()[: -self.keep]:
-            _remove(old)
+        for oldest in self.complete()[: -self.keep]:
+            _remove(oldest)
 
-    def restore(self, into: Callable[[dict[str, Any]], dict[str, Tensor]]) -> tuple[dict[str, Any], list[str]] | None:
-        """Fill tensors from the newest checkpoint that can be read; None when there is none.
+    def restore(
+        self, tensors_to_fill: Callable[[dict[str, Any]], dict[str, Tensor]]
+    ) -> tuple[dict[str, Any], list[str]] | None:
+        """Fill tensors from the newest readable checkpoint; return its state and warnings, or None without checkpoints.
 
-        `into(readable)` gives the tensors to fill in place, by name. Returns the readable state and warnings: a damaged
-        checkpoint (cut short by a crash of the machine, or edited) is passed over.
+        `tensors_to_fill(state)` returns the tensors by name, which are filled in place. A damaged checkpoint, cut short
+        by a crash of the machine or edited, is skipped with a warning. Raises ValueError if all are damaged.
         """
-        passed_over = []
-        for path in distributed.on_main(lambda: self.complete()[::-1]):
+        messages: list[str] = []
+        for path in distributed.run_on_main(lambda: self.complete()[::-1]):
             try:
-                readable = distributed.on_main(lambda path=path: _read(path))
-                with _alone():
-                    dcp.load(into(readable), storage_reader=HuggingFaceStorageReader(str(path)))
-                return readable, passed_over
+                state = distributed.run_on_main(partial(_read_state, path))
+                with _without_warnings():
+                    dcp.load(tensors_to_fill(state), storage_reader=HuggingFaceStorageReader(str(path)))
+                return state, messages
             except (OSError, ValueError, KeyError, CheckpointException) as error:
-                passed_over.append(f"checkpoint {path} is damaged and passed over: {_cause(error)}")
-        if passed_over:
-            raise ValueError(f"no checkpoint can be read ({'; '.join(passed_over)}); remove them to start anew")
+                messages.append(f"checkpoint {path} is damaged and skipped: {_cause(error)}")
+        if messages:
+            raise ValueError(f"no checkpoint can be read ({'; '.join(messages)}); remove them to start anew")
         return None
 
 
-def _alone() -> AbstractContextManager:
-    """Without torch's warning that a process without a group is alone."""
+def _without_warnings() -> AbstractContextManager:
+    """Suppress torch's warning that a process without a group is alone."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The readable state of a checkpoint whose files are as it says; ValueError when they are not."""
-    readable = json.loads((path / READABLE).read_text(encoding="utf-8"))
-    for name, size in readable["files"].items():
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the JSON state of a checkpoint; raise ValueError or OSError if its files are not those it lists."""
+    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    for name, size in state["files"].items():
         if (path / name).stat().st_size != size:
             raise ValueError(f"{name} is cut short")
         try:
@@ -105,26 +113,29 @@ def _read(path: Path) -> dict[str, Any]:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{name}: {error}") from error
-    return readable
+    return state
 
 
 def _cause(error: BaseException) -> str:
-    """In one line, the first of the errors that torch collected from the processes."""
+    """Return the first error that torch collected from the processes, in one line."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def random_state(device: str) -> dict[str, Tensor]:
-    """The states of every random generator that training on `device` may draw from, in tensors of fixed shapes."""
+    """Return the states of all random generators that training on `device` uses, as tensors of fixed shapes."""
     _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    generator = numpy_state["state"]
+    rest = [generator["pos"], numpy_state["has_gauss"], numpy_state["gauss"]]
     state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
-        "numpy": torch.from_numpy(keys.astype(np.int64)),
-        "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "numpy": torch.from_numpy(generator["key"].astype(np.int64)),
+        "numpy_rest": torch.tensor(rest, dtype=torch.float64),
     }
     if device.startswith("cuda"):
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -132,23 +143,23 @@ def random_state(device: str) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: str) -> None:
-    """Undo `random_state`."""
+    """Set all random generators to the result of `random_state`."""
     torch.set_rng_state(state["torch"])
     has_gauss, gauss = state["python_gauss"].tolist()
     random.setstate((random.getstate()[0], tuple(state["python"].tolist()), gauss if has_gauss else None))
-    position, has_gauss, cached = state["numpy_rest"].tolist()
-    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    position, has_gauss, gauss = state["numpy_rest"].tolist()
+    np.random.set_state(("MT19937", state["numpy"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _make_anew(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     _remove(folder)
     folder.mkdir(parents=True)
 
 
 def _flush(path: Path) -> None:
-    """Make sure that a file's bytes, or a folder's entries, are on the disk."""
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,9 +168,9 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint so that a kill in between leaves nothing that looks like one."""
+    """Delete a checkpoint; a kill in between leaves nothing that looks like one."""
     if path.exists():
-        doomed = path.with_name(f".{path.name.lstrip('.')}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        hidden = path.with_name(f".{path.name.lstrip('.')}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -1,22 +1,20 @@
-"""The folder of a run: who owns it, what was logged, whether it is done.
+"""The folder of a training run.
 
 config.yaml      the resolved configuration; a relaunch must agree with it
-launches.jsonl   one line a launch: the step it began at, versions, processes
-metrics.jsonl    one record every `log_every` steps; after a resume each step stands there once
-losses.svg       the same as a plot
-tensorboard/     the same for TensorBoard
+launches.jsonl   one line per launch: first step, versions, number of processes
+metrics.jsonl    one record every `log_every` steps; after a resume each step is listed once
+losses.svg       the losses as a plot
+tensorboard/     the same records for TensorBoard
 checkpoints/     see `checkpoint.py`
-best/            the model that was best on the validation set, where there is one; its scores are in best.json
-summary.json     what `fit` returned
-model/           the trained model; present means the run is done
-.lock            held by the process that trains here
+best/            the model that was best on the validation set, if there is one; its scores are in best.json
+summary.json     the return value of `Trainer.fit`
+model/           the trained model; if it exists, the run is done
+.lock            locked by the process that trains here
 """
 
 import contextlib
 import json
-import os
 import platform
-import signal
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from importlib import metadata
@@ -32,37 +30,29 @@ from blipcore.io.writing import remove_temporary_files, write_text
 from blipcore.train.optim import TrainConfig
 from blipcore.train.plot import draw_losses, read_records
 
-NAMED = 8  # differences of two configurations that an error names; a run of another command has a hundred
+# Differences named by an error. A run of another command differs in a hundred settings.
+MAX_DIFFERENCES = 8
 
 
 class RunFolder:
-    """The run at `path` with the resolved configuration `config`."""
+    """The folder `path` of a run with the resolved configuration `config`; `launch` describes the processes."""
 
     def __init__(self, path: Path, config: dict[str, Any], launch: dict[str, Any]) -> None:
-        self.path, self.launch = path, launch | versions()
-        self.config = json.loads(json.dumps(config, default=str))  # as YAML gives it back: no tuples, no paths
+        self.path, self.launch = path, launch | package_versions()
+        # As YAML reads it back: without tuples and paths.
+        self.config = json.loads(json.dumps(config, default=str))
         self.model, self.best, self.checkpoints = path / "model", path / "best", path / "checkpoints"
 
     def claim(self) -> dict[str, Any] | None:
-        """Make the folder this run's own; returns the summary when the run is done already.
+        """Lock the folder for this run and write config.yaml; return the summary instead if the run is done.
 
-        ValueError when another configuration has been trained here (one that did not come to a first record, for want
-        of a file perhaps, is forgotten), or when another process is training here.
+        Raises ValueError if another process trains here, or if a run with another configuration has. A run that ended
+        before its first record or checkpoint does not count.
         """
-        stored = self.path / "config.yaml"
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder for the run")
-        if stored.is_file() and self._has_begun():
-            ignored = incidental_fields(TrainConfig)
-            if self._same_batch():
-                ignored += per_process_fields(TrainConfig)
-            changes = diff_configs(yaml.safe_load(stored.read_text(encoding="utf-8")) or {}, self.config, ignored)
-            if changes:
-                more = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-                raise ValueError(
-                    f"{self.path} holds a run with another configuration; choose another folder or remove it. "
-                    f"There -> here: {'; '.join(changes[:NAMED])}{more}"
-                )
+        if self._has_progress():
+            self._require_same_config()
         if self.model.exists():
             return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         self.path.mkdir(parents=True, exist_ok=True)
@@ -73,29 +63,47 @@ class RunFolder:
                 f"another process is training into {self.path}: wait for it, or give another folder"
             ) from None
         remove_temporary_files(self.path)
-        write_text(stored, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        write_text(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
         return None
 
-    def _has_begun(self) -> bool:
-        """Whether there is something to lose or to go on with."""
+    def _has_progress(self) -> bool:
+        """Return whether a run has left something to lose or to resume."""
         metrics = self.path / "metrics.jsonl"
         return self.model.exists() or self.checkpoints.exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
-    def _same_batch(self) -> bool:
-        """Whether the last launch trained on as many pictures a step, on however many processes."""
+    def _require_same_config(self) -> None:
+        """Raise ValueError if config.yaml differs in a setting that changes the result."""
+        config_file = self.path / "config.yaml"
+        if not config_file.is_file():
+            return
+        ignored = incidental_fields(TrainConfig)
+        if self._same_pictures_per_step():
+            ignored += per_process_fields(TrainConfig)
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
+        differences = diff_configs(config, self.config, ignored)
+        if differences:
+            remaining = len(differences) - MAX_DIFFERENCES
+            more = f"; and {remaining} more" if remaining > 0 else ""
+            raise ValueError(
+                f"{self.path} holds a run with another configuration; choose another folder or remove it. "
+                f"Stored -> requested: {'; '.join(differences[:MAX_DIFFERENCES])}{more}"
+            )
+
+    def _same_pictures_per_step(self) -> bool:
+        """Return whether the last launch had as many pictures per step, on any number of processes."""
         launches = self.path / "launches.jsonl"
         lines = launches.read_text(encoding="utf-8").splitlines() if launches.is_file() else []
         return bool(lines) and json.loads(lines[-1])["pictures_per_step"] == self.launch["pictures_per_step"]
 
     @contextlib.contextmanager
     def logs(self, step: int, project: str = "") -> Iterator[Callable[[dict[str, float]], None]]:
-        """Gives a function that appends a record (with its "step") to metrics.jsonl and TensorBoard, and to W&B.
+        """Yield a function that appends a record (with its "step") to metrics.jsonl, TensorBoard and W&B `project`.
 
-        It goes on after `step`: records of later steps come from an attempt that was not saved, and are dropped.
+        Records of steps after `step` come from a launch that was killed before it saved, and are dropped.
         """
         launches = self.path / "launches.jsonl"
-        earlier = launches.read_text(encoding="utf-8") if launches.exists() else ""
-        write_text(launches, earlier + json.dumps({"step": step} | self.launch) + "\n")
+        earlier_launches = launches.read_text(encoding="utf-8") if launches.exists() else ""
+        write_text(launches, earlier_launches + json.dumps({"step": step} | self.launch) + "\n")
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines()
@@ -106,21 +114,20 @@ class RunFolder:
             file.flush()
             for name, value in record.items():
                 if name != "step":
-                    board.add_scalar(name, value, record["step"])
-            if project:
-                online.log(record, step=record["step"])
+                    tensorboard.add_scalar(name, value, record["step"])
+            if wandb_run is not None:
+                wandb_run.log(record, step=record["step"])
 
-        folder = str(self.path / "tensorboard")
         with (
             metrics.open("a", encoding="utf-8") as file,
-            SummaryWriter(folder, purge_step=step + 1) as board,
-            self._online(project) as online,
+            SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1) as tensorboard,
+            self._wandb_run(project) as wandb_run,
         ):
             yield log
 
     @contextlib.contextmanager
-    def _online(self, project: str) -> Iterator[Any]:
-        """The run in a project of Weights & Biases, the same one after a resume; nothing without a project."""
+    def _wandb_run(self, project: str) -> Iterator[Any]:
+        """Open the run in a project of Weights & Biases, the same one after a resume; None without a project."""
         if not project:
             yield None
             return
@@ -128,9 +135,9 @@ class RunFolder:
             import wandb
         except ImportError:
             raise ImportError("logging to Weights & Biases needs a package: pip install 'capfilt[wandb]'") from None
-        name = blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+        run_id = blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
         run = wandb.init(
-            project=project, name=self.path.name, id=name, resume="allow", config=self.config, dir=self.path
+            project=project, name=self.path.name, id=run_id, resume="allow", config=self.config, dir=self.path
         )
         try:
             yield run
@@ -143,48 +150,23 @@ class RunFolder:
         write_text(self.path / "losses.svg", draw_losses(read_records(self.path / "metrics.jsonl"), title))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary; the model is written after it, since its presence says that all is done."""
+        """Write the summary. The model must be written after it, since its presence marks the run as done."""
         write_text(self.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
-def versions() -> dict[str, str]:
-    """Of what a result may depend on."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may depend on."""
     packages = ("capfilt", "torch", "numpy", "pillow", "tokenizers", "safetensors")
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _step_of(line: str) -> float:
+    """Return the step of a line of metrics.jsonl, infinity for a line cut short by a kill."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a kill
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM, SIGUSR1 and Ctrl-C into a list instead of dying, so that the loop can save and leave.
-
-    A second signal of the same kind has its usual effect, but not under a launcher: it hands on what it gets, so that
-    what Slurm or Ctrl-C tells all processes comes twice, and it ends those who do not leave. Outside the main thread
-    Python cannot do this; then nothing is collected.
-    """
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: object) -> None:
-        caught.append(number)
-        if "RANK" not in os.environ:
-            signal.signal(number, before[number])
-
-    with contextlib.suppress(ValueError):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return float("inf")

@@ -36,7 +36,8 @@ from blipcore.train.parallel import (
     parallelize,
     unsharded_model,
 )
-from blipcore.train.run_folder import RunFolder, stop_signals
+from blipcore.train.run_folder import RunFolder
+from blipcore.train.signals import stop_signals
 from blipcore.train.state import TrainState
 from blipcore.train.validation import Validator, describe_validation
 

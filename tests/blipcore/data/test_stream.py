@@ -21,7 +21,7 @@ from PIL import Image
 
 from blipcore.data import stream as stream_module
 from blipcore.data.loader import make_loader
-from blipcore.data.shuffle import Mixture, Shuffle, whole_shares
+from blipcore.data.shuffle import Mixture, Shuffle, integer_shares
 from blipcore.data.stream import Stream, parse_spec
 from blipcore.data.transforms import eval_transform, train_transform
 
@@ -157,8 +157,8 @@ def test_a_stream_can_be_pickled(tmp_path):
 
 def test_only_the_shards_of_a_window_are_held(tmp_path, monkeypatch):
     stream = plain(shard_set(tmp_path, [3] * 12), window=2)
-    loads, load = [], stream.sources[0].load
-    monkeypatch.setattr(stream.sources[0], "load", lambda shard: loads.append(shard) or load(shard))
+    loads, load = [], stream.datasets[0].load
+    monkeypatch.setattr(stream.datasets[0], "load", lambda shard: loads.append(shard) or load(shard))
     keys(stream, 36)
     assert sorted(loads) == list(range(12))  # each once an epoch: held while its window lasts ...
     keys(stream, 36)
@@ -190,13 +190,13 @@ def test_samples_are_complete_and_ids_tell_pictures_apart(tmp_path):
     json_path = annotated(tmp_path, {"a.png": ["a0", "a1"], "b.png": ["b0"]})
     stream = plain(json_path, shards, shards)
     samples = [stream.sample(position) for position in range(40)]
-    assert set(samples[0]) == {"image", "text", "key", "image_id", "source", "epoch"}
+    assert set(samples[0]) == {"image", "text", "key", "image_id", "dataset", "epoch"}
     assert samples[0]["image"].shape == (3, 4, 4) and samples[0]["image"].dtype == torch.uint8
     names = {}
     for sample in samples:
         names.setdefault(sample["image_id"], set()).add(sample["key"])
     assert all(len(own) == 1 for own in names.values()) and len(names) == 2 + 4 + 4
-    assert {sample["source"] for sample in samples} == {str(json_path), str(shards)}
+    assert {sample["dataset"] for sample in samples} == {str(json_path), str(shards)}
 
 
 def test_image_root(tmp_path):
@@ -248,10 +248,10 @@ def test_shares_are_kept_in_every_run_of_samples(sources):
 
 
 def test_shares_too_fine_for_the_period_are_rounded():
-    assert whole_shares([Fraction(2, 10), Fraction(8, 10)], 65536) == [1, 4]
-    assert whole_shares([Fraction(12000), Fraction(2000)], 65536) == [6, 1]
-    assert whole_shares([Fraction(100_000_007), Fraction(3)], 65536) == [65536, 1]
-    rounded = whole_shares([Fraction("0.123456789"), Fraction("0.876543211")], 65536)
+    assert integer_shares([Fraction(2, 10), Fraction(8, 10)], 65536) == [1, 4]
+    assert integer_shares([Fraction(12000), Fraction(2000)], 65536) == [6, 1]
+    assert integer_shares([Fraction(100_000_007), Fraction(3)], 65536) == [65536, 1]
+    rounded = integer_shares([Fraction("0.123456789"), Fraction("0.876543211")], 65536)
     assert rounded[0] / sum(rounded) == pytest.approx(0.123456789, abs=1e-5)
 
 
@@ -286,9 +286,9 @@ def test_an_unreadable_picture_is_replaced_by_the_next_and_named(tmp_path):
     assert keys(stream, 12) == [*whole[:3], whole[4], *whole[4:]]
     (name, reason), *others = stream.problems.items()
     assert not others and name.endswith(f".tar/{broken}") and reason == "no known picture format"
-    assert stream.take_problems() == {name: reason} and stream.take_problems() == {}
+    assert stream.pop_problems() == {name: reason} and stream.pop_problems() == {}
     keys(stream, 12)
-    assert stream.take_problems() == {} and len(stream.problems) == 1  # once, however often it is met
+    assert stream.pop_problems() == {} and len(stream.problems) == 1  # once, however often it is met
 
 
 def test_a_truncated_tar_is_read_as_far_as_it_goes_and_named(tmp_path):
@@ -296,7 +296,7 @@ def test_a_truncated_tar_is_read_as_far_as_it_goes_and_named(tmp_path):
     path.write_bytes(path.read_bytes()[: 512 * 9])  # two pictures with their texts, and a piece
     stream = plain(tmp_path)
     assert len(stream) == 8 and len(set(keys(stream, 8))) == 8
-    assert "truncated" in stream.take_problems()["00001.tar"]
+    assert "truncated" in stream.pop_problems()["00001.tar"]
 
 
 def test_nothing_but_damage_ends_in_an_error(tmp_path, monkeypatch):

@@ -7,15 +7,15 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from blipcore.data.eval_batches import Pictures
+from blipcore.data.eval_batches import EvalBatches
 from blipcore.data.transforms import eval_transform
-from blipcore.generate.generate import generate_from
+from blipcore.generate.generate import generate_texts
 from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer, clean_question
-from blipcore.tasks.losses import IGNORE, lm_loss, text_losses
-from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, other_side
+from blipcore.tasks.losses import IGNORE_INDEX, lm_loss, lm_loss_per_text
+from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, swap_sides
 from blipcore.tasks.task import Progress
 from blipcore.tasks.vqa import (
     WRITE_ANSWERS,
@@ -73,21 +73,21 @@ def pairs() -> list[dict]:
 
 
 def test_vqa_grows_from_a_pretraining_model(pretrained):
-    model = pretrained.only("encode", "vqa")
+    model = pretrained.select_parts("encode", "vqa")
     own, grown = pretrained.state_dict(), model.state_dict()
     assert_close(grown["answer_decoder.lm_head.bias"], own["text.lm_head.bias"])
     assert_close(grown["answer_decoder.layers.1.decode.qkv.weight"], own["text.layers.1.decode.qkv.weight"])
     assert_close(grown["answer_decoder.layers.1.cross.kv.bias"], own["text.layers.1.cross.kv.bias"])
     # It reads states of the question, which are not as wide as the image's here: these rows alone are new.
     assert grown["answer_decoder.layers.1.cross.kv.weight"].shape == (64, 32)
-    again = model.only("encode", "vqa").state_dict()
+    again = model.select_parts("encode", "vqa").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in grown.items())
     with pytest.raises(ValueError, match="cannot start"):
-        pretrained.only("encode").only("encode", "vqa")
+        pretrained.select_parts("encode").select_parts("encode", "vqa")
 
 
 def test_nlvr_grows_from_a_pretraining_model(pretrained):
-    model = pretrained.only("encode", "nlvr")
+    model = pretrained.select_parts("encode", "nlvr")
     own, grown = pretrained.state_dict(), model.state_dict()
     for place in ("first", "second"):
         for part in ("query", "kv", "out"):
@@ -113,14 +113,14 @@ def test_nlvr_grows_from_a_pretraining_model(pretrained):
     ],
 )
 def test_official_parameter_counts(preset, head, image_size, expected):
-    config = PRESETS[preset].only("encode", head)
+    config = PRESETS[preset].select_parts("encode", head)
     config = replace(config, vision=replace(config.vision, image_size=image_size))
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in Blip(config).parameters()) == expected
 
 
 def test_vqa_loss_is_the_weighted_sum_of_its_answers(pretrained, tokenizer):
-    task = VQATask(pretrained.only("encode", "vqa"), tokenizer, VQAConfig())
+    task = VQATask(pretrained.select_parts("encode", "vqa"), tokenizer, VQAConfig())
     rows = questions()
     loss = task(task.collate(rows), START)["loss"]
     loss.backward()
@@ -135,32 +135,32 @@ def test_vqa_loss_is_the_weighted_sum_of_its_answers(pretrained, tokenizer):
 def test_losses_of_texts_add_up_to_the_mean_over_tokens():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
-    labels[1, 3:] = IGNORE
-    tokens = int((labels[:, 1:] != IGNORE).sum())
-    assert_close(text_losses(logits, labels).sum() / tokens, lm_loss(logits, labels))
+    labels[1, 3:] = IGNORE_INDEX
+    tokens = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    assert_close(lm_loss_per_text(logits, labels).sum() / tokens, lm_loss(logits, labels))
 
 
 def test_padding_of_a_question_changes_nothing(pretrained, tokenizer):
-    model = pretrained.only("encode", "vqa").eval()
+    model = pretrained.select_parts("encode", "vqa").eval()
     embeds = model.encode_image(torch.randn(1, 3, 16, 16))
     short, _ = tokenize_questions(tokenizer, ["what ?"], VQAConfig())
     both, mask = tokenize_questions(tokenizer, ["what ?", "what is a red dog ?"], VQAConfig())
     assert short.shape[1] < both.shape[1]
     alone = question_kv(model, embeds, short, torch.ones_like(short))
-    together = question_kv(model, embeds, both, mask, image_of=torch.tensor([0, 0]))
+    together = question_kv(model, embeds, both, mask, image_of_question=torch.tensor([0, 0]))
     answers, present = tokenizer(["a blue cat"], max_length=8, first="dec")
     first = model.answer_decoder.decode(answers, present, alone)
     second = model.answer_decoder.decode(answers, present, together.first(1))
     assert_close(first, second, rtol=1e-4, atol=1e-5)
     keys = ["0", "1"]
-    written = generate_from(model.answer_decoder, together, tokenizer, WRITE_ANSWERS, keys).ids
-    assert written[0] == generate_from(model.answer_decoder, alone, tokenizer, WRITE_ANSWERS, keys[:1]).ids[0]
+    written = generate_texts(model.answer_decoder, together, tokenizer, WRITE_ANSWERS, keys).ids
+    assert written[0] == generate_texts(model.answer_decoder, alone, tokenizer, WRITE_ANSWERS, keys[:1]).ids[0]
 
 
 @torch.no_grad()
 def test_ranking_scores_candidates_by_the_training_loss(pretrained, tokenizer, monkeypatch):
-    monkeypatch.setattr("blipcore.tasks.vqa.ROWS", 8)  # several passes
-    task = VQATask(pretrained.only("encode", "vqa"), tokenizer, VQAConfig()).eval()
+    monkeypatch.setattr("blipcore.tasks.vqa.ANSWERS_PER_PASS", 8)  # several passes
+    task = VQATask(pretrained.select_parts("encode", "vqa"), tokenizer, VQAConfig()).eval()
     candidates = ["dog", "a red dog", "blue", "a cat", "right"]
     rows = questions()
     loss = torch.tensor(
@@ -179,7 +179,7 @@ def test_ranking_scores_candidates_by_the_training_loss(pretrained, tokenizer, m
 def test_many_questions_about_a_picture_are_asked_a_few_at_a_time(
     pretrained, tokenizer, tmp_path, monkeypatch, candidates
 ):
-    model, records = pretrained.only("encode", "vqa"), []
+    model, records = pretrained.select_parts("encode", "vqa"), []
     for number, count in enumerate((7, 0, 1, 2)):
         Image.effect_noise((16, 16), 50 + 20 * number).convert("RGB").save(tmp_path / f"{number}.png")
         asked = [
@@ -188,7 +188,7 @@ def test_many_questions_about_a_picture_are_asked_a_few_at_a_time(
         records.append({"image": tmp_path / f"{number}.png", "questions": asked})
 
     def answers(batch_size: int) -> list[dict]:
-        pictures = Pictures(records, eval_transform(16), batch_size)
+        pictures = EvalBatches(records, eval_transform(16), batch_size)
         return evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
 
     alone = [row for record in records for row in answers_of(model, tokenizer, record, candidates)]
@@ -203,20 +203,20 @@ def answers_of(model: Blip, tokenizer: Tokenizer, record: dict, candidates: tupl
     """Each question asked alone."""
     found = []
     for question in record["questions"]:
-        pictures = Pictures([record | {"questions": [question]}], eval_transform(16), 1)
+        pictures = EvalBatches([record | {"questions": [question]}], eval_transform(16), 1)
         found += evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
     return found
 
 
 def test_nlvr_loss_reaches_every_parameter(pretrained, tokenizer):
-    task = NLVRTask(pretrained.only("encode", "nlvr"), tokenizer, NLVRConfig())
+    task = NLVRTask(pretrained.select_parts("encode", "nlvr"), tokenizer, NLVRConfig())
     task(task.collate(pairs()), START)["loss"].backward()
     assert [name for name, p in task.model.named_parameters() if p.grad is None] == []
 
 
 def test_half_of_the_pairs_are_exchanged_with_their_words(tokenizer):
     rows = pairs()
-    task = NLVRTask(Blip(PRESETS["tiny"].only("encode", "nlvr")), tokenizer, NLVRConfig())
+    task = NLVRTask(Blip(PRESETS["tiny"].select_parts("encode", "nlvr")), tokenizer, NLVRConfig())
     exchanged = []
     for epoch in range(50):
         batch = task.collate([row | {"epoch": epoch} for row in rows])
@@ -224,10 +224,10 @@ def test_half_of_the_pairs_are_exchanged_with_their_words(tokenizer):
             flipped = torch.equal(batch["pixels"][n], row["image"].flip(0))
             assert flipped or torch.equal(batch["pixels"][n], row["image"])
             text = tokenizer.decode(batch["input_ids"][n])
-            assert text == (other_side(row["text"]) if flipped else row["text"])
+            assert text == (swap_sides(row["text"]) if flipped else row["text"])
             exchanged.append(flipped)
     assert 0.35 < sum(exchanged) / len(exchanged) < 0.65
-    assert other_side("the left one is right of it") == "the right one is left of it"
+    assert swap_sides("the left one is right of it") == "the right one is left of it"
 
 
 def test_questions_lose_characters_without_a_gap():

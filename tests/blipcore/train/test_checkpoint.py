@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from blipcore.train.checkpoint import READABLE, Checkpoints, random_state, set_random_state
+from blipcore.train.checkpoint import STATE_FILE, Checkpoints, random_state, set_random_state
 
 
 def state(value: int) -> dict[str, torch.Tensor]:
@@ -71,9 +71,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn
     elif damage == "gone":
         weights(newest).unlink()
     elif damage == "no json":
-        (newest / READABLE).unlink()
+        (newest / STATE_FILE).unlink()
     else:
-        (newest / READABLE).write_text('{"files": ')
+        (newest / STATE_FILE).write_text('{"files": ')
     tensors, readable, warnings = restored(store)
     assert readable["step"] == 1 and tensors["weight"][0] == 1
     assert damage == "no json" or ("step-000002" in warnings[0] and "damaged" in warnings[0])
@@ -143,7 +143,7 @@ def test_random_states_come_back(tmp_path):
 def test_the_readable_part_is_json(tmp_path):
     path = Checkpoints(tmp_path, keep=1).save(3, state(3), {"seconds": 1.25})
     file = weights(path)
-    assert json.loads((path / READABLE).read_text()) == {
+    assert json.loads((path / STATE_FILE).read_text()) == {
         "seconds": 1.25,
         "step": 3,
         "files": {file.name: file.stat().st_size},

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from blipcore.train.optim import TrainConfig, adamw, schedule
+from blipcore.train.optim import TrainConfig, learning_rate, make_adamw
 
 
 def rates(config: TrainConfig) -> list[float]:
-    return [schedule(step, config) for step in range(config.steps)]
+    return [learning_rate(step, config) for step in range(config.steps)]
 
 
 def test_cosine_over_the_steps_after_the_warm_up():
@@ -18,7 +18,7 @@ def test_cosine_over_the_steps_after_the_warm_up():
     lr = rates(config)
     assert lr[:10] == pytest.approx([1.0 + 0.1 * step for step in range(10)])
     assert lr[10:] == pytest.approx([0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * t / 100)) for t in range(100)])
-    assert schedule(110, config) == pytest.approx(0.5)
+    assert learning_rate(110, config) == pytest.approx(0.5)
 
 
 def test_the_official_pretraining_schedule():
@@ -30,7 +30,7 @@ def test_the_official_pretraining_schedule():
         official = max(1e-6, 3e-4 * 0.9 ** (step // 1000))
         if step < 3000:
             official = min(official, 1e-6 + (3e-4 - 1e-6) * step / 3000)
-        assert schedule(step, config) == pytest.approx(official, rel=1e-12)
+        assert learning_rate(step, config) == pytest.approx(official, rel=1e-12)
 
 
 def test_the_official_finetuning_schedule():
@@ -45,7 +45,7 @@ def test_constant_and_unknown():
     config = TrainConfig(steps=5)
     config.schedule = "linear"
     with pytest.raises(ValueError, match="no schedule is called 'linear'"):
-        schedule(0, config)
+        learning_rate(0, config)
 
 
 def test_steps_or_epochs():
@@ -66,7 +66,7 @@ def test_impossible_numbers_are_refused(bad):
 def test_weight_decay_on_every_trainable_parameter_as_official():
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     model[0].bias.requires_grad_(False)
-    optimizer = adamw(model, TrainConfig(lr=0.5, weight_decay=0.1))
+    optimizer = make_adamw(model, TrainConfig(lr=0.5, weight_decay=0.1))
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 3 and group["weight_decay"] == 0.1
     before = model[1].weight.clone()
@@ -75,4 +75,4 @@ def test_weight_decay_on_every_trainable_parameter_as_official():
     optimizer.step()
     torch.testing.assert_close(model[1].weight, before * (1 - 0.5 * 0.1))
     with pytest.raises(ValueError, match="frozen"):
-        adamw(model.requires_grad_(False), TrainConfig())
+        make_adamw(model.requires_grad_(False), TrainConfig())

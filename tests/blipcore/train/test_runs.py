@@ -16,7 +16,7 @@ from blipcore import evaluation
 from blipcore.checkpoints import load as convert
 from blipcore.checkpoints.load import load_model
 from blipcore.checkpoints.names import to_official
-from blipcore.evaluation import ClassifyConfig, EvaluateRun, Validation, evaluate
+from blipcore.evaluation import ClassifyConfig, EvaluateRun, ValidationConfig, evaluate
 from blipcore.generate.config import GenerateConfig
 from blipcore.model.config import VisionConfig
 from blipcore.model.tokenizer import BERT_SPECIALS
@@ -25,7 +25,7 @@ from blipcore.tasks.captioning import CaptioningConfig, evaluate_captioning
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.retrieval import RetrievalConfig
 from blipcore.train.optim import TrainConfig
-from blipcore.train.runs import Augment, FinetuneRun, PretrainRun, finetune, pretrain
+from blipcore.train.runs import AugmentConfig, FinetuneRun, PretrainRun, finetune, pretrain
 from blipcore.train.trainer import Trainer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow")
@@ -34,7 +34,7 @@ SMALL = {
     "text": {"width": 32, "heads": 2, "depth": 1},
 }
 TRAIN = TrainConfig(steps=2, batch_size=4, lr=1e-3, device="cpu", dtype="fp32")
-PLAIN = Augment(1.0, False, 0.0)
+PLAIN = AugmentConfig(1.0, False, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_pretrained_model_has_every_part(pretrained):
 
 def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN, dropout=0.25)
-    run.validation = Validation(str(annotations), words="plain")
+    run.validation = ValidationConfig(str(annotations), words="plain")
     assert finetune(run, tmp_path / "captioner")["best"].keys() >= {"step", "value", "CIDEr", "BLEU-4"}
     model, _ = load_model(tmp_path / "captioner" / "model", needs=("decode",))
     assert model.config.text.roles == ("decode",) and model.config.heads == ()
@@ -111,7 +111,7 @@ def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annota
     monkeypatch.setattr(evaluation, "evaluate_captioning", lambda *args: asked.append(args[3]) or evaluate(*args))
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN)
     run.caption = CaptioningConfig(prompt="this is ")
-    run.validation = Validation(str(annotations), words="plain", generate=GenerateConfig(mode="greedy"))
+    run.validation = ValidationConfig(str(annotations), words="plain", generate=GenerateConfig(mode="greedy"))
     finetune(run, tmp_path / "captioner")
     assert asked and {(config.mode, config.prompt) for config in asked} == {("greedy", "this is ")}
 
@@ -120,7 +120,7 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
     run = FinetuneRun("retrieval", [str(annotations)], pretrained, augment=PLAIN)
     run.train = TrainConfig(steps=80, batch_size=6, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
     run.retrieval = RetrievalConfig(queue_size=0, alpha=0.0, random_negatives=1.0)
-    run.validation = Validation(str(annotations), every=40)
+    run.validation = ValidationConfig(str(annotations), every=40)
     before = evaluate(EvaluateRun("retrieval", str(annotations), pretrained))["mean_recall"]
     summary = finetune(run, tmp_path / "filter")
     best = evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "filter" / "best")))["mean_recall"]
@@ -150,13 +150,13 @@ def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
 ):
     """As the official finetuning does, whose non-strict load takes all that has its shape."""
     model, _ = load_model(pretrained)
-    slow = {f"momentum.{name}": -tensor for name, tensor in model.only("encode", "itc").state_dict().items()}
+    slow = {f"momentum.{name}": -tensor for name, tensor in model.select_parts("encode", "itc").state_dict().items()}
     del slow["momentum.temp"]
     queues = {name: torch.randn(model.config.embed_dim, 8) for name in ("image_queue", "text_queue")}
     left = slow | queues | {"queue_ptr": torch.tensor([3])}
     torch.save({"model": to_official({**model.state_dict(), **left})}, tmp_path / "pretrain.pth")
     heads = {"vision": {"heads": 2}, "text": {"heads": 2}}
-    monkeypatch.setattr(convert, "_read", functools.partial(convert._read, overrides=heads))
+    monkeypatch.setattr(convert, "read_checkpoint", functools.partial(convert.read_checkpoint, overrides=heads))
     seen = []
     monkeypatch.setattr(Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
     place = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
@@ -235,8 +235,8 @@ def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts
         vision=str(vision), **tiny
     )
     assert "bert has width 32, depth 1, hidden 48" in told(text=str(text), **tiny)
-    assert "has vision width 32, not the 768 asked for" in told(init=pretrained, preset="base")
-    assert "has text depth 1, not the 6 asked for" in told(init=pretrained, model={"text": {"depth": 6}})
+    assert "has vision width 32, not the requested 768" in told(init=pretrained, preset="base")
+    assert "has text depth 1, not the requested 6" in told(init=pretrained, model={"text": {"depth": 6}})
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def questions(annotations) -> Path:
 def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
     run = FinetuneRun("vqa", [str(questions)], preset="tiny", model=SMALL, tokenizer="train:80", augment=PLAIN)
     run.train = TrainConfig(steps=120, batch_size=18, lr=5e-3, device="cpu", dtype="fp32", save_every=1000)
-    run.validation = Validation(str(questions), every=60)
+    run.validation = ValidationConfig(str(questions), every=60)
     best = finetune(run, tmp_path / "vqa")["best"]
     judged = evaluate(EvaluateRun("vqa", str(questions), str(tmp_path / "vqa" / "best")))["accuracy"]
     assert best["step"] in (60, 120) and best["value"] == best["accuracy"] == pytest.approx(judged)
@@ -297,7 +297,7 @@ def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path):
     pairs = str(annotations.parent / "nlvr.json")
     run = FinetuneRun("nlvr", [pairs], pretrained, augment=PLAIN)
     run.train = TrainConfig(steps=60, batch_size=4, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
-    run.validation = Validation(pairs, every=60)
+    run.validation = ValidationConfig(pairs, every=60)
     best = finetune(run, tmp_path / "nlvr")["best"]
     assert best == {"step": 60, "value": 100.0, "accuracy": 100.0}
     scores = evaluate(EvaluateRun("nlvr", pairs, str(tmp_path / "nlvr" / "model")))
@@ -333,5 +333,5 @@ def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp
 
 def test_finetuning_starts_from_one_thing():
     for start in ({}, {"init": "a", "preset": "tiny"}):
-        with pytest.raises(ValueError, match="from a checkpoint, or from nothing"):
+        with pytest.raises(ValueError, match="from a checkpoint or from a new model"):
             FinetuneRun("vqa", ["x.json"], **start)
