@@ -1,17 +1,17 @@
-"""Data sets described by one annotation file."""
+"""Data sets in one annotation file, whose pictures are files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from blipcore.data.annotations import read_captions, split_captions
+from blipcore.data.annotations import read_captioned_images, split_captions
 from blipcore.data.dataset import DatasetEntry, stable_id
 from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_rows
 
 
 class AnnotationDataset:
-    """An annotation file, its rows in parts of which only a few are in memory; the pictures are files."""
+    """A captioning file; its rows are loaded in parts, of which only a few are in memory."""
 
     def __init__(self, path: Path, image_root: str | Path | None) -> None:
         self.name, self.path = str(path), path
@@ -23,32 +23,32 @@ class AnnotationDataset:
     split = staticmethod(split_captions)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The pictures of a part, in the order of the file."""
-        rows = read_captions(self.path, self.root, part=self.parts[shard])
+        """Return the pictures of a part, in the order of the file."""
+        rows = read_captioned_images(self.path, self.root, part=self.parts[shard])
         return [DatasetEntry(row["key"], tuple(row["texts"]), stable_id(str(row["image_id"]))) for row in rows]
 
-    def prefetch(self, shards: Iterable[int]) -> None:
-        """Nothing to prepare."""
-
-    def describe(self, shard: int, picture: DatasetEntry) -> str:
-        """What to call a picture in a report."""
-        return picture.key
-
-    def read(self, shard: int, picture: DatasetEntry) -> bytes:
-        """The encoded picture; raises OSError."""
+    def read(self, shard: int, entry: DatasetEntry) -> bytes:
+        """Return the encoded picture of an entry; raises OSError if it cannot be read."""
         try:
-            return (self.root / picture.key).read_bytes()
+            return (self.root / entry.key).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError("no such file") from None
 
+    def describe(self, shard: int, entry: DatasetEntry) -> str:
+        """Return the name of a picture for messages."""
+        return entry.key
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Do nothing: the pictures are local."""
+
 
 class QuestionDataset(AnnotationDataset):
-    """A VQA file: a "picture" is a row, its text the question; a picture of several questions counts several times."""
+    """A VQA file: an entry is a question, and a picture with several questions counts several times."""
 
     split = staticmethod(split_rows)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The questions of a part, with their answers and the answers' weights."""
+        """Return the questions of a part, with their answers and the weights of these."""
         rows = read_questions(self.path, self.root, part=self.parts[shard])
         return [
             DatasetEntry(
@@ -62,14 +62,14 @@ class QuestionDataset(AnnotationDataset):
 
 
 class PairDataset(AnnotationDataset):
-    """An NLVR2 file: a "picture" is a row of two, its text the sentence."""
+    """An NLVR2 file: an entry is a pair of pictures, its text the sentence."""
 
     split = staticmethod(split_rows)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The pairs of a part, each with its label."""
-        pairs = []
+        """Return the pairs of a part, each with its label."""
+        entries = []
         for row in read_image_pairs(self.path, self.root, part=self.parts[shard]):
             left, right = (DatasetEntry(key, (row["sentence"],), stable_id(key)) for key in row["keys"])
-            pairs.append(left._replace(second=right, extra={"label": row["label"]}))
-        return pairs
+            entries.append(left._replace(second=right, extra={"label": row["label"]}))
+        return entries

@@ -1,4 +1,4 @@
-"""The protocol of a data set to train on, and the pictures that it lists."""
+"""The interface of a dataset to train on, and its entries."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ Sample = dict[str, Any]
 
 
 class DatasetEntry(NamedTuple):
-    """A picture's key, the texts one may be drawn from, and an integer equal for equal pictures of a source."""
+    """One entry of a dataset: a picture, or for NLVR2 a pair of pictures, and the texts of which one is drawn."""
 
     key: str
     texts: tuple[str, ...]
-    image_id: int
-    second: DatasetEntry | None = None  # of a pair
-    extra: Mapping[str, Any] = MappingProxyType({})  # what else a task wants in the sample
+    image_id: int  # equal for equal pictures of a dataset
+    second: DatasetEntry | None = None  # the other picture of a pair
+    extra: Mapping[str, Any] = MappingProxyType({})  # further values that a task needs in the sample
 
 
 class ShardedDataset(Protocol):
-    """A data set seen as shards of pictures."""
+    """A dataset whose entries are loaded shard by shard."""
 
     name: str
-    counts: list[int]  # pictures with at least one text, by shard
-    problems: dict[str, str]  # what was wrong with whole files: name -> reason
+    counts: list[int]  # entries per shard
+    problems: dict[str, str]  # file -> its defect
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The pictures of a shard, in the order of its file."""
+        """Return the entries of a shard, in the order of its file."""
         ...
 
-    def read(self, shard: int, picture: DatasetEntry) -> bytes:
-        """The encoded picture; raises OSError when it cannot be had."""
+    def read(self, shard: int, entry: DatasetEntry) -> bytes:
+        """Return the encoded picture of an entry; raises OSError if it cannot be read."""
         ...
 
-    def describe(self, shard: int, picture: DatasetEntry) -> str:
-        """What to call a picture in a report."""
+    def describe(self, shard: int, entry: DatasetEntry) -> str:
+        """Return the name of a picture for messages."""
         ...
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Prepare for reading these shards next."""
+        """Start to download the pictures of these shards."""
         ...
 
 
 def stable_id(key: str) -> int:
+    """Return a 48-bit integer that is the same for a key in every run."""
     return int.from_bytes(blake2b(key.encode(), digest_size=6).digest(), "big")

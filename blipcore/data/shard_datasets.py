@@ -1,21 +1,19 @@
-"""Where pictures and their texts live: a filtered folder, a shard set or an annotation file, each read shard by shard.
+"""Opens the data sets that commands train on; those in tar shards are here, annotation files in `annotation_datasets`.
 
-In: one DATASET path as the user typed it. Out: a `ShardedDataset`, which knows how many pictures each of its shards has, loads
-the keys and texts of a shard, and reads the bytes of a picture. Nothing here shuffles or decodes: see `stream.py`.
+    filtered set   tables (key, text, keep); manifest.json gives the shard set with their pictures
+    shard set      webdataset tars with `key.jpg`, `key.txt` and `key.json`, and tables (key, caption, status) beside them
 
-A filtered folder names its images in `manifest.json`; its tables (key, text, keep) say which texts of which pictures
-are used. A shard set is a folder of webdataset tars with `key.jpg` and, where no table (key, caption, status) lies
-beside a tar, `key.txt` or the "caption" of `key.json`. Folders may lie behind fsspec URLs.
-
-Opening counts the pictures of every shard, and holds nothing else of them: tables cost a look at two or three columns,
-tars without a table are read by their headers.
+Opening counts the entries of every shard and keeps no more of them. With tables this reads two or three columns, without
+them the headers and texts of the tars. Folders may be remote. Shuffling and decoding are in `stream.py`.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,190 +21,210 @@ import pyarrow.parquet as pq
 
 from blipcore.data.annotation_datasets import AnnotationDataset
 from blipcore.data.dataset import DatasetEntry, ShardedDataset, stable_id
-from blipcore.io.json_rows import LINES
-from blipcore.io.tar_cache import Folder, is_remote
-from blipcore.io.tars import TarReader
+from blipcore.io.json_rows import JSON_LINES_SUFFIXES
+from blipcore.io.reading import open_read
+from blipcore.io.samples import choose_text
+from blipcore.io.storage import AnyPath, list_names, resolve_reference, to_path
+from blipcore.io.tar_cache import TarCache
+from blipcore.io.tar_reader import TarReader
 
-TABLE_COLUMNS = ("key", "text", "keep")
-IMAGE_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as img2dataset and `capfilt` write it
-HAVE_PICTURE = ("ok", "success")  # what the two of them call a row whose picture is in the tar
-THREADS = 8  # that count shards
-STRETCH = 32  # shards that a thread counts in one go
+T = TypeVar("T")
+
+FILTERED_COLUMNS = ("key", "text", "keep")
+SHARD_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as capfilt and img2dataset write it
+STATUS_OK = ("ok", "success")  # capfilt's and img2dataset's status of a picture that is in the tar
+THREADS = 8
+# Shards per task of a thread: one task per shard, for 10,000 shards, took 14 MB that were not freed.
+SHARDS_PER_TASK = 32
 
 
-def open_dataset(path: str | Path, image_root: str | Path | None = None) -> ShardedDataset:
-    """Tell what `path` is and open it; ValueError or FileNotFoundError when it is no data set or holds nothing."""
-    if not is_remote(path) and not Path(path).exists():
-        raise FileNotFoundError(f"data set {path} does not exist")
-    if not is_remote(path) and Path(path).is_file() and Path(path).suffix.lower() in (".json", *LINES):
-        source: ShardedDataset = AnnotationDataset(Path(path), image_root)
+def open_dataset(path: str | AnyPath, image_root: str | Path | None = None) -> ShardedDataset:
+    """Open a filtered set, a shard set or an annotation file.
+
+    Raises FileNotFoundError if there is nothing at `path`, ValueError if it is no data set or has no entry.
+    """
+    location = to_path(path)
+    if isinstance(location, Path) and location.is_file() and location.suffix.lower() in (".json", *JSON_LINES_SUFFIXES):
+        dataset: ShardedDataset = AnnotationDataset(location, image_root)
+    elif location.is_dir():
+        dataset = _open_folder(location)
+    elif location.exists():
+        raise _not_a_dataset(location)
     else:
-        source = _open_folder(Folder(path)) if is_remote(path) or Path(path).is_dir() else _no_data_set(path)
-    if not sum(source.counts):
-        raise ValueError(f"{path} holds no picture with a text to train on{_first_problem(source.problems)}")
-    return source
+        raise FileNotFoundError(f"data set {path} does not exist")
+    if not sum(dataset.counts):
+        problem = next((f" ({name}: {reason})" for name, reason in dataset.problems.items()), "")
+        raise ValueError(f"{path} holds no picture with a text to train on{problem}")
+    return dataset
 
 
-def _open_folder(folder: Folder) -> ShardedDataset:
-    if not folder.exists():
-        raise FileNotFoundError(f"data set {folder} does not exist")
-    if folder.names(".tar"):
-        return ShardSetDataset(folder)
-    return FilteredDataset(folder) if folder.names(".parquet") else _no_data_set(folder)
+def _open_folder(folder: AnyPath) -> ShardedDataset:
+    names = [name for name in list_names(folder) if not name.startswith(".")]  # others are being written
+    tars = [name for name in names if name.endswith(".tar")]
+    tables = [name for name in names if name.endswith(".parquet")]
+    if tars:
+        return ShardSetDataset(folder, tars, tables)
+    if tables:
+        return FilteredDataset(folder, tables)
+    raise _not_a_dataset(folder)
 
 
-def _no_data_set(place: object) -> NoReturn:
-    raise ValueError(
-        f"{place} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
+def _not_a_dataset(path: AnyPath) -> ValueError:
+    return ValueError(
+        f"{path} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
         ".tar files) or an annotation .json or .jsonl"
     )
 
 
-def _first_problem(problems: dict[str, str]) -> str:
-    return "".join(f" ({name}: {reason})" for name, reason in list(problems.items())[:1])
+class _TarDataset:
+    """The common part of both: pictures are read from tars."""
 
-
-class _TarPictures:
-    """What filtered folders and shard sets share: pictures are members of tars."""
-
-    def __init__(self, images: Folder, tars: list[str]) -> None:
+    def __init__(self, images: AnyPath, tars: list[str]) -> None:
         self.images, self.tars = images, tars
-        self._reader = TarReader(locate=images.local)
+        self._cache = TarCache(images)
+        self._reader = TarReader(locate=self._cache.local)
         self.problems = self._reader.problems
 
-    def describe(self, shard: int, picture: DatasetEntry) -> str:
-        """What to call a picture in a report."""
-        return f"{self.tars[shard]}/{picture.key}"
+    def describe(self, shard: int, entry: DatasetEntry) -> str:
+        """Return the name of a picture for messages."""
+        return f"{self.tars[shard]}/{entry.key}"
 
-    def read(self, shard: int, picture: DatasetEntry) -> bytes:
-        """The encoded picture; raises OSError."""
-        tar = self.tars[shard]
-        place = self._reader.index(tar).image(picture.key.removeprefix("./"))
-        if place is None:
-            raise FileNotFoundError("not in the tar")
-        return self._reader.read(tar, place)
+    def read(self, shard: int, entry: DatasetEntry) -> bytes:
+        """Return the encoded picture of an entry; raises OSError if it cannot be read."""
+        return self._reader.read_image(self.tars[shard], entry.key.removeprefix("./"))
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Fetch the tars of these shards in the background, where they lie elsewhere."""
-        self.images.prefetch(self.tars[shard] for shard in shards)
+        """Start to download the tars of these shards, if they are remote."""
+        self._cache.prefetch(self.tars[shard] for shard in shards)
 
 
-class FilteredDataset(_TarPictures):
-    """A `filtered/<name>` folder: the kept texts of its tables, the pictures of the shard set its manifest names."""
+class FilteredDataset(_TarDataset):
+    """A filtered set: the kept texts of its tables, with the pictures of the shard set in its manifest."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.name, self.folder, self.tables = str(folder), folder, folder.names(".parquet")
-        images = self._images(folder)
-        super().__init__(images, [f"{PurePosixPath(table).stem}.tar" for table in self.tables])
-        there = set(images.names(".tar"))
-        for table, tar in zip(self.tables, self.tars, strict=True):
-            if tar not in there:
-                raise FileNotFoundError(
-                    f"{folder.describe(table)} needs the pictures of {images.describe(tar)}, which does not exist"
-                )
-        self.counts = _counted(lambda table: pc.count_distinct(_kept(folder, table)["key"]).as_py(), self.tables)
-
-    @staticmethod
-    def _images(folder: Folder) -> Folder:
-        try:
-            with folder.open("manifest.json") as file:
-                manifest = json.load(file)
-            images = folder / manifest["images"]
-        except FileNotFoundError:
-            raise ValueError(f"{folder} holds tables but no manifest.json that says where its images are") from None
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{folder.describe("manifest.json")} has no "images": the path of the shard set') from None
-        if "stage" in manifest and "counts" not in manifest:  # a part of the data must not pass for the whole
-            raise ValueError(f"{folder} is not finished: run the command that writes it again")
-        if not images.exists():
-            raise FileNotFoundError(f"{folder} takes its images from {images}, which does not exist")
-        return images
+    def __init__(self, folder: AnyPath, tables: list[str]) -> None:
+        self.name, self.folder, self.tables = str(folder), folder, tables
+        images = _read_image_folder(folder)
+        super().__init__(images, [f"{PurePosixPath(table).stem}.tar" for table in tables])
+        present = set(list_names(images))
+        for table, tar in zip(tables, self.tars, strict=True):
+            if tar not in present:
+                raise FileNotFoundError(f"{folder / table} needs the pictures of {images / tar}, which does not exist")
+        self.counts = _count_shards(self._count, tables)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The pictures of a table with their kept texts, in order of first appearance."""
-        kept = _kept(self.folder, self.tables[shard])
+        """Return the pictures of a table with their kept texts, in the order of their first rows."""
+        kept = self._read_kept(self.tables[shard])
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
             texts.setdefault(key, []).append(text)
-        return [DatasetEntry(key, tuple(own), stable_id(key)) for key, own in texts.items()]
+        return [DatasetEntry(key, tuple(texts_of_key), stable_id(key)) for key, texts_of_key in texts.items()]
+
+    def _count(self, table: str) -> int:
+        return pc.count_distinct(self._read_kept(table)["key"]).as_py()
+
+    def _read_kept(self, name: str) -> pa.Table:
+        """Return key and text, without surrounding white space, of the kept rows of a table."""
+        path = self.folder / name
+        table = _read_columns(path, FILTERED_COLUMNS)
+        missing = [column for column in FILTERED_COLUMNS if column not in table.column_names]
+        if missing:
+            raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}")
+        text = pc.utf8_trim_whitespace(table["text"])
+        kept = table.set_column(table.column_names.index("text"), "text", text)
+        return kept.filter(pc.and_(table["keep"], pc.greater(pc.utf8_length(text), 0))).select(["key", "text"])
 
 
-def _counted(count: Callable[[str], int], names: list[str]) -> list[int]:
-    """The count of each name, several at a time: most of the work is waiting for files, or done outside of Python."""
-    # In stretches: a task for each of 10,000 shards took 14 MB that did not come back.
-    stretches = [names[first : first + STRETCH] for first in range(0, len(names), STRETCH)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [own for some in pool.map(lambda some: [count(name) for name in some], stretches) for own in some]
-
-
-def _columns(folder: Folder, name: str, columns: tuple[str, ...]) -> pa.Table:
-    """These columns of a table, as far as it has them; ValueError when it cannot be read."""
+def _read_image_folder(folder: AnyPath) -> AnyPath:
+    """Return the shard set in the manifest of a filtered set; raises ValueError if the set is not finished."""
+    path = folder / "manifest.json"
     try:
-        with folder.open(name) as opened, pq.ParquetFile(opened) as file:
-            return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder.describe(name)} is not a readable Parquet file: {error}") from error
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        images = resolve_reference(folder, manifest["images"])
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds tables but no manifest.json that gives the path of its shard set") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f'{path} has no "images": the path of the shard set') from None
+    if "stage" in manifest and "counts" not in manifest:
+        raise ValueError(f"{folder} is not finished: run the command that writes it again")
+    if not images.exists():
+        raise FileNotFoundError(f"{folder} takes its pictures from {images}, which does not exist")
+    return images
 
 
-def _kept(folder: Folder, name: str) -> pa.Table:
-    """Keys and texts of the kept rows of a filtered table."""
-    table = _columns(folder, name, TABLE_COLUMNS)
-    missing = [column for column in TABLE_COLUMNS if column not in table.column_names]
-    if missing:
-        raise ValueError(f"{folder.describe(name)} is no filtered table: it lacks the column {', '.join(missing)}")
-    has_text = pc.greater(pc.utf8_length(table["text"]), 0)
-    return table.filter(pc.and_(table["keep"], has_text)).select(["key", "text"])
+class ShardSetDataset(_TarDataset):
+    """A shard set: the pictures of its tars that have a web text.
 
+    A table beside a tar selects the pictures, since counting them in the tar would mean to download it. The text of a
+    picture is chosen as everywhere, see `blipcore.io.samples`.
+    """
 
-class ShardSetDataset(_TarPictures):
-    """A shard set: every picture of its tars that has a web text."""
-
-    def __init__(self, folder: Folder) -> None:
-        super().__init__(folder, folder.names(".tar"))
+    def __init__(self, folder: AnyPath, tars: list[str], tables: list[str]) -> None:
+        super().__init__(folder, tars)
         self.name = str(folder)
-        self._tables = set(folder.names(".parquet"))
-        counted = _counted(lambda tar: -1 if (rows := self._captions(tar)) is None else len(rows), self.tars)
-        self.counts = [count if count >= 0 else len(self.load(shard)) for shard, count in enumerate(counted)]
+        self._tables = set(tables)
+        counts = _count_shards(self._count_captions, tars)
+        self.counts = [len(self.load(shard)) if count is None else count for shard, count in enumerate(counts)]
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """The pictures of a tar with their web text, in the order of the table beside it or else of the tar."""
-        tar = self.tars[shard]
-        rows = self._captions(tar)
-        if rows is not None:
-            pairs = zip(rows["key"].to_pylist(), rows["caption"].to_pylist(), strict=True)
-            return [DatasetEntry(key, (text,), stable_id(key)) for key, text in pairs]
-        index = self._reader.index(tar)
-        pictures = []
-        for key, members in index.members.items():
-            text = self._text(tar, members)
-            if text and index.image(key):
-                pictures.append(DatasetEntry(key, (text,), stable_id(key)))
-        return pictures
+        """Return the pictures with a web text, in the order of the table beside the tar, or else of the tar."""
+        name = self.tars[shard]
+        table = self._read_captions(name)
+        tar = self._reader.open(name)
+        if table is not None:
+            captions = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+        else:
+            captions = {key: None for key, members in tar.samples.items() if members.image and members.image.complete}
+        entries = []
+        for key, caption in captions.items():
+            members = tar.samples.get(key.removeprefix("./"))
+            text = choose_text(tar.read_text(members) if members else None, caption)
+            if text and not text.isspace():
+                entries.append(DatasetEntry(key, (text.strip(),), stable_id(key)))
+        if table is not None:
+            unlisted = [members for key, members in tar.samples.items() if members.image and key not in captions]
+            unused = sum(bool((tar.read_text(members) or "").strip()) for members in unlisted)
+            if unused:
+                self.problems[_table_name(name)] = f"{unused} pictures have a text in the tar alone and are not used"
+        return entries
 
-    def _captions(self, tar: str) -> pa.Table | None:
-        """Keys and texts of the pictures of a tar by the table beside it, None where there is no such table."""
-        name = f"{PurePosixPath(tar).stem}.parquet"
+    def _count_captions(self, tar: str) -> int | None:
+        table = self._read_captions(tar)
+        return None if table is None else len(table)
+
+    def _read_captions(self, tar: str) -> pa.Table | None:
+        """Return key and caption of the captioned pictures in the table beside a tar; None without such a table."""
+        name = _table_name(tar)
         if name not in self._tables:
             return None
         try:
-            table = _columns(self.images, name, IMAGE_COLUMNS)
-        except ValueError:  # cut short by whoever wrote it: the tar beside it has the pictures and texts all the same
+            table = _read_columns(self.images / name, SHARD_COLUMNS)
+        except ValueError:
             self.problems[name] = "not a readable Parquet file; its tar is read instead"
             return None
-        if len(table.column_names) < len(IMAGE_COLUMNS) or not pa.types.is_string(table["key"].type):
+        if len(table.column_names) < len(SHARD_COLUMNS) or not pa.types.is_string(table["key"].type):
             return None
-        text = pc.utf8_trim_whitespace(pc.fill_null(table["caption"].cast(pa.string()), ""))
-        there = pc.is_in(table["status"], value_set=pa.array(HAVE_PICTURE))
-        table = table.set_column(table.column_names.index("caption"), "caption", text)
-        return table.filter(pc.and_(there, pc.greater(pc.utf8_length(text), 0)))
+        caption = pc.utf8_trim_whitespace(pc.fill_null(table["caption"].cast(pa.string()), ""))
+        has_picture = pc.is_in(table["status"], value_set=pa.array(STATUS_OK))
+        table = table.set_column(table.column_names.index("caption"), "caption", caption)
+        return table.filter(pc.and_(has_picture, pc.greater(pc.utf8_length(caption), 0)))
 
-    def _text(self, tar: str, members: dict[str, tuple[int, int]]) -> str:
-        if "txt" in members:
-            return self._reader.read(tar, members["txt"]).decode(errors="replace").strip()
-        if "json" in members:
-            try:
-                caption = json.loads(self._reader.read(tar, members["json"])).get("caption")
-            except (ValueError, AttributeError, RecursionError):
-                return ""
-            return caption.strip() if isinstance(caption, str) else ""
-        return ""
+
+def _table_name(tar: str) -> str:
+    return f"{PurePosixPath(tar).stem}.parquet"
+
+
+def _read_columns(path: AnyPath, columns: tuple[str, ...]) -> pa.Table:
+    """Return those of the columns that a table has; ValueError if it cannot be read."""
+    try:
+        with open_read(path) as opened, pq.ParquetFile(opened) as file:
+            return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _count_shards(count: Callable[[str], T], names: list[str]) -> list[T]:
+    """Return the count of each name; threads, since most of the time is spent on files and in Arrow."""
+    tasks = [names[first : first + SHARDS_PER_TASK] for first in range(0, len(names), SHARDS_PER_TASK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        counts_of_tasks = pool.map(lambda task: [count(name) for name in task], tasks)
+        return [value for counts in counts_of_tasks for value in counts]

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, list_names, modified_time
+from blipcore.io.storage import DISK_FULL_ERRNOS, UNSUPPORTED_ERRNOS, AnyPath, Remote, list_names, modified_time
 
 MEET_SECONDS = 5.0  # in which ranks that start together get past each other
 RENEW_SECONDS = 20.0
@@ -77,7 +77,7 @@ def lock_for_process(path: Path) -> BinaryIO:
         file.close()
         raise FolderLockedError(f"{path.parent} is being written by another process.") from None
     except OSError as error:
-        if error.errno not in UNKNOWN:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
     return file
 
@@ -102,7 +102,7 @@ def _flocked(folder: Path, me: dict[str, Any]) -> Iterator[None]:
             if me["world_size"] > 1:
                 held.append(_take(folder / f".lock.{me['rank']}", me))
         except OSError as error:
-            if error.errno not in UNKNOWN:
+            if error.errno not in UNSUPPORTED_ERRNOS:
                 raise
             (folder / ".lock").unlink(missing_ok=True)
             with _leased(folder, me):
@@ -131,7 +131,7 @@ def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, i
             if _same(path, descriptor) and (not shared or lasting):
                 raise FolderLockedError(_sentence(path.parent, there, me))
         except OSError as error:
-            if error.errno in FULL:  # it is ours, and empty
+            if error.errno in DISK_FULL_ERRNOS:  # it is ours, and empty
                 path.unlink(missing_ok=True)
             os.close(descriptor)
             raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,4 +1,4 @@
-"""Reads files by ranges, on local disks and behind fsspec URLs."""
+"""Reads files at any offset, local or remote."""
 
 from __future__ import annotations
 
@@ -9,37 +9,49 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blipcore.io.storage import AHEAD, BLOCK, AnyPath, Remote, file_size
-from blipcore.io.writing import _told_where
+from blipcore.io.storage import AnyPath, Remote, file_size, name_full_disk
+
+RANGE_BYTES = 8 << 20  # per request: large enough for full throughput, small enough to repeat
+RANGES_AHEAD = 4  # requested beyond the one that is read
 
 
 def open_read(path: AnyPath) -> BinaryIO:
-    """A file to read from and to seek in."""
-    return open(path, "rb") if isinstance(path, Path) else _Ranges(path)  # type: ignore[return-value]
+    """Open a file for reading; it supports `seek`."""
+    return open(path, "rb") if isinstance(path, Path) else RemoteFile(path)  # type: ignore[return-value]
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Return `size` bytes at `offset` of a file from `open_read`, without its shared position.
+
+    Forked processes share the position of an open file, and threads do; both may call this.
+    """
+    if isinstance(file, RemoteFile):
+        return file.read_at(offset, size)
+    return os.pread(file.fileno(), size, offset)
 
 
 def read_tail(path: AnyPath, size: int = 64 << 10) -> bytes:
-    """The last `size` bytes of a file, or all of a smaller one."""
+    """Return the last `size` bytes of a file, or all of a smaller one."""
     if isinstance(path, Remote):
-        return path._ask(lambda fs, inner: fs.cat_file(inner, start=-size))
+        return path.request(lambda fs, inner: fs.cat_file(inner, start=-size))
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read()
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file, fetched in blocks: each once, a few ahead of the reader, kept in a temporary file.
+class RemoteFile(io.RawIOBase):
+    """A remote file that is fetched in ranges, each once and some ahead of the reader.
 
-    A tar is walked first and read then, so without the file every byte would come twice.
+    The ranges are kept in a temporary file: a tar is read twice, first its headers and then its members.
     """
 
     def __init__(self, remote: Remote):
         self.remote = remote
         self.end = file_size(remote)
         self.position = 0
-        self._blocks: dict[int, Future[None]] = {}
-        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")
-        self._spool = tempfile.TemporaryFile(prefix="capfilt-")  # noqa: SIM115  (closed with this)
+        self._ranges: dict[int, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(RANGES_AHEAD, thread_name_prefix="fetch")
+        self._spool = tempfile.TemporaryFile(prefix="capfilt-")  # noqa: SIM115  (closed by `close`)
 
     def readable(self) -> bool:
         return True
@@ -58,32 +70,37 @@ class _Ranges(io.RawIOBase):
         return self.read(-1)
 
     def read(self, size: int | None = -1) -> bytes:
-        start = min(self.position, self.end)
-        stop = self.end if size is None or size < 0 else min(start + size, self.end)
-        for block in range(start // BLOCK, -(-stop // BLOCK)):
-            for coming in range(block, block + 1 + AHEAD):
-                if coming not in self._blocks and coming * BLOCK < self.end:
-                    self._blocks[coming] = self._pool.submit(self._fetch, coming)
-            self._blocks[block].result()
-        self.position = stop
-        return os.pread(self._spool.fileno(), stop - start, start)
+        data = self.read_at(self.position, self.end if size is None or size < 0 else size)
+        self.position += len(data)
+        return data
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
-    def _fetch(self, block: int) -> None:
-        start, stop = block * BLOCK, min((block + 1) * BLOCK, self.end)
+    def read_at(self, offset: int, size: int) -> bytes:
+        start = min(offset, self.end)
+        stop = min(start + size, self.end)
+        for number in range(start // RANGE_BYTES, -(-stop // RANGE_BYTES)):
+            for ahead in range(number, number + 1 + RANGES_AHEAD):
+                if ahead not in self._ranges and ahead * RANGE_BYTES < self.end:
+                    self._ranges[ahead] = self._pool.submit(self._fetch, ahead)
+            self._ranges[number].result()
+        return os.pread(self._spool.fileno(), stop - start, start)
+
+    def _fetch(self, number: int) -> None:
+        """Copy one range into the temporary file."""
+        start, stop = number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, self.end)
 
         def fetch(fs: Any, path: str) -> bytes:
             data = fs.cat_file(path, start=start, end=stop)
             if len(data) != stop - start:
-                raise OSError(f"{len(data)} bytes came for {stop - start}")
+                raise OSError(f"{len(data)} of {stop - start} bytes were received")
             return data
 
-        data = memoryview(self.remote._ask(fetch))
-        with _told_where(tempfile.gettempdir()):
+        data = memoryview(self.remote.request(fetch))
+        with name_full_disk(tempfile.gettempdir()):
             while data:
                 written = os.pwrite(self._spool.fileno(), data, stop - len(data))
                 data = data[written:]

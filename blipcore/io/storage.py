@@ -1,8 +1,7 @@
-"""Where files lie: a local path, or an object behind any fsspec URL (`s3://`, `gs://`, ...), under the same few names.
+"""Local paths and fsspec URLs (`s3://`, `gs://`, ...) behind one interface.
 
-A `Remote` knows the part of `pathlib.Path` that the stages use, so these say `folder / "00000.parquet"` and `.exists()`
-of both. Reading fetches ranges ahead of the reader; a file appears whole or not at all; every request is tried again
-with growing waits before a run hears of a network's bad moment.
+`to_path` turns what a user types into an `AnyPath`: a `pathlib.Path`, or a `Remote` with the methods of it that the
+stages need. Every remote request is retried here, and only here: temporary failures of a network do not reach callers.
 """
 
 from __future__ import annotations
@@ -14,30 +13,41 @@ import posixpath
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+from blipcore.io.messages import one_line
+
 T = TypeVar("T")
 
-TRIES = 5  # of a request, and FIRST_WAIT seconds before the second, doubled from there on
-FIRST_WAIT = 0.5
-BLOCK = 8 << 20  # bytes of a range request: enough for a full stream, little enough to repeat
-AHEAD = 4  # blocks in flight beyond the one that is read
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that brings its package
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What a file system says to a request that it does not know: CIFS to the fsync of a folder, NFS without locks to flock.
-UNKNOWN = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-# A request that fails with one of these fails again.
-PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-PERMANENT += (ValueError, TypeError, AttributeError, ImportError, NotImplementedError)
+TRIES = 5  # per request
+FIRST_WAIT = 0.5  # seconds before the second try, doubled for each further one
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of capfilt that installs its package
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# For example CIFS refuses fsync of a folder, NFS without locks refuses flock.
+UNSUPPORTED_ERRNOS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+# A request that fails with one of these is not retried.
+PERMANENT_ERRORS: tuple[type[Exception], ...] = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A file or folder behind an fsspec URL."""
+    """A file or folder behind an fsspec URL, with the part of `pathlib.Path` that the stages use."""
 
-    url: str  # without a slash at the end
+    url: str  # without a trailing slash
 
     def __truediv__(self, part: str) -> Remote:
         scheme, _, rest = self.url.partition("://")
@@ -47,7 +57,8 @@ class Remote:
         return self.url
 
     def __fspath__(self) -> str:
-        raise TypeError(f"{self.url} is not a local file.")  # rather than a file of that name in the working folder
+        # Otherwise `open` would create a local file of that name.
+        raise TypeError(f"{self.url} is not a local file.")
 
     @property
     def name(self) -> str:
@@ -80,55 +91,83 @@ class Remote:
         return self._kind() == "directory"
 
     def _kind(self) -> str | None:
-        """What lies there; fsspec's own questions answer no when the network has a bad moment."""
+        """Return "file", "directory" or None. fsspec's own `exists` turns a network failure into False."""
         try:
-            return self._ask(lambda fs, path: fs.info(path)["type"])
+            return self.info()["type"]
         except FileNotFoundError:
             return None
+
+    def info(self) -> dict[str, Any]:
+        """Return what the file system knows about a file: size, type, and its own marks of a version."""
+        return self.request(lambda fs, path: fs.info(path))
 
     def iterdir(self) -> Iterator[Remote]:
         return (self / name for name in list_names(self))
 
     def glob(self, pattern: str) -> Iterator[Remote]:
-        """Entries of this folder that match; no `**`."""
+        """Yield the entries of this folder that match; `**` is not supported."""
         return (self / name for name in list_names(self) if fnmatch.fnmatchcase(name, pattern))
 
     def read_bytes(self) -> bytes:
-        return self._ask(lambda fs, path: fs.cat_file(path))
+        return self.request(lambda fs, path: fs.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        self._ask(lambda fs, path: fs.pipe_file(path, data))
+        self.request(lambda fs, path: fs.pipe_file(path, data))
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
-            self._ask(lambda fs, path: fs.rm_file(path))
+            self.request(lambda fs, path: fs.rm_file(path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """The folder and those above it, where folders are more than the beginnings of names."""
-        self._ask(lambda fs, path: _has_folders(fs) and fs.makedirs(path, exist_ok=True))
+        """Create the folder and its parents; nothing in an object store, where folders are parts of names."""
+        self.request(lambda fs, path: can_rename(fs) and fs.makedirs(path, exist_ok=True))
 
-    def _ask(self, request: Callable[[Any, str], T]) -> T:
-        """Ask the file system, which is told to trust no listing of its own memory: others write there too."""
+    def download(self, target: Path) -> None:
+        """Copy the file to a local one; a copy of another size than announced is a temporary failure."""
+
+        def copy(fs: Any, path: str) -> None:
+            size = fs.info(path).get("size")
+            fs.get_file(path, str(target))
+            copied = target.stat().st_size
+            if size not in (None, copied):
+                raise OSError(f"{copied} of {size} bytes were received")
+
+        with name_full_disk(target):
+            self.request(copy)
+
+    def upload(self, source: str) -> None:
+        """Copy a local file to this URL."""
+        self.request(lambda fs, path: fs.put_file(source, path))
+
+    def rename(self, target: Remote) -> None:
+        self.request(lambda fs, path: fs.mv(path, open_file_system(target.url)[1]))
+
+    def request(self, operation: Callable[[Any, str], T]) -> T:
+        """Return `operation(file system, path)`, retried after temporary failures.
+
+        The file system is looked up for each try: after a fork fsspec must open a new one. Its cache of listings is
+        dropped, since other machines write to the same folders.
+        """
 
         def attempt() -> T:
-            fs, path = _file_system(self.url)
+            fs, path = open_file_system(self.url)
             fs.invalidate_cache()
-            return request(fs, path)
+            return operation(fs, path)
 
-        return _patiently(attempt, self.url)
+        return _retry(attempt, self.url)
 
 
 AnyPath: TypeAlias = Path | Remote
 
 
 def to_path(path: str | Path | Remote) -> AnyPath:
-    """The place that a path or URL means; `~` and `file://` are local."""
+    """Return the path that a string means; `~` and `file://` are local."""
     if isinstance(path, Remote | Path):
         return path
     scheme, separator, rest = path.partition("://")
@@ -140,7 +179,7 @@ def to_path(path: str | Path | Remote) -> AnyPath:
 
 
 def resolve_reference(folder: AnyPath, reference: str) -> AnyPath:
-    """The place that `reference`, relative to `folder` or whole, means."""
+    """Return the path of `reference`, which is a URL, absolute or relative to `folder`."""
     if "://" in reference or os.path.isabs(reference):
         return to_path(reference)
     return (folder / reference).resolve()
@@ -150,118 +189,127 @@ def resolve_reference(folder: AnyPath, reference: str) -> AnyPath:
 
 
 def list_names(folder: AnyPath) -> list[str]:
-    """Names in a folder, sorted, by one listing; none where there is no folder."""
+    """Return the sorted names in a folder, by one request; an empty list if there is no such folder."""
     try:
         if isinstance(folder, Path):
             return sorted(os.listdir(folder))
-        found = folder._ask(lambda fs, path: set(fs.ls(path, detail=False)) - {path, f"{path}/"})
+        names = folder.request(lambda fs, path: set(fs.ls(path, detail=False)) - {path, f"{path}/"})
     except FileNotFoundError:
         return []
-    return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
+    return sorted({name.rstrip("/").rpartition("/")[2] for name in names})
 
 
-def existing(places: Iterable[AnyPath]) -> set[AnyPath]:
-    """Those of the files that exist, by one listing for each folder whatever their number."""
+def existing(paths: Iterable[AnyPath]) -> set[AnyPath]:
+    """Return those of the paths that exist, by one listing per folder."""
     by_folder: dict[AnyPath, dict[str, AnyPath]] = {}
-    for one in places:
-        by_folder.setdefault(one.parent, {})[one.name] = one
+    for path in paths:
+        by_folder.setdefault(path.parent, {})[path.name] = path
     return {files[name] for folder, files in by_folder.items() for name in list_names(folder) if name in files}
 
 
 def modified_time(path: AnyPath) -> float:
-    """When a file was last written, by the clock of where it lies, in seconds since 1970."""
+    """Return the time of the last write in seconds since 1970, by the clock of the file system."""
     if isinstance(path, Path):
         return path.stat().st_mtime
-    return path._ask(lambda fs, inner: fs.modified(inner)).timestamp()
+    return path.request(lambda fs, inner: fs.modified(inner)).timestamp()
 
 
 def file_size(path: AnyPath) -> int:
-    """Bytes of a file."""
-    return path.stat().st_size if isinstance(path, Path) else path._ask(lambda fs, inner: fs.info(inner)["size"])
+    """Return the size of a file in bytes."""
+    return path.stat().st_size if isinstance(path, Path) else path.info()["size"]
 
 
 def list_files(folder: AnyPath) -> dict[str, int]:
-    """Name, seen from the folder, -> bytes of each file in it and in the folders in it; nothing that is hidden.
+    """Return name -> bytes for all files below a folder, without hidden ones; names are relative to the folder.
 
-    A folder's own files come before those of the folders in it, both by name. A link to nowhere has -1 bytes, as has a
-    folder that is not entered, closed or behind a link, whose name ends in a slash.
+    A folder's own files come before those of its subfolders, both sorted by name. A broken link has -1 bytes. A
+    subfolder that is not entered (no permission, or a link) is listed as its name with a trailing slash and -1 bytes.
     """
-    if isinstance(folder, Path):
-        found: dict[str, int] = {}
-
-        def closed(error: OSError) -> None:
-            if Path(error.filename) == folder:
-                raise error
-            found[f"{Path(error.filename).relative_to(folder).as_posix()}/"] = -1
-
-        for where, inside, here in os.walk(folder, onerror=closed):
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
-            links = (path for path in (Path(where, name) for name in inside) if path.is_symlink())
-            found.update((f"{path.relative_to(folder).as_posix()}/", -1) for path in links)
-            for file in (Path(where, name) for name in sorted(here) if not name.startswith(".")):
-                found[file.relative_to(folder).as_posix()] = file.stat().st_size if file.exists() else -1
-        return found
-
-    def listing(fs: Any, path: str) -> dict[tuple[str, ...], int]:
-        there = fs.find(path, detail=True).items()
-        return {tuple(name.removeprefix(path).strip("/").split("/")): about["size"] for name, about in there}
-
-    sizes = folder._ask(listing)
-    shown = [parts for parts in sizes if parts[-1] and not any(part.startswith(".") for part in parts)]
-    shown.sort(key=lambda parts: [(place < len(parts) - 1, part) for place, part in enumerate(parts)])
-    return {"/".join(parts): sizes[parts] for parts in shown}
+    return _list_local(folder) if isinstance(folder, Path) else _list_remote(folder)
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+def _list_local(folder: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+
+    def note_closed(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        sizes[f"{Path(error.filename).relative_to(folder).as_posix()}/"] = -1
+
+    for root, subfolders, files in os.walk(folder, onerror=note_closed):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for path in (Path(root, name) for name in subfolders):
+            if path.is_symlink():
+                sizes[f"{path.relative_to(folder).as_posix()}/"] = -1
+        for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size if path.exists() else -1
+    return sizes
 
 
-# ---------------------------------------------------------------------------------------------------- writing
+def _list_remote(folder: Remote) -> dict[str, int]:
+    def find(fs: Any, path: str) -> dict[tuple[str, ...], int]:
+        entries = fs.find(path, detail=True).items()
+        return {tuple(name.removeprefix(path).strip("/").split("/")): entry["size"] for name, entry in entries}
+
+    sizes = folder.request(find)
+    visible = [parts for parts in sizes if parts[-1] and not any(part.startswith(".") for part in parts)]
+    visible.sort(key=lambda parts: [(depth < len(parts) - 1, part) for depth, part in enumerate(parts)])
+    return {"/".join(parts): sizes[parts] for parts in visible}
 
 
 # ---------------------------------------------------------------------------------------------------- requests
 
 
-def _has_folders(fs: Any) -> bool:
-    """Whether it is a file system, which can rename, rather than a store of objects, which copies and deletes."""
+def can_rename(fs: Any) -> bool:
+    """Tell a file system, which renames, from an object store, which copies and deletes."""
     from fsspec import AbstractFileSystem
 
     return type(fs).mv is not AbstractFileSystem.mv
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def open_file_system(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     scheme = url.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        extra = f"'capfilt[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "the package that it names"
-        raise ImportError(f"{scheme}:// cannot be used here ({error}); pip install {extra}") from None
-    except ValueError as error:  # fsspec knows no such protocol
-        raise ValueError(f"{url} is no place to read from or write to: {error}.") from None
+        package = f"'capfilt[{EXTRAS[scheme]}]'" if scheme in EXTRAS else "the package that it names"
+        raise ImportError(f"{scheme}:// cannot be used here ({error}); pip install {package}") from None
+    except ValueError as error:  # an unknown protocol
+        raise ValueError(f"{url} cannot be read or written: {error}.") from None
 
 
-def _patiently(request: Callable[[], T], url: str) -> T:
-    """The answer to a request, tried again with growing waits; the error of the last try names the URL."""
-    for attempt in range(TRIES):
+@contextmanager
+def name_full_disk(path: str | Path) -> Iterator[None]:
+    """Add the path to the error of a full disk, which has none if it is raised by a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _retry(attempt: Callable[[], T], url: str) -> T:
+    """Return the result of `attempt`, repeated with growing waits; the last error names the URL."""
+    for number in range(TRIES):
         try:
-            return request()
+            return attempt()
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, "No such file or folder", url) from None
         except PermissionError as error:
-            raise PermissionError(errno.EACCES, f"Permission denied ({_one_line(error)})", url) from None
-        except PERMANENT:
+            raise PermissionError(errno.EACCES, f"Permission denied ({one_line(error)})", url) from None
+        except PERMANENT_ERRORS:
             raise
         except Exception as error:
             if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-                raise PermissionError(errno.EACCES, f"No access ({_one_line(error)})", url) from None
-            if isinstance(error, OSError) and error.errno in FULL:  # of the temporary file
+                raise PermissionError(errno.EACCES, f"No access ({one_line(error)})", url) from None
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:  # of the local file
                 raise
-            if attempt == TRIES - 1:
-                raise OSError(f"{url} does not answer after {TRIES} tries ({_one_line(error)}).") from None
-            time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # apart from the other workers
-    raise AssertionError("the last try has returned or raised")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+            if number == TRIES - 1:
+                raise OSError(f"{url} does not answer after {TRIES} tries ({one_line(error)}).") from None
+            # The random part keeps workers from retrying at the same moment.
+            time.sleep(FIRST_WAIT * 2**number * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable: the last try returns or raises")

@@ -1,4 +1,4 @@
-"""Writes files atomically, on local disks and behind fsspec URLs."""
+"""Writes files atomically, on local disks and behind fsspec URLs: a file that exists is complete."""
 
 from __future__ import annotations
 
@@ -12,60 +12,50 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from blipcore.io.storage import FULL, UNKNOWN, AnyPath, Remote, _file_system, _has_folders, list_names
-
-
-@contextmanager
-def _told_where(path: str | Path) -> Iterator[None]:
-    """Says which disk it is when one is full, which a write by itself does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL and error.filename is None:
-            error.filename = str(path)
-        raise
+from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename, list_names, name_full_disk
 
 
 @contextmanager
 def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
-    """A file that appears under `path`, in a folder that is there, only when the block has ended well."""
-    # a name of its own for every attempt: a worker that outlives its run can then never publish a half of ours
+    """Open a file for writing that appears at `path` only if the block raises no error; its folder must exist."""
+    # The random part keeps a worker that outlives its run from publishing half of a file of the next run.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     if isinstance(path, Remote):
-        with _uploaded(path, temporary) as file:
+        with _upload_when_complete(path, temporary.name) as file:
             yield file
         return
     try:
-        with _told_where(path), open(temporary, "xb") as file:
+        with name_full_disk(path), open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in UNKNOWN:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
     finally:
         os.close(folder)
 
 
 @contextmanager
-def _uploaded(path: Remote, temporary: Remote) -> Iterator[BinaryIO]:
+def _upload_when_complete(path: Remote, temporary_name: str) -> Iterator[BinaryIO]:
     with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
-        with _told_where(file.name):
-            yield file  # type: ignore[misc]
+        with name_full_disk(file.name):
+            yield file.file
             file.flush()
-        if not path._ask(lambda fs, _: _has_folders(fs)):
-            path._ask(lambda fs, target: fs.put_file(file.name, target))  # an object is there when it is complete
+        if not path.request(lambda fs, _: can_rename(fs)):
+            path.upload(file.name)  # an object appears when its upload is complete
             return
+        temporary = path.with_name(temporary_name)
         try:
-            temporary._ask(lambda fs, target: fs.put_file(file.name, target))
-            temporary._ask(lambda fs, source: fs.mv(source, _file_system(path.url)[1]))
+            temporary.upload(file.name)
+            temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -111,7 +101,7 @@ def _remove(path: Path) -> None:
 
 
 def remove_temporary_files(folder: AnyPath, targets: Iterable[str] | None = None) -> None:
-    """Remove temporary files that a killed run has left in `folder`: all, or those that were to become `targets`."""
+    """Remove the temporary files of killed runs in `folder`: all, or those for the file names `targets`."""
     wanted = None if targets is None else set(targets)
     for name in list_names(folder):
         if name.startswith(".") and name.endswith(".tmp") and (wanted is None or name[1:-13] in wanted):

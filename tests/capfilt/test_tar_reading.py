@@ -1,0 +1,196 @@
+"""The filter and the trainer read every tar in the same way: pictures, texts and defects."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from blipcore.data.shard_datasets import ShardSetDataset, open_dataset
+from blipcore.io.samples import read_samples
+from blipcore.io.tars import TarProblem
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
+
+BLOCK = 512
+
+
+def picture(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED, BLUE, GREEN = picture("red"), picture("blue"), picture("green")
+
+
+def header(name: str, size: int, kind: bytes = b"0", link: str = "") -> bytes:
+    """A ustar header, written by hand: `tarfile` refuses to write what these tests need."""
+    fields = [
+        name.encode().ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,
+        b"%011o\0" % size + b"00000000000\0",
+        b" " * 8 + kind + link.encode().ljust(100, b"\0"),
+        b"ustar\x0000",
+    ]
+    block = bytearray(b"".join(fields).ljust(BLOCK, b"\0"))
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
+    return header(name, len(data), kind) + padded(data)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BLOCK)
+
+
+def pax(name: str, value: str) -> bytes:
+    """An extended header for the next member."""
+    record = f" {name}={value}\n"
+    length = len(record) + len(str(len(record) + 3))
+    return member("././@PaxHeader", f"{length}{record}".encode(), b"x")
+
+
+FIRST = member("0.png", RED) + member("0.txt", b"a red square")
+LAST = member("2.png", GREEN) + member("2.txt", b"a green square")
+END = bytes(2 * BLOCK)
+LONG = "folder/" * 20 + "1"
+DAMAGED = bytearray(member("1.png", BLUE))
+DAMAGED[2] ^= 1  # 1.png -> another name, which the checksum does not fit
+
+
+class Case(NamedTuple):
+    """A tar, the keys of its samples besides "0", and its defects."""
+
+    tar: bytes
+    keys: list[str]
+    reasons: list[str] = []
+
+
+TEXT = member("1.txt", b"a blue square")
+CASES = {
+    "plain ustar": Case(FIRST + member("1.png", BLUE) + TEXT + LAST + END, ["1", "2"]),
+    "GNU long name": Case(
+        FIRST
+        + member("././@LongLink", f"{LONG}.png\0".encode(), b"L")
+        + member("short.png", BLUE)
+        + member("././@LongLink", f"{LONG}.txt\0".encode(), b"L")
+        + member("short.txt", b"a blue square")
+        + LAST
+        + END,
+        [LONG, "2"],
+    ),
+    "pax path": Case(
+        FIRST
+        + pax("path", f"{LONG}.png")
+        + member("short.png", BLUE)
+        + pax("path", f"{LONG}.txt")
+        + member("short.txt", b"a blue square")
+        + LAST
+        + END,
+        [LONG, "2"],
+    ),
+    # as for a member of more than 8 GiB, whose size does not fit the header
+    "pax size": Case(
+        FIRST + pax("size", str(len(BLUE))) + header("1.png", 0) + padded(BLUE) + TEXT + LAST + END, ["1", "2"]
+    ),
+    "absolute name": Case(
+        FIRST + member("/1.png", BLUE) + member("/1.txt", b"x") + LAST + END, ["2"], ["unsafe_name", "unsafe_name"]
+    ),
+    "name with ..": Case(
+        FIRST + member("../1.png", BLUE) + member("a/../1.txt", b"x") + LAST + END,
+        ["2"],
+        ["unsafe_name", "unsafe_name"],
+    ),
+    "contiguous file": Case(FIRST + member("1.png", BLUE, b"7") + TEXT + LAST + END, ["1", "2"]),
+    "links": Case(
+        FIRST + header("1.png", 0, b"1", "0.png") + header("3.png", 0, b"2", "0.png") + LAST + END,
+        ["2"],
+        ["link_member", "link_member"],
+    ),
+    "bad checksum": Case(FIRST + bytes(DAMAGED) + TEXT + LAST + END, [], ["corrupt_tar"]),
+    "truncated member": Case(FIRST + LAST + TEXT + header("1.png", 4000) + BLUE, ["2"], ["truncated_tar"]),
+    "truncated header": Case(FIRST + LAST + header("1.png", 4000)[:100], ["2"], ["truncated_tar"]),
+    "no end mark": Case(FIRST + member("1.png", BLUE) + TEXT, ["1"], ["truncated_tar"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_filter_and_the_trainer_read_the_same_pictures_and_texts(
+    name: str, tmp_path: Path, tiny_blip: Path
+) -> None:
+    case = CASES[name]
+    (tmp_path / "00000.tar").write_bytes(case.tar)
+    problems: list[TarProblem] = []
+    read = {s.key: s.image for s in read_samples(tmp_path / "00000.tar", problems) if s.error is None}
+    assert list(read) == ["0", *case.keys]
+    assert [problem.reason for problem in problems] == case.reasons
+
+    dataset = open_dataset(tmp_path)
+    entries = dataset.load(0)
+    assert {entry.key: dataset.read(0, entry) for entry in entries} == read
+    assert all(reason in dataset.problems["00000.tar"] for reason in case.reasons) and isinstance(
+        dataset, ShardSetDataset
+    )
+    assert bool(dataset.problems) == bool(case.reasons)
+
+    config = FilterConfig(data=str(tmp_path), model=str(tiny_blip), threshold=0.0, dtype="fp32", device="cpu")
+    filtered = Path(filter_shards(config, progress=False)["out"])
+    rows = pq.read_table(filtered / "00000.parquet").to_pylist()
+    kept = {row["key"]: row["text"] for row in rows if row["keep"]}
+    assert kept == {entry.key: entry.texts[0] for entry in entries}
+    counts = sum(1 for row in rows if row["reason"].startswith("undecodable"))
+    assert counts == (1 if name == "truncated member" else 0)
+
+    retrained = open_dataset(filtered)
+    assert {entry.key: (entry.texts, retrained.read(0, entry)) for entry in retrained.load(0)} == {
+        entry.key: (entry.texts, read[entry.key]) for entry in entries
+    }
+
+
+def test_the_filter_and_the_trainer_choose_the_same_text(tmp_path: Path, tiny_blip: Path) -> None:
+    """The text is the first of `.txt`, the JSON's caption and the table's caption that is not blank."""
+    texts: dict[str, tuple[str | None, str | None, str | None, str]] = {
+        "all": ("one red tree", "two", "three", "one red tree"),
+        "json": (None, "two dogs", "three", "two dogs"),
+        "table": (None, None, "three cats", "three cats"),
+        "blank": (" \n", "", "a cat", "a cat"),
+        "spaces": ("\t a tree on the left \n", None, "three", "\t a tree on the left \n"),
+        "no caption": (None, None, " ", ""),
+    }
+    tar = b""
+    for key, (text, caption, _, _) in texts.items():
+        tar += member(f"{key}.png", BLUE)
+        tar += b"" if text is None else member(f"{key}.txt", text.encode())
+        tar += b"" if caption is None else member(f"{key}.json", f'{{"caption": "{caption}"}}'.encode())
+    (tmp_path / "00000.tar").write_bytes(tar + END)
+    table = {"key": list(texts), "caption": [text[2] for text in texts.values()], "status": ["ok"] * len(texts)}
+    pq.write_table(pa.table(table), tmp_path / "00000.parquet")
+
+    config = FilterConfig(data=str(tmp_path), model=str(tiny_blip), threshold=0.0, dtype="fp32", device="cpu")
+    filtered = Path(filter_shards(config, progress=False)["out"])
+    rows = {row["key"]: row for row in pq.read_table(filtered / "00000.parquet").to_pylist()}
+    expected = {key: text[3] for key, text in texts.items() if key != "no caption"}
+    # Stored as written; whoever compares or tokenises a text strips it.
+    assert {key: row["text"] for key, row in rows.items() if row["keep"]} == expected
+    assert rows["no caption"]["reason"] == "no_text"
+    for folder in (tmp_path, filtered):
+        trained = {entry.key: entry.texts for entry in open_dataset(folder).load(0)}
+        assert trained == {key: (text.strip(),) for key, text in expected.items()}
+
+
+def test_a_text_that_the_table_denies_is_reported_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(FIRST + LAST + END)
+    pq.write_table(
+        pa.table({"key": ["0", "2"], "caption": ["a text", None], "status": ["ok", "ok"]}), tmp_path / "00000.parquet"
+    )
+    dataset = open_dataset(tmp_path)
+    assert [entry.texts for entry in dataset.load(0)] == [("a red square",)]
+    assert dataset.problems == {"00000.parquet": "1 pictures have a text in the tar alone and are not used"}
