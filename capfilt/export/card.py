@@ -1,4 +1,4 @@
-"""What a filtered folder's manifests know -> README.md of an export: a data set card as the hub shows it."""
+"""The dataset card of an export: README.md with counts, models and settings, in the Hugging Face hub's format."""
 
 from __future__ import annotations
 
@@ -8,84 +8,117 @@ from typing import Any
 import yaml
 
 from blipcore.io.storage import resolve_reference
-from capfilt.filter.decide import Best
-from capfilt.filter.filtered_set import Dataset
-from capfilt.shards.format import read_manifest
+from capfilt.filter.decide import BestTexts
+from capfilt.filter.filtered_set import FilteredSet
+from capfilt.shards.manifest import read_manifest
 
-READ = {
-    "webdataset": "Tar shards of `key.jpg`, `key.txt` (the text that the filter likes best) and `key.json`; "
-    "open_clip trains on them with `--dataset-type webdataset --train-data 'DIR/{00000..NNNNN}.tar'` (webdataset up to "
-    "0.2.86, as it asks for).",
-    "parquet": "Parquet with the pictures inside: `datasets.load_dataset('DIR')`.",
-    "json": "`pairs.json`, one row a text, paths relative to this folder: BLIP's own lists.",
+USAGE = {
+    "webdataset": "Tar shards with `key.jpg`, `key.txt` (the text with the highest ITM) and `key.json` (the best text "
+    "of each source, with scores). Train open_clip on them with `--dataset-type webdataset --train-data "
+    "'DIR/{00000..NNNNN}.tar'`; open_clip needs webdataset 0.2.86 or older.",
+    "parquet": "Parquet files that contain the pictures. Load them with `datasets.load_dataset('DIR')`.",
+    "json": "`pairs.json` has one row per text, in the format of BLIP's annotation files. Paths are relative to this "
+    "folder.",
 }
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-SIZES += ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
+# Upper bounds and names of the hub's size categories.
+SIZE_CATEGORIES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
+)
 
 
-def card(data: Dataset, form: str, counts: dict[str, int], decontaminated: list[str], licence: str | None) -> str:
-    """The card in Markdown, with the front matter that the hub reads."""
-    size = next((name for limit, name in SIZES if counts["exported"] < limit), "n>1B")
-    front: dict[str, Any] = {"task_categories": ["image-to-text"], "size_categories": [size], "tags": ["capfilt"]}
-    if licence:
-        front["license"] = licence
-    limits = ", ".join(f"{name.upper()} >= {least:g}" for name, least in data.limits.items())
+def dataset_card(
+    data: FilteredSet, form: str, counts: dict[str, int], decontaminated: list[str], licence: str | None
+) -> str:
+    """Return the card as Markdown with YAML front matter.
+
+    `counts` are those of the export, `decontaminated` the folders of evaluation pictures.
+    """
+    limits = ", ".join(f"{name.upper()} >= {limit:g}" for name, limit in data.limits.items())
     lines = [
         f"# {data.folder.name}",
         "",
-        "Image-text pairs that a filter calls matched: texts from the web and written by a captioner (CapFilt, BLIP,",
-        f"arXiv 2201.12086). Kept: {limits}.",
+        "Image-text pairs filtered with CapFilt (BLIP, arXiv 2201.12086): texts from the web and synthetic captions,",
+        f"kept where picture and text match. Limits: {limits}.",
         "",
-        READ[form],
+        USAGE[form],
         "",
         "| | pictures | texts |",
         "|---|---|---|",
-        f"| here | {counts['exported']:,} | {counts['texts']:,} |",
-        f"| left out: looks like a picture of an evaluation set | {counts['contaminated']:,} | |",
-        f"| left out: no longer in its shard | {counts['missing']:,} | |",
+        f"| exported | {counts['exported']:,} | {counts['texts']:,} |",
+        f"| left out: copy of an evaluation picture | {counts['contaminated']:,} | |",
+        f"| left out: missing from its shard | {counts['missing']:,} | |",
         "",
-        "| text source | judged | kept |",
+        "| text source | texts | kept |",
         "|---|---|---|",
+        *_source_rows(data),
+        "",
+        "## How it was made",
+        "",
+        *_steps(data, limits),
     ]
-    judged: dict[str, list[int]] = {}
-    for name, number in data.manifest.get("counts", {}).items():
-        source, _, reason = name.partition("/")
-        of_source = judged.setdefault(source, [0, 0])
-        of_source[0] += number
-        of_source[1] += number if reason == "kept" else 0
-    lines += [f"| {source} | {all_:,} | {kept:,} |" for source, (all_, kept) in sorted(judged.items())]
-    lines += ["", "## How it was made", ""]
-    for parent in data.manifest.get("parents", []):
-        made = read_manifest(resolve_reference(data.folder, parent)) or {}
-        settings = made.get("config", {})
-        told = [
-            f"`{name}`: {settings[name]}"
-            for name in ("fingerprint", "generate", "chat", "clip", "dtype")
-            if settings.get(name)
-        ]
-        model = f" by {made['model']}" if "model" in made else ""
-        lines.append(f"- {made.get('stage', 'unknown')}{model}, {made.get('created_by', '')}: {'; '.join(told)}")
-    limits += _best(data.best)
-    lines.append(f"- filter, {data.manifest.get('created_by', '')}: sources {', '.join(data.sources)}; {limits}")
     if decontaminated:
-        lines.append(f"- decontaminated against {', '.join(f'`{path}`' for path in decontaminated)}")
+        folders = ", ".join(f"`{folder}`" for folder in decontaminated)
+        lines.append(f"- decontamination: no copies, exact or near, of the pictures in {folders}")
     lines += [
         "",
         "## Rights",
         "",
-        f"Licence of texts and pictures: {licence or 'not stated; they belong to whoever published them'}.",
-        "The column `url` says where each picture came from. Hosts that opted out of machine learning by HTTP header",
-        "were left out by `capfilt download`; the tables beside the shards name them (status `opted_out`).",
+        f"Licence of texts and pictures: {licence or 'not stated; the rights remain with their publishers'}.",
+        "The column `url` gives the origin of each picture. `capfilt download` skips pictures whose host opts out of",
+        "machine learning by HTTP header; the tables of the shard set list them with the status `opted_out`.",
         "",
     ]
     text = "\n".join(lines)
-    if form == "parquet":
-        # a name of its own: `datasets` gives what it has cached for a folder as long as the name is the same
-        name = f"{data.folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        front["configs"] = [{"config_name": name, "data_files": "*.parquet"}]
+    front = _front_matter(data, form, counts["exported"], licence, text)
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}"
 
 
-def _best(best: Best) -> str:
-    whose = "picture" if best.across else "source for a picture"
-    return f"; of each {whose} the best {best.number} by {best.by.upper()}" if best.number else ""
+def _source_rows(data: FilteredSet) -> list[str]:
+    """Return a table row per source with all texts and kept texts."""
+    totals: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for name, number in data.manifest.get("counts", {}).items():
+        source, _, reason = name.partition("/")
+        totals[source] = totals.get(source, 0) + number
+        kept[source] = kept.get(source, 0) + (number if reason == "kept" else 0)
+    return [f"| {source} | {totals[source]:,} | {kept[source]:,} |" for source in sorted(totals)]
+
+
+def _steps(data: FilteredSet, limits: str) -> list[str]:
+    """Return a line per step: captioning and scoring from the parent manifests, then the filter."""
+    lines = []
+    for parent in data.manifest.get("parents", []):
+        manifest = read_manifest(resolve_reference(data.folder, parent)) or {}
+        settings = manifest.get("config", {})
+        shown = ("fingerprint", "generate", "chat", "clip", "dtype")
+        described = "; ".join(f"`{name}`: {settings[name]}" for name in shown if settings.get(name))
+        model = f" with {manifest['model']}" if "model" in manifest else ""
+        lines.append(f"- {manifest.get('stage', 'unknown')}{model}, {manifest.get('created_by', '')}: {described}")
+    rule = f"sources {', '.join(data.sources)}; {limits}{_best_rule(data.best)}"
+    return [*lines, f"- filter, {data.manifest.get('created_by', '')}: {rule}"]
+
+
+def _best_rule(best: BestTexts) -> str:
+    if not best.number:
+        return ""
+    group = "picture" if best.across_sources else "picture and source"
+    return f"; the best {best.number} per {group} by {best.score.upper()}"
+
+
+def _front_matter(data: FilteredSet, form: str, pictures: int, licence: str | None, text: str) -> dict[str, Any]:
+    size = next((name for bound, name in SIZE_CATEGORIES if pictures < bound), "n>1B")
+    front: dict[str, Any] = {"task_categories": ["image-to-text"], "size_categories": [size], "tags": ["capfilt"]}
+    if licence:
+        front["license"] = licence
+    if form == "parquet":
+        # `datasets` reuses its cache of a folder as long as the config name is the same, so another export into the
+        # same folder needs another name.
+        name = f"{data.folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        front["configs"] = [{"config_name": name, "data_files": "*.parquet"}]
+    return front

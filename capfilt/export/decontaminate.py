@@ -1,4 +1,4 @@
-"""Pictures that an export must leave out: exact copies and near copies of a test set."""
+"""Decontamination: finds pictures that are copies of evaluation pictures, exact or near."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from capfilt.pictures.decode import DecodeError, difference_hash
 from capfilt.pictures.look_alikes import LookAlikes
 
 
-class Forbidden:
-    """Pictures of evaluation sets, by their bytes and by how they look: `image in forbidden`.
+class EvaluationPictures:
+    """The pictures below some folders: `image in evaluation_pictures` is True for the bytes of a copy.
 
-    Of a picture that is nearly all one colour the difference hash says too little: it is known by its bytes alone.
+    Exact copies are found by SHA-256, near copies by difference hash. Pictures of nearly one colour are compared by
+    SHA-256 only, because their difference hashes are all alike. Raises FileNotFoundError for a missing folder.
     """
 
     def __init__(self, folders: Iterable[str]) -> None:
-        looks = dict(look for folder in folders for look in _looks_below(Path(folder)))
-        self.digests, self.alikes = set(looks), LookAlikes(looks.values())
+        hashes = dict(pair for folder in folders for pair in _hash_pictures(Path(folder)))
+        self.digests, self.look_alikes = set(hashes), LookAlikes(hashes.values())
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -31,16 +32,18 @@ class Forbidden:
         if hashlib.sha256(image).digest() in self.digests:
             return True
         try:
-            return difference_hash(image) in self.alikes
+            return difference_hash(image) in self.look_alikes
         except DecodeError:
-            return False  # it was scored, so it could be read: whatever it is, no evaluation set shows it
+            # A picture with kept texts could be decoded when it was scored; one that cannot be now is no copy.
+            return False
 
 
-def _looks_below(folder: Path) -> Iterator[tuple[bytes, str]]:
-    """SHA-256 and difference hash of each picture in a folder."""
+def _hash_pictures(folder: Path) -> Iterator[tuple[bytes, str]]:
+    """Yield SHA-256 and difference hash of each picture below a folder; skips files that cannot be decoded."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of pictures at {folder}.")
     for path in sorted(folder.rglob("*")):
         if path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES and path.is_file():
+            data = path.read_bytes()
             with suppress(DecodeError):
-                yield hashlib.sha256(data := path.read_bytes()).digest(), difference_hash(data)
+                yield hashlib.sha256(data).digest(), difference_hash(data)

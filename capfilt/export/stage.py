@@ -15,7 +15,6 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Literal
 from unicodedata import normalize
 
@@ -31,10 +30,10 @@ from capfilt.engine.worker import Worker
 from capfilt.export.card import dataset_card
 from capfilt.export.decontaminate import EvaluationPictures
 from capfilt.filter.filtered_set import FilteredSet
-from capfilt.shards.format import suffix_of, write_shard
+from capfilt.shards.format import picture_suffix, write_shard
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
-from capfilt.shards.tables import counts_of_each, read_table, write_table
+from capfilt.shards.tables import read_footer_counts, read_table, write_table
 
 Format = Literal["webdataset", "parquet", "json"]
 EXPORTED, CONTAMINATED, MISSING = "exported", "contaminated", "missing"
@@ -135,7 +134,7 @@ class ExportStage:
             rows: list[dict[str, Any]] = []
             for picture, texts in pictures:
                 key = _export_key(shard, picture)
-                image = {"bytes": picture.image, "path": f"{key}.{suffix_of(picture.image)}"}
+                image = {"bytes": picture.image, "path": f"{key}.{picture_suffix(picture.image)}"}
                 rows.append({"image": image, "key": key, **self._columns(texts)})
                 if len(rows) == ROW_GROUP_ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
@@ -161,7 +160,7 @@ class ExportStage:
         """Write images and the shard's part of pairs.json, one JSON object per line."""
         lines, folders, names = io.StringIO(), set[AnyPath](), set[str]()
         for picture, texts in pictures:
-            name = _unused_name(f"images/{shard}/{picture.key}", f".{suffix_of(picture.image)}", names)
+            name = _unused_name(f"images/{shard}/{picture.key}", f".{picture_suffix(picture.image)}", names)
             path = self.folder / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +203,7 @@ def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, A
             stage, own_shards, workers=config.workers, device="cpu", engine=config.engine, progress=progress
         )
         indexes = {shard: stage.output(shard) for shard in shards}
-        counts = manifest.settle(indexes, own_shards, result.failed, changed=result.done > 0)
+        counts = manifest.record_run(indexes, own_shards, result.failed, changed=result.done > 0)
         if len(existing(indexes.values())) == len(shards):
             _finish(config, data, folder, indexes, counts)
     return {
@@ -224,7 +223,7 @@ def _finish(
         _join_lists(folder, list(indexes))
     if config.format == "webdataset":
         # open_clip reads the number of pictures from here if --train-num-samples is not given.
-        shard_counts = zip(indexes, counts_of_each(indexes.values()), strict=True)
+        shard_counts = zip(indexes, read_footer_counts(indexes.values()), strict=True)
         sizes = {f"{shard}.tar": counts_of_shard[EXPORTED] for shard, counts_of_shard in shard_counts}
         write_json(folder / "sizes.json", sizes)
     write_text(folder / "README.md", dataset_card(data, config.format, counts, config.decontaminate, config.licence))
@@ -243,13 +242,12 @@ def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
 
     Names are compared as file systems of macOS and Windows do: without case and in one Unicode form.
     """
-    for number in count(1):
-        name = f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}"
-        folded = normalize("NFC", name.casefold())
-        if folded not in names:
-            names.add(folded)
-            return name
-    raise AssertionError("count() never ends")
+    name, number = f"{stem}{suffix}", 1
+    while normalize("NFC", name.casefold()) in names:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    names.add(normalize("NFC", name.casefold()))
+    return name
 
 
 def _join_lists(folder: AnyPath, shards: list[str]) -> None:

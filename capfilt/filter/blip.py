@@ -1,4 +1,4 @@
-"""BLIP's ITM and ITC heads as a scorer."""
+"""The scorer for BLIP's ITM and ITC heads."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from blipcore.checkpoints.load import load_model
 from blipcore.data.transforms import eval_transform
 from blipcore.device import Backend, Dtype, stack_on
-from blipcore.inference.prepare import for_inference, keep_memory
+from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
 from blipcore.io.hub import fingerprint
 from blipcore.model.attention import ImageKV
-from blipcore.model.tokenizer import clean_caption
-from capfilt.filter.scorer import BLIP_COLUMNS, ROWS, FirstToken, by_picture
+from blipcore.model.tokenizer import TEXT_TOKENS, clean_caption
+from capfilt.filter.scorer import BLIP_COLUMNS, PAIRS_PER_PASS, FirstToken, group_by_picture
 
-TEXT_TOKENS = 35  # official ITM text budget, first token and [SEP] included
-CPU_ROWS = 16  # pairs a forward pass on a CPU, which is no faster with more: fewer differ less in length
+# On a CPU larger batches are no faster, and texts of a small batch differ less in length, which saves padding.
+CPU_PAIRS_PER_PASS = 16
 
 
 class BlipScorer:
-    """BLIP's ITM and ITC heads.
+    """Probability of BLIP's ITM head and cosine of its ITC features.
 
-    The ITM text starts with [ENC], as in training, retrieval evaluation and LAVIS; the official demo class and Hugging
-    Face leave [CLS] there, which `first_token="cls"` reproduces. The two give different numbers.
+    The ITM text starts with [ENC], as in training, retrieval evaluation and LAVIS. The official demo class and Hugging
+    Face start it with [CLS], which gives other scores; `first_token="cls"` reproduces them.
     """
 
     columns = BLIP_COLUMNS
@@ -45,33 +45,36 @@ class BlipScorer:
         self.fingerprint = fingerprint(model, tokenizer)
         self.first_token: FirstToken = first_token
         self.device = device
-        self.rows = CPU_ROWS if torch.device(device).type == "cpu" else ROWS
+        self.pairs_per_pass = CPU_PAIRS_PER_PASS if torch.device(device).type == "cpu" else PAIRS_PER_PASS
         blip, self.tokenizer = load_model(model, needs=("itm", "itc", "encode"), tokenizer=tokenizer)
-        self.model = for_inference(blip, device, dtype, backend)
+        self.model = prepare_for_inference(blip, device, dtype, backend)
         if device == "cpu":
-            keep_memory()
+            keep_freed_memory()
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
         self.prepare = eval_transform(blip.config.vision.image_size)
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """ITM probability and ITC cosine of the texts of (3, S, S) pixel tensors."""
-        pixels = stack_on(inputs, self.device)
-        flat = [clean_caption(text) for of_picture in texts for text in of_picture]  # R rows
-        ids, mask = self.tokenizer(flat, self.max_length)  # (R, L)
+        """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""
+        images = stack_on(inputs, self.device)
+        flat_texts = [clean_caption(text) for picture_texts in texts for text in picture_texts]  # R texts
+        ids, mask = self.tokenizer(flat_texts, self.max_length)  # (R, L)
         lengths = mask.sum(1)
-        picture = torch.tensor([b for b, of_picture in enumerate(texts) for _ in of_picture], dtype=torch.long)
-        itm, itc = torch.zeros(len(flat)), torch.zeros(len(flat))
-        image_embeds = self.model.encode_image(pixels)  # (B, N, W)
+        # image of each text (R,)
+        image_index = torch.tensor(
+            [b for b, picture_texts in enumerate(texts) for _ in picture_texts], dtype=torch.long
+        )
+        itm, itc = torch.zeros(len(flat_texts)), torch.zeros(len(flat_texts))
+        image_embeds = self.model.encode_image(images)  # (B, N, W)
         image_feat = self.model.image_feat(image_embeds)  # (B, E)
         kv = self.model.text.image_kv(image_embeds, text_tokens=int(lengths.sum()) / len(inputs))
-        # texts of like length share a forward pass, so that little of it is padding
-        for rows in lengths.argsort(stable=True).split(self.rows):
-            of = picture[rows].to(self.device)
-            some = [part[rows, : lengths[rows[-1]]].to(self.device) for part in (ids, mask)]
-            itm[rows] = self._itm(*some, kv.select(of))
-            itc[rows] = (self._text_feat(*some) * image_feat[of]).sum(-1).float().cpu()
-        return {"itm": by_picture(itm.tolist(), texts), "itc": by_picture(itc.tolist(), texts)}
+        # Texts of similar length share a forward pass, which saves padding.
+        for rows in lengths.argsort(stable=True).split(self.pairs_per_pass):
+            images_of_rows = image_index[rows].to(self.device)
+            row_ids, row_mask = (part[rows, : lengths[rows[-1]]].to(self.device) for part in (ids, mask))
+            itm[rows] = self._itm(row_ids, row_mask, kv.select(images_of_rows))
+            itc[rows] = (self._text_feat(row_ids, row_mask) * image_feat[images_of_rows]).sum(-1).float().cpu()
+        return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
 
     def _itm(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
         if self.first_token == "enc":

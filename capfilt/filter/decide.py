@@ -1,7 +1,8 @@
-"""Scores and least values in, a reason for every text out; tables alone, a million texts in a second or two.
+"""Decides which texts to keep: a table of scores and limits in, a reason per row out.
 
-`decide` is the middle step of `capfilt filter`. `hangs_on_itm` says which texts another ITM threshold could keep or
-drop, so that a report, or whoever chooses a threshold, can count without deciding anew.
+`decide` is the middle step of `capfilt filter`. It reads tables only, about a million rows per second.
+`decided_by_itm` finds the rows whose verdict depends on the ITM threshold alone, so that a report or a search for a
+threshold can count kept texts without calling `decide` again.
 """
 
 from __future__ import annotations
@@ -12,107 +13,120 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capfilt.filter.texts import clean
+from capfilt.filter.texts import as_one_array, clean_texts
 
 KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
 ITM_BELOW = "itm<"
 
 
-class Best(NamedTuple):
-    """Which of a picture's texts may stay: the `number` of highest score `by`, of each source or `across` them."""
+class BestTexts(NamedTuple):
+    """Limit on the texts kept per picture: the `number` with the highest `score`."""
 
-    number: int = 0  # 0 is all
-    by: str = "itm"
-    across: bool = False
+    # 0 keeps all
+    number: int = 0
+    score: str = "itm"
+    # rank all texts of a picture together, not each source alone
+    across_sources: bool = False
 
 
-def decide(scores: pa.Table, limits: dict[str, float], best: Best = Best()) -> pa.Array:  # noqa: B008 - immutable
-    """The reason of each row of a table of scores: "kept", or the first of these that holds.
+ALL_TEXTS = BestTexts()
 
-    `undecodable: <why>` · `no_text`: there is none, or nothing of it is left after BLIP's cleaning · `duplicate`: an
-    earlier text of the picture is the same after cleaning · `itm<0.5`: the first score below its least value ·
-    `not_best`: the picture has `best.number` better ones. Which are best is settled among the texts that no other
-    limit drops, before ITM's: where the best one's ITM is too low, no other takes its place.
+
+def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEXTS) -> pa.StringArray:
+    """Return the reason of each row of a score table: "kept", or the first of these that applies.
+
+    - `undecodable: <error>`: the picture cannot be decoded.
+    - `no_text`: the text is missing, or empty after BLIP's cleaning.
+    - `duplicate`: an earlier text of the picture is the same after cleaning.
+    - `itm<0.5`: the score is below its limit; the first such score in the order of `limits`.
+    - `not_best`: the picture has `best.number` better texts.
+
+    Texts are ranked for `not_best` after all limits except that of ITM. If the best text then fails the ITM limit, no
+    other text replaces it.
     """
     scores = scores.combine_chunks()
-    words, error = clean(scores["text"]), scores["error"].cast(pa.string())
-    unusable, empty = pc.is_valid(error), pc.equal(words, "")
-    ready = ~_mask(unusable) & ~_mask(empty)
+    cleaned, error = clean_texts(scores["text"]), scores["error"].cast(pa.string())
+    undecodable, empty = pc.is_valid(error), pc.equal(cleaned, "")
+    usable = ~_to_mask(undecodable) & ~_to_mask(empty)
     cases = [
-        (unusable, pc.binary_join_element_wise(UNDECODABLE, pc.fill_null(error, ""), "")),
+        (undecodable, pc.binary_join_element_wise(UNDECODABLE, pc.fill_null(error, ""), "")),
         (empty, pa.scalar(NO_TEXT)),
-        (pa.array(_said_before(scores["key"], words, ready)), pa.scalar(DUPLICATE)),
+        (pa.array(_find_duplicates(scores["key"], cleaned, usable)), pa.scalar(DUPLICATE)),
     ]
-    for name, least in limits.items():
-        cases.append(
-            (pa.array(~(_values(scores[name]) >= least)), pa.scalar(f"{name}<{as_typed(least)}"))
-        )  # also not a number
-    masks, names = zip(*cases, strict=True)
-    reasons = _one_array(pc.case_when(pc.make_struct(*masks), *names, pa.scalar(KEPT)))
+    # A NaN score passes no comparison, so it counts as below the limit.
+    passes = {name: _to_floats(scores[name]) >= limit for name, limit in limits.items()}
+    for name, limit in limits.items():
+        cases.append((pa.array(~passes[name]), pa.scalar(f"{name}<{format_threshold(limit)}")))
+    masks, reasons_by_case = zip(*cases, strict=True)
+    reasons = as_one_array(pc.case_when(pc.make_struct(*masks), *reasons_by_case, pa.scalar(KEPT)))
     if best.number:
-        open_to_itm = pc.or_(pc.equal(reasons, KEPT), pc.starts_with(reasons, ITM_BELOW))
-        for name, least in limits.items():  # a row that fails another limit after ITM's too
+        candidates = _to_mask(pc.or_(pc.equal(reasons, KEPT), pc.starts_with(reasons, ITM_BELOW)))
+        # The reason names the first limit only: a row below the ITM limit may fail another one too.
+        for name in limits:
             if name != "itm":
-                open_to_itm = pc.and_(open_to_itm, pa.array(_values(scores[name]) >= least))
-        beaten = pa.array(~among_best(scores, _mask(open_to_itm), best))
-        reasons = pc.if_else(pc.and_(beaten, pc.equal(reasons, KEPT)), NOT_BEST, reasons)
+                candidates &= passes[name]
+        not_best = pa.array(~select_best(scores, candidates, best))
+        reasons = pc.if_else(pc.and_(not_best, pc.equal(reasons, KEPT)), NOT_BEST, reasons)
     return reasons
 
 
-def as_typed(threshold: float) -> str:
-    """A threshold in all its digits, to be typed again: ITM crowds at 1, and 0.999999 is not 1."""
+def format_threshold(threshold: float) -> str:
+    """Format a threshold with as many digits as it takes to read the same number back.
+
+    ITM scores crowd at 1, where `0.999999:g` would become 1.
+    """
     short = f"{threshold:g}"
     return short if float(short) == threshold else repr(float(threshold))
 
 
-def among_best(scores: pa.Table, rows: np.ndarray, best: Best) -> np.ndarray:
-    """Of the `rows` (a mask), those that are `best` of their picture; the earlier of equals."""
-    places = np.flatnonzero(rows)
-    key, source = (_codes(scores[name])[places] for name in ("key", "source"))
-    source = np.zeros_like(source) if best.across else source
-    order = np.lexsort((places, -_values(scores[best.by])[places], source, key))
+def select_best(scores: pa.Table, candidates: np.ndarray, best: BestTexts) -> np.ndarray:
+    """Return a mask of the best `candidates` (a mask) of each picture; of equal scores, the earlier row."""
+    rows = np.flatnonzero(candidates)
+    key, source = (_to_codes(scores[name])[rows] for name in ("key", "source"))
+    source = np.zeros_like(source) if best.across_sources else source
+    order = np.lexsort((rows, -_to_floats(scores[best.score])[rows], source, key))
     group = key[order] * (source.max(initial=0) + 1) + source[order]
     first = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-    found = np.zeros(len(rows), bool)
-    found[places[order[rank < best.number]]] = True
-    return found
+    selected = np.zeros(len(candidates), bool)
+    selected[rows[order[rank < best.number]]] = True
+    return selected
 
 
-def hangs_on_itm(filtered: pa.Table, limits: dict[str, float], best: Best = Best()) -> np.ndarray:  # noqa: B008
-    """Mask of the rows of a filtered table that are kept exactly if their ITM reaches the threshold, whatever it is."""
+def decided_by_itm(filtered: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEXTS) -> np.ndarray:
+    """Return a mask of the rows of a filtered table that are kept if and only if ITM reaches the threshold.
+
+    The mask is the same for every ITM threshold.
+    """
     reason = filtered["reason"]
-    settled = pc.or_(pc.is_in(reason, pa.array([NO_TEXT, DUPLICATE])), pc.starts_with(reason, UNDECODABLE))
-    rows = ~_mask(settled)
-    for name, least in limits.items():
+    excluded = pc.or_(pc.is_in(reason, pa.array([NO_TEXT, DUPLICATE])), pc.starts_with(reason, UNDECODABLE))
+    rows = ~_to_mask(excluded)
+    for name, limit in limits.items():
         if name != "itm":
-            rows &= _values(filtered[name]) >= least
-    rows = among_best(filtered, rows, best) if best.number else rows
-    return rows & ~np.isnan(_values(filtered["itm"]))
+            rows &= _to_floats(filtered[name]) >= limit
+    rows = select_best(filtered, rows, best) if best.number else rows
+    return rows & ~np.isnan(_to_floats(filtered["itm"]))
 
 
-def _said_before(key: pa.ChunkedArray, words: pa.Array, rows: np.ndarray) -> np.ndarray:
-    """Of the `rows`, those whose picture has had the same words in an earlier one of them."""
-    places = np.flatnonzero(rows)
-    text = _codes(words)[places]
-    _, first = np.unique(_codes(key)[places] * (text.max(initial=0) + 1) + text, return_index=True)
-    found = rows.copy()
-    found[places[first]] = False
-    return found
+def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.ndarray) -> np.ndarray:
+    """Return a mask of those `rows` (a mask) whose picture has the same cleaned text in an earlier one of them."""
+    positions = np.flatnonzero(rows)
+    text = _to_codes(cleaned)[positions]
+    _, first = np.unique(_to_codes(key)[positions] * (text.max(initial=0) + 1) + text, return_index=True)
+    duplicates = rows.copy()
+    duplicates[positions[first]] = False
+    return duplicates
 
 
-def _codes(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return _one_array(values).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+def _to_codes(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return an integer per distinct value."""
+    return as_one_array(values).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _values(scores: pa.ChunkedArray) -> np.ndarray:
-    """Scores as 64-bit numbers, as they are compared with a threshold; NaN where there is none."""
-    return _one_array(scores.cast(pa.float64())).to_numpy(zero_copy_only=False)
+def _to_floats(scores: pa.ChunkedArray) -> np.ndarray:
+    """Return scores as 64-bit floats, the type of the limits, with NaN for null."""
+    return as_one_array(scores.cast(pa.float64())).to_numpy(zero_copy_only=False)
 
 
-def _mask(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return _one_array(values).to_numpy(zero_copy_only=False).astype(bool)
-
-
-def _one_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+def _to_mask(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return as_one_array(values).to_numpy(zero_copy_only=False).astype(bool)

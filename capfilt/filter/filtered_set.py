@@ -1,4 +1,4 @@
-"""Reads a filtered set batch by batch, for reports and exports."""
+"""Filtered sets: opens an output folder of `capfilt filter` and reads its tables, for reports and exports."""
 
 from __future__ import annotations
 
@@ -13,79 +13,90 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, list_names, to_path
-from capfilt.filter.decide import KEPT, Best, hangs_on_itm
-from capfilt.shards.format import SCORES, VERDICT, images_of, read_manifest
+from capfilt.filter.decide import KEPT, BestTexts, decided_by_itm
+from capfilt.shards.format import SCORES, VERDICT
+from capfilt.shards.manifest import image_folder, read_manifest
 from capfilt.shards.tables import read_table
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The rows of one shard, as the counters want them."""
+class FilteredShard:
+    """The rows of one shard of a filtered set, as a table and as arrays with one entry per row."""
 
     shard: str
     table: pa.Table
-    source: np.ndarray  # place in Dataset.sources
+    # index into FilteredSet.sources
+    source: np.ndarray
+    # bool
     kept: np.ndarray
-    values: dict[str, np.ndarray]  # scores as 64-bit numbers, NaN where there is none
-    hangs_on_itm: np.ndarray  # kept or dropped by the ITM threshold alone
+    # score column -> float64, NaN where there is no score
+    values: dict[str, np.ndarray]
+    # bool: kept if and only if ITM reaches the threshold, see `decide.decided_by_itm`
+    decided_by_itm: np.ndarray
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """An output of `capfilt filter`, as its manifest describes it."""
+class FilteredSet:
+    """An output folder of `capfilt filter`, described by its manifest."""
 
     folder: AnyPath
     tables: list[AnyPath]
     sources: list[str]
-    columns: list[str]  # of scores
+    # names of the score columns
+    columns: list[str]
+    # score column -> limit
     limits: dict[str, float]
-    best: Best
+    best: BestTexts
     manifest: dict[str, Any]
 
     @staticmethod
-    def open(path: str | AnyPath) -> Dataset:
-        """`filtered/<name>`, or a shard set that was filtered once; else an error in one sentence."""
-        folder = _filtered_folder(to_path(path))
+    def open(path: str | AnyPath) -> FilteredSet:
+        """Open `filtered/<name>`, or a shard set that was filtered once.
+
+        Raises FileNotFoundError if there is no such folder. Raises ValueError if it is no filtered set, holds several,
+        or has no table yet.
+        """
+        folder = _find_filtered_folder(to_path(path))
         manifest = read_manifest(folder) or {}
-        tables = _tables(folder)
+        tables = _list_tables(folder)
         if not tables:
-            raise ValueError(f"{folder} has no finished table yet; run the same `capfilt filter` again to finish it.")
-        config, there = manifest["config"], read_table(tables[0]).column_names
-        columns = [name for name in there if name not in SCORES.names and name not in VERDICT.names]
-        best = Best(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
-        return Dataset(folder, tables, config["sources"], columns, config["limits"], best, manifest)
+            raise ValueError(f"{folder} has no table yet; repeat the `capfilt filter` command to finish it.")
+        config = manifest["config"]
+        fixed = {*SCORES.names, *VERDICT.names}
+        columns = [name for name in read_table(tables[0]).column_names if name not in fixed]
+        best = BestTexts(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
+        return FilteredSet(folder, tables, config["sources"], columns, config["limits"], best, manifest)
 
     @property
     def images(self) -> AnyPath:
-        """The shard set with the pictures; it may have been moved away since."""
-        return images_of(self.folder)
+        """The shard set with the pictures; it may no longer exist there."""
+        return image_folder(self.folder)
 
     @property
     def threshold(self) -> float:
-        """Least ITM probability that the data set was filtered with."""
+        """The ITM threshold of the set."""
         return self.limits["itm"]
 
-    def batches(self) -> Iterator[Batch]:
-        """Every row, a shard at a time."""
+    def read_shards(self) -> Iterator[FilteredShard]:
+        """Read all rows, one shard at a time."""
+        columns = ["key", "source", "index", "text", *self.columns, "reason", "url"]
         for path in self.tables:
-            table = read_table(
-                path, ["key", "source", "index", "text", *self.columns, "reason", "url"]
-            ).combine_chunks()
-            yield Batch(
-                path.stem,
-                table,
-                pc.index_in(table["source"], value_set=pa.array(self.sources)).to_numpy(),
-                pc.equal(table["reason"], KEPT).to_numpy(),
-                {name: table[name].cast(pa.float64()).to_numpy() for name in self.columns},
-                hangs_on_itm(table, self.limits, self.best),
+            table = read_table(path, columns).combine_chunks()
+            yield FilteredShard(
+                shard=path.stem,
+                table=table,
+                source=pc.index_in(table["source"], value_set=pa.array(self.sources)).to_numpy(),
+                kept=pc.equal(table["reason"], KEPT).to_numpy(),
+                values={name: table[name].cast(pa.float64()).to_numpy() for name in self.columns},
+                decided_by_itm=decided_by_itm(table, self.limits, self.best),
             )
 
 
-def _tables(folder: AnyPath) -> list[AnyPath]:
+def _list_tables(folder: AnyPath) -> list[AnyPath]:
     return [folder / name for name in list_names(folder) if name.endswith(".parquet") and not name.startswith(".")]
 
 
-def _filtered_folder(folder: AnyPath) -> AnyPath:
+def _find_filtered_folder(folder: AnyPath) -> AnyPath:
     manifest = read_manifest(folder)
     if manifest is not None and manifest["stage"] == "filter":
         return folder
@@ -95,19 +106,20 @@ def _filtered_folder(folder: AnyPath) -> AnyPath:
     if len(inside) == 1:
         return inside[0]
     if inside:
-        raise ValueError(f"{folder} was filtered more than once; give one of {', '.join(map(str, inside))}.")
-    raise ValueError(f"{folder} is no output of `capfilt filter`; give DATA/filtered/NAME.")
+        raise ValueError(f"{folder} has several filtered sets; give one of {', '.join(map(str, inside))}.")
+    raise ValueError(f"{folder} is not an output of `capfilt filter`; give DATA/filtered/NAME.")
 
 
-def downloads(images: AnyPath) -> dict[str, int]:
-    """Outcome -> rows, over the shard set's own tables; empty where there are none."""
-    found: Counter[str] = Counter()
-    for path in _tables(images):
+def count_downloads(images: AnyPath) -> dict[str, int]:
+    """Count the rows of a shard set's own tables by status, most frequent first; empty without tables."""
+    counts: Counter[str] = Counter()
+    for path in _list_tables(images):
         try:
             table = read_table(path, [], optional=("status",))
-        except ValueError:  # in a set of others it may be cut short, and the pictures are there all the same
+        except ValueError:
+            # Another tool may have left a truncated table; the pictures are complete all the same.
             continue
         if table.column_names:
-            counts = pc.value_counts(table["status"]).to_pylist()
-            found.update({row["values"] or "not told": row["counts"] for row in counts})
-    return dict(found.most_common())
+            for row in pc.value_counts(table["status"]).to_pylist():
+                counts[row["values"] or "unknown"] += row["counts"]
+    return dict(counts.most_common())

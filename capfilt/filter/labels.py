@@ -1,4 +1,9 @@
-"""Reads labels written by hand and the target that a threshold must reach."""
+"""Labels written by hand: reads the file, splits it in two halves, parses the target that a threshold must reach.
+
+A labels file is CSV, TSV, JSON lines or Parquet with the columns `key` and `match` (1 or 0, true or false, yes or
+no), and optionally `source` (default: web) and `index` (default: 0), as in the score tables. Labelled texts should be
+drawn at random.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +16,79 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 
+from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath
 from capfilt.shards.format import WEB
 from capfilt.shards.tables import read_table
 
-YES, NO = ("1", "true", "yes"), ("0", "false", "no")
+MATCH, NO_MATCH = ("1", "true", "yes"), ("0", "false", "no")
+# The columns that identify a text, with their defaults.
+_TEXT_COLUMNS = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), "index": pa.scalar(0, pa.int32())}
 
 
-def _every_second(keys: pa.ChunkedArray) -> np.ndarray:
-    """Mask of the rows of half of the pictures, drawn as if at random: the same for the same pictures."""
-    drawn = sorted(set(keys.to_pylist()), key=lambda key: hashlib.blake2b(key.encode()).digest())
-    return np.isin(np.array(keys.to_pylist(), object).astype(str), drawn[1::2])
+def held_out_mask(keys: pa.ChunkedArray) -> np.ndarray:
+    """Return a mask of the rows of half of the pictures, drawn by a hash of the key: the same in every run."""
+    key_list = keys.to_pylist()
+    order = sorted(set(key_list), key=lambda key: hashlib.blake2b(key.encode()).digest())
+    held_out = set(order[1::2])
+    return np.array([key in held_out for key in key_list], bool)
 
 
 def read_labels(path: AnyPath) -> pa.Table:
-    """key, source, index, match of a labelled file; ValueError, one sentence, for what cannot be understood."""
+    """Read a labels file as a table of key, source, index and match (0 or 1), one row per text.
+
+    Raises ValueError for an unknown format, a missing column, a value that is no label, or a text labelled both ways.
+    """
+    table = _read_file(path)
+    for name in ("key", "match"):
+        if name not in table.column_names:
+            raise ValueError(f"{path} has no column '{name}'; its columns are {', '.join(table.column_names)}.")
+    values = [str(value).strip().lower().removesuffix(".0") for value in table["match"].to_pylist()]
+    for value in values:
+        if value not in MATCH + NO_MATCH:
+            raise ValueError(f"{path} has the label '{value}'; a label is 1 or 0, true or false, yes or no.")
+    columns = {name: pa.repeat(default, table.num_rows) for name, default in _TEXT_COLUMNS.items()}
+    for name, default in _TEXT_COLUMNS.items():
+        if name in table.column_names:
+            try:
+                columns[name] = pc.fill_null(table[name].cast(default.type), default)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"Cannot read the column '{name}' of {path}: {one_line(error)}.") from None
+    if columns["key"].null_count:
+        raise ValueError(f"{path} has a label without a key.")
+    labels = pa.table({**columns, "match": pa.array([value in MATCH for value in values]).cast(pa.int8())})
+    by_text = labels.group_by(list(_TEXT_COLUMNS), use_threads=False).aggregate([("match", "min"), ("match", "max")])
+    contradictory = by_text.filter(pc.not_equal(by_text["match_min"], by_text["match_max"])).to_pylist()
+    if contradictory:
+        text = " ".join(str(contradictory[0][name]) for name in _TEXT_COLUMNS)
+        raise ValueError(f"{path} labels {text} both 1 and 0; remove one of the two labels.")
+    return by_text.select([*_TEXT_COLUMNS, "match_min"]).rename_columns([*_TEXT_COLUMNS, "match"])
+
+
+def _read_file(path: AnyPath) -> pa.Table:
     suffix = path.name.rpartition(".")[2].lower()
     try:
         if suffix == "parquet":
-            table = read_table(path)
-        elif suffix in ("csv", "tsv"):
-            as_text = pa.csv.ConvertOptions(
+            return read_table(path)
+        if suffix in ("csv", "tsv"):
+            # Keys such as 00012 must not become numbers.
+            conversion = pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(("key", "source", "match"), pa.string()),
                 null_values=[""],
                 strings_can_be_null=True,
             )
-            table = pa.csv.read_csv(
-                open_read(path), None, pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ","), as_text
-            )
-        elif suffix in ("jsonl", "ndjson", "json"):
-            table = pa.json.read_json(open_read(path))
-        else:
-            raise ValueError(f"{path} is not a .csv, .tsv, .jsonl or .parquet file of labels.")
+            parsing = pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ",")
+            return pa.csv.read_csv(open_read(path), parse_options=parsing, convert_options=conversion)
+        if suffix in ("jsonl", "ndjson", "json"):
+            return pa.json.read_json(open_read(path))
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read as .{suffix} ({' '.join(str(error).split())[:200]}).") from None
-    for name in ("key", "match"):
-        if name not in table.column_names:
-            raise ValueError(f"{path} has no column '{name}'; it has {', '.join(table.column_names)}.")
-    said = [str(value).strip().lower().removesuffix(".0") for value in table["match"].to_pylist()]
-    unclear = next((value for value in said if value not in YES + NO), None)
-    if unclear is not None:
-        raise ValueError(f"{path} has the label '{unclear}'; a label is 1 or 0, true or false, yes or no.")
-    usual = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), "index": pa.scalar(0, pa.int32())}
-    columns = {name: pa.repeat(value, table.num_rows) for name, value in usual.items()}
-    for name in set(usual) & set(table.column_names):
-        try:
-            columns[name] = pc.fill_null(table[name].cast(usual[name].type), usual[name])
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} has a strange {name}: {' '.join(str(error).split())[:200]}.") from None
-    if columns["key"].null_count:
-        raise ValueError(f"{path} has a label without a key.")
-    labels = pa.table({**columns, "match": pa.array([value in YES for value in said]).cast(pa.int8())})
-    once = labels.group_by(list(usual), use_threads=False).aggregate([("match", "min"), ("match", "max")])
-    split = once.filter(pc.not_equal(once["match_min"], once["match_max"])).slice(0, 1).to_pylist()
-    if split:
-        raise ValueError(f"{path} labels {' '.join(str(split[0][name]) for name in usual)} both 1 and 0; say which.")
-    return once.select([*usual, "match_min"]).rename_columns([*usual, "match"])
+        raise ValueError(f"Cannot read {path} as .{suffix}: {one_line(error)}.") from None
+    raise ValueError(f"{path} is not a labels file; its name must end in .csv, .tsv, .jsonl or .parquet.")
 
 
 def parse_target(target: str) -> tuple[str, float]:
-    """("precision" | "recall", share) of `precision=0.9`."""
+    """Parse a target such as "precision=0.9" into ("precision" or "recall", share). Raises ValueError."""
     name, _, value = target.partition("=")
     try:
         share = float(value)

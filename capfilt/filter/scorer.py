@@ -1,11 +1,10 @@
-"""A picture and its texts in, one number a text and column out: the `Scorer` protocol, and which scorers there are.
+"""The `Scorer` protocol and the names of the score columns.
 
-    itm    probability that picture and text match, softmax of BLIP's ITM head; the paper keeps a text at 0.5 or more
+    itm    probability that picture and text match: softmax of BLIP's ITM head; the paper keeps texts at 0.5 or more
     itc    cosine of BLIP's image and text features, -1 to 1; not a probability
-    clip   cosine of an open_clip model's features, -1 to 1; of further ones clip2, clip3, ...
+    clip   cosine of an open_clip model's features, -1 to 1; further models give clip2, clip3, ...
 
-Higher is better in every column. A picture is encoded once for all of its texts. `capfilt filter` knows the protocol
-alone, and loads no model where the scores are there.
+Higher is better in every column. This file loads no model, so `capfilt filter` can reuse existing scores without one.
 """
 
 from __future__ import annotations
@@ -19,36 +18,42 @@ from PIL import Image
 
 FirstToken = Literal["enc", "cls"]
 BLIP_COLUMNS = ("itm", "itc")
-ROWS = 128  # (picture, text) pairs a forward pass: their copies of the pictures' keys and values take the memory
+# (picture, text) pairs per forward pass. Each pair holds a copy of its picture's keys and values, which limits memory.
+PAIRS_PER_PASS = 128
 
 
 class Scorer(Protocol):
-    """Judges texts of pictures; the score of a pair must not depend on the other pairs of the call."""
+    """Scores texts of pictures. The score of a pair must not depend on the other pairs of the call."""
 
     name: str
-    fingerprint: str  # changes when the scores would
+    # changes whenever the scores would change
+    fingerprint: str
     columns: tuple[str, ...]
 
     def prepare(self, image: Image.Image) -> Any:
-        """What `score` needs of an RGB picture; called from reading threads, ahead of the model."""
+        """Turn an RGB picture into an input of `score`; called from reading threads, ahead of the model."""
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """column -> for each prepared picture the scores of its texts, texts as they came from the web."""
+        """Return a list per column with one list of scores per picture, one score per text.
+
+        `inputs` are prepared pictures and `texts` the uncleaned texts of each. A picture is encoded once for all of
+        its texts.
+        """
 
 
-def by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-    """Scores of all texts, one after the other -> the scores of each picture's texts."""
-    rest = iter(scores)
-    return [[next(rest) for _ in of_picture] for of_picture in texts]
+def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Split a flat list of scores into one list per picture, as `texts` is split."""
+    remaining = iter(scores)
+    return [[next(remaining) for _ in picture_texts] for picture_texts in texts]
 
 
 def clip_columns(number: int) -> list[str]:
-    """Names of the columns of so many open_clip models."""
-    return [f"clip{place or ''}" for place in (0, *range(2, number + 1))][:number]
+    """Return the column names of a number of open_clip models: clip, clip2, clip3, ..."""
+    return ["clip" if position == 1 else f"clip{position}" for position in range(1, number + 1)]
 
 
 def open_clip_fingerprint(spec: str) -> str:
-    """Architecture and tag, or architecture and digest of a local checkpoint; loads no model."""
+    """Return ARCH/TAG, or ARCH/DIGEST for a local checkpoint; loads no model."""
     arch, tag = parse_open_clip(spec)
     if not Path(tag).is_file():
         return f"{arch}/{tag}"
@@ -57,9 +62,9 @@ def open_clip_fingerprint(spec: str) -> str:
 
 
 def parse_open_clip(spec: str) -> tuple[str, str]:
-    """Architecture, and tag or path of a checkpoint."""
-    kind, _, rest = spec.partition(":")
-    arch, _, tag = rest.partition("/")
+    """Parse `open_clip:ARCH/TAG` into architecture and tag, where a tag may be the path of a checkpoint."""
+    kind, _, name = spec.partition(":")
+    arch, _, tag = name.partition("/")
     if kind != "open_clip" or not (arch and tag):
         raise ValueError(f"'{spec}' is not a CLIP model; write open_clip:ARCH/TAG, such as open_clip:ViT-B-32/openai.")
     return arch, tag

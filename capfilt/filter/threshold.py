@@ -1,16 +1,16 @@
-"""Scores and, where there are some, labels in; an ITM threshold out, and in plain words what it keeps.
+"""ITM thresholds: choose one from labels or from a share to keep, and report what a threshold keeps.
 
-    judge    tables of scores, the other limits -> the ITM of every text that the threshold decides about, its label
-    choose   labels and a target, or a share of the texts to keep -> the threshold
-    explain  what each of many thresholds would keep
+    collect_itm_scores    score tables, labels -> the ITM scores that the threshold decides about
+    choose_by_target      -> the threshold that reaches a precision or recall on the labels
+    choose_by_fraction    -> the threshold that keeps a share of the texts
+    threshold_table       -> what each of several thresholds keeps
 
-A labelled file is small and made by hand: CSV, JSON lines or Parquet with `key`, `match` (1 or 0, true or false), and
-`source` (web where empty) and `index` (0 where empty), as the tables of scores have them; texts drawn at random.
+Precision and recall on the labels that a threshold was chosen on are too high. `--threshold auto` therefore splits the
+labelled pictures: the threshold is chosen on the selection half, and precision and recall are measured on the held-out
+half. A threshold given by the user is measured on all labels.
 
-A threshold looks better on the labels that it was chosen on than it is. So `auto` chooses on those of every second
-labelled picture and says what precision and recall are on the others, a split sample; a threshold that is given is
-judged on all. The intervals are exact ones (Clopper and Pearson 1934): at least 95 of 100 hold the true share, if few
-pictures have more than one labelled text.
+Confidence intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, which
+holds if few pictures have more than one labelled text.
 """
 
 from __future__ import annotations
@@ -23,220 +23,245 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 
-from capfilt.filter.decide import KEPT, Best, as_typed, decide
-from capfilt.filter.labels import _every_second, parse_target
+from capfilt.filter.decide import KEPT, BestTexts, decide, format_threshold
+from capfilt.filter.labels import held_out_mask, parse_target
+from capfilt.filter.texts import as_one_array
 
-SHOWN = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
-DOUBT = 0.05  # of an interval: it misses the true share no more often
+TABLE_THRESHOLDS = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
+# Significance level: the share of intervals that miss the true value is at most this.
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Texts that the ITM threshold alone decides about."""
+class ItmScores:
+    """ITM scores of the texts that the ITM threshold alone decides about, with their labels.
 
-    texts: int  # in all, those that are dropped at any threshold too
+    The arrays have one entry per such text. `total` counts all texts, those that no threshold keeps included.
+    """
+
+    total: int
     itm: np.ndarray
-    source: np.ndarray  # place in `sources`
-    label: np.ndarray  # 1 matches, 0 does not, -1 nobody has said
+    # index into `sources`
+    source: np.ndarray
+    # 1 match, 0 no match, -1 no label
+    label: np.ndarray
     sources: list[str]
-    held: np.ndarray | None = None  # mask of the labels that `auto` judges by; it chooses by the others
-    strangers: int = 0  # labels of texts that are not there
+    # mask of the texts of the held-out half of the labelled pictures; None: no split
+    held_out: np.ndarray | None = None
+    # labels whose text has no score
+    unknown_labels: int = 0
 
     def kept(self, threshold: float) -> np.ndarray:
-        """Mask of the texts that this threshold keeps."""
+        """Return a mask of the texts that a threshold keeps."""
         return self.itm >= threshold
 
-    def to_choose(self) -> Judged:
-        """With the labels of one half of the labelled pictures."""
-        return self if self.held is None else replace(self, label=np.where(self.held, -1, self.label))
+    def selection_half(self) -> ItmScores:
+        """Return the same scores with the labels of the selection half only."""
+        return self if self.held_out is None else replace(self, label=np.where(self.held_out, -1, self.label))
 
-    def to_judge(self) -> Judged:
-        """With the labels of the other half."""
-        return self if self.held is None else replace(self, label=np.where(self.held, self.label, -1))
+    def held_out_half(self) -> ItmScores:
+        """Return the same scores with the labels of the held-out half only."""
+        return self if self.held_out is None else replace(self, label=np.where(self.held_out, self.label, -1))
 
 
-def judge(
-    tables: Iterable[pa.Table], sources: list[str], limits: dict[str, float], best: Best, labels: pa.Table | None = None
-) -> Judged:
-    """Texts of tables of scores; a label speaks of the row with its key, source and index."""
-    texts, parts, found = 0, [], 0
-    said = None if labels is None else _names(labels)
-    half = None if labels is None else _every_second(labels["key"])
+def collect_itm_scores(
+    tables: Iterable[pa.Table],
+    sources: list[str],
+    limits: dict[str, float],
+    best: BestTexts,
+    labels: pa.Table | None = None,
+) -> ItmScores:
+    """Collect the ITM scores that the threshold decides about from score tables, given the other limits.
+
+    A label belongs to the row with the same key, source and index. Raises ValueError if no label has a row.
+    """
+    total, matched, parts = 0, 0, []
+    label_ids = None if labels is None else _text_ids(labels)
+    label_held_out = None if labels is None else held_out_mask(labels["key"])
     for table in tables:
         table = table.filter(pc.is_in(table["source"], pa.array(sources))).combine_chunks()
-        texts += table.num_rows
-        label, held = np.full(table.num_rows, -1, np.int8), np.zeros(table.num_rows, bool)
-        if said is not None:
-            row = pc.index_in(_names(table), value_set=said)
-            there = pc.is_valid(row).to_numpy(zero_copy_only=False)
-            label[there] = labels["match"].take(row.drop_null()).to_numpy()
-            held[there] = half[row.drop_null().to_numpy()]
-            found += int(there.sum())
-        hangs = pc.equal(decide(table, limits | {"itm": 0.0}, best), KEPT).to_numpy(zero_copy_only=False)
+        total += table.num_rows
+        label, held_out = np.full(table.num_rows, -1, np.int8), np.zeros(table.num_rows, bool)
+        if labels is not None and label_held_out is not None:
+            label_row = pc.index_in(_text_ids(table), value_set=label_ids)
+            has_label = pc.is_valid(label_row).to_numpy(zero_copy_only=False)
+            label[has_label] = labels["match"].take(label_row.drop_null()).to_numpy()
+            held_out[has_label] = label_held_out[label_row.drop_null().to_numpy()]
+            matched += int(has_label.sum())
+        undecided = pc.equal(decide(table, limits | {"itm": 0.0}, best), KEPT).to_numpy(zero_copy_only=False)
         source = pc.index_in(table["source"], value_set=pa.array(sources)).to_numpy()
-        parts.append((table["itm"].cast(pa.float64()).to_numpy()[hangs], source[hangs], label[hangs], held[hangs]))
-    if said is not None and not found:
+        itm = table["itm"].cast(pa.float64()).to_numpy()
+        parts.append((itm[undecided], source[undecided], label[undecided], held_out[undecided]))
+    if labels is not None and not matched:
         raise ValueError(
-            f"None of the {len(said)} labelled texts is among the scores; "
-            "key, source and index must be those of the tables."
+            f"None of the {len(labels)} labelled texts has a score; "
+            "key, source and index of a label must be those of the score tables."
         )
-    itm, source, label, held = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Judged(texts, itm, source, label, sources, held, strangers=max(0, len(said) - found) if said else 0)
+    unknown = 0 if labels is None else max(0, len(labels) - matched)
+    itm, source, label, held_out = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return ItmScores(total, itm, source, label, sources, held_out, unknown)
 
 
-# ---------------------------------------------------------------------------------------------------- choosing
+def choose_by_target(scores: ItmScores, target: str) -> tuple[float, str]:
+    """Return the threshold that reaches a target such as "precision=0.9" on the selection half, and a description.
 
-
-def choose_by_target(judged: Judged, target: str) -> tuple[float, str]:
-    """The threshold that reaches the target on the labels of one half of the pictures, judged on those of the other.
-
-    For precision the lowest of such thresholds, for recall the highest.
+    For precision this is the lowest such threshold, for recall the highest: both keep as many texts as the target
+    allows. The description gives precision and recall on the held-out half. Raises ValueError if no label matches or
+    no threshold reaches the target.
     """
     measure, share = parse_target(target)
-    chooser = judged.to_choose()
-    labelled = chooser.label >= 0
-    itm, match = chooser.itm[labelled], chooser.label[labelled] == 1
+    selection, held_out = scores.selection_half(), scores.held_out_half()
+    has_label = selection.label >= 0
+    itm, match = selection.itm[has_label], selection.label[has_label] == 1
     if not match.any():
+        raise ValueError(f"None of the {len(itm)} labelled texts of the selection half matches; label more texts.")
+    thresholds = np.unique(itm)
+    matches_kept = np.array([match[itm >= threshold].sum() for threshold in thresholds])
+    if measure == "precision":
+        reached = matches_kept / np.array([(itm >= threshold).sum() for threshold in thresholds])
+    else:
+        reached = matches_kept / match.sum()
+    sufficient = np.flatnonzero(reached >= share)
+    if not len(sufficient):
+        highest = int(np.argmax(reached))
         raise ValueError(
-            f"None of the {len(itm)} labelled texts that it is chosen on (of every second picture) matches; label more."
+            f"No threshold reaches {measure} {share:g} on the {len(itm)} labelled texts of the selection half; the "
+            f"highest {measure} is {reached[highest]:.3f}, at {thresholds[highest]:.4g}."
         )
-    places = np.unique(itm)
-    right = np.array([match[itm >= place].sum() for place in places])
-    whole = np.array([(itm >= place).sum() for place in places]) if measure == "precision" else match.sum()
-    reached = right / whole
-    enough = np.flatnonzero(reached >= share)
-    if not len(enough):
-        best = int(np.argmax(reached))
-        raise ValueError(
-            f"No threshold reaches {measure} {share:g} on the {len(itm)} labelled texts that it is chosen on (of every "
-            f"second picture): the most is {reached[best]:.3f}, at {places[best]:.4g}."
-        )
-    chosen = int(enough[0] if measure == "precision" else enough[-1])
-    threshold = _shortest(places[chosen - 1] if chosen else -1.0, places[chosen])
-    others = judged.to_judge()
-    told = (
-        f"reaches {measure} {share:g} on {len(itm)} labelled texts; judged on {int((others.label >= 0).sum())} others"
+    chosen = int(sufficient[0] if measure == "precision" else sufficient[-1])
+    threshold = _shortest_decimal(thresholds[chosen - 1] if chosen else -1.0, thresholds[chosen])
+    description = (
+        f"reaches {measure} {share:g} on the {len(itm)} labelled texts of the selection half; measured on the "
+        f"{int((held_out.label >= 0).sum())} of the held-out half, it {describe_threshold(held_out, threshold)}"
     )
-    return threshold, f"{told}: it {in_words(others, threshold)}"
+    return threshold, description
 
 
-def choose_by_share(judged: Judged, fraction: float) -> tuple[float, str]:
-    """The threshold that keeps this share of all texts, those of the highest ITM; equal ones stay together."""
-    number = min(round(fraction * judged.texts), len(judged.itm))
+def choose_by_fraction(scores: ItmScores, fraction: float) -> tuple[float, str]:
+    """Return the threshold that keeps the given share of all texts, those with the highest ITM, and a description.
+
+    Texts with equal ITM are kept together. Raises ValueError if the share is less than one text.
+    """
+    number = min(round(fraction * scores.total), len(scores.itm))
     if number == 0:
-        raise ValueError(f"A top fraction of {fraction:g} keeps no text of {judged.texts}.")
-    falling = np.sort(judged.itm)[::-1]
-    following = falling[number:][falling[number:] < falling[number - 1]]
-    threshold = _shortest(following[0] if len(following) else -1.0, falling[number - 1])
-    return threshold, in_words(judged, threshold)
+        raise ValueError(f"A top fraction of {fraction:g} keeps none of the {scores.total} texts.")
+    descending = np.sort(scores.itm)[::-1]
+    lower = descending[number:][descending[number:] < descending[number - 1]]
+    threshold = _shortest_decimal(lower[0] if len(lower) else -1.0, descending[number - 1])
+    return threshold, describe_threshold(scores, threshold)
 
 
-def _shortest(below: float, at: float) -> float:
-    """The number of fewest decimals above `below` and not above `at`: it parts the texts just as `at` does."""
+def _shortest_decimal(lower: float, upper: float) -> float:
+    """Return the number with the fewest decimals that is above `lower` and at most `upper`."""
     for digits in range(17):
-        rounded = math.floor(at * 10**digits) / 10**digits
-        if below < rounded <= at:
+        rounded = math.floor(upper * 10**digits) / 10**digits
+        if lower < rounded <= upper:
             return rounded
-    return float(at)
+    return float(upper)
 
 
-# ---------------------------------------------------------------------------------------------------- telling
+# ---------------------------------------------------------------------------------------------------- reporting
 
 
-def measures(judged: Judged, threshold: float) -> dict[str, Any]:
-    """What a threshold keeps, and precision and recall on the labelled texts with their 95% intervals."""
-    kept = judged.kept(threshold)
-    found: dict[str, Any] = {
+def evaluate_threshold(scores: ItmScores, threshold: float) -> dict[str, Any]:
+    """Return what a threshold keeps, with precision and recall on the labels where there are some.
+
+    Precision and recall are {"right": matches kept, "of": count, "share": right / of, "interval": (low, high)}.
+    """
+    kept = scores.kept(threshold)
+    row: dict[str, Any] = {
         "threshold": threshold,
         "kept": int(kept.sum()),
-        "share": kept.sum() / max(1, judged.texts),
+        "share": kept.sum() / max(1, scores.total),
+        "by_source": {name: int((kept & (scores.source == n)).sum()) for n, name in enumerate(scores.sources)},
     }
-    found["by_source"] = {name: int((kept & (judged.source == n)).sum()) for n, name in enumerate(judged.sources)}
-    match = judged.label == 1
-    for name, among in (("precision", kept & (judged.label >= 0)), ("recall", match)):
-        if among.any():
-            right, whole = int((kept & match).sum()), int(among.sum())
-            found[name] = {"right": right, "of": whole, "share": right / whole, "interval": exact(right, whole)}
-    return found
+    match = scores.label == 1
+    for name, denominator in (("precision", kept & (scores.label >= 0)), ("recall", match)):
+        if denominator.any():
+            right, of = int((kept & match).sum()), int(denominator.sum())
+            row[name] = {"right": right, "of": of, "share": right / of, "interval": clopper_pearson(right, of)}
+    return row
 
 
-def explain(judged: Judged, used: float) -> list[dict[str, Any]]:
-    """`measures` of a row of thresholds, the one in use among them."""
-    return [measures(judged, threshold) for threshold in sorted({*SHOWN, used})]
+def threshold_table(scores: ItmScores, current: float) -> list[dict[str, Any]]:
+    """Evaluate a range of thresholds, the current one included, in ascending order."""
+    return [evaluate_threshold(scores, threshold) for threshold in sorted({*TABLE_THRESHOLDS, current})]
 
 
-def as_lines(rows: list[dict[str, Any]], used: float) -> list[str]:
-    """What `explain` found as a table of letters; the threshold in use is marked."""
+def format_threshold_table(rows: list[dict[str, Any]], current: float) -> list[str]:
+    """Format the rows of `threshold_table` as lines of text; a star marks the current threshold."""
     sources = list(rows[0]["by_source"])
-    head = [
-        "ITM >=",
-        "kept",
-        "share",
-        *sources,
-        *(name for name in ("precision", "recall") if any(name in row for row in rows)),
-    ]
-    table = [head]
+    measures = [name for name in ("precision", "recall") if any(name in row for row in rows)]
+    lines = [["ITM >=", "kept", "share", *sources, *measures]]
     for row in rows:
-        mark = "*" if row["threshold"] == used else ""
-        cells = [mark + as_typed(row["threshold"]), f"{row['kept']:,}", f"{row['share']:.1%}"]
+        mark = "*" if row["threshold"] == current else ""
+        cells = [mark + format_threshold(row["threshold"]), f"{row['kept']:,}", f"{row['share']:.1%}"]
         cells += [f"{row['by_source'][source]:,}" for source in sources]
-        for name in head[len(cells) :]:
-            low, high = row.get(name, {}).get("interval", (None, None))
-            cells.append("-" if low is None else f"{row[name]['share']:.3f} ({low:.3f} to {high:.3f})")
-        table.append(cells)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in table]
+        for name in measures:
+            if name in row:
+                low, high = row[name]["interval"]
+                cells.append(f"{row[name]['share']:.3f} ({low:.3f} to {high:.3f})")
+            else:
+                cells.append("-")
+        lines.append(cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in lines]
 
 
-def in_words(judged: Judged, threshold: float) -> str:
-    """A sentence or two about a threshold, for people."""
-    told = measures(judged, threshold)
-    words = [f"keeps {told['kept']:,} of {judged.texts:,} texts ({told['share']:.1%})"]
-    phrases = {
-        "precision": "of the {of} labelled texts that it keeps {right} match",
-        "recall": "of the {of} that match it keeps {right}",
+def describe_threshold(scores: ItmScores, threshold: float) -> str:
+    """Describe in words what a threshold keeps, with precision and recall on the labels."""
+    row = evaluate_threshold(scores, threshold)
+    phrases = [f"keeps {row['kept']:,} of {scores.total:,} texts ({row['share']:.1%})"]
+    templates = {
+        "precision": "{right} of the {of} labelled texts kept match",
+        "recall": "{right} of the {of} matching texts are kept",
     }
-    for name, phrase in phrases.items():
-        if name in told:
-            low, high = told[name]["interval"]
-            words.append(
-                f"{phrase.format(**told[name])}: {name} {told[name]['share']:.3f}, "
-                f"with 95% confidence between {low:.3f} and {high:.3f}"
+    for name, template in templates.items():
+        if name in row:
+            low, high = row[name]["interval"]
+            phrases.append(
+                f"{template.format(**row[name])}: {name} {row[name]['share']:.3f}, 95% confidence interval "
+                f"{low:.3f} to {high:.3f}"
             )
-    if judged.strangers:
-        words.append(f"{judged.strangers:,} labels are of texts that are not there")
-    return "; ".join(words)
+    if scores.unknown_labels:
+        phrases.append(f"{scores.unknown_labels:,} labels have no scored text")
+    return "; ".join(phrases)
 
 
-def exact(right: int, whole: int) -> tuple[float, float]:
-    """95% interval of a share: the shares under which as few, and as many, as `right` are not rarer than 2.5% each."""
-    number = np.arange(whole + 1)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(number[1:]))])
-    ways = logs[whole] - logs - logs[::-1]  # log of `whole` choose `number`
+def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95% Clopper-Pearson interval of a binomial proportion.
 
-    def tail(share: float, numbers: np.ndarray) -> float:
-        odds = numbers * math.log(share) + (whole - numbers) * math.log1p(-share)
-        return float(np.exp(ways[numbers] + odds).sum())
+    The bounds are the proportions under which at least (lower) or at most (upper) `successes` of `trials` have
+    probability ALPHA / 2.
+    """
+    numbers = np.arange(trials + 1)
+    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(numbers[1:]))])
+    log_binomials = log_factorials[trials] - log_factorials - log_factorials[::-1]
 
-    low = _root(lambda share: tail(share, number[right:]) - DOUBT / 2) if right else 0.0
-    high = _root(lambda share: DOUBT / 2 - tail(share, number[: right + 1])) if right < whole else 1.0
+    def tail(proportion: float, tail_numbers: np.ndarray) -> float:
+        """Return the probability that the number of successes is one of `tail_numbers`."""
+        log_odds = tail_numbers * math.log(proportion) + (trials - tail_numbers) * math.log1p(-proportion)
+        return float(np.exp(log_binomials[tail_numbers] + log_odds).sum())
+
+    low, high = 0.0, 1.0
+    if successes:
+        low = _bisect(lambda proportion: tail(proportion, numbers[successes:]) - ALPHA / 2)
+    if successes < trials:
+        high = _bisect(lambda proportion: ALPHA / 2 - tail(proportion, numbers[: successes + 1]))
     return low, high
 
 
-def _root(rising: Callable[[float], float]) -> float:
-    """Where between 0 and 1 a function becomes positive."""
+def _bisect(increasing: Callable[[float], float]) -> float:
+    """Return the root of an increasing function between 0 and 1."""
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if rising(middle) > 0 else (middle, high)
+        low, high = (low, middle) if increasing(middle) > 0 else (middle, high)
     return high
 
 
-def _names(table: pa.Table) -> pa.Array:
-    """One text a row that says which text it is."""
+def _text_ids(table: pa.Table) -> pa.Array:
+    """Return a string per row made of key, source and index, which identify a text."""
     index = table["index"].cast(pa.string())
-    joined = pc.binary_join_element_wise(table["key"], table["source"], index, "\t")
-    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+    return as_one_array(pc.binary_join_element_wise(table["key"], table["source"], index, "\t"))

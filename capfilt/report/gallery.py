@@ -1,12 +1,12 @@
-"""Pictures worth a look: found while a filtered folder's tables pass, then cut from its tars as thumbnails.
+"""The gallery of the report: selects pictures while the tables are read, then cuts thumbnails from the tars.
 
-threshold   an ITM score next to the threshold
-random      any
-disagree    ITM keeps a text that CLIP (or, without CLIP, ITC) likes least
-repeated    a text that occurs most often in the data set
-changed     a text that another data set judges otherwise, of which the ITM has moved most
+    threshold   pictures with a text whose ITM is close to the threshold
+    random      random pictures
+    disagree    pictures with a text kept by ITM and scored lowest by CLIP (or by ITC, without CLIP scores)
+    repeated    one picture for each of the most frequent texts
+    changed     pictures with a text that only one of two sets keeps, largest change of ITM first
 
-Of a data set beside which others are shown: each picture has their texts and verdicts too, where they have the picture.
+If the report compares sets, each picture also shows its texts and verdicts in the other sets that have it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import base64
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,176 +25,217 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import read_samples
 from blipcore.io.storage import AnyPath
-from capfilt.filter.decide import KEPT, hangs_on_itm
-from capfilt.filter.filtered_set import Batch, Dataset
-from capfilt.pictures.decode import DecodeError, decode
-from capfilt.report.statistics import Least, Texts
+from capfilt.filter.decide import KEPT, decided_by_itm
+from capfilt.filter.filtered_set import FilteredSet, FilteredShard
+from capfilt.pictures.decode import DecodeError, decode_picture
+from capfilt.report.statistics import LowestRows, TextStatistics
 from capfilt.shards.tables import read_table
 
-SIDE = 360  # pixels of a thumbnail's longer side
-QUALITIES = (80, 60, 40)
-TEXTS = 16  # shown of a picture, in all data sets together
-FEWEST_TEXTS = 4  # shown of a picture in one of them
-LETTERS = 400  # shown of a text
+# Pixels of a thumbnail's longer side.
+THUMBNAIL_SIDE = 360
+JPEG_QUALITIES = (80, 60, 40)
+# Texts shown per picture, over all compared sets, and the least number per set.
+MAX_TEXTS = 16
+MIN_TEXTS_PER_SET = 4
+# Characters shown per text.
+MAX_CHARACTERS = 400
+# Several rows of one picture give one pick, so more rows are collected than pictures are shown.
+ROWS_PER_PICTURE = 4
+
+# (source, index) of a text
+TextId = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A picture worth a look, with the text that is the reason."""
+    """A picture of the gallery and the text that it was selected for."""
 
     shard: str
     key: str
     source: str
     index: int
-    times: int | None = None  # that this text occurs in the data set
+    # occurrences of the text in the set, for the kind `repeated`
+    times: int | None = None
 
 
 @dataclass
-class Candidates:
-    """Rows worth a look, by kind, while the tables pass; more than are shown, since some share a picture."""
+class GalleryCandidates:
+    """Rows of the kinds threshold, random and disagree, collected shard by shard; `picks` adds repeated."""
 
-    data: Dataset
-    number: int  # of pictures of a kind
-    kinds: dict[str, Least] = field(init=False)
+    data: FilteredSet
+    # pictures per kind
+    number: int
+    kinds: dict[str, LowestRows] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.kinds = {kind: Least(4 * self.number) for kind in ("threshold", "random", "disagree")}
+        size = ROWS_PER_PICTURE * self.number
+        self.kinds = {kind: LowestRows(size) for kind in ("threshold", "random", "disagree")}
         self.random = np.random.Generator(np.random.Philox(1))
-        self.other = "clip" if "clip" in self.data.columns else "itc"
+        self.other_score = "clip" if "clip" in self.data.columns else "itc"
 
-    def add(self, batch: Batch) -> None:
-        shard = pa.repeat(pa.scalar(batch.shard), len(batch.table))
-        rows = batch.table.select(["key", "source", "index"]).append_column("shard", shard)
-        itm, threshold = batch.values["itm"], self.data.threshold
-        liked = batch.hangs_on_itm & (itm >= (threshold or 0.5))
-        self.kinds["threshold"].offer(rows, np.where(batch.hangs_on_itm, np.abs(itm - threshold), np.nan))
+    def add(self, shard: FilteredShard) -> None:
+        name = pa.repeat(pa.scalar(shard.shard), len(shard.table))
+        rows = shard.table.select(["key", "source", "index"]).append_column("shard", name)
+        itm, threshold = shard.values["itm"], self.data.threshold
+        kept_by_itm = shard.decided_by_itm & (itm >= (threshold or 0.5))
+        self.kinds["threshold"].offer(rows, np.where(shard.decided_by_itm, np.abs(itm - threshold), np.nan))
         self.kinds["random"].offer(rows, self.random.random(len(rows)))
-        self.kinds["disagree"].offer(rows, np.where(liked, batch.values[self.other], np.nan))
+        self.kinds["disagree"].offer(rows, np.where(kept_by_itm, shard.values[self.other_score], np.nan))
 
-    def picks(self, texts: Texts) -> dict[str, list[Pick]]:
-        """At most `number` pictures of each kind, no picture twice in a kind."""
-        found = {
-            kind: [Pick(**row) for row in least.rows.to_pylist()] for kind, least in self.kinds.items() if least.rows
-        }
-        found["repeated"] = [
-            Pick(table.stem, **_row(table, row), times=times)
-            for table, row, times in texts.most_repeated(4 * self.number)
+    def picks(self, texts: TextStatistics) -> dict[str, list[Pick]]:
+        """Return at most `number` picks per kind, each of another picture."""
+        picks = {kind: _to_picks(lowest) for kind, lowest in self.kinds.items()}
+        picks["repeated"] = [
+            Pick(table.stem, **_read_row(table, row), times=times)
+            for table, row, times in texts.most_repeated(ROWS_PER_PICTURE * self.number)
         ]
-        return {kind: _one_a_picture(picks)[: self.number] for kind, picks in found.items()}
+        return {kind: _first_per_picture(of_kind)[: self.number] for kind, of_kind in picks.items()}
 
 
-def changed(data: Dataset, others: Sequence[Dataset], number: int) -> list[Pick]:
-    """At most `number` pictures with a text that `data` keeps and one of the others drops, or the other way round."""
-    least, random = Least(4 * number), np.random.Generator(np.random.Philox(2))
+def changed_verdicts(data: FilteredSet, others: Sequence[FilteredSet], number: int) -> list[Pick]:
+    """Return at most `number` pictures with a text that either `data` or one of the others keeps, not both.
+
+    The largest changes of ITM come first. Equal changes, as between two thresholds on the same scores, are in random
+    order.
+    """
+    lowest, random = LowestRows(ROWS_PER_PICTURE * number), np.random.Generator(np.random.Philox(2))
     for other in others:
-        theirs = {path.stem: path for path in other.tables}
-        for path in (path for path in data.tables if path.stem in theirs):
-            tables = [_with_origin(source, table) for source, table in ((data, path), (other, theirs[path.stem]))]
-            (mine, names), (table, others_names) = tables
-            place = pc.index_in(names, value_set=others_names)
-            there = pc.is_valid(place)
-            mine, table = mine.filter(there), table.take(place.drop_null())
-            kept = [pc.equal(one["reason"], KEPT).to_numpy(zero_copy_only=False) for one in (mine, table)]
-            itm = [one["itm"].cast(pa.float64()).to_numpy(zero_copy_only=False) for one in (mine, table)]
-            moved = np.nan_to_num(np.abs(itm[0] - itm[1]))
-            shard = pa.repeat(pa.scalar(path.stem), len(mine))
-            rows = mine.select(["key", "source", "index"]).append_column("shard", shard)
-            order = 1e-6 * random.random(len(mine)) - moved  # by chance where another threshold is all that has changed
-            least.offer(rows, np.where(kept[0] != kept[1], order, np.nan))
-    picks = [Pick(**row) for row in least.rows.to_pylist()] if least.rows else []
-    return _one_a_picture(picks)[:number]
+        other_tables = {path.stem: path for path in other.tables}
+        for path in data.tables:
+            if path.stem not in other_tables:
+                continue
+            table, text_ids = _read_with_text_ids(data, path)
+            other_table, other_text_ids = _read_with_text_ids(other, other_tables[path.stem])
+            match = pc.index_in(text_ids, value_set=other_text_ids)
+            table, other_table = table.filter(pc.is_valid(match)), other_table.take(match.drop_null())
+            itm_change = np.nan_to_num(np.abs(_itm(table) - _itm(other_table)))
+            shard = pa.repeat(pa.scalar(path.stem), len(table))
+            rows = table.select(["key", "source", "index"]).append_column("shard", shard)
+            priority = 1e-6 * random.random(len(table)) - itm_change
+            lowest.offer(rows, np.where(_kept(table) != _kept(other_table), priority, np.nan))
+    return _first_per_picture(_to_picks(lowest))[:number]
 
 
-def _with_origin(data: Dataset, path: AnyPath) -> tuple[pa.Table, pa.Array]:
-    """A shard of a data set, and a name for each row that says which text of which picture it is, whoever judged it."""
+def _read_with_text_ids(data: FilteredSet, path: AnyPath) -> tuple[pa.Table, pa.Array]:
+    """Read a table with an id per row that is the same for the same text of the same picture in another set.
+
+    Pictures are the same if their sha256 is. Without it, two sets of the same shard set have the same pictures.
+    """
     table = read_table(path, ["key", "source", "index", "text", "itm", "reason", "sha256"]).combine_chunks()
-    picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))  # where no hash tells, the same folder does
+    picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))
     parts = [table["key"], table["source"], table["index"].cast(pa.string()), picture, pc.fill_null(table["text"], "")]
     return table, pc.binary_join_element_wise(*parts, "\t").combine_chunks()
 
 
-def _one_a_picture(picks: list[Pick]) -> list[Pick]:
-    return list({(pick.shard, pick.key): pick for pick in reversed(picks)}.values())[::-1]
+def _kept(table: pa.Table) -> np.ndarray:
+    return pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False)
 
 
-def _row(table: AnyPath, row: int) -> dict[str, Any]:
+def _itm(table: pa.Table) -> np.ndarray:
+    return table["itm"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _to_picks(lowest: LowestRows) -> list[Pick]:
+    return [Pick(**row) for row in lowest.rows.to_pylist()] if lowest.rows else []
+
+
+def _first_per_picture(picks: Iterable[Pick]) -> list[Pick]:
+    first: dict[tuple[str, str], Pick] = {}
+    for pick in picks:
+        first.setdefault((pick.shard, pick.key), pick)
+    return list(first.values())
+
+
+def _read_row(table: AnyPath, row: int) -> dict[str, Any]:
     return read_table(table, ["key", "source", "index"]).slice(row, 1).to_pylist()[0]
 
 
-# ---------------------------------------------------------------------------------------------------- cutting out
+# ---------------------------------------------------------------------------------------------------- pictures
 
 
-def gallery(data: Dataset, picks: dict[str, list[Pick]], budget: int, others: Sequence[Dataset] = ()) -> dict[str, Any]:
-    """The picks with all their texts and a thumbnail each, all together within about `budget` bytes.
+def build_gallery(
+    data: FilteredSet, picks: dict[str, list[Pick]], budget: int, others: Sequence[FilteredSet] = ()
+) -> dict[str, Any]:
+    """Return the picks with their texts and thumbnails, in about `budget` bytes of JSON.
 
-    A picture that cannot be had says why in `missing`: the tars may have been moved since. `others` of a picture are
-    its texts in the other data sets, null where one does not have it.
+    A picture without thumbnail has the reason in `missing`; the tars may have been moved. With `others`, a picture
+    lists its texts in each other set, None for a set without the picture.
     """
-    wanted: dict[str, dict[str, set[tuple[str, int]]]] = defaultdict(lambda: defaultdict(set))
-    for pick in (pick for of_kind in picks.values() for pick in of_kind):
-        wanted[pick.shard][pick.key].add((pick.source, pick.index))
-    most = max(FEWEST_TEXTS, TEXTS // (1 + len(others)))
+    text_ids: dict[str, dict[str, set[TextId]]] = defaultdict(lambda: defaultdict(set))
+    for of_kind in picks.values():
+        for pick in of_kind:
+            text_ids[pick.shard][pick.key].add((pick.source, pick.index))
+    max_texts = max(MIN_TEXTS_PER_SET, MAX_TEXTS // (1 + len(others)))
     pictures: dict[str, dict[str, Any]] = {}
-    for shard, keys in sorted(wanted.items()):
-        texts, *beside = (_texts(source, shard, keys, most) for source in (data, *others))
+    for shard, keys in sorted(text_ids.items()):
+        entries = _read_entries(data, shard, keys, max_texts)
+        other_entries = [_read_entries(other, shard, keys, max_texts) for other in others]
         for key in sorted(keys):
-            same = [found.get(key) for found in beside]
-            same = [found if found and found["origin"] == texts[key]["origin"] else None for found in same]
-            pictures[f"{shard}/{key}"] = texts[key] | ({"others": same} if others else {})
-    for picture in pictures.values():
-        for about in (picture, *filter(None, picture.get("others", ()))):
-            del about["origin"]
-    left = max(budget // 4, budget - len(json.dumps(pictures)))
-    for shard, keys in wanted.items():
-        thumbnails = _thumbnails(data.images / f"{shard}.tar", set(keys), left * 3 // 4 // len(pictures))
+            entry = entries[key]
+            if others:
+                entry["others"] = [_same_picture(other.get(key), entry) for other in other_entries]
+            pictures[f"{shard}/{key}"] = entry
+    for entry in pictures.values():
+        for part in (entry, *filter(None, entry.get("others", ()))):
+            del part["origin"]
+    remaining = max(budget // 4, budget - len(json.dumps(pictures)))
+    for shard, keys in text_ids.items():
+        # base64 turns 3 bytes into 4
+        thumbnails = _read_thumbnails(data.images / f"{shard}.tar", set(keys), remaining * 3 // 4 // len(pictures))
         for key in keys:
             pictures[f"{shard}/{key}"] |= thumbnails.get(key, {"missing": "not in its tar"})
-    names = {
+    kinds = {
         kind: [{**asdict(pick), "picture": f"{pick.shard}/{pick.key}"} for pick in of_kind]
         for kind, of_kind in picks.items()
     }
-    return {"kinds": names, "pictures": pictures}
+    return {"kinds": kinds, "pictures": pictures}
 
 
-def _texts(data: Dataset, shard: str, keys: dict[str, set[tuple[str, int]]], most: int) -> dict[str, dict[str, Any]]:
-    """key -> its host, its origin, and its texts with their scores and reasons, as the rewritten shard has them.
+def _same_picture(other: dict[str, Any] | None, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the other set's entry of a key if it is of the same picture."""
+    return other if other is not None and other["origin"] == entry["origin"] else None
 
-    At most so many of a picture's texts; those that it was picked for, `keys` names them, are among them.
+
+def _read_entries(
+    data: FilteredSet, shard: str, keys: dict[str, set[TextId]], max_texts: int
+) -> dict[str, dict[str, Any]]:
+    """Read the entries of pictures from a filtered table: host, origin and texts, by key.
+
+    An entry has at most `max_texts` texts. Those that the picture was selected for, in `keys`, come first in line.
     """
     path = data.folder / f"{shard}.parquet"
     if path not in data.tables:
         return {}
     table = read_table(path, ["key", "source", "index", "text", *data.columns, "reason", "url", "sha256"])
-    table = table.append_column("hangs_on_itm", pa.array(hangs_on_itm(table, data.limits, data.best)))
-    rows = defaultdict(list)
+    table = table.append_column("decided_by_itm", pa.array(decided_by_itm(table, data.limits, data.best)))
+    rows_by_key = defaultdict(list)
     for row in table.filter(pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist():
-        rows[row.pop("key")].append(row)
-    found: dict[str, dict[str, Any]] = {}
-    for key, all_rows in rows.items():
-        url, origin = all_rows[0]["url"], all_rows[0]["sha256"] or str(data.images)
-        first = sorted(range(len(all_rows)), key=lambda n: (_name(all_rows[n]) not in keys[key], n))[:most]
-        texts = [_shown(all_rows[n], data.columns) for n in sorted(first)]
-        found[key] = {
+        rows_by_key[row["key"]].append(row)
+    entries: dict[str, dict[str, Any]] = {}
+    for key, rows in rows_by_key.items():
+        selected = [n for n, row in enumerate(rows) if (row["source"], row["index"]) in keys[key]]
+        others = [n for n in range(len(rows)) if n not in selected]
+        shown = sorted((selected + others)[:max_texts])
+        entries[key] = {
             "key": key,
-            "host": _host(url),
-            "origin": origin,
-            "texts": texts,
-            "more": len(all_rows) - len(texts),
+            "host": _host(rows[0]["url"]),
+            "origin": rows[0]["sha256"] or str(data.images),
+            "texts": [_text_entry(rows[n], data.columns) for n in shown],
+            "more": len(rows) - len(shown),
         }
-    return found
+    return entries
 
 
-def _name(row: dict[str, Any]) -> tuple[str, int]:
-    return row["source"], row["index"]
-
-
-def _shown(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
-    scores = {name: None if (value := row[name]) is None or value != value else value for name in columns}
+def _text_entry(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
+    """Return a text with its scores and reason; JSON has no NaN, so a NaN score becomes None."""
+    entry = {name: row[name] for name in ("source", "index", "reason", "decided_by_itm")}
+    for name in columns:
+        score = row[name]
+        entry[name] = None if score is None or score != score else score
     text = row["text"] or ""
-    about = {name: row[name] for name in ("source", "index", "reason", "hangs_on_itm")}
-    return about | scores | {"text": text[:LETTERS], "cut": len(text) - len(text[:LETTERS])}
+    return entry | {"text": text[:MAX_CHARACTERS], "cut": max(0, len(text) - MAX_CHARACTERS)}
 
 
 def _host(url: str | None) -> str | None:
@@ -204,34 +245,31 @@ def _host(url: str | None) -> str | None:
         return None
 
 
-def _thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[str, str]]:
-    """key -> {"image": data URL} or {"missing": why}, for the keys that the tar knows."""
+def _read_thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[str, str]]:
+    """Return {"image": data URL} or {"missing": reason} per key that is in the tar."""
     if not tar.is_file():
         return {}
-    found = {}
-    for picture in read_pictures(tar, keys=keys):
+    thumbnails = {}
+    for picture in read_samples(tar, keys=keys):
         try:
             if picture.error:
                 raise DecodeError(picture.error)
-            found[picture.key] = {"image": _data_url(_thumbnail(decode(picture.image), size))}
+            jpeg = _thumbnail(decode_picture(picture.image), size)
+            thumbnails[picture.key] = {"image": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")}
         except DecodeError as error:
-            found[picture.key] = {"missing": error.reason}
-    return found
+            thumbnails[picture.key] = {"missing": error.reason}
+    return thumbnails
 
 
 def _thumbnail(image: Image.Image, size: int) -> bytes:
-    """A JPEG of at most `size` bytes if need be by less quality, then by fewer pixels."""
-    side = SIDE
+    """Encode a JPEG thumbnail of at most `size` bytes, by lower quality first, then by fewer pixels."""
+    side = THUMBNAIL_SIDE
     while True:
         small = image.copy()
         small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        for quality in QUALITIES:
+        for quality in JPEG_QUALITIES:
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=quality, optimize=True)
             if buffer.tell() <= size or side <= 32:
                 return buffer.getvalue()
         side //= 2
-
-
-def _data_url(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

@@ -1,10 +1,12 @@
-"""Filtered folders in, one HTML file out that opens from disk and asks the network for nothing.
+"""`capfilt report`: writes one self-contained HTML page about one or several filtered sets.
 
-    survey.py and gallery.py read each folder's tables once -> plain numbers, texts, thumbnails
-    -> JSON inside page/page.html, which page/page.js draws with page/page.css
+    statistics.py, gallery.py   read the tables of each set once and return numbers, texts and thumbnails
+    page/page.html              the template, with the result as JSON inside
+    page/*.js, page/page.css    draw the page from the JSON, inlined into it
 
-Texts of strangers reach the page as JSON alone, and the script writes them as text nodes alone; the page's content
-security policy lets no other script or style run and no address be fetched.
+The page opens from disk and sends no request. Texts of the data set are untrusted: they reach the page as JSON only,
+and the scripts write them as text nodes only. The page's content security policy allows its own script and style, by
+hash, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,50 +18,71 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from blipcore.io.storage import to_path
-from capfilt.filter.filtered_set import Dataset, downloads
-from capfilt.report.gallery import Candidates, Pick, changed, gallery
-from capfilt.report.statistics import Domains, Scores, Texts, Verdicts, thresholds
-from capfilt.shards.format import write_text
+from blipcore.io.writing import write_text
+from capfilt.filter.filtered_set import FilteredSet, count_downloads
+from capfilt.report.gallery import GalleryCandidates, Pick, build_gallery, changed_verdicts
+from capfilt.report.statistics import (
+    HostCounts,
+    ScoreHistograms,
+    Statistic,
+    TextStatistics,
+    VerdictCounts,
+    itm_bins,
+)
 
 PAGE = Path(__file__).parent / "page"
-GALLERY = 4_400_000  # bytes of thumbnails and texts, so that the page stays below 5 MB
+# In this order; each file uses names of those before it.
+SCRIPTS = (
+    "elements.js",
+    "verdicts.js",
+    "charts.js",
+    "overview.js",
+    "scores.js",
+    "threshold.js",
+    "gallery.js",
+    "page.js",
+)
+# Bytes of the gallery, so that the page stays below 5 MB.
+GALLERY_BUDGET = 4_400_000
 
 
 @dataclass
 class ReportConfig:
-    """`capfilt report`."""
+    """Settings of `capfilt report`."""
 
-    dataset: str  # filtered/<name>, or a shard set that was filtered once
-    compare: list[str] = field(default_factory=list)  # others to show beside it
+    # filtered/<name>, or a shard set that was filtered once
+    dataset: str
+    # filtered sets to show beside it
+    compare: list[str] = field(default_factory=list)
     out: str = "report.html"
-    pictures: int = 24  # of each kind in the gallery
+    # pictures of each kind in the gallery
+    pictures: int = 24
 
     def __post_init__(self) -> None:
         if not 0 <= self.pictures <= 1000:
-            raise ValueError(f"pictures is a number from 0 to 1000, not {self.pictures}.")
+            raise ValueError(f"pictures must be from 0 to 1000, not {self.pictures}.")
         if Path(self.out).is_dir():
-            raise ValueError(
-                f"{self.out} is a folder; give the name of a file, such as {Path(self.out) / 'report.html'}."
-            )
+            raise ValueError(f"{self.out} is a folder; give a file name, such as {Path(self.out) / 'report.html'}.")
 
 
-def report(config: ReportConfig) -> dict[str, Any]:
-    """Write the page; returns what it says in numbers. Raises ValueError or FileNotFoundError, one sentence."""
+def write_report(config: ReportConfig) -> dict[str, Any]:
+    """Write the page and return a summary. Raises ValueError or FileNotFoundError for a folder that cannot be read."""
     start = time.monotonic()
-    datasets = [Dataset.open(path) for path in (config.dataset, *config.compare)]
-    places = thresholds(data.threshold for data in datasets)
-    (main, picks), *others = (_read(data, places, 0 if n else config.pictures) for n, data in enumerate(datasets))
-    facts = [main, *(about for about, _ in others)]
+    main, *others = (FilteredSet.open(path) for path in (config.dataset, *config.compare))
+    bins = itm_bins(data.threshold for data in (main, *others))
+    main_result, picks = _read(main, bins, config.pictures)
+    results = [main_result, *(_read(other, bins, pictures=0)[0] for other in others)]
     if config.pictures and others:
-        picks = {"changed": changed(datasets[0], datasets[1:], config.pictures), **picks}
-    shown = gallery(datasets[0], picks, GALLERY, datasets[1:])
-    page = render({"datasets": facts, "gallery": shown, "created_by": f"capfilt {_version()}"})
+        picks = {"changed": changed_verdicts(main, others, config.pictures), **picks}
+    gallery = build_gallery(main, picks, GALLERY_BUDGET, others)
+    page = render({"datasets": results, "gallery": gallery, "created_by": f"capfilt {_version()}"})
     write_text(to_path(config.out), page)
     return {
         "stage": "report",
@@ -67,53 +90,62 @@ def report(config: ReportConfig) -> dict[str, Any]:
         "bytes": len(page.encode("utf-8")),
         "datasets": [
             {
-                "name": about["name"],
-                "texts": sum(source["texts"] for source in about["sources"]),
-                "kept": sum(source["kept"] for source in about["sources"]),
+                "name": result["name"],
+                "texts": sum(source["texts"] for source in result["sources"]),
+                "kept": sum(source["kept"] for source in result["sources"]),
             }
-            for about in facts
+            for result in results
         ],
-        "pictures_shown": len(shown["pictures"]),
+        "pictures_shown": len(gallery["pictures"]),
         "seconds": round(time.monotonic() - start, 2),
     }
 
 
-def _read(data: Dataset, places: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, list[Pick]]]:
-    """What there is to say about a data set, and so many pictures of each kind that are worth a look."""
-    counters = [Verdicts(data), Scores(data, places), texts := Texts(data), Domains(data)]
-    candidates = [Candidates(data, pictures)] if pictures else []
-    for batch in data.batches():
-        for counter in (*counters, *candidates):
-            counter.add(batch)
-    facts = _about(data) | {name: value for counter in counters for name, value in counter.facts().items()}
-    return facts, candidates[0].picks(texts) if candidates else {}
+def _read(data: FilteredSet, bins: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, list[Pick]]]:
+    """Read the tables of a set once; return its part of the page and the picks of `pictures` pictures per kind."""
+    texts = TextStatistics(data)
+    statistics: list[Statistic] = [VerdictCounts(data), ScoreHistograms(data, bins), texts, HostCounts(data)]
+    candidates = GalleryCandidates(data, pictures) if pictures else None
+    for shard in data.read_shards():
+        for statistic in statistics:
+            statistic.add(shard)
+        if candidates is not None:
+            candidates.add(shard)
+    result = _describe(data)
+    for statistic in statistics:
+        result |= statistic.result()
+    return result, {} if candidates is None else candidates.picks(texts)
 
 
 def render(content: dict[str, Any]) -> str:
-    """The page around its data; whatever the texts in `content` are, none of them can leave the JSON."""
-    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    names = " and ".join(about["name"] for about in content["datasets"])
+    """Return the page with `content` as JSON, escaped so that no text can end its script element."""
+    style, script = _read_page(["page.css"]), _read_page(SCRIPTS)
+    names = " and ".join(result["name"] for result in content["datasets"])
     parts = {
         "title": html.escape(f"{names} · capfilt report"),
         "style": style,
-        "style_hash": _hash(style),
+        "style_hash": _csp_hash(style),
         "script": script,
-        "script_hash": _hash(script),
+        "script_hash": _csp_hash(script),
         "data": json.dumps(content, allow_nan=False, separators=(",", ":"))
         .replace("<", r"\u003c")
         .replace(">", r"\u003e")
         .replace("&", r"\u0026"),
     }
-    template = (PAGE / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read_page(["page.html"]))
 
 
-def _hash(text: str) -> str:
+def _read_page(names: Iterable[str]) -> str:
+    return "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names)
+
+
+def _csp_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def _about(data: Dataset) -> dict[str, Any]:
-    """Names and settings of a data set, and how another threshold would be given for it."""
+def _describe(data: FilteredSet) -> dict[str, Any]:
+    """Return name, settings and origin of a set, and the command that filters it with another threshold."""
     return {
         "name": data.folder.name,
         "path": str(data.folder),
@@ -121,25 +153,32 @@ def _about(data: Dataset) -> dict[str, Any]:
         "limits": data.limits,
         "best": data.best._asdict(),
         "made_with": {name: data.manifest.get(name) for name in ("created_by", "config", "parents", "versions")},
-        "downloads": downloads(data.images),
-        "refilter": _refilter(data),
+        "downloads": count_downloads(data.images),
+        "filter_command": _filter_command(data),
     }
 
 
-def _refilter(data: Dataset) -> list[str]:
-    """The command that decides anew, up to the threshold: words, to be quoted and followed by it."""
+def _filter_command(data: FilteredSet) -> list[str]:
+    """Return the words of the `capfilt filter` command with the set's settings, without name and threshold."""
     root = data.folder.parent.parent
-    reference = data.manifest["images"]  # as the user would type it: relative, where the data set was named so
-    inside = isinstance(data.folder, Path) and "://" not in reference
-    images = Path(os.path.normpath(data.folder / reference)) if inside else data.images
+    reference = data.manifest["images"]
+    # A local set in a relative reference is shown as a relative path, as the user would type it.
+    images = data.images
+    if isinstance(data.folder, Path) and "://" not in reference:
+        images = Path(os.path.normpath(data.folder / reference))
     words = ["capfilt", "filter", str(images), "--scores", data.manifest["parents"][0].rpartition("/")[2]]
-    words += ["--out", str(root)] if data.images != root.resolve() else []
-    words += [word for source in data.sources for word in ("--sources", source)]
-    words += [f"--set={name}_threshold={least:g}" for name, least in data.limits.items() if name != "itm"]
-    best = data.best
-    words += [f"--set=best={best.number}"] if best.number else []
-    words += ["--best-of", best.by] if best.by != "itm" else []
-    return words + (["--set=best_across=true"] if best.across else [])
+    if data.images != root.resolve():
+        words += ["--out", str(root)]
+    for source in data.sources:
+        words += ["--sources", source]
+    words += [f"--set={name}_threshold={limit:g}" for name, limit in data.limits.items() if name != "itm"]
+    if data.best.number:
+        words.append(f"--set=best={data.best.number}")
+    if data.best.score != "itm":
+        words += ["--best-of", data.best.score]
+    if data.best.across_sources:
+        words.append("--set=best_across=true")
+    return words
 
 
 def _version() -> str:

@@ -1,9 +1,8 @@
-"""A filtered folder in, what there is to say about it out: counts, histograms, texts, domains, download outcomes.
+"""Statistics of a filtered set: verdicts, score histograms, properties of the texts, hosts.
 
-    Dataset.open -> batches, a shard's table at a time -> Verdicts, Scores, Texts, Domains, each `add`ed every batch
-                                                       -> facts: plain numbers, for a page or a program
+Each class is a `Statistic`: `add` takes one shard at a time, `result` returns plain numbers for the page.
 
-What stays in memory is 17 bytes a text (to find repeated ones), the domains, and samples of fixed size.
+Memory: 17 bytes per text (to find repeated texts), the hosts, and samples of fixed size.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,183 +18,213 @@ import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, NO_TEXT
-from capfilt.filter.filtered_set import Batch, Dataset
-from capfilt.filter.texts import clean, hashes, ngrams, words
+from capfilt.filter.filtered_set import FilteredSet, FilteredShard
+from capfilt.filter.texts import clean_texts, hash_ngrams, hash_strings, split_words
 from capfilt.shards.format import WEB
 
-SAMPLE = 20_000  # texts of a source that lengths, vocabulary and distinct-n are counted on
-FEWEST = 500  # texts to count vocabulary and distinct-n on even if another column of the table has fewer
-LONGEST = 40  # words; longer texts share the last bar
-DOMAINS = 20  # told by name
-PLACES = [0, 0.001, 0.002, 0.005, *(n / 100 for n in range(1, 100)), 0.995, 0.998, 0.999]  # ITM crowds at its ends
-COSINES = [n / 100 for n in range(-100, 101)]  # the same bins for every data set, so that they compare
+# Texts per source on which lengths, vocabulary and distinct-n are counted.
+SAMPLE_SIZE = 20_000
+# Vocabulary and distinct-n are counted on the same number of texts in every column, but not on fewer than this.
+MIN_COMMON_TEXTS = 500
+# Words; the last bar of the length histogram holds all longer texts.
+MAX_WORDS_SHOWN = 40
+HOSTS_SHOWN = 20
+# The grid is denser at both ends, where ITM scores crowd.
+ITM_GRID = [0, 0.001, 0.002, 0.005, *(n / 100 for n in range(1, 100)), 0.995, 0.998, 0.999]
+# All sets have the same bins, so that their histograms can be compared.
+COSINE_BINS = [n / 100 for n in range(-100, 101)]
 _HOST = r"(?i)^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/:?#]+)"
 
 
-def thresholds(used: Iterable[float]) -> list[float]:
-    """Where ITM scores are told apart: a grid, and the thresholds that data sets were filtered with."""
-    return sorted({*PLACES, *(float(value) for value in used)})
+def itm_bins(thresholds: Iterable[float]) -> list[float]:
+    """Return the lower edges of the ITM bins: a fixed grid and the thresholds of the filtered sets."""
+    return sorted({*ITM_GRID, *(float(threshold) for threshold in thresholds)})
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+class Statistic(Protocol):
+    """A part of the report, computed shard by shard."""
 
+    def add(self, shard: FilteredShard) -> None: ...
 
-# ---------------------------------------------------------------------------------------------------- counting
+    def result(self) -> dict[str, Any]: ...
 
 
 @dataclass
-class Verdicts:
-    """Texts = kept + dropped by reason, by source."""
+class VerdictCounts:
+    """Kept texts, dropped texts by reason, and pictures."""
 
-    data: Dataset
+    data: FilteredSet
     pictures: int = 0
     pictures_kept: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def add(self, batch: Batch) -> None:
-        keys = batch.table["key"]
+    def add(self, shard: FilteredShard) -> None:
+        keys = shard.table["key"]
         self.pictures += pc.count_distinct(keys).as_py()
-        self.pictures_kept += pc.count_distinct(keys.filter(pa.array(batch.kept))).as_py()
-        groups = batch.table.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        self.pictures_kept += pc.count_distinct(keys.filter(pa.array(shard.kept))).as_py()
+        groups = shard.table.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist()
         self.counts.update({(row["source"], row["reason"]): row["count_all"] for row in groups})
 
-    def facts(self) -> dict[str, Any]:
-        by_source = []
+    def result(self) -> dict[str, Any]:
+        sources = []
         for source in self.data.sources:
             dropped = Counter({reason: count for (name, reason), count in self.counts.items() if name == source})
             kept = dropped.pop(KEPT, 0)
             texts = kept + dropped.total()
-            by_source.append({"name": source, "texts": texts, "kept": kept, "dropped": dict(dropped.most_common())})
-        return {"pictures": self.pictures, "pictures_kept": self.pictures_kept, "sources": by_source}
+            sources.append({"name": source, "texts": texts, "kept": kept, "dropped": dict(dropped.most_common())})
+        return {"pictures": self.pictures, "pictures_kept": self.pictures_kept, "sources": sources}
 
 
 @dataclass
-class Scores:
-    """A histogram of each score for each source; bin n counts values from `bins[n]` to below `bins[n + 1]`."""
+class ScoreHistograms:
+    """A histogram per score and source; bin n counts values from `bins[n]` to below `bins[n + 1]`.
 
-    data: Dataset
-    places: list[float]  # of ITM, see `thresholds`
+    `decided_by_itm` is the ITM histogram of the texts that the ITM threshold alone decides about. Its sum from a bin
+    on is the number of texts that the bin's lower edge would keep as a threshold.
+    """
+
+    data: FilteredSet
+    # lower edges of the ITM bins, see `itm_bins`
+    itm_edges: list[float]
 
     def __post_init__(self) -> None:
         number = len(self.data.sources)
-        self.bins = {name: np.array(self.places if name == "itm" else COSINES) for name in self.data.columns}
+        self.bins = {name: np.array(self.itm_edges if name == "itm" else COSINE_BINS) for name in self.data.columns}
         self.counts = {name: np.zeros((number, len(bins)), int) for name, bins in self.bins.items()}
-        self.hangs_on_itm = np.zeros((number, len(self.places)), int)
+        self.decided_by_itm = np.zeros((number, len(self.itm_edges)), int)
 
-    def add(self, batch: Batch) -> None:
-        for name, values in batch.values.items():
-            self._count(self.counts[name], self.bins[name], batch.source, values, ~np.isnan(values))
-        self._count(self.hangs_on_itm, self.bins["itm"], batch.source, batch.values["itm"], batch.hangs_on_itm)
+    def add(self, shard: FilteredShard) -> None:
+        for name, values in shard.values.items():
+            _add_counts(self.counts[name], self.bins[name], shard.source, values, ~np.isnan(values))
+        _add_counts(self.decided_by_itm, self.bins["itm"], shard.source, shard.values["itm"], shard.decided_by_itm)
 
-    @staticmethod
-    def _count(into: np.ndarray, bins: np.ndarray, source: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
-        place = np.clip(np.searchsorted(bins, values[rows], side="right") - 1, 0, len(bins) - 1)
-        flat = source[rows].astype(int) * len(bins) + place
-        into += np.bincount(flat, minlength=into.size).reshape(into.shape)
-
-    def facts(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         histograms = {
             name: {"bins": self.bins[name].tolist(), "counts": counts.tolist()} for name, counts in self.counts.items()
         }
-        return {"scores": histograms, "hangs_on_itm": self.hangs_on_itm.tolist()}
+        return {"scores": histograms, "decided_by_itm": self.decided_by_itm.tolist()}
 
 
-class Texts:
-    """Of each source, all of its texts and the kept ones: length, vocabulary, distinct-n, repeated texts.
+def _add_counts(counts: np.ndarray, bins: np.ndarray, source: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
+    """Add the values at `rows` (a mask) to `counts` (sources, bins), in place."""
+    value_bin = np.clip(np.searchsorted(bins, values[rows], side="right") - 1, 0, len(bins) - 1)
+    cell = source[rows].astype(int) * len(bins) + value_bin
+    counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
 
-    Vocabulary and distinct-n (distinct n-grams / n-grams, Li et al. 2016) change with the number of texts, so all
-    are counted on the same number where there are as many.
+
+class TextStatistics:
+    """Length, vocabulary, distinct-n and repeated texts per source, for all texts and for the kept ones.
+
+    Distinct-n is the number of different n-grams divided by the number of n-grams (Li et al. 2016). It and the
+    vocabulary depend on the number of texts, so every column is counted on the same number, where there are enough.
     """
 
-    def __init__(self, data: Dataset) -> None:
+    def __init__(self, data: FilteredSet) -> None:
         self.data = data
-        self.random = np.random.Generator(np.random.Philox(0))  # the same report from the same tables
-        self.samples = {(source, kept): Least(SAMPLE) for source in data.sources for kept in (False, True)}
-        self.seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # hash, 2 x source + kept, shard and row
+        # A fixed seed: the same tables give the same report.
+        self.random = np.random.Generator(np.random.Philox(0))
+        self.samples = {(source, kept): LowestRows(SAMPLE_SIZE) for source in data.sources for kept in (False, True)}
+        # One array per shard: a hash per text, its column (2 * source + kept), its location (shard << 32 | row).
+        self.hashes: list[np.ndarray] = []
+        self.columns: list[np.ndarray] = []
+        self.locations: list[np.ndarray] = []
 
-    def add(self, batch: Batch) -> None:
-        table = batch.table
-        some = pc.not_equal(table["reason"], NO_TEXT).to_numpy() & pc.is_valid(table["text"]).to_numpy()
+    def add(self, shard: FilteredShard) -> None:
+        table = shard.table
+        has_text = pc.not_equal(table["reason"], NO_TEXT).to_numpy() & pc.is_valid(table["text"]).to_numpy()
         priority = self.random.random(len(table))
         for (source, only_kept), sample in self.samples.items():
-            rows = some & (batch.source == self.data.sources.index(source)) & (batch.kept | (not only_kept))
-            sample.offer(table.select(["text"]), np.where(rows, priority, np.nan))
-        rows = np.flatnonzero(some)
-        group = (2 * batch.source + batch.kept).astype(np.uint8)[rows]
-        self.seen.append((hashes(clean(table["text"]))[rows], group, (np.int64(len(self.seen)) << 32) + rows))
+            mask = has_text & (shard.source == self.data.sources.index(source)) & (shard.kept | (not only_kept))
+            sample.offer(table.select(["text"]), np.where(mask, priority, np.nan))
+        rows = np.flatnonzero(has_text)
+        self.locations.append((np.int64(len(self.locations)) << 32) + rows)
+        self.hashes.append(hash_strings(clean_texts(table["text"]))[rows])
+        self.columns.append((2 * shard.source + shard.kept).astype(np.uint8)[rows])
 
-    def facts(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         sizes = [len(sample.priority) for sample in self.samples.values()]
-        common = max(FEWEST, min((size for size in sizes if size), default=0))
-        hashed, group = (np.concatenate([part[place] for part in self.seen]) for place in (0, 1))
-        found = []
+        common = max(MIN_COMMON_TEXTS, min((size for size in sizes if size), default=0))
+        hashes, columns = np.concatenate(self.hashes), np.concatenate(self.columns)
+        texts = []
         for number, ((source, kept), sample) in enumerate(self.samples.items()):
-            mine = hashed[group == number if kept else group // 2 == number // 2]
-            about = {"source": source, "kept": kept, "texts": len(mine), "repeated": _repeated(mine)}
-            found.append(about | _diversity(sample.rows["text"] if sample.rows else pa.array([], pa.string()), common))
-        return {"texts": found}
+            column_hashes = hashes[columns == number if kept else columns // 2 == number // 2]
+            row = {"source": source, "kept": kept, "texts": len(column_hashes), "repeated": _repeated(column_hashes)}
+            sampled = sample.rows["text"] if sample.rows else pa.array([], pa.string())
+            texts.append(row | _diversity(sampled, common))
+        return {"texts": texts}
 
     def most_repeated(self, number: int) -> list[tuple[AnyPath, int, int]]:
-        """(table, row, times) of the first of each of the texts that occur most often, at least twice."""
-        hashed, place = (np.concatenate([part[column] for part in self.seen]) for column in (0, 2))
-        _, first, times = np.unique(hashed, return_index=True, return_counts=True)
-        most = [n for n in np.argsort(-times, kind="stable")[:number] if times[n] > 1]
-        return [
-            (self.data.tables[place[first[n]] >> 32], int(place[first[n]] & 0xFFFFFFFF), int(times[n])) for n in most
-        ]
+        """Return (table, row, occurrences) of the first occurrence of each of the most frequent texts.
+
+        Texts that occur once are left out.
+        """
+        locations = np.concatenate(self.locations)
+        _, first, occurrences = np.unique(np.concatenate(self.hashes), return_index=True, return_counts=True)
+        repeated = []
+        for n in np.argsort(-occurrences, kind="stable")[:number]:
+            if occurrences[n] > 1:
+                location = int(locations[first[n]])
+                repeated.append((self.data.tables[location >> 32], location & 0xFFFFFFFF, int(occurrences[n])))
+        return repeated
 
 
-def _repeated(hashed: np.ndarray) -> float | None:
-    """Share of texts that another text equals."""
-    _, times = np.unique(hashed, return_counts=True)
-    return float(times[times > 1].sum() / len(hashed)) if len(hashed) else None
+def _repeated(hashes: np.ndarray) -> float | None:
+    """Return the share of texts that equal another text."""
+    _, occurrences = np.unique(hashes, return_counts=True)
+    return float(occurrences[occurrences > 1].sum() / len(hashes)) if len(hashes) else None
 
 
-def _diversity(sample: pa.ChunkedArray | pa.Array, common: int) -> dict[str, Any]:
-    of_sample = words(sample)
-    lengths = pc.list_value_length(of_sample).to_numpy(zero_copy_only=False)
-    grams = [ngrams(of_sample.slice(0, common), n) for n in (1, 2, 3)]
-    distinct = [len(np.unique(found)) for found in grams]
+def _diversity(texts: pa.ChunkedArray | pa.Array, common: int) -> dict[str, Any]:
+    """Measure lengths on all `texts`, vocabulary and distinct-n on the first `common` of them."""
+    words = split_words(texts)
+    lengths = pc.list_value_length(words).to_numpy(zero_copy_only=False)
+    ngrams = [hash_ngrams(words.slice(0, common), n) for n in (1, 2, 3)]
+    different = [len(np.unique(hashes)) for hashes in ngrams]
     return {
         "mean_words": float(lengths.mean()) if len(lengths) else None,
-        "lengths": np.bincount(np.minimum(lengths, LONGEST), minlength=LONGEST + 1).tolist(),
+        "lengths": np.bincount(np.minimum(lengths, MAX_WORDS_SHOWN), minlength=MAX_WORDS_SHOWN + 1).tolist(),
         "counted_on": min(common, len(lengths)),
-        "vocabulary": distinct[0],
+        "vocabulary": different[0],
         "distinct": [
-            number / len(found) if len(found) else None for number, found in zip(distinct, grams, strict=True)
+            number / len(hashes) if len(hashes) else None for number, hashes in zip(different, ngrams, strict=True)
         ],
     }
 
 
 @dataclass
-class Domains:
-    """Web and synthetic texts, and how many are kept, by the host that the picture came from."""
+class HostCounts:
+    """Web and synthetic texts, and how many of each are kept, per host of the picture's URL."""
 
-    data: Dataset
-    found: list[pa.Table] = field(default_factory=list)
+    data: FilteredSet
+    tables: list[pa.Table] = field(default_factory=list)
 
-    def add(self, batch: Batch) -> None:
-        host = pc.utf8_lower(pc.struct_field(pc.extract_regex(batch.table["url"], _HOST), "host"))
-        web, kept = np.array([source == WEB for source in self.data.sources])[batch.source], batch.kept
-        counts = {"web": web, "web_kept": web & kept, "synthetic": ~web, "synthetic_kept": ~web & kept}
-        table = pa.table({"host": host, **{name: rows.astype(np.int64) for name, rows in counts.items()}})
-        self.found.append(self._summed(table.filter(pc.is_valid(host))))
+    def add(self, shard: FilteredShard) -> None:
+        host = pc.utf8_lower(pc.struct_field(pc.extract_regex(shard.table["url"], _HOST), "host"))
+        web = np.array([source == WEB for source in self.data.sources])[shard.source]
+        masks = {
+            "web": web,
+            "web_kept": web & shard.kept,
+            "synthetic": ~web,
+            "synthetic_kept": ~web & shard.kept,
+        }
+        table = pa.table({"host": host, **{name: mask.astype(np.int64) for name, mask in masks.items()}})
+        self.tables.append(self._sum_by_host(table.filter(pc.is_valid(host))))
 
-    def facts(self) -> dict[str, Any]:
-        hosts = self._summed(pa.concat_tables(self.found))
+    def result(self) -> dict[str, Any]:
+        hosts = self._sum_by_host(pa.concat_tables(self.tables))
         hosts = hosts.append_column("texts", pc.add(hosts["web"], hosts["synthetic"]))
-        most = hosts.sort_by([("texts", "descending"), ("host", "ascending")]).slice(0, DOMAINS)
-        return {"domains": {"number": len(hosts), "most": most.drop_columns("texts").to_pylist()}}
+        largest = hosts.sort_by([("texts", "descending"), ("host", "ascending")]).slice(0, HOSTS_SHOWN)
+        return {"hosts": {"count": len(hosts), "largest": largest.drop_columns("texts").to_pylist()}}
 
     @staticmethod
-    def _summed(hosts: pa.Table) -> pa.Table:
+    def _sum_by_host(hosts: pa.Table) -> pa.Table:
         counts = hosts.column_names[1:]
-        summed = hosts.group_by("host").aggregate([(name, "sum") for name in counts])
-        return summed.select(["host", *(f"{name}_sum" for name in counts)]).rename_columns(hosts.column_names)
+        sums = hosts.group_by("host").aggregate([(name, "sum") for name in counts])
+        return sums.select(["host", *(f"{name}_sum" for name in counts)]).rename_columns(hosts.column_names)
 
 
-class Least:
-    """The `size` rows of least priority among all that were offered, in the order of their priority."""
+class LowestRows:
+    """The `size` rows with the lowest priority of all rows offered, in ascending order."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -203,12 +232,13 @@ class Least:
         self.rows: pa.Table | None = None
 
     def offer(self, rows: pa.Table, priority: np.ndarray) -> None:
-        """Rows with a priority each; NaN is never taken."""
+        """Offer rows with one priority each; a row with NaN is never taken."""
         bound = self.priority[-1] if len(self.priority) >= self.size else np.inf
-        taken = np.flatnonzero(priority < bound)
-        if len(taken) == 0:
+        accepted = np.flatnonzero(priority < bound)
+        if len(accepted) == 0:
             return
-        priority, table = np.concatenate([self.priority, priority[taken]]), rows.take(pa.array(taken))
-        table = pa.concat_tables([self.rows, table]) if self.rows is not None else table
-        order = np.argsort(priority, kind="stable")[: self.size]
-        self.priority, self.rows = priority[order], table.take(pa.array(order)).combine_chunks()
+        merged_priority = np.concatenate([self.priority, priority[accepted]])
+        table = rows.take(pa.array(accepted))
+        merged = table if self.rows is None else pa.concat_tables([self.rows, table])
+        order = np.argsort(merged_priority, kind="stable")[: self.size]
+        self.priority, self.rows = merged_priority[order], merged.take(pa.array(order)).combine_chunks()

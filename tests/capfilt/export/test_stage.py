@@ -1,9 +1,8 @@
-"""`capfilt export`: the kept pairs, read by the trainers and libraries they are for."""
+"""`capfilt export`: each format is read by the library that it is for."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import subprocess
@@ -14,15 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from filtered_set import filter_set, write_set
 from folders import rows_of
-from PIL import Image
 
-from blipcore.io.samples import Picture, read_pictures
-from capfilt.export.decontaminate import Forbidden
-from capfilt.export.stage import ExportConfig, export
-from capfilt.shards.tables import read_table
+from blipcore.io.samples import TarSample, read_samples
+from capfilt.export.stage import ExportConfig, export_shards
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, drawn) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(filtered: Path) -> dict[str, list[dict]]:
-    """Key -> its kept texts, the best first."""
+    """Return the kept texts of each key, best first."""
     texts = defaultdict(list)
     for row in rows_of(filtered):
         if row["keep"]:
@@ -40,41 +35,41 @@ def kept(filtered: Path) -> dict[str, list[dict]]:
     return {key: sorted(rows, key=lambda row: -row["itm"]) for key, rows in texts.items()}
 
 
-def test_webdataset_holds_the_kept_pictures_with_their_texts(filtered: Path, kept: dict, tmp_path: Path) -> None:
-    summary = export(ExportConfig(str(filtered), str(tmp_path / "out")), progress=False)
+def test_tars_contain_the_kept_pictures_with_their_texts(filtered: Path, kept: dict, tmp_path: Path) -> None:
+    summary = export_shards(ExportConfig(str(filtered), str(tmp_path / "out")), progress=False)
     texts = sum(map(len, kept.values()))
     assert summary["counts"] == {"contaminated": 0, "exported": len(kept), "missing": 0, "texts": texts}
-    pictures = [p for tar in sorted((tmp_path / "out").glob("*.tar")) for p in read_pictures(tar)]
+    pictures = [p for tar in sorted((tmp_path / "out").glob("*.tar")) for p in read_samples(tar)]
     assert len(pictures) == len(kept) > 20
-    stored = {p.key: p.image for tar in sorted(filtered.parents[1].glob("*.tar")) for p in read_pictures(tar)}
+    stored = {p.key: p.image for tar in sorted(filtered.parents[1].glob("*.tar")) for p in read_samples(tar)}
     for picture in pictures:
         best, key = kept[picture.key.split("_")[1]], picture.key.split("_")[1]
         assert picture.image == stored[key] and picture.text == best[0]["text"]
         for source in ("web", "c", "second"):
             of_source = [row for row in best if row["source"] == source]
-            assert picture.meta[f"caption_{source}"] == (of_source[0]["text"] if of_source else None)
-            assert picture.meta[f"itm_{source}"] == (of_source[0]["itm"] if of_source else None)
-        assert picture.meta["url"].startswith("https://www.host")
+            assert picture.metadata[f"caption_{source}"] == (of_source[0]["text"] if of_source else None)
+            assert picture.metadata[f"itm_{source}"] == (of_source[0]["itm"] if of_source else None)
+        assert picture.metadata["url"].startswith("https://www.host")
     assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == len(kept)
 
 
-def test_the_same_bytes_again_and_by_any_number_of_workers(filtered: Path, tmp_path: Path) -> None:
+def test_output_does_not_depend_on_the_number_of_workers(filtered: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for form in ("webdataset", "parquet", "json"):
-        export(ExportConfig(str(filtered), str(one / form), form), progress=False)
-        export(ExportConfig(str(filtered), str(two / form), form, workers=2), progress=False)
+        export_shards(ExportConfig(str(filtered), str(one / form), form), progress=False)
+        export_shards(ExportConfig(str(filtered), str(two / form), form, workers=2), progress=False)
     files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file() and path.name != ".lock"]
     assert len(files) > 40
     assert not [path for path in files if (one / path).read_bytes() != (two / path).read_bytes()]
-    again = export(ExportConfig(str(filtered), str(one / "json"), "json"), progress=False)
+    again = export_shards(ExportConfig(str(filtered), str(one / "json"), "json"), progress=False)
     assert again["shards"]["done"] == 0 and again["counts"]["exported"] > 20
 
 
 def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path) -> None:
-    export(ExportConfig(str(filtered), str(tmp_path)), progress=False)
-    from blipcore.torchvision_shim import heal_torchvision
+    export_shards(ExportConfig(str(filtered), str(tmp_path)), progress=False)
+    from blipcore.torchvision_shim import repair_torchvision
 
-    heal_torchvision()
+    repair_torchvision()
     import open_clip
     import torch
     from open_clip_train.data import get_wds_dataset
@@ -110,65 +105,67 @@ def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path
 
 def test_datasets_reads_pictures_from_the_parquet(filtered: Path, kept: dict, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    export(ExportConfig(str(filtered), str(tmp_path / "out"), "parquet"), progress=False)
+    export_shards(ExportConfig(str(filtered), str(tmp_path / "out"), "parquet"), progress=False)
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == len(kept)
     assert isinstance(loaded.features["image"], datasets.Image)
     row = loaded[0]
     assert row["image"].size == (40, 40) and row["text"] == kept[row["key"].split("_")[1]][0]["text"]
-    shutil.rmtree(tmp_path / "out")  # another set in the same place is not the one that `datasets` has cached
+    shutil.rmtree(tmp_path / "out")  # `datasets` does not reuse its cache for another export into the same folder
     strict = filter_set(filtered.parents[1], "strict", threshold=0.95)
-    export(ExportConfig(str(strict), str(tmp_path / "out"), "parquet"), progress=False)
+    export_shards(ExportConfig(str(strict), str(tmp_path / "out"), "parquet"), progress=False)
     again = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert 0 < len(again) < len(loaded)
 
 
-def test_blip_lists_have_a_row_a_text_and_files_that_are_there(filtered: Path, kept: dict, tmp_path: Path) -> None:
-    export(ExportConfig(str(filtered), str(tmp_path), "json"), progress=False)
+def test_the_json_list_has_a_row_per_text_and_its_files_exist(filtered: Path, kept: dict, tmp_path: Path) -> None:
+    export_shards(ExportConfig(str(filtered), str(tmp_path), "json"), progress=False)
     rows = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))
     assert len(rows) == sum(map(len, kept.values()))
     assert all((tmp_path / row["image"]).is_file() for row in rows)
     assert {row["caption"] for row in rows} == {row["text"] for texts in kept.values() for row in texts}
 
-    from blipcore.data.annotations import read_captions
+    from blipcore.data.annotations import read_captioned_images
 
-    assert sum(len(row["texts"]) for row in read_captions(tmp_path / "pairs.json")) == len(rows)
+    assert sum(len(row["texts"]) for row in read_captioned_images(tmp_path / "pairs.json")) == len(rows)
 
 
-def test_tars_and_keys_of_others_stay_apart(tmp_path: Path, drawn) -> None:
+def test_keys_and_shard_names_of_other_tools_stay_unique(tmp_path: Path, drawn) -> None:
     import webdataset
 
-    def foreign(number: int) -> Picture:  # 3/x and 3_x are two pictures
+    def foreign(number: int) -> TarSample:
+        """Return a picture; the keys 3/x and 3_x are different."""
         return replace(drawn(number), key=f"{number // 2}{'/_'[number % 2]}x")
 
     data = write_set(tmp_path / "data", foreign, pictures=30, shards=1)
     for path in list(data.rglob("00000.*")):
         path.rename(path.with_name(f"part.v1{path.suffix}"))
-    stored = {picture.key: picture.image for picture in read_pictures(data / "part.v1.tar")}
+    stored = {picture.key: picture.image for picture in read_samples(data / "part.v1.tar")}
     filtered = filter_set(data)
-    exported = export(ExportConfig(str(filtered), str(tmp_path / "tars")), progress=False)["counts"]["exported"]
+    exported = export_shards(ExportConfig(str(filtered), str(tmp_path / "tars")), progress=False)["counts"]["exported"]
     samples = list(webdataset.WebDataset(str(tmp_path / "tars" / "part.v1.tar"), shardshuffle=False))
     assert len(samples) == exported > 10 and all("png" in sample and "txt" in sample for sample in samples)
 
-    places = ("images/part.v1/.3_x.png", "parts/.part.v1.jsonl", ".part.v1.tar")
-    left = [tmp_path / "lists" / f"{place}.0123abcd.tmp" for place in places]  # by a run that was killed
-    for path in left:
+    # temporary files of a killed run
+    names = ("images/part.v1/.3_x.png", "parts/.part.v1.jsonl", ".part.v1.tar")
+    temporary = [tmp_path / "lists" / f"{name}.0123abcd.tmp" for name in names]
+    for path in temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
-    export(ExportConfig(str(filtered), str(tmp_path / "lists"), "json", rank=0, world_size=2), progress=False)
+    export_shards(ExportConfig(str(filtered), str(tmp_path / "lists"), "json", rank=0, world_size=2), progress=False)
     rows = json.loads((tmp_path / "lists" / "pairs.json").read_text())
     assert len({row["image_id"] for row in rows}) == len({row["image"] for row in rows}) == exported
     for row in rows:
         assert (tmp_path / "lists" / row["image"]).read_bytes() == stored[row["image_id"].removeprefix("part_v1_")]
-    assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in temporary)
 
 
-def test_files_that_differ_in_case_alone_stay_apart(tmp_path: Path, drawn) -> None:
-    """A list that is made here is read on a Mac, whose file system takes A.png for a.png."""
+def test_file_names_differ_by_more_than_case(tmp_path: Path, drawn) -> None:
+    """A file system that ignores case, as on macOS, must be able to hold the images."""
     keys = ("a", "A", "a-2", "A-2", "e\u0301", "\u00e9", "b")
     data = write_set(tmp_path / "data", lambda number: replace(drawn(number), key=keys[number]), len(keys), 1)
-    stored = {picture.key: picture.image for picture in read_pictures(data / "00000.tar")}
-    export(ExportConfig(str(filter_set(data, threshold=0.0)), str(tmp_path / "lists"), "json"), progress=False)
+    stored = {picture.key: picture.image for picture in read_samples(data / "00000.tar")}
+    export_shards(ExportConfig(str(filter_set(data, threshold=0.0)), str(tmp_path / "lists"), "json"), progress=False)
     rows = json.loads((tmp_path / "lists" / "pairs.json").read_text())
     names = {row["image_id"].removeprefix("00000_"): row["image"] for row in rows}
     assert len({unicodedata.normalize("NFC", name).lower() for name in names.values()}) == len(names) == len(keys)
@@ -176,44 +173,16 @@ def test_files_that_differ_in_case_alone_stay_apart(tmp_path: Path, drawn) -> No
     assert all((tmp_path / "lists" / name).read_bytes() == stored[key] for key, name in names.items())
 
 
-def test_pictures_of_an_evaluation_set_stay_behind(filtered: Path, kept: dict, tmp_path: Path, draw) -> None:
-    (tmp_path / "test").mkdir()
-    there = [key for key in kept][:3]
-    for picture in read_pictures(filtered.parents[1] / "00000.tar", keys=there):
-        (tmp_path / "test" / f"{picture.key}.jpg").write_bytes(picture.image)
-    (tmp_path / "test" / "broken.jpg").write_bytes(b"no picture")
-    sky, sea = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (40, 40), "skyblue").save(sky, "PNG")
-    Image.new("RGB", (40, 40), "navy").save(sea, "PNG")
-    (tmp_path / "test" / "sky.png").write_bytes(sky.getvalue())
-    config = ExportConfig(str(filtered), str(tmp_path / "out"), decontaminate=[str(tmp_path / "test")])
-    counts = export(config, progress=False)["counts"]
-    assert counts["contaminated"] >= 3 and counts["contaminated"] + counts["exported"] == len(kept)
-    index = read_table(tmp_path / "out" / ".index" / "00000.parquet").to_pylist()
-    assert {row["key"]: row["outcome"] for row in index}.items() >= {key: "contaminated" for key in there}.items()
-    forbidden = Forbidden([str(tmp_path / "test")])  # pictures of one colour are known by their bytes
-    assert sky.getvalue() in forbidden and sea.getvalue() not in forbidden
-    assert "looks like a picture of an evaluation set | " in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_the_card_says_how_it_was_made(filtered: Path, kept: dict, tmp_path: Path) -> None:
-    export(ExportConfig(str(filtered), str(tmp_path), "parquet", licence="cc-by-4.0"), progress=False)
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    front = yaml.safe_load(text.split("---")[1])
-    assert front["license"] == "cc-by-4.0" and front["size_categories"] == ["n<1K"]
-    assert f"| here | {len(kept)} |" in text and "`fingerprint`: 0123456789abcdef" in text and "ITM >= 0.5" in text
-    web = [row for row in rows_of(filtered) if row["source"] == "web"]
-    assert f"| web | {len(web)} | {sum(row['keep'] for row in web)} |" in text
-
-
-def test_mistakes_are_one_sentence(filtered: Path, tmp_path: Path) -> None:
-    def said(*words: str) -> str:
+def test_errors_are_one_sentence(filtered: Path, tmp_path: Path) -> None:
+    def error_of(*words: str) -> str:
         command = [sys.executable, "-m", "capfilt", "export", *words]
         process = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
         return process.stderr
 
-    assert "format" in said(str(filtered), str(tmp_path / "a"), "--format", "csv")
-    assert "No folder of pictures" in said(str(filtered), str(tmp_path / "a"), "--decontaminate", str(tmp_path / "no"))
-    export(ExportConfig(str(filtered), str(tmp_path / "a")), progress=False)
-    assert "format: 'webdataset' -> 'json'" in said(str(filtered), str(tmp_path / "a"), "--format", "json")
+    assert "format" in error_of(str(filtered), str(tmp_path / "a"), "--format", "csv")
+    assert "No folder of pictures" in error_of(
+        str(filtered), str(tmp_path / "a"), "--decontaminate", str(tmp_path / "no")
+    )
+    export_shards(ExportConfig(str(filtered), str(tmp_path / "a")), progress=False)
+    assert "format: 'webdataset' -> 'json'" in error_of(str(filtered), str(tmp_path / "a"), "--format", "json")

@@ -1,4 +1,4 @@
-"""Columns of texts: the same as the text-by-text functions, and hashes that tell texts apart."""
+"""Text columns: cleaning equals the text-by-text function, and different texts have different hashes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from blipcore.model.tokenizer import clean_caption
-from capfilt.filter.texts import clean, hashes, ngrams, words
+from capfilt.filter.texts import clean_texts, hash_ngrams, hash_strings, split_words
 
-ODD = [
+EDGE_CASES = [
     "",
     " ",
     "\n",
@@ -24,26 +24,26 @@ ODD = [
     "one, two; three",
     "\u3000 a\x1c\x1d b \xa0",
 ]
-ODD += [" ".join(["word"] * count) for count in (29, 30, 31, 200)] + ["a\nb " * 40]
+EDGE_CASES += [" ".join(["word"] * count) for count in (29, 30, 31, 200)] + ["a\nb " * 40]
 
 
-def scrambled(count: int) -> list[str]:
+def random_texts(count: int) -> list[str]:
     rng = random.Random(7)
     alphabet = "aB .!\"()*#:;~\t\n\r\x0b\x1c\x85\xa0\u1680\u2003\u2028\u3000éÉßİΣσς红ひ😀'-,"
     return ["".join(rng.choices(alphabet, k=rng.randrange(60))) for _ in range(count)]
 
 
-def test_clean_is_blips_cleaning() -> None:
-    texts = ODD + scrambled(3000)
-    assert clean(pa.array(texts)).to_pylist() == [clean_caption(text) for text in texts]
-    assert clean(pa.chunked_array([["A."], [None, "B!"]])).to_pylist() == ["a", "", "b"]
-    assert clean(pa.array([], pa.string())).to_pylist() == []
+def test_clean_texts_equals_clean_caption() -> None:
+    texts = EDGE_CASES + random_texts(3000)
+    assert clean_texts(pa.array(texts)).to_pylist() == [clean_caption(text) for text in texts]
+    assert clean_texts(pa.chunked_array([["A."], [None, "B!"]])).to_pylist() == ["a", "", "b"]
+    assert clean_texts(pa.array([], pa.string())).to_pylist() == []
 
 
-def test_clean_lowers_every_letter_as_python_does() -> None:
-    letters = [chr(code) for code in range(0x1C80) if chr(code).isalpha()]  # beyond, Unicode versions differ
+def test_clean_texts_lowers_every_letter_as_python_does() -> None:
+    letters = [chr(code) for code in range(0x1C80) if chr(code).isalpha()]  # above, Unicode versions differ
     letters += [chr(code) for code in range(0x1C90, 0xA000) if chr(code).isalpha()]
-    assert clean(pa.array(letters)).to_pylist() == [clean_caption(letter) for letter in letters]
+    assert clean_texts(pa.array(letters)).to_pylist() == [clean_caption(letter) for letter in letters]
 
 
 @pytest.mark.parametrize(
@@ -57,23 +57,23 @@ def test_clean_lowers_every_letter_as_python_does() -> None:
         (None, []),
     ],
 )
-def test_words(text: str | None, expected: list[str]) -> None:
-    assert words(pa.array([text], pa.string())).to_pylist() == [expected]
+def test_split_words(text: str | None, expected: list[str]) -> None:
+    assert split_words(pa.array([text], pa.string())).to_pylist() == [expected]
 
 
-def test_hashes_are_equal_for_equal_texts_alone() -> None:
-    texts = list(dict.fromkeys(ODD + scrambled(3000) + [f"{n}" for n in range(20_000)]))
-    found = hashes(pa.array(texts))
-    assert len(np.unique(found)) == len(texts)
-    assert (hashes(pa.array(texts).slice(5, 100)) == found[5:105]).all()
-    assert (hashes(pa.chunked_array([texts[:9], texts[9:50]])) == found[:50]).all()
-    assert hashes(pa.array([], pa.string())).tolist() == []
-    assert hashes(pa.array(["", ""])).tolist() == [0, 0]
+def test_only_equal_texts_have_equal_hashes() -> None:
+    texts = list(dict.fromkeys(EDGE_CASES + random_texts(3000) + [f"{n}" for n in range(20_000)]))
+    hashes = hash_strings(pa.array(texts))
+    assert len(np.unique(hashes)) == len(texts)
+    assert (hash_strings(pa.array(texts).slice(5, 100)) == hashes[5:105]).all()
+    assert (hash_strings(pa.chunked_array([texts[:9], texts[9:50]])) == hashes[:50]).all()
+    assert hash_strings(pa.array([], pa.string())).tolist() == []
+    assert hash_strings(pa.array(["", ""])).tolist() == [0, 0]
 
 
-def test_ngrams_stay_within_a_text() -> None:
-    lists = words(pa.array(["a b c", "", "c", "a b", "b a"]))
-    assert [len(ngrams(lists, n)) for n in (1, 2, 3, 4)] == [8, 4, 1, 0]
-    assert [len(np.unique(ngrams(lists, n))) for n in (1, 2)] == [3, 3]
-    assert len(ngrams(words(pa.array(["a"])), 3)) == 0
-    assert len(ngrams(words(pa.array([], pa.string())), 1)) == 0
+def test_no_ngram_spans_two_texts() -> None:
+    lists = split_words(pa.array(["a b c", "", "c", "a b", "b a"]))
+    assert [len(hash_ngrams(lists, n)) for n in (1, 2, 3, 4)] == [8, 4, 1, 0]
+    assert [len(np.unique(hash_ngrams(lists, n))) for n in (1, 2)] == [3, 3]
+    assert len(hash_ngrams(split_words(pa.array(["a"])), 3)) == 0
+    assert len(hash_ngrams(split_words(pa.array([], pa.string())), 1)) == 0

@@ -1,4 +1,4 @@
-"""The report in a real browser: what it draws, what the slider recounts, keyboard, contrast, and that it stays home."""
+"""The report in a real browser: counts, slider, gallery, keyboard, contrast, and no network requests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from filtered_set import NASTY, filter_set, write_set
 from folders import rows_of
 
-from capfilt.report.stage import ReportConfig, report
+from capfilt.report.stage import ReportConfig, write_report
 
 pytestmark = pytest.mark.browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 
-# Text whose contrast with the ground behind it is less than WCAG's AA asks: 4.5, or 3 for large letters.
+# Text whose contrast with its background is below WCAG AA: 4.5, or 3 for large letters.
 LOW_CONTRAST = """() => {
   const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const linear = (v) => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
@@ -47,7 +47,7 @@ LOW_CONTRAST = """() => {
   }
   return found;
 }"""
-# What the Tab key should reach, in the order of reading.
+# The number of elements that the Tab key should reach.
 FOCUSABLE = """() => [...document.querySelectorAll("a[href], button:not(:disabled), input, summary, [tabindex='0']")]
   .filter((node) => node.checkVisibility() && node.tabIndex >= 0).length"""
 NAMELESS = """() => [...document.querySelectorAll("button, a, input, img, nav, section, [role]")].filter((node) =>
@@ -59,7 +59,7 @@ DANGLING = """() => [...document.querySelectorAll("[aria-labelledby], [aria-cont
   .filter((id) => id && !document.getElementById(id.replace("#", "")))"""
 TWICE = """() => [...document.querySelectorAll("[id]")].map((node) => node.id)
   .filter((id, n, all) => all.indexOf(id) !== n)"""
-VERDICTS = """() => [...document.querySelectorAll(".card .mine .text")].map((text) =>
+VERDICTS = """() => [...document.querySelectorAll(".card .main-set .text")].map((text) =>
   [text.closest(".card").querySelector(".key").textContent, text.querySelector(".source").textContent,
    text.dataset.reason, text.querySelector(".mark").textContent, text.classList.contains("kept")])"""
 
@@ -88,36 +88,37 @@ def filtered(data: Path) -> Path:
 @pytest.fixture(scope="module")
 def html(filtered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "report.html"
-    report(ReportConfig(str(filtered), out=str(out), pictures=40))
+    write_report(ReportConfig(str(filtered), out=str(out), pictures=40))
     return out
 
 
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Any]:
-    """Open a file in a fresh context; at the end nothing may have gone wrong in it or been asked of the network."""
-    seen: list[tuple[Any, list[str]]] = []
+    """Open a file in a fresh context; fails at the end if it logged, raised or sent a request."""
+    opened: list[tuple[Any, list[str]]] = []
 
     def open_(path: Path, **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page, wrong = context.new_page(), []
-        page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page = context.new_page()
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "request",
-            lambda asked: None if asked.url.startswith(("data:", path.as_uri())) else wrong.append(asked.url),
+            lambda request: None if request.url.startswith(("data:", path.as_uri())) else problems.append(request.url),
         )
-        seen.append((context, wrong))
+        opened.append((context, problems))
         page.goto(path.as_uri())
         return page
 
     yield open_
-    for context, wrong in seen:
+    for context, problems in opened:
         context.close()
-        assert wrong == []
+        assert problems == []
 
 
 def move(page: Any, threshold: str) -> None:
-    """Put the slider at a threshold."""
+    """Move the slider to a threshold."""
     page.evaluate(
         """(threshold) => {
             const slider = document.getElementById("threshold");
@@ -129,30 +130,29 @@ def move(page: Any, threshold: str) -> None:
 
 
 def shown_verdicts(page: Any) -> dict[tuple[str, str], str]:
-    """(key, source) -> reason of the texts in view."""
-    found = {}
+    """Return (key, source) -> reason of the texts in view."""
+    reasons = {}
     for key, source, reason, mark, green in page.evaluate(VERDICTS):
         assert (mark == "✓") == green == (reason == "kept")
-        found[key, source.replace("Web", "web")] = reason
-    return found
+        reasons[key, source.replace("Web", "web")] = reason
+    return reasons
 
 
 def test_the_counts_are_those_of_the_tables(open_page, html: Path, filtered: Path) -> None:
     page, rows = open_page(html), rows_of(filtered)
     kept = sum(row["keep"] for row in rows)
-    assert f"{len(rows)} texts of 30 pictures went in, {kept} ({100 * kept / len(rows):.1f}%) stay" in page.inner_text(
-        ".lead"
-    )
+    lead = page.inner_text(".lead")
+    assert f"{len(rows)} texts of 30 pictures: {kept} ({100 * kept / len(rows):.1f}%) kept" in lead
     cells = page.locator("#overview table tbody tr").all_inner_texts()
     for line, source in zip(cells, ("web", "c", "second"), strict=False):
-        mine = [row for row in rows if row["source"] == source]
-        assert line.split()[1:3] == [str(len(mine)), str(sum(row["keep"] for row in mine))]
+        of_source = [row for row in rows if row["source"] == source]
+        assert line.split()[1:3] == [str(len(of_source)), str(sum(row["keep"] for row in of_source))]
     assert page.locator("#downloads tbody tr").all_inner_texts() == ["ok\t30\t83.3%", "not found\t6\t16.7%"]
 
 
-def test_the_slider_recounts_and_recolours_as_filter_would(open_page, html: Path, data: Path) -> None:
+def test_the_slider_agrees_with_filter_at_every_threshold(open_page, html: Path, data: Path) -> None:
     page = open_page(html)
-    page.get_by_role("tab", name="At random").click()
+    page.get_by_role("tab", name="Random").click()
     for number, threshold in enumerate(("0.5", "0.05", "0.9", "0.999")):
         again = rows_of(filter_set(data, f"at{number}", threshold=float(threshold)))
         move(page, threshold)
@@ -164,20 +164,20 @@ def test_the_slider_recounts_and_recolours_as_filter_would(open_page, html: Path
         assert len(shown) == 18
         assert shown == {pair: reasons[pair] for pair in shown}
     assert page.inner_text("#command").endswith("--name r1-itm0.999 --threshold 0.999")
-    page.get_by_role("button", name="Back to 0.5").click()
-    assert page.get_by_label("Least ITM").get_attribute("aria-valuetext").startswith("0.5, keeps")
+    page.get_by_role("button", name="Reset to 0.5").click()
+    assert page.get_by_label("ITM threshold").get_attribute("aria-valuetext").startswith("0.5, keeps")
 
 
-@pytest.mark.parametrize("most", [16, 1])  # texts shown of a picture: the best may be among the others
-def test_the_slider_knows_which_texts_are_best(
+@pytest.mark.parametrize("most", [16, 1])  # texts shown per picture; the best may not be among them
+def test_the_slider_respects_the_limit_on_texts_per_picture(
     open_page, data: Path, tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capfilt.report.gallery.FEWEST_TEXTS", 1)
-    monkeypatch.setattr("capfilt.report.gallery.TEXTS", most)
+    monkeypatch.setattr("capfilt.report.gallery.MIN_TEXTS_PER_SET", 1)
+    monkeypatch.setattr("capfilt.report.gallery.MAX_TEXTS", most)
     best = {"best_of": "clip", "best_across": True}
-    report(ReportConfig(str(filter_set(data, "best", **best)), out=str(tmp_path / "best.html"), pictures=6))
+    write_report(ReportConfig(str(filter_set(data, "best", **best)), out=str(tmp_path / "best.html"), pictures=6))
     page = open_page(tmp_path / "best.html")
-    page.get_by_role("tab", name="At random").click()
+    page.get_by_role("tab", name="Random").click()
     seen: set[str] = set()
     for number, threshold in enumerate(("0.5", "0.05", "0.9")):
         again = rows_of(filter_set(data, f"best{number}", threshold=float(threshold), **best))
@@ -190,40 +190,40 @@ def test_the_slider_knows_which_texts_are_best(
     assert "not_best" in seen
 
 
-def test_the_gallery_turns_its_pages(open_page, html: Path) -> None:
+def test_the_gallery_has_pages(open_page, html: Path) -> None:
     page = open_page(html)
-    page.get_by_role("tab", name="At random").click()
-    earlier, later = (page.get_by_role("button", name=name) for name in ("Earlier", "Later"))
+    page.get_by_role("tab", name="Random").click()
+    previous, following = (page.get_by_role("button", name=name) for name in ("Previous", "Next"))
     seen, pages = [], 1
-    assert earlier.is_disabled()
+    assert previous.is_disabled()
     while True:
         seen += page.locator(".card .key").all_inner_texts()
         assert page.locator(".pager [role=status]").inner_text() == f"Page {pages} of 5"
         assert page.evaluate(
             "[...document.querySelectorAll('.card img')].every((image) => image.complete && image.naturalWidth)"
         )
-        if later.is_disabled():
+        if following.is_disabled():
             break
-        later.click()
+        following.click()
         pages += 1
     assert (len(seen), len(set(seen)), pages) == (30, 30, 5)
-    earlier.click()
+    previous.click()
     assert page.locator(".pager [role=status]").inner_text() == "Page 4 of 5"
 
 
-def test_a_text_that_is_markup_shows_as_text(open_page, html: Path) -> None:
+def test_markup_in_a_text_is_shown_as_text(open_page, html: Path) -> None:
     page = open_page(html)
-    page.get_by_role("tab", name="At random").click()
+    page.get_by_role("tab", name="Random").click()
     shown: set[str] = set()
     for _ in range(5):
         shown |= set(page.evaluate("[...document.querySelectorAll('.words')].map((words) => words.firstChild.data)"))
-        page.get_by_role("button", name="Later").click(force=True)
+        page.get_by_role("button", name="Next").click(force=True)
     assert {text[:400] for text in NASTY} <= shown
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.scripts.length") == 2
 
 
-def test_it_works_with_the_keyboard_alone(open_page, html: Path) -> None:
+def test_the_keyboard_is_enough(open_page, html: Path) -> None:
     page = open_page(html)
     expected = page.evaluate(FOCUSABLE)
     reached = []
@@ -237,8 +237,8 @@ def test_it_works_with_the_keyboard_alone(open_page, html: Path) -> None:
                 }"""
             )
         )
-    places = [place for place, _, _ in reached]
-    assert places == sorted(set(places)) and len(places) == expected  # in the order of reading, each once
+    positions = [position for position, _, _ in reached]
+    assert positions == sorted(set(positions)) and len(positions) == expected  # reading order, each once
     assert all(outline == "solid" for _, outline, _ in reached)
     assert reached[0][2] == "skip"
     page.focus("#threshold")
@@ -246,9 +246,9 @@ def test_it_works_with_the_keyboard_alone(open_page, html: Path) -> None:
     assert page.inner_text(".control .at") == "≥ 0.51"
     page.keyboard.press("Home")
     assert page.inner_text(".control .at") == "≥ 0"
-    page.get_by_role("tab", name="At the threshold").focus()
+    page.get_by_role("tab", name="Near the threshold").focus()
     page.keyboard.press("ArrowRight")
-    assert page.get_by_role("tab", name="At random").get_attribute("aria-selected") == "true"
+    assert page.get_by_role("tab", name="Random").get_attribute("aria-selected") == "true"
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.textContent") == "Most repeated"
     assert "occurs" in page.locator(".card").first.inner_text()
@@ -256,7 +256,7 @@ def test_it_works_with_the_keyboard_alone(open_page, html: Path) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_it_can_be_read(open_page, html: Path, theme: str, width: int) -> None:
+def test_contrast_and_width_are_sufficient(open_page, html: Path, theme: str, width: int) -> None:
     page = open_page(html, color_scheme=theme, viewport={"width": width, "height": 800})
     page.wait_for_function(
         "document.querySelectorAll('.plot svg').length === document.querySelectorAll('.plot').length"
@@ -268,7 +268,7 @@ def test_it_can_be_read(open_page, html: Path, theme: str, width: int) -> None:
     assert page.evaluate(LOW_CONTRAST) == []
 
 
-def test_everything_has_a_name_and_a_place(open_page, html: Path) -> None:
+def test_elements_have_accessible_names_and_references_resolve(open_page, html: Path) -> None:
     page = open_page(html)
     assert page.evaluate("document.documentElement.lang") == "en"
     assert [page.locator(tag).count() for tag in ("main", "body > header", "body > footer", "h1")] == [1, 1, 1, 1]
@@ -278,13 +278,13 @@ def test_everything_has_a_name_and_a_place(open_page, html: Path) -> None:
     assert page.evaluate("[...document.querySelectorAll('th')].filter((cell) => !cell.scope).length") == 0
 
 
-def test_tables_sort_and_numbers_unfold(open_page, html: Path) -> None:
+def test_tables_can_be_sorted_and_numbers_shown(open_page, html: Path) -> None:
     page = open_page(html)
-    heading = page.locator("#domains th").nth(2)
+    heading = page.locator("#hosts th").nth(2)
     for order, sign in (("descending", -1), ("ascending", 1)):
         heading.get_by_role("button").click()
         assert heading.get_attribute("aria-sort") == order
-        shares = [float(text.strip("%\n")) for text in page.locator("#domains td:nth-child(3)").all_inner_texts()]
+        shares = [float(text.strip("%\n")) for text in page.locator("#hosts td:nth-child(3)").all_inner_texts()]
         assert shares == sorted(shares, key=lambda share: sign * share)
     page.locator("#scores summary").first.click()
     assert re.search(r"0\.95 to 1\.00\t", page.locator("#scores details table").first.inner_text())
@@ -292,7 +292,7 @@ def test_tables_sort_and_numbers_unfold(open_page, html: Path) -> None:
 
 def test_two_data_sets_side_by_side(open_page, data: Path, filtered: Path, tmp_path: Path) -> None:
     other = filter_set(data, "strict", threshold=0.9, sources=["web"])
-    report(ReportConfig(str(filtered), compare=[str(other)], out=str(tmp_path / "both.html"), pictures=3))
+    write_report(ReportConfig(str(filtered), compare=[str(other)], out=str(tmp_path / "both.html"), pictures=3))
     page = open_page(tmp_path / "both.html")
     assert page.inner_text("h1") == "r1 and strict"
     kept = [sum(row["keep"] for row in rows_of(folder)) for folder in (filtered, other)]
@@ -301,45 +301,51 @@ def test_two_data_sets_side_by_side(open_page, data: Path, filtered: Path, tmp_p
     assert page.locator("#scores .plot").count() == 6
     assert "strict · Web" in page.inner_text("#kept-table")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-    page.set_viewport_size({"width": 390, "height": 844})  # on a phone both columns of numbers are in view
+    page.set_viewport_size({"width": 390, "height": 844})  # a phone shows both columns of numbers
     assert page.evaluate(
         "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.querySelector('#compare .scroll'))"
     )
 
 
-def test_the_same_pictures_with_both_verdicts(open_page, data: Path, filtered: Path, tmp_path: Path) -> None:
+def test_pictures_show_the_verdicts_of_both_sets(open_page, data: Path, filtered: Path, tmp_path: Path) -> None:
     other = filter_set(data, "strict", threshold=0.9, sources=["web"])
-    summary = report(ReportConfig(str(filtered), compare=[str(other)], out=str(tmp_path / "both.html"), pictures=30))
+    summary = write_report(
+        ReportConfig(str(filtered), compare=[str(other)], out=str(tmp_path / "both.html"), pictures=30)
+    )
     assert summary["bytes"] < 5_000_000
     page = open_page(tmp_path / "both.html")
-    mine, theirs = ({(row["key"], row["source"]): row for row in rows_of(folder)} for folder in (filtered, other))
-    changed = {key for (key, source), row in theirs.items() if row["keep"] != mine[key, source]["keep"]}
-    seen: dict[str, dict[str, str]] = {}
-    while True:  # the first kind: texts that are judged otherwise
+    main_rows, other_rows = (
+        {(row["key"], row["source"]): row for row in rows_of(folder)} for folder in (filtered, other)
+    )
+    changed = {key for (key, source), row in other_rows.items() if row["keep"] != main_rows[key, source]["keep"]}
+    shown: dict[str, dict[str, Any]] = {}
+    while True:  # the first kind: texts with different verdicts
         for card in page.locator(".card").all():
-            assert card.locator(".of").all_inner_texts() == ["r1", "strict"]
-            texts = card.locator(".theirs .text").evaluate_all("all => all.map((text) => text.dataset.reason)")
+            assert card.locator(".set-name").all_inner_texts() == ["r1", "strict"]
+            texts = card.locator(".other-set .text").evaluate_all("all => all.map((text) => text.dataset.reason)")
             key = card.locator(".key").inner_text()
-            seen[key] = {"theirs": texts, "mine": card.locator(".mine .text").count()}
-        if page.get_by_role("button", name="Later").is_disabled():
+            shown[key] = {"other": texts, "main": card.locator(".main-set .text").count()}
+        if page.get_by_role("button", name="Next").is_disabled():
             break
-        page.get_by_role("button", name="Later").click()
-    assert set(seen) == changed and page.locator("[role=tab]").first.inner_text() == "Judged otherwise"
-    for key, found in seen.items():
-        assert found == {"theirs": [theirs[key, "web"]["reason"]], "mine": 3}
-    move(page, "0.999")  # the slider moves the first set alone
-    reason = page.locator(".card .theirs .text").first.get_attribute("data-reason")
-    assert reason == theirs[page.locator(".card .key").first.inner_text(), "web"]["reason"]
+        page.get_by_role("button", name="Next").click()
+    assert set(shown) == changed and page.locator("[role=tab]").first.inner_text() == "Different verdicts"
+    for key, entry in shown.items():
+        assert entry == {"other": [other_rows[key, "web"]["reason"]], "main": 3}
+    move(page, "0.999")  # the slider applies to the first set only
+    reason = page.locator(".card .other-set .text").first.get_attribute("data-reason")
+    assert reason == other_rows[page.locator(".card .key").first.inner_text(), "web"]["reason"]
 
 
-def test_pictures_of_the_same_name_that_nothing_calls_the_same(
+def test_pictures_with_the_same_key_and_no_common_hash_are_different(
     open_page, filtered: Path, tmp_path: Path, drawn
 ) -> None:
     copy = write_set(tmp_path / "copy", drawn, pictures=15)
-    for table in copy.glob("*.parquet"):  # without it nobody knows the pictures' hashes
+    for table in copy.glob("*.parquet"):  # without it, the hashes of the pictures are unknown
         table.unlink()
-    report(ReportConfig(str(filtered), compare=[str(filter_set(copy))], out=str(tmp_path / "both.html"), pictures=3))
+    write_report(
+        ReportConfig(str(filtered), compare=[str(filter_set(copy))], out=str(tmp_path / "both.html"), pictures=3)
+    )
     page = open_page(tmp_path / "both.html")
-    assert page.locator("[role=tab]").first.inner_text() == "At the threshold"
-    assert "Does not have this picture." in page.locator(".card .theirs").first.inner_text()
-    assert page.locator(".theirs .text").count() == 0
+    assert page.locator("[role=tab]").first.inner_text() == "Near the threshold"
+    assert "This set does not have the picture." in page.locator(".card .other-set").first.inner_text()
+    assert page.locator(".other-set .text").count() == 0

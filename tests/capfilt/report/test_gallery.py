@@ -1,0 +1,73 @@
+"""The gallery: which pictures each kind selects, missing pictures, and the size of thumbnails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filtered_set import filter_set, write_set
+from folders import rows_of
+from PIL import Image
+from report_page import read_page_data
+
+from capfilt.filter.filtered_set import FilteredSet
+from capfilt.report.gallery import Pick, _first_per_picture, _thumbnail, changed_verdicts
+from capfilt.report.stage import ReportConfig, write_report
+from capfilt.shards.format import write_shard
+
+
+def test_each_kind_selects_what_its_heading_says(filtered: Path, content: dict[str, Any]) -> None:
+    kinds, pictures = content["gallery"]["kinds"], content["gallery"]["pictures"]
+    assert [len(kinds[kind]) for kind in ("threshold", "random", "disagree")] == [10, 10, 10]
+    rows = {(row["key"], row["source"]): row for row in rows_of(filtered)}
+    picked = {kind: [rows[pick["key"], pick["source"]] for pick in picks] for kind, picks in kinds.items()}
+    assert all(row["itm"] == 0.5 for row in picked["threshold"])
+    by_clip = sorted((row for row in rows.values() if row["keep"]), key=lambda row: row["clip"])
+    assert picked["disagree"][0] == by_clip[0]
+    assert all(row["keep"] for row in picked["disagree"])
+    times = Counter(row["text"] for row in rows.values() if row["reason"] != "no_text")
+    assert [pick["times"] for pick in kinds["repeated"]] == [times[row["text"]] for row in picked["repeated"]]
+    assert kinds["repeated"][0]["times"] == max(times.values()) > kinds["repeated"][-1]["times"] > 1
+    for name, picture in pictures.items():
+        assert picture["image"].startswith("data:image/jpeg;base64,")
+        of_picture = [row for row in rows.values() if row["key"] == name.split("/")[1]]
+        assert [text["source"] for text in picture["texts"]] == [row["source"] for row in of_picture]
+        assert [text["itm"] for text in picture["texts"]] == [row["itm"] for row in of_picture]
+
+
+def test_a_picture_has_the_place_of_its_first_pick() -> None:
+    picks = [Pick("00000", key, source, 0) for key, source in (("a", "web"), ("b", "web"), ("a", "c"), ("c", "web"))]
+    assert _first_per_picture(picks) == [picks[0], picks[1], picks[3]]
+
+
+def test_changed_verdicts_are_texts_that_one_of_two_sets_keeps(filtered: Path) -> None:
+    other = filter_set(filtered.parents[1], "stricter", threshold=0.9)
+    keep = {(row["key"], row["source"]): row["keep"] for row in rows_of(filtered)}
+    expected = {row["key"] for row in rows_of(other) if row["keep"] != keep[row["key"], row["source"]]}
+    picks = changed_verdicts(FilteredSet.open(filtered), [FilteredSet.open(other)], number=1000)
+    assert {pick.key for pick in picks} == expected and len(picks) == len(expected) > 3
+    assert changed_verdicts(FilteredSet.open(filtered), [FilteredSet.open(filtered)], number=10) == []
+
+
+def test_a_missing_or_broken_picture_has_its_reason(drawn: Callable, tmp_path: Path) -> None:
+    data = write_set(tmp_path / "data", drawn, pictures=12)
+    filtered = filter_set(data)
+    broken = drawn(1)
+    broken.image = broken.image[:60]
+    write_shard(data / "00000.tar", [drawn(0), broken])
+    (data / "00001.tar").unlink()
+    (data / "00001.parquet").write_bytes(b"PAR1 without a footer")  # a truncated table of another tool
+    write_report(ReportConfig(str(filtered), out=str(tmp_path / "r.html")))
+    pictures = read_page_data(tmp_path / "r.html")["gallery"]["pictures"]
+    assert "image" in pictures["00000/000000"]
+    assert pictures["00000/000001"]["missing"] in ("truncated", "corrupt")
+    assert {picture["missing"] for name, picture in pictures.items() if name > "00000/000001"} == {"not in its tar"}
+
+
+def test_thumbnails_are_within_their_budget() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8))
+    for size in (30_000, 3_000):
+        assert len(_thumbnail(noise, size)) <= size
