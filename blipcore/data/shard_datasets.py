@@ -1,10 +1,10 @@
 """Opens the data sets that commands train on; those in tar shards are here, annotation files in `annotation_datasets`.
 
     filtered set   tables (key, text, keep); manifest.json gives the shard set with their pictures
-    shard set      webdataset tars with `key.jpg`, `key.txt` and `key.json`, and tables (key, caption, status) beside them
+    shard set      webdataset tars with `key.jpg`, `key.txt`, `key.json`, and tables (key, caption, status) beside them
 
-Opening counts the entries of every shard and keeps no more of them. With tables this reads two or three columns, without
-them the headers and texts of the tars. Folders may be remote. Shuffling and decoding are in `stream.py`.
+Opening counts the entries of every shard and keeps no more of them. With tables this reads two or three columns,
+without them the headers and texts of the tars. Folders may be remote. Shuffling and decoding are in `stream.py`.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, Sampl
         name = member.name.removeprefix("./")
         folder, slash, base = name.rpartition("/")
         stem, dot, suffix = base.partition(".")
-        if ".." in name and ".." in name.split("/") or member.name.startswith("/"):
+        if member.name.startswith("/") or (".." in name and ".." in name.split("/")):
             problems.append(TarProblem("unsafe_name", member.name))
             continue
         if not stem or not dot:  # .DS_Store, README

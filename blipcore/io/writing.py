@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,7 +68,7 @@ def write_text(path: AnyPath, content: str) -> None:
         file.write(content.encode("utf-8"))
 
 
-def write_json(path: AnyPath, content: dict[str, Any]) -> None:
+def write_json(path: AnyPath, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write indented JSON atomically; creates the folder if it is missing."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,7 +1,7 @@
-"""What made a folder: settings, versions and counts, written beside the tables of a stage.
+"""The manifest of an output folder: settings, versions and counts, in manifest.json beside its tables.
 
-A stage begins its folder with the settings that its output depends on; the same settings later go on with it,
-others are refused with a readable diff.
+A stage opens its folder with the settings that the output depends on. A later run with the same settings resumes;
+other settings are refused with a readable difference.
 """
 
 from __future__ import annotations
@@ -11,58 +11,78 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from blipcore.io.config_diff import diff_configs
-from blipcore.io.storage import AnyPath, existing, list_names
+from blipcore.io.storage import AnyPath, existing, list_names, resolve_reference
 from blipcore.io.writing import remove_temporary_files, write_json
-from capfilt.shards.format import MANIFEST, read_manifest
-from capfilt.shards.tables import read_counts
+from capfilt.shards.tables import sum_footer_counts
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
+    """Return the manifest of an output folder of capfilt; None for every other folder."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise ValueError(f"{folder / MANIFEST} is not valid JSON; delete the folder and run again.") from None
+    return content if isinstance(content, dict) and "stage" in content else None
+
+
+def image_folder(folder: AnyPath) -> AnyPath:
+    """Return the shard set that an output folder was made from."""
+    manifest = read_manifest(folder)
+    if manifest is None or "images" not in manifest:
+        raise ValueError(f"{folder} has no manifest.json with the path of its pictures.")
+    return resolve_reference(folder, manifest["images"])
 
 
 @dataclass
 class Manifest:
-    """What made a folder. Holds no clock time, host or number of workers: a rerun writes the same bytes."""
+    """The manifest of a folder. It has no time, host or number of workers, so a rerun writes the same bytes."""
 
     folder: AnyPath
-    content: dict
+    content: dict[str, Any]
 
     @staticmethod
     def begin(
         folder: AnyPath,
         stage: str,
-        config: dict,
+        config: dict[str, Any],
         *,
         images: AnyPath | None = None,
         parents: Iterable[AnyPath] = (),
         packages: Iterable[str] = ("pillow", "pyarrow"),
         shared: bool = False,
     ) -> Manifest:
-        """Claim `folder` for these settings; ValueError with a readable diff when it was made with others.
+        """Write the manifest of a folder, or read it; raises ValueError with the difference for other settings.
 
-        `config` is what the output depends on (no workers, no device). `images` is the shard set of the pictures and
-        `parents` the folders that were read; both are kept relative to `folder` where it lies inside the shard set.
-        A folder that is not `shared` with other ranks is swept of what a killed run has left.
+        `config` has the settings that the output depends on. `images` is the shard set with the pictures, `parents` are
+        the folders that were read; both are stored relative to `folder` if it is inside the shard set. Temporary files
+        of killed runs are removed, unless other ranks share the folder.
         """
-        config = json.loads(json.dumps(config))
-        here = {
+        settings = {
             "stage": stage,
-            "config": config,
+            "config": json.loads(json.dumps(config)),
             **({} if images is None else {"images": _reference(folder, images, images)}),
             "parents": [_reference(folder, parent, images) for parent in parents],
         }
         if not shared:
             remove_temporary_files(folder)
-        there = read_manifest(folder)
-        if there is not None:
-            changes = diff_configs({name: there.get(name) for name in here}, here)
+        recorded = read_manifest(folder)
+        if recorded is not None:
+            changes = diff_configs({name: recorded.get(name) for name in settings}, settings)
             if changes:
                 listing = "".join(f"\n  {line.removeprefix('config.')}" for line in changes)
                 raise ValueError(
                     f"{folder} was made with other settings; give another name or folder, or delete it. "
                     f"What differs (there -> now):{listing}"
                 )
-            return Manifest(folder, there)
-        content = here | {
+            return Manifest(folder, recorded)
+        content = settings | {
             "created_by": f"capfilt {_version('capfilt')}",
             "versions": {name: _version(name) for name in packages},
         }
@@ -73,56 +93,62 @@ class Manifest:
         """Record the counts of the finished folder."""
         self._write({"counts": counts})
 
-    def reopen(self) -> None:
-        """Take the counts back: the folder's tables are about to change, or some of them are not there any more."""
+    def drop_counts(self) -> None:
+        """Mark the folder as unfinished, before its tables change."""
         self._write({})
 
-    def settle(
-        self, tables: Mapping[str, AnyPath], mine: Iterable[str], failed: Mapping[str, str], changed: bool
+    def record_run(
+        self, tables: Mapping[str, AnyPath], shards: Iterable[str], failed: Mapping[str, str], changed: bool
     ) -> dict[str, int]:
-        """Record what became of a run over `mine` of the shards, whose tables are `tables`; returns the counts.
+        """Record the outcome of a run over some shards of a folder, and return the counts.
 
-        All counts, once every table is there, whoever wrote them; until then those of `mine`, and the shards that have
-        failed with the reason. Where the run has `changed` nothing, no table of a finished folder is opened.
+        `tables` maps all shards to their tables. If all tables exist, the counts are those of all, and the folder is
+        finished. Otherwise they are those of `shards`, and the manifest lists the failed ones with their reasons. If
+        the run has not `changed` a finished folder, no table is read.
         """
-        there = existing(tables.values())
-        whole = len(there) == len(tables)
-        if whole and not changed and "counts" in self.content:
+        present = existing(tables.values())
+        complete = len(present) == len(tables)
+        if complete and not changed and "counts" in self.content:
             return self.content["counts"]
-        mine = set(mine)
-        counts = read_counts(table for shard, table in tables.items() if table in there and (whole or shard in mine))
-        if whole:
+        own_shards = set(shards)
+        counted = (path for shard, path in tables.items() if path in present and (complete or shard in own_shards))
+        counts = sum_footer_counts(counted)
+        if complete:
             self.finish(counts)
         elif failed:
-            before = (read_manifest(self.folder) or {}).get("failed", {})  # those of the other ranks
-            self._write({"failed": {s: why for s, why in {**before, **failed}.items() if tables.get(s) not in there}})
+            # The manifest may list failed shards of other ranks.
+            all_failed = {**(read_manifest(self.folder) or {}).get("failed", {}), **failed}
+            self._write(
+                {"failed": {shard: why for shard, why in all_failed.items() if tables.get(shard) not in present}}
+            )
         return counts
 
-    def _write(self, outcome: dict) -> None:
+    def _write(self, outcome: dict[str, Any]) -> None:
         content = {name: value for name, value in self.content.items() if name not in ("counts", "failed")} | outcome
         if content != self.content:
             self.content = content
             write_json(self.folder / MANIFEST, content)
 
 
-def begun_with(folder: AnyPath) -> str | None:
-    """The `backend` in the settings of a folder that has been begun; None where there is nothing yet."""
-    there = read_manifest(folder)
-    return None if there is None else there["config"].get("backend", "torch")
+def recorded_backend(folder: AnyPath) -> str | None:
+    """Return the `backend` in the settings of a folder; None if it has no manifest."""
+    manifest = read_manifest(folder)
+    return None if manifest is None else manifest["config"].get("backend", "torch")
 
 
-def forget_if_empty(folder: AnyPath) -> None:
-    """Remove the manifest of a run that ended before its first table: it has settled nothing."""
-    listed = list_names(folder)
-    if MANIFEST in listed and not any(name.endswith(".parquet") for name in listed):
+def remove_manifest_if_empty(folder: AnyPath) -> None:
+    """Remove the manifest of a folder without tables, so that the next run may have other settings."""
+    names = list_names(folder)
+    if MANIFEST in names and not any(name.endswith(".parquet") for name in names):
         (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _reference(folder: AnyPath, target: AnyPath, images: AnyPath | None) -> str:
+    """Return a relative path if both are inside the shard set, which can then be moved; otherwise an absolute one."""
     root = images.resolve() if images is not None else None
     folder, target = folder.resolve(), target.resolve()
-    if all(type(place) is type(root) and place.is_relative_to(root) for place in (folder, target)):
-        return posixpath.relpath(str(target), str(folder))  # the set can be moved as a whole
+    if all(type(path) is type(root) and path.is_relative_to(root) for path in (folder, target)):
+        return posixpath.relpath(str(target), str(folder))
     return str(target)
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes Parquet tables whose footer carries counts."""
+"""Reads and writes Parquet tables whose footers carry counts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import io
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read, read_tail
 from blipcore.io.storage import AnyPath, Remote
 from blipcore.io.writing import atomic_write
@@ -20,9 +22,9 @@ ROW_GROUP = 10_000
 def write_table(
     path: AnyPath, table: pa.Table, counts: dict[str, int] | None = None, *, make_folder: bool = True
 ) -> None:
-    """Write Parquet with the same bytes for the same rows; `counts` travel in its footer, see `read_counts`.
+    """Write Parquet, the same bytes for the same rows; `counts` go into the footer, see `sum_footer_counts`.
 
-    Without `make_folder` one that was removed during a run does not come back with half of its tables.
+    With `make_folder=False` a folder that was deleted during a run is an error, and not created with half its tables.
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,48 +34,44 @@ def write_table(
 
 
 def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
-    """Read a table, or the named columns of it and those of the `optional` ones that it has.
+    """Read a table, or some columns of it: all of `columns`, and those of `optional` that it has.
 
-    An unreadable file or a missing column is one ValueError sentence.
+    Raises FileNotFoundError, or ValueError for an unreadable file or a missing column.
     """
     try:
-        source = io.BytesIO(path.read_bytes()) if isinstance(path, Remote) else open_read(path)
+        source: BinaryIO = io.BytesIO(path.read_bytes()) if isinstance(path, Remote) else open_read(path)
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"No table at {path}.") from None
     try:
         with source, pq.ParquetFile(source) as file:
-            there = file.schema_arrow.names
-            missing = [name for name in columns or () if name not in there]
+            names = file.schema_arrow.names
+            missing = [name for name in columns or () if name not in names]
             if missing:
-                raise ValueError(f"{path} has no column '{missing[0]}'; it has {', '.join(there)}.")
-            wanted = None if columns is None else [*columns, *(name for name in optional if name in there)]
-            return file.read(columns=wanted).replace_schema_metadata(None)
+                raise ValueError(f"{path} has no column '{missing[0]}'; its columns are {', '.join(names)}.")
+            selected = None if columns is None else [*columns, *(name for name in optional if name in names)]
+            return file.read(columns=selected).replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from None
+        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from None
 
 
-def counts_of_each(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
-    """The counts in the footers of tables."""
-
-    def counts(path: AnyPath) -> dict[str, int]:
-        # a reader starts at the end of a file, so that the tail is a Parquet file to it
-        tail = read_tail(path)
-        footer = int.from_bytes(tail[-8:-4], "little") + 8
-        schema = pq.read_schema(pa.BufferReader(tail if footer <= len(tail) else read_tail(path, footer)))
-        return json.loads((schema.metadata or {}).get(b"capfilt", b"{}"))
-
+def read_footer_counts(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
+    """Return the counts in the footer of each table."""
     with ThreadPoolExecutor(16, thread_name_prefix="counts") as pool:  # a remote footer costs a round trip
-        return list(pool.map(counts, paths))
+        return list(pool.map(_read_footer, paths))
 
 
-def read_counts(paths: Iterable[AnyPath]) -> dict[str, int]:
-    """Sum of the counts in the footers of tables: the same however many runs it took to write them."""
+def sum_footer_counts(paths: Iterable[AnyPath]) -> dict[str, int]:
+    """Return the sum of the counts in the footers of tables, whichever runs wrote them."""
     total: dict[str, int] = {}
-    for of_table in counts_of_each(paths):
-        for name, count in of_table.items():
+    for counts in read_footer_counts(paths):
+        for name, count in counts.items():
             total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _read_footer(path: AnyPath) -> dict[str, int]:
+    # The end of a Parquet file can be read as one, if it has the whole footer; its last bytes give the footer's length.
+    tail = read_tail(path)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    schema = pq.read_schema(pa.BufferReader(tail if length <= len(tail) else read_tail(path, length)))
+    return json.loads((schema.metadata or {}).get(b"capfilt", b"{}"))
