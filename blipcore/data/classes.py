@@ -1,8 +1,8 @@
-"""Pictures of named classes, for zero-shot classification -> class names and one record a picture.
+"""Pictures of named classes for zero-shot classification: class names, templates and one record per picture.
 
-In: a folder with a folder of pictures for each class, or a JSON list (`.jsonl` too) of {"image": path, "label": name or
-number}. Names come from the folders or labels, or from a file in their order, as ImageNet's do, whose folders are
-called n01440764 and so on. Templates turn a name into texts: "a photo of a {}".
+Pictures are in a folder with one folder per class, or in a list (`.json` or `.jsonl`) of {"image": path, "label": name
+or number}. Class names are those of the folders or labels, or come from a file in the same order: folders of ImageNet
+have names like n01440764. Templates turn a name into texts: "a photo of a {}".
 """
 
 import json
@@ -10,127 +10,131 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from blipcore.io.json_rows import read_rows
+from blipcore.io.json_rows import read_json_rows
+from blipcore.io.samples import PICTURE_SUFFIXES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+Label = str | int  # of a class: its name or number
 
 
 class LabelledImage(TypedDict):
-    """One picture: `key` is its path as the folder or file gives it, `label` the number of its class."""
+    """A picture and its class."""
 
-    key: str
+    key: str  # path relative to the folder, or as the file has it
     image: Path
-    label: int
+    label: int  # index of the class
 
 
 def read_classes(
     path: str | Path, names: str | Path | None = None, image_root: str | Path | None = None
 ) -> tuple[list[LabelledImage], list[str]]:
-    """Pictures and class names of a folder or an annotation file; paths are relative to `image_root`, else to the file.
+    """Read the pictures and class names of a folder or a list.
 
-    `names` is a file of class names in the order of the sorted folders or of the numbers: one a line, a JSON list, or a
-    JSON object {folder or label: name}. FileNotFoundError or ValueError says what does not fit.
+    Paths in a list are relative to `image_root`, by default to the list. `names` is a file of class names in the order
+    of the sorted folders or of the numbers: a text file with one per line, a JSON list, or a JSON object {folder or
+    label: name}. Raises FileNotFoundError, or ValueError if labels and names do not fit.
     """
     path = Path(path)
+    rows: list[tuple[str, Path, Label]]
+    labels: list[Label]
     if path.is_dir():
-        found = [(folder.name, file) for folder in _folders(path) for file in sorted(_pictures(folder))]
-        rows = [(str(file.relative_to(path)), file, label) for label, file in found]
-        labels: list[str | int] = [folder.name for folder in _folders(path)]
+        files = [(folder.name, file) for folder in _class_folders(path) for file in sorted(_picture_files(folder))]
+        rows = [(str(file.relative_to(path)), file, label) for label, file in files]
+        labels = [folder.name for folder in _class_folders(path)]
     else:
         root = Path(image_root) if image_root is not None else path.parent
-        rows = [(image, root / image, label) for image, label in _labelled(path)]
+        rows = [(image, root / image, label) for image, label in _labelled_images(path)]
         labels = sorted({label for *_, label in rows}, key=lambda label: (isinstance(label, str), label))
     if not rows:
-        raise ValueError(f"{path} holds no pictures: expected a folder of pictures for each class, or a list of rows")
-    number, known = _number(labels, names, path)
-    return [{"key": key, "image": image, "label": number[label]} for key, image, label in rows], known
+        raise ValueError(f"{path} holds no pictures: expected a folder of pictures per class, or a list of rows")
+    index, class_names = _index_labels(labels, names, path)
+    return [{"key": key, "image": image, "label": index[label]} for key, image, label in rows], class_names
 
 
-def read_templates(given: str | Path | Sequence[str]) -> list[str]:
-    """Templates of a file, one a line or as a JSON list, or given as they are; {} (or {c}) stands for the class."""
-    templates = _lines(Path(given), "templates") if isinstance(given, str | Path) else list(given)
-    templates = [template.replace("{c}", "{}") for template in templates]
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ValueError(f"the template {template!r} must hold {{}} once, for the name of the class")
-    if not templates:
-        raise ValueError("there must be a template to make texts of class names, such as 'a photo of a {}'")
-    return templates
+def read_templates(templates: str | Path | Sequence[str]) -> list[str]:
+    """Check templates, or read them from a file (one per line, or a JSON list); {} or {c} stands for the class name."""
+    texts = _read_texts(Path(templates), "templates") if isinstance(templates, str | Path) else list(templates)
+    texts = [text.replace("{c}", "{}") for text in texts]
+    for text in texts:
+        if text.count("{}") != 1:
+            raise ValueError(f"the template {text!r} must contain {{}} once, for the name of the class")
+    if not texts:
+        raise ValueError("there are no templates: give at least one, such as 'a photo of a {}'")
+    return texts
 
 
-def _folders(path: Path) -> list[Path]:
+def _class_folders(path: Path) -> list[Path]:
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
+def _picture_files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.suffix.lstrip(".").lower() in PICTURE_SUFFIXES)
 
 
-def _labelled(path: Path) -> Iterator[tuple[str, str | int]]:
-    for place, row in read_rows(path):
-        where = f"{path}, row {place.number}"
+def _labelled_images(path: Path) -> Iterator[tuple[str, Label]]:
+    for start, row in read_json_rows(path):
+        location = f"{path}, row {start.number}"
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise ValueError(f'{where}: a row must be an object with "image", a path, and "label"')
+            raise ValueError(f'{location}: a row must be an object with "image", a path, and "label"')
         if not isinstance(row.get("label"), str | int):
-            raise ValueError(f'{where}: "label" must be the name or the number of a class, found {row.get("label")!r}')
+            raise ValueError(f'{location}: "label" must be the name or the number of a class, not {row.get("label")!r}')
         yield row["image"], row["label"]
 
 
-def _number(labels: list[str | int], names: str | Path | None, path: Path) -> tuple[dict[str | int, int], list[str]]:
-    """The number of each label of the data, and the class names by number."""
+def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> tuple[Mapping[Label, int], list[str]]:
+    """Return the class index of each label, and the class names by index; `path` is named in errors."""
+    index: dict[Label, int]
     if names is None:
         numbers = [label for label in labels if isinstance(label, int)]
         if numbers:
             raise ValueError(
                 f"{path} labels its pictures by numbers ({numbers[0]}): name the classes with classes=FILE"
             )
-        return {label: n for n, label in enumerate(labels)}, [str(label).replace("_", " ") for label in labels]
-    known = _names(Path(names))
+        return {label: i for i, label in enumerate(labels)}, [str(label).replace("_", " ") for label in labels]
+    known = _read_names(Path(names))
+    class_names = list(known.values()) if isinstance(known, dict) else known
     if isinstance(known, dict):
-        number = {label: n for n, label in enumerate(known)}
-        named = list(known.values())
+        index = {label: i for i, label in enumerate(known)}
     elif all(isinstance(label, int) for label in labels):
-        number, named = {n: n for n in range(len(known))}, known
+        index = {i: i for i in range(len(known))}
     elif set(labels) <= set(known):
-        number, named = {name: n for n, name in enumerate(known)}, known
+        index = {name: i for i, name in enumerate(known)}
     elif len(labels) == len(known):
-        number, named = {label: n for n, label in enumerate(labels)}, known
+        index = {label: i for i, label in enumerate(labels)}
     else:
         raise ValueError(f"{names} has {len(known)} class names, but {path} has {len(labels)} classes")
-    unknown = [label for label in labels if label not in number]
+    unknown = [label for label in labels if label not in index]
     if unknown:
         raise ValueError(f"{path} has the class {unknown[0]!r}, which {names} does not name")
-    return number, named
+    return index, class_names
 
 
-def _names(path: Path) -> list[str] | Mapping[str, str]:
+def _read_names(path: Path) -> list[str] | dict[str, str]:
     if path.suffix.lower() == ".json":
-        content = _json(path)
+        content = _read_json(path)
         if isinstance(content, dict) and content and all(isinstance(name, str) for name in content.values()):
             return content
-    return _lines(path, "class names")
+    return _read_texts(path, "class names")
 
 
-def _lines(path: Path, what: str) -> list[str]:
-    """The texts of a file: lines, or a JSON list."""
+def _read_texts(path: Path, content_name: str) -> list[str]:
+    """Read a text file with one text per line, or a JSON list of texts; errors call its content `content_name`."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file of {what} at {path}")
+        raise FileNotFoundError(f"no file of {content_name} at {path}")
     if path.suffix.lower() == ".json":
-        content = _json(path)
-        if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
-            raise ValueError(f"{path} must hold a list of {what}")
-        texts = content
+        texts = _read_json(path)
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path} must be a JSON list of {content_name}")
     else:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
-        raise ValueError(f"{path} holds no {what}")
+        raise ValueError(f"{path} holds no {content_name}")
     return texts
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file at {path}") from None
+        raise FileNotFoundError(f"no file at {path}") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""Annotated pictures, or pairs, as batches for evaluation: decoded and transformed a batch ahead of the model."""
+"""Batches of annotated pictures, or pairs of pictures, for evaluation; decoded one batch ahead of the model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from blipcore.data.transforms import Transform, load_image
 
-Record = Mapping[str, Any]  # a row of `annotations` or `answers`
+Record = Mapping[str, Any]  # a row of `annotations`, `vqa_nlvr` or `classes`
 
 
 @dataclass
-class Pictures:
-    """Iterates over (records, pixels (B, 3, S, S)) batches, any number of times; raises ValueError on a bad picture.
+class EvalBatches:
+    """Iterates over batches (records, pixels (B, 3, S, S)), any number of times.
 
-    A record has one "image", or the two "images" of an NLVR2 pair: the pixels are then (B, 2, 3, S, S).
-    An evaluation set is small and curated: unlike in training, a missing picture must stop it, not change its size.
+    A record has an "image", or for NLVR2 a pair of "images" with pixels (B, 2, 3, S, S). An unreadable picture raises
+    ValueError: skipping it, as training does, would change what the scores mean.
     """
 
     records: Sequence[Record]
@@ -28,22 +28,25 @@ class Pictures:
 
     def __iter__(self) -> Iterator[tuple[Sequence[Record], Tensor]]:
         starts = range(0, len(self.records), self.batch_size)
-        with ThreadPoolExecutor(1) as ahead:
-            pending = ahead.submit(self._load, 0)
+        with ThreadPoolExecutor(1) as executor:
+            next_pixels = executor.submit(self._load, 0)
             for start in starts:
-                pixels = pending.result()
-                pending = ahead.submit(self._load, start + self.batch_size)
+                pixels = next_pixels.result()
+                next_pixels = executor.submit(self._load, start + self.batch_size)
                 yield self.records[start : start + self.batch_size], pixels
 
     def _load(self, start: int) -> Tensor:
-        return torch.stack([self._pixels(r) for r in self.records[start : start + self.batch_size]] or [torch.empty(0)])
+        records = self.records[start : start + self.batch_size]
+        if not records:  # beyond the last batch
+            return torch.empty(0)
+        return torch.stack([self._pixels(record) for record in records])
 
     def _pixels(self, record: Record) -> Tensor:
         if "images" in record:
-            return torch.stack([self._picture(path) for path in record["images"]])
-        return self._picture(record["image"])
+            return torch.stack([self._read_picture(path) for path in record["images"]])
+        return self._read_picture(record["image"])
 
-    def _picture(self, path: Path) -> Tensor:
+    def _read_picture(self, path: Path) -> Tensor:
         try:
             return self.transform(load_image(path), None)
         except OSError as error:

@@ -1,11 +1,8 @@
-"""Encoded picture -> RGB -> square of bytes: the two transforms of BLIP, in PIL and torch alone.
+"""BLIP's training and evaluation transforms, with PIL and torch alone.
 
-In: bytes, a path or a `PIL.Image`. Out: a uint8 tensor (3, S, S), which the image encoder normalises
-(`vit.normalised`): a quarter of what floats would be for processes, memory and device to pass on. The training
-transform is a random resized crop, a flip and (optionally) BLIP's RandAugment; the evaluation transform is a plain
-square resize.
-Every random choice comes from the `random.Random` that the caller passes, so a sample is a function of its position in
-the stream.
+A transform returns a uint8 tensor (3, S, S), a quarter of the size of floats; the image encoder normalises it. Training
+uses a random resized crop, a horizontal flip and optionally BLIP's RandAugment, evaluation a square resize. All random
+choices come from the `random.Random` that the caller passes, so a sample is a function of its position in the stream.
 """
 
 import math
@@ -22,17 +19,17 @@ from blipcore.io.images import open_picture, upright_rgb
 
 RATIOS = (3 / 4, 4 / 3)  # width : height of the training crop
 AUGMENTATIONS = 2  # operations drawn per picture, with replacement
-AUGMENT_PROBABILITY = 0.5  # each drawn operation is applied with this probability
-GREY = (128, 128, 128)  # what geometric operations uncover
+AUGMENT_PROBABILITY = 0.5  # of applying a drawn operation
+GREY = (128, 128, 128)  # fills the area that geometric operations uncover
 
 Transform = Callable[[Image.Image, random.Random | None], torch.Tensor]
 
 
 def load_image(source: bytes | str | Path) -> Image.Image:
-    """Decode a picture to 8-bit RGB, upright, transparency on white; OSError when it cannot be decoded.
+    """Decode a picture to upright 8-bit RGB with transparency on white. Raises OSError if it cannot be decoded.
 
-    JPEGs are decoded at their full size: shrunk by the decoder (`Image.draft`), a picture of 1600 pixels comes out at
-    384 with values off by 2 of 255 on average and up to 30.
+    JPEGs are decoded at full size: if the decoder shrinks them (`Image.draft`), the pixels of a picture of 1600 pixels
+    at 384 are off by 2 of 255 on average and by up to 30.
     """
     try:
         return upright_rgb(open_picture(source))
@@ -40,7 +37,7 @@ def load_image(source: bytes | str | Path) -> Image.Image:
         raise OSError("no known picture format") from None
     except OSError:
         raise
-    except Exception as error:  # PIL has many ways to say damage: ValueError, SyntaxError, struct.error, RuntimeError …
+    except Exception as error:  # PIL raises ValueError, SyntaxError, struct.error, RuntimeError ...
         raise OSError(f"damaged picture: {error}") from error
 
 
@@ -50,7 +47,7 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize to an exact square, bicubic, aspect ratio not kept."""
+    """Resizes to a square, bicubic, without keeping the aspect ratio."""
 
     image_size: int
 
@@ -61,7 +58,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop, horizontal flip with probability `hflip`, then RandAugment when asked."""
+    """Random resized crop, horizontal flip with probability `hflip`, then optionally RandAugment."""
 
     image_size: int
     min_scale: float
@@ -71,7 +68,7 @@ class TrainTransform:
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> torch.Tensor:
         rng = rng or random.Random()
         box = random_crop(image.size, self.min_scale, rng)
-        # Crop and resize in one call: half the cost of two, and no copy of the crop.
+        # Cropping and resizing in one call takes half the time.
         image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
         if rng.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -81,19 +78,19 @@ class TrainTransform:
 
 
 def train_transform(image_size: int, min_scale: float, randaugment: bool = True, hflip: float = 0.5) -> Transform:
-    """The training transform; a crop has at least `min_scale` of the area (0.2 in pretraining, 0.5 in finetuning)."""
+    """Return the training transform; a crop has at least `min_scale` of the area (official: 0.2, in finetuning 0.5)."""
     return TrainTransform(image_size, min_scale, randaugment, hflip)
 
 
 def eval_transform(image_size: int) -> Transform:
-    """BLIP's evaluation transform."""
+    """Return the evaluation transform."""
     return EvalTransform(image_size)
 
 
 def random_crop(size: tuple[int, int], min_scale: float, rng: random.Random) -> tuple[int, int, int, int]:
     """Draw a box (left, top, right, bottom) with an area of `min_scale` to 1 of the picture and a ratio of 3/4 to 4/3.
 
-    Ten draws may fail on very long pictures; then it is the largest centred box of an allowed ratio.
+    If ten draws fail, as on very long pictures, return the largest centred box of an allowed ratio.
     """
     width, height = size
     low, high = math.log(RATIOS[0]), math.log(RATIOS[1])
@@ -111,10 +108,10 @@ def random_crop(size: tuple[int, int], min_scale: float, rng: random.Random) -> 
 
 
 def rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
-    """BLIP's RandAugment: two of ten operations at magnitude 5 of 10, each applied with probability one half.
+    """Apply BLIP's RandAugment: two of ten operations at magnitude 5 of 10, each with probability one half.
 
-    At this magnitude the official Brightness and Sharpness have a factor of exactly 1: like Identity they change
-    nothing. AutoContrast is correct here; the official one overflows and whitens channels whose minimum is above 0.
+    At this magnitude the official Brightness and Sharpness have a factor of exactly 1 and change nothing, like
+    Identity. The official AutoContrast overflows and whitens channels whose minimum is above 0; this one does not.
     """
     for _ in range(AUGMENTATIONS):
         operation = rng.choice(OPERATIONS)
@@ -151,7 +148,7 @@ def _shear_y(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _translate_x(image: Image.Image, rng: random.Random) -> Image.Image:
-    return _affine(image, (1, 0, 5 * _sign(rng), 0, 1, 0))  # 5 pixels whatever the size, as official
+    return _affine(image, (1, 0, 5 * _sign(rng), 0, 1, 0))  # 5 pixels for any size, as official
 
 
 def _translate_y(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -163,13 +160,13 @@ def _sign(rng: random.Random) -> int:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Apply an output -> input matrix for pixel centres at whole numbers (OpenCV's convention; PIL's lie at halves)."""
+    """Apply a matrix from output to input coordinates, in which pixel centres are integers as in OpenCV (PIL: halves)."""
     a, b, c, d, e, f = matrix
     shifted = (a, b, c + 0.5 - 0.5 * (a + b), d, e, f + 0.5 - 0.5 * (d + e))
     return image.transform(image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=GREY)
 
 
-# Identity three times: itself, and Brightness and Sharpness, which do nothing at magnitude 5.
+# Identity stands also for Brightness and Sharpness, which change nothing at magnitude 5.
 OPERATIONS = (
     *(_identity, _identity, _identity),
     *(_auto_contrast, _equalize, _rotate, _shear_x, _shear_y, _translate_x, _translate_y),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from blipcore.data.annotation_sources import PairSource, QuestionSource
+from blipcore.data.annotation_datasets import PairDataset, QuestionDataset
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform
-from blipcore.data.vqa_nlvr import read_answers, read_pairs, read_questions, split_rows
+from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions, split_rows
 
 VQA = {"question_id": 9, "question": "what?", "image": "a.png", "dataset": "vqa", "answer": ["red"] * 7 + ["blue"] * 3}
 VG = {"question_id": 10, "question": "where?", "image": "b.png", "dataset": "vg", "answer": "here"}
@@ -44,13 +44,13 @@ def test_easy_vqa(write):
 def test_a_test_split_has_no_answers(write):
     path = write({name: VQA[name] for name in ("question_id", "question", "image")})
     assert read_questions(path, need_answers=False)[0]["answers"] == []
-    with pytest.raises(ValueError, match=r'rows\.json, row 0: it has no "answer" to learn from'):
+    with pytest.raises(ValueError, match=r'rows\.json, row 0: training needs an "answer"'):
         read_questions(path)
 
 
 @pytest.mark.parametrize("label", ["True", True])
 def test_pairs(write, label):
-    (pair,) = read_pairs(write(PAIR | {"label": label}))
+    (pair,) = read_image_pairs(write(PAIR | {"label": label}))
     assert pair["keys"] == ("a.png", "b.png") and pair["label"] is True and pair["sentence"] == "both are one"
 
 
@@ -63,15 +63,15 @@ def test_pairs(write, label):
         (read_questions, VQA | {"question": " "}, '"question" must be a text'),
         (read_questions, VQA | {"answer": ["red", 2]}, '"answer" must be a text or a list of texts'),
         (read_questions, VQA | {"question_id": [1]}, '"question_id" must be a number or a string'),
-        (read_pairs, [1], "a row must be an object"),
-        (read_pairs, PAIR | {"images": ["a.png"]}, '"images" must be two paths'),
-        (read_pairs, PAIR | {"sentence": 3}, '"sentence" must be a text'),
-        (read_pairs, PAIR | {"label": "yes"}, '"label" must be "True" or "False", found \'yes\''),
-        (read_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", found 1'),
+        (read_image_pairs, [1], "a row must be an object"),
+        (read_image_pairs, PAIR | {"images": ["a.png"]}, '"images" must be two paths'),
+        (read_image_pairs, PAIR | {"sentence": 3}, '"sentence" must be a text'),
+        (read_image_pairs, PAIR | {"label": "yes"}, '"label" must be "True" or "False", found \'yes\''),
+        (read_image_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", found 1'),
     ],
 )
 def test_bad_rows_are_named(write, read, row, message):
-    good = PAIR if read is read_pairs else VQA
+    good = PAIR if read is read_image_pairs else VQA
     with pytest.raises(ValueError, match=message) as caught:
         read(write(good, row))
     assert str(caught.value).startswith(f"{write(good, row)}, row 1: ")
@@ -81,7 +81,7 @@ def test_missing_and_empty_files(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_questions(tmp_path / "none.json")
     with pytest.raises(ValueError, match="holds no rows"):
-        read_pairs(write())
+        read_image_pairs(write())
 
 
 def test_parts_hold_every_row_once(write):
@@ -100,7 +100,7 @@ def test_candidate_answers(tmp_path):
     (tmp_path / "answers.json").write_text('["red", "blue"]')
     assert read_answers(tmp_path / "answers.txt") == read_answers(tmp_path / "answers.json") == ["red", "blue"]
     (tmp_path / "answers.json").write_text('{"red": 1}')
-    with pytest.raises(ValueError, match="must hold a list of texts"):
+    with pytest.raises(ValueError, match="must be a JSON list of texts"):
         read_answers(tmp_path / "answers.json")
     with pytest.raises(FileNotFoundError, match="answer list"):
         read_answers(tmp_path / "none.txt")
@@ -109,12 +109,12 @@ def test_candidate_answers(tmp_path):
 def test_samples_of_both_kinds(write, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
-    stream = Stream([str(write(VQA, VG))], eval_transform(4), opener=QuestionSource)
+    stream = Stream([str(write(VQA, VG))], eval_transform(4), opener=QuestionDataset)
     drawn = {sample["text"]: sample for sample in map(stream.sample, range(2))}
     assert drawn["what?"]["answers"] == ["red", "blue"] and drawn["what?"]["weights"] == pytest.approx([0.7, 0.3])
     assert drawn["where?"]["answers"] == ["here"] and drawn["where?"]["image"].shape == (3, 4, 4)
 
-    stream = Stream([str(write(PAIR))], eval_transform(4), opener=PairSource)
+    stream = Stream([str(write(PAIR))], eval_transform(4), opener=PairDataset)
     sample = stream.sample(0)
     left, right = sample["image"]
     assert sample["label"] is True and not torch.equal(left, right)
@@ -126,6 +126,6 @@ def test_a_pair_without_one_of_its_pictures_is_named(write, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "c.png")
     path = write(PAIR, PAIR | {"images": ["a.png", "c.png"]})
-    stream = Stream([str(path)], eval_transform(4), opener=PairSource)
+    stream = Stream([str(path)], eval_transform(4), opener=PairDataset)
     assert {stream.sample(n)["image"].shape for n in range(2)} == {torch.Size([2, 3, 4, 4])}
-    assert stream.take_problems() == {"b.png": "no such file"}
+    assert stream.pop_problems() == {"b.png": "no such file"}
