@@ -13,7 +13,7 @@ from capfilt.caption_and_filter import SHARED, CaptionFilterConfig
 from capfilt.config import resolve
 from capfilt.engine.commands import Command, CommandRunner
 from capfilt.ingest.download import DownloadConfig
-from capfilt.shards.format import read_manifest
+from capfilt.shards.manifest import read_manifest
 
 TESTS = ("caption", "retrieval")
 # Sections of the YAML file that are passed to a command with --config.
@@ -136,9 +136,9 @@ def _filter(config: BootstrapConfig, number: int) -> tuple[Step, Path]:
     fixed = {"data": config.data, "model": model, "name": name, "sources": ["web", name]}
     fixed |= {"captioner.model": captioner, "captioner.name": name}
     options, run = _resolve_section(config, "filter", fixed)
-    arguments = ("filter", config.data, "--model", model, "--captioner", captioner, "--captioner-name", name)
-    arguments += ("--name", name, "--sources", "web", "--sources", name, *options)
-    step = Step(Command(f"{number}-filter", arguments), "filter", "pictures", _pictures(config))
+    arguments = ["filter", config.data, "--model", model, "--captioner", captioner, "--captioner-name", name]
+    arguments += ["--name", name, "--sources", "web", "--sources", name, *options]
+    step = Step(Command(f"{number}-filter", tuple(arguments)), "filter", "pictures", _pictures(config))
     return step, Path(run.out or config.data) / "filtered"
 
 

@@ -1,10 +1,10 @@
-"""Make `fluent_emoji_flat.xz`: the drawings and names of the embedded corpus, from two npm packages.
+"""Builds `fluent_emoji_flat.xz`, the drawings and names of the embedded corpus, from two npm packages.
 
     npm pack @iconify-json/fluent-emoji-flat@1.2.6 cldr-annotations-full@48.2.0     # then unpack both
     python -m capfilt.demo.build_art ICONIFY_PACKAGE CLDR_PACKAGE
 
-In: Microsoft's Fluent Emoji (flat), as Iconify publishes it, and the annotations of Unicode's CLDR. Out: one line of
-JSON a depictive concept, xz-compressed: {"id", "en", "zh", "svg"}, where svg is the inside of a 32 by 32 drawing.
+In: Microsoft's Fluent Emoji (flat) as published by Iconify, and Unicode's CLDR annotations. Out: one line of JSON per
+depictive concept, compressed with xz: {"id", "en", "zh", "svg"}, where svg is the content of a 32 by 32 drawing.
 """
 
 from __future__ import annotations
@@ -13,31 +13,20 @@ import json
 import lzma
 import sys
 from pathlib import Path
+from typing import Any
 
 CATEGORIES = ("Activities", "Animals & Nature", "Food & Drink", "Objects", "Travel & Places")
 # Depictive concepts that the emoji set files among faces, people and body parts.
-OTHERS = (
-    "alien",
-    "alien-monster",
-    "anatomical-heart",
-    "bomb",
-    "bone",
-    "brain",
-    "ear",
-    "eye",
-    "ghost",
-    "love-letter",
-    "lungs",
-)
-OTHERS += ("mechanical-arm", "mechanical-leg", "robot", "skull", "speech-balloon", "tooth")
+OTHERS = ["alien", "alien-monster", "anatomical-heart", "bomb", "bone", "brain", "ear", "eye", "ghost", "love-letter"]
+OTHERS += ["lungs", "mechanical-arm", "mechanical-leg", "robot", "skull", "speech-balloon", "tooth"]
 CLOCK_FACES = ("-oclock", "-thirty")
 
 
 def build(iconify: Path, cldr: Path) -> list[dict[str, str]]:
-    """The concepts in the order of their ids."""
+    """Return the concepts in the order of their ids."""
     drawings = _read(iconify / "icons.json")["icons"]
     categories = _read(iconify / "metadata.json")["categories"]
-    codes = {}
+    codes: dict[str, str] = {}
     for code, concept in _read(iconify / "chars.json").items():
         codes.setdefault(concept, code)
     names = {
@@ -47,21 +36,20 @@ def build(iconify: Path, cldr: Path) -> list[dict[str, str]]:
 
     def name(concept: str, lang: str) -> str:
         emoji = "".join(chr(int(code, 16)) for code in codes[concept].split("-"))
-        known = names[lang]
-        return (known.get(emoji) or known[emoji.replace("\ufe0f", "")])["tts"][0]
+        annotations = names[lang]
+        return (annotations.get(emoji) or annotations[emoji.replace("\ufe0f", "")])["tts"][0]
 
-    concepts = [c for category in CATEGORIES for c in categories[category] if not c.endswith(CLOCK_FACES)] + list(
-        OTHERS
-    )
+    concepts = [concept for category in CATEGORIES for concept in categories[category]]
+    concepts = [concept for concept in concepts if not concept.endswith(CLOCK_FACES)] + OTHERS
     return [{"id": c, "en": name(c, "en"), "zh": name(c, "zh"), "svg": drawings[c]["body"]} for c in sorted(concepts)]
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Write the file beside this module."""
+    """Write the file into this module's folder."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     concepts = build(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Chinese captions of scenes, and what Chinese texts claim. The Chinese twin of `english.py`."""
+"""Chinese captions of scenes, and the claims of Chinese texts: the counterpart of `english.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELATIONS = {
     "below": ("下方", "下面"),
 }
 
-# As in `english.py`: {rel} is where a is, seen from b, and {back} where b is, seen from a.
+# As in `english.py`: {rel} is the place of a relative to b, {back} that of b relative to a.
 PAIRS = (
     "{a}在{b}的{rel}{bg}",
     "{lead}{a}在{b}的{rel}",
@@ -38,30 +38,30 @@ LEADING = ("{c}背景上，", "在{c}的背景上，", "{c}的背景，")
 
 
 def is_chinese(text: str) -> bool:
-    """Whether a text holds a Chinese character."""
+    """Return whether a text has a Chinese character."""
     return any("\u4e00" <= character <= "\u9fff" for character in text)
 
 
 def write_caption(scene: Scene, rng: Random, detail: float) -> str:
-    """A caption; each size, and the background, is said with probability `detail`."""
-    said = [noun_phrase(thing, rng.random() < detail) for thing in scene.things]
+    """Return a caption. Each size, and the background, is stated with probability `detail`."""
+    nouns = [noun_phrase(thing, rng.random() < detail) for thing in scene.things]
     lead = trail = ""
     if rng.random() < detail:
         colour = COLOURS[scene.background]
         lead, trail = rng.choice(LEADING).format(c=colour), rng.choice(TRAILING).format(c=colour)
     if scene.relation is None:
-        objects = said[0] if len(said) == 1 else f"{'、'.join(said[:-1])}和{said[-1]}"
+        objects = nouns[0] if len(nouns) == 1 else f"{'、'.join(nouns[:-1])}和{nouns[-1]}"
         return rng.choice(OTHERS).format(a=objects, lead=lead, bg=trail)
     relation = scene.relation
     if rng.random() < 0.5:
-        relation, said = INVERSE[relation], said[::-1]
+        relation, nouns = INVERSE[relation], nouns[::-1]
     style = rng.randrange(2)
     rel, back = RELATIONS[relation][style], RELATIONS[INVERSE[relation]][style]
-    return rng.choice(PAIRS).format(a=said[0], b=said[1], rel=rel, back=back, lead=lead, bg=trail)
+    return rng.choice(PAIRS).format(a=nouns[0], b=nouns[1], rel=rel, back=back, lead=lead, bg=trail)
 
 
 def noun_phrase(thing: Thing, with_size: bool) -> str:
-    """Number, measure word, size, noun."""
+    """Return number, measure word, size and noun."""
     noun = art.vocabulary()[thing.noun]
     return f"{NUMBERS[thing.count]}{noun.measure}{SIZE_WORDS[thing.size] if with_size else ''}{noun.zh}"
 
@@ -72,8 +72,8 @@ _READ_NUMBERS = {"一": 1, "单": 1, "两": 2, "二": 2, "三": 3, "四": 4, "�
 _READ_PLACES = {"左": "left of", "右": "right of", "上": "above", "下": "below"}
 _COLOUR = re.compile("|".join(COLOURS.values()))
 _PLACE = r"(?P<place>[左右上下])[边侧方面]"
-# `x` is where the place puts it, seen from `y`.
-_SHAPES = (
+# `x` is in the place relative to `y`.
+_FORMS = (
     re.compile(rf"@(?P<x>\d+)#在@(?P<y>\d+)#的?{_PLACE}"),
     re.compile(rf"@(?P<y>\d+)#的?{_PLACE}[有是]@(?P<x>\d+)#"),
     re.compile(rf"{_PLACE}[有是]@(?P<x>\d+)#，?(?P<opposite>[左右上下])[边侧方面][有是]@(?P<y>\d+)#"),
@@ -82,14 +82,14 @@ _PLACE_WORD = re.compile(r"[左右上下][边侧方面]")
 
 
 def parse(text: str) -> Claims:
-    """The claims of a caption, a title or a keyword list."""
+    """Return the claims of a caption, a title or a keyword list."""
     mentions: list[Mention] = []
 
-    def mark(found: re.Match[str]) -> str:
-        number = found["number"]
+    def mark(match: re.Match[str]) -> str:
+        number = match["number"]
         count = None if number is None else int(number) if number.isdigit() else _READ_NUMBERS[number]
-        size = next((size for size, word in SIZE_WORDS.items() if word == found["size"]), None)
-        mentions.append(Mention(_nouns()[found["noun"]], count, False, size))
+        size = next((size for size, word in SIZE_WORDS.items() if word == match["size"]), None)
+        mentions.append(Mention(_nouns()[match["noun"]], count, False, size))
         return f"@{len(mentions) - 1}#"
 
     text = _noun_pattern().sub(mark, re.sub(r"\s", "", text))
@@ -101,14 +101,16 @@ def parse(text: str) -> Claims:
 
 
 def _read_relation(text: str, nouns: list[str]) -> tuple[tuple[str, str, str] | None, list[str]]:
-    for shape in _SHAPES:
-        if found := shape.search(text):
-            said = found.groupdict()
-            relation = _READ_PLACES[said["place"]]
-            if "opposite" in said and _READ_PLACES[said["opposite"]] != INVERSE[relation]:
-                return None, [said["place"], said["opposite"]]
-            rest = text[: found.start()] + text[found.end() :]
-            return (nouns[int(said["x"])], relation, nouns[int(said["y"])]), _PLACE_WORD.findall(rest)
+    """Return the relation in a marked text, and the words of place that it does not explain."""
+    for form in _FORMS:
+        match = form.search(text)
+        if match:
+            groups = match.groupdict()
+            relation = _READ_PLACES[groups["place"]]
+            if "opposite" in groups and _READ_PLACES[groups["opposite"]] != INVERSE[relation]:
+                return None, [groups["place"], groups["opposite"]]
+            rest = text[: match.start()] + text[match.end() :]
+            return (nouns[int(groups["x"])], relation, nouns[int(groups["y"])]), _PLACE_WORD.findall(rest)
     return None, _PLACE_WORD.findall(text)
 
 
@@ -119,7 +121,10 @@ def _nouns() -> dict[str, str]:
 
 @cache
 def _noun_pattern() -> re.Pattern[str]:
-    """[number measure] [size] noun; the noun is tried before the size, or an elephant (大象) would be a large 象."""
+    """Return the pattern "[number measure] [size] noun".
+
+    The noun is tried before the size; otherwise an elephant (大象) would be a large 象.
+    """
     measures = "".join(sorted({noun.measure for noun in art.vocabulary().values()}))
     nouns = "|".join(re.escape(noun) for noun in sorted(_nouns(), key=len, reverse=True))
     numbers = "".join(_READ_NUMBERS)

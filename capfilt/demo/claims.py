@@ -1,6 +1,6 @@
-"""What a text claims about a picture, and whether the claims are true: the judge of captions, whatever their language.
+"""Claims of a text about a picture, and their check against the scene that was drawn.
 
-In: `Claims`, which a language's `parse` reads out of a text, and the scene that was drawn. Out: yes or no.
+A language module reads a text into `Claims`; the functions here do not depend on the language.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from capfilt.demo.scenes import INVERSE, Scene
 
 @dataclass(frozen=True)
 class Mention:
-    """A noun that a text names; `count` is None without number or article, `size` is None where none is said."""
+    """A noun in a text. `count` is None without a number or an article, `size` is None without a size word."""
 
     noun: str
     count: int | None
@@ -22,7 +22,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Claims:
-    """`relation` is (noun, relation, noun); `unclear` holds words of place or background that made no sense."""
+    """What a text states. `relation` is (noun, relation, noun); `unclear` holds unreadable words of place or colour."""
 
     things: tuple[Mention, ...]
     relation: tuple[str, str, str] | None
@@ -31,24 +31,24 @@ class Claims:
 
 
 def is_complete(claims: Claims, scene: Scene) -> bool:
-    """Whether all is said that must be: every noun with its count and no other, and the relation if there is one."""
+    """Return whether a text names each noun of the scene with its count, no other noun, and the relation, if any."""
     if any(mention.plural and mention.count is None for mention in claims.things):
         return False  # "dogs" leaves the number open
-    said = sorted((mention.noun, mention.count or 1) for mention in claims.things)
-    there = sorted((thing.noun, thing.count) for thing in scene.things)
-    return said == there and (claims.relation is None) == (scene.relation is None)
+    claimed = sorted((mention.noun, mention.count or 1) for mention in claims.things)
+    drawn = sorted((thing.noun, thing.count) for thing in scene.things)
+    return claimed == drawn and (claims.relation is None) == (scene.relation is None)
 
 
 def is_correct(claims: Claims, scene: Scene) -> bool:
-    """Whether nothing that is said is false; a text that names no object is not true of any picture."""
+    """Return whether a text names an object and states nothing false."""
     things = {thing.noun: thing for thing in scene.things}
     for mention in claims.things:
         if mention.noun not in things:
             return False
-        there = things[mention.noun]
-        if mention.count not in (None, there.count) or (mention.plural and there.count == 1):
+        thing = things[mention.noun]
+        if mention.count not in (None, thing.count) or (mention.plural and thing.count == 1):
             return False
-        if mention.size not in (None, there.size):
+        if mention.size not in (None, thing.size):
             return False
     if claims.background not in (None, scene.background) or claims.unclear or not claims.things:
         return False
@@ -57,6 +57,6 @@ def is_correct(claims: Claims, scene: Scene) -> bool:
 
 def _holds(relation: tuple[str, str, str], scene: Scene) -> bool:
     if scene.relation is None:
-        return False  # no relation was drawn on purpose, so none can be checked
+        return False  # the places of the things are random, so no relation can be checked
     a, b = (thing.noun for thing in scene.things)
     return relation in ((a, scene.relation, b), (b, INVERSE[scene.relation], a))

@@ -1,8 +1,7 @@
-"""English captions of scenes, and what English texts claim.
+"""English captions of scenes, and the claims of English texts.
 
-In: a scene; out: one of many phrasings of it. In: a text; out: its `Claims`. Reading replaces every noun by a mark, so
-that "a big dog to the left of two keys" becomes "@0 to the left of @1", and then looks for the few shapes that a
-relation takes.
+Writing: one of many phrasings of a scene. Reading: every noun is replaced by a mark, so that "a big dog to the left of
+two keys" becomes "@0 to the left of @1", and the marked text is matched against the few forms that a relation takes.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ RELATIONS = {
     "below": ("below", "under"),
 }
 
-# {a} is {rel} {b}; {at_a} and {at_b} are their places in the picture, {from_a} is where b is, seen from a. {lead} and
-# {bg} say the background or are empty. A shape that stands here twice is meant to be twice as frequent.
+# {a} is {rel} {b}; {at_a} and {at_b} are their places in the picture; {from_a} is the place of b relative to a. {lead}
+# and {bg} state the background or are empty. A form is listed twice to be twice as frequent.
 PAIRS = (
     "{a} {rel} {b} {bg}",
     "{a} {rel} {b} {bg}",
@@ -53,23 +52,23 @@ _FROM_IT = {"left of": "on the left", "right of": "on the right", "above": "abov
 
 
 def write_caption(scene: Scene, rng: Random, detail: float) -> str:
-    """A caption; each size, and the background, is said with probability `detail`."""
-    said = [noun_phrase(thing, rng, rng.random() < detail) for thing in scene.things]
+    """Return a caption. Each size, and the background, is stated with probability `detail`."""
+    nouns = [noun_phrase(thing, rng, rng.random() < detail) for thing in scene.things]
     be = ["are" if thing.count > 1 else "is" for thing in scene.things]
     lead = trail = ""
     if rng.random() < detail:
         colour = {"colour": scene.background, "c": _with_article(scene.background)}
         lead, trail = rng.choice(LEADING).format(**colour), rng.choice(TRAILING).format(**colour)
     if scene.relation is None:
-        objects = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-        text = rng.choice(OTHERS).format(a=objects, be="are" if len(said) > 1 else be[0], lead=lead, bg=trail)
+        objects = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+        text = rng.choice(OTHERS).format(a=objects, be="are" if len(nouns) > 1 else be[0], lead=lead, bg=trail)
     else:
         relation = scene.relation
-        if rng.random() < 0.5:  # as well told from the other side
-            relation, said, be = INVERSE[relation], said[::-1], be[::-1]
+        if rng.random() < 0.5:
+            relation, nouns, be = INVERSE[relation], nouns[::-1], be[::-1]
         back = INVERSE[relation]
         places = {"at_a": _IN_PICTURE[relation], "at_b": _IN_PICTURE[back], "from_a": _FROM_IT[back]}
-        slots = places | {"a": said[0], "b": said[1], "be": be[0], "rel": rng.choice(RELATIONS[relation])}
+        slots = places | {"a": nouns[0], "b": nouns[1], "be": be[0], "rel": rng.choice(RELATIONS[relation])}
         text = rng.choice(PAIRS).format(lead=lead, bg=trail, **slots)
     return " ".join(text.split())
 
@@ -100,10 +99,10 @@ _COLOUR = re.compile(
 )
 _DIRECTION = rf"(?P<direction>{'|'.join(_READ_RELATIONS)})"
 _A_PLACE = r"(?:(?:on|to|at)\s+)?(?:the\s+|its\s+)?"
-_WORDS = r"(?:[a-z-]+\s+){0,3}?"  # a few words that are no marks
+_WORDS = r"(?:[a-z-]+\s+){0,3}?"  # up to three words, no marks
 _SIDE = r"left|right|top|bottom"
-# `x` is where the direction or place puts it, seen from `y`. The first shape that fits is taken.
-_SHAPES = (
+# `x` is in the direction or place relative to `y`. The first form that matches is used.
+_FORMS = (
     re.compile(rf"@(?P<x>\d+) {_WORDS}{_DIRECTION} @(?P<y>\d+)"),
     re.compile(rf"^ ?,? ?{_WORDS}{_DIRECTION} @(?P<y>\d+) ,? ?{_WORDS}@(?P<x>\d+)"),
     re.compile(rf"@(?P<y>\d+) with @(?P<x>\d+) {_A_PLACE}(?P<place>left|right|(?:above|over|below|under) it)\b"),
@@ -116,20 +115,20 @@ _PLACE_WORD = re.compile(rf"\b(?:{'|'.join((*_READ_PLACES, 'underneath', 'beneat
 
 
 def parse(text: str) -> Claims:
-    """The claims of a caption, a title or a keyword list."""
+    """Return the claims of a caption, a title or a keyword list."""
     mentions: list[Mention] = []
 
-    def mark(found: re.Match[str]) -> str:
-        noun, plural = _nouns()[found["noun"]]
-        number = found["number"]
+    def mark(match: re.Match[str]) -> str:
+        noun, plural = _nouns()[match["noun"]]
+        number = match["number"]
         count = None if number is None else int(number) if number.isdigit() else _READ_NUMBERS[number]
-        size = next((size for size, words in SIZE_WORDS.items() if found["size"] in words), None)
+        size = next((size for size, words in SIZE_WORDS.items() if match["size"] in words), None)
         mentions.append(Mention(noun, count, plural, size))
         return f" @{len(mentions) - 1} "
 
     text = re.sub(r"[^\w\s,-]", " ", text.lower().replace("&", ","))
     text = _noun_pattern().sub(mark, text)
-    colours = {_READ_COLOURS[found["colour"]] for found in _COLOUR.finditer(text)}
+    colours = {_READ_COLOURS[match["colour"]] for match in _COLOUR.finditer(text)}
     text = " ".join(_COLOUR.sub(" ", text).replace(",", " , ").split())
     relation, unclear = _read_relation(text, [mention.noun for mention in mentions])
     if len(colours) > 1:
@@ -138,29 +137,30 @@ def parse(text: str) -> Claims:
 
 
 def _read_relation(text: str, nouns: list[str]) -> tuple[tuple[str, str, str] | None, list[str]]:
-    """The relation in a marked text, and the words of place that remain unexplained."""
-    for shape in _SHAPES:
-        if found := shape.search(text):
-            said = found.groupdict()
-            place = said.get("direction") or said["place"].split()[0]
+    """Return the relation in a marked text, and the words of place that it does not explain."""
+    for form in _FORMS:
+        match = form.search(text)
+        if match:
+            groups = match.groupdict()
+            place = groups.get("direction") or groups["place"].split()[0]
             relation = (_READ_RELATIONS | _READ_PLACES)[place]
-            if "opposite" in said and _READ_PLACES[said["opposite"]] != INVERSE[relation]:
-                return None, [said["place"], said["opposite"]]
-            rest = text[: found.start()] + text[found.end() :]
-            return (nouns[int(said["x"])], relation, nouns[int(said["y"])]), _PLACE_WORD.findall(rest)
+            if "opposite" in groups and _READ_PLACES[groups["opposite"]] != INVERSE[relation]:
+                return None, [groups["place"], groups["opposite"]]
+            rest = text[: match.start()] + text[match.end() :]
+            return (nouns[int(groups["x"])], relation, nouns[int(groups["y"])]), _PLACE_WORD.findall(rest)
     return None, _PLACE_WORD.findall(text)
 
 
 @cache
 def _nouns() -> dict[str, tuple[str, bool]]:
-    """Every singular and plural: (the singular, whether it is a plural)."""
+    """Return {singular or plural: (singular, whether it is a plural)}."""
     nouns = art.vocabulary().values()
     return {noun.plural: (noun.en, True) for noun in nouns} | {noun.en: (noun.en, False) for noun in nouns}
 
 
 @cache
 def _noun_pattern() -> re.Pattern[str]:
-    """[number] [size] noun, the longer noun first ("hot dog" before "dog")."""
+    """Return the pattern "[number] [size] noun", with longer nouns first ("hot dog" before "dog")."""
     numbers = "|".join(_READ_NUMBERS)
     sizes = "|".join(word for words in SIZE_WORDS.values() for word in words)
     nouns = "|".join(re.escape(noun) for noun in sorted(_nouns(), key=len, reverse=True))

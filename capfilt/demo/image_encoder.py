@@ -1,21 +1,19 @@
-"""The image encoder that every model of the demo starts from: a small ViT that knows what is where.
+"""Pre-training of the image encoder that every model of the demo starts from.
 
-The paper starts from a ViT trained with labels on ImageNet; this is the same thing at the corpus's size. The class
-token, which ITC will read, is trained to name what is in the picture. Every patch token, which cross-attention will
-read, is trained to name what its quarter shows, how many of them there are and on which side of the picture: with
-labels for the whole picture alone, as ImageNet has them, a model this small keeps no trace of place or number in its
-tokens, and no caption model on top of it learns "left of" or "two" within minutes. The weights for the default nouns
-are shipped as `image_encoder.safetensors`, made by
+The paper starts from a ViT trained with labels on ImageNet; this is the same at the size of the corpus. The class
+token, which ITC reads, is trained to name the nouns of a picture. Every patch token, which cross-attention reads, is
+trained to name the noun of its quarter, its number and its side of the picture. With labels only for the whole picture,
+as in ImageNet, a model this small keeps no place or number in its tokens, and a caption model on top of it does not
+learn "left of" or "two" within minutes. The weights for the default nouns ship as `image_encoder.safetensors`, made by
 
     python -m capfilt.demo.image_encoder capfilt/demo/image_encoder.safetensors
 
-In: pictures of one or two kinds of things with their labels, from a stream of scenes that no other part of the demo
-draws from; never a sentence. Out: a state dict with timm's names, in float16, without the classifiers.
+In: labelled pictures of one or two things, from a stream of scenes that no other part of the demo uses; no sentences.
+Out: a state dict with timm's names, in float16, without the classifiers.
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from torch import nn
 
 from blipcore.data.transforms import train_transform
 from blipcore.device import autocast
+from blipcore.io.writing import atomic_path
 from blipcore.model.config import VisionConfig
 from blipcore.model.vit import VisionTransformer
 from capfilt.demo.corpus import REGIONS, labelled_pictures
@@ -32,14 +31,14 @@ from capfilt.demo.corpus import REGIONS, labelled_pictures
 SHIPPED = Path(__file__).parent / "image_encoder.safetensors"
 SHIPPED_NOUNS = 48
 VISION = VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4)
-SMOOTHING = 0.1  # of labels
-CORPUS_SEED = 2**31  # away from the seeds that a user gives to a corpus
+LABEL_SMOOTHING = 0.1
+CORPUS_SEED = 2**31  # no user is likely to choose it
 
 
 def sincos_positions(config: VisionConfig) -> torch.Tensor:
-    """A (1, 1+P, W) position table of sines and cosines of row and column, as MAE and MoCo v3 use it.
+    """Return a (1, 1+P, W) position table of sines and cosines of row and column, as in MAE and MoCo v3.
 
-    Twice as large as usual: as large as the patch embeddings themselves, so that place is plain to see from the start.
+    It is scaled by 2, to the size of the patch embeddings, so that positions are visible from the start.
     """
     side = config.image_size // config.patch_size
     rates = 1.0 / 100 ** torch.linspace(0, 1, config.width // 4)
@@ -52,13 +51,13 @@ def sincos_positions(config: VisionConfig) -> torch.Tensor:
 def train_image_encoder(
     out: Path, nouns: int, steps: int, batch_size: int = 64, lr: float = 1.5e-3, seed: int = 0
 ) -> float:
-    """Train on `steps` batches of fresh pictures, write `out`; returns the share of quarters named in 1,000 others."""
+    """Train on `steps` batches of new pictures and write `out`; return the accuracy on the quarters of 1,000 others."""
     torch.manual_seed(seed)
     encoder = VisionTransformer(VISION)
     encoder.pos_embed.data.copy_(sincos_positions(VISION))
-    whole = nn.Linear(VISION.width, nouns)
-    patches = nn.ModuleList(nn.Linear(VISION.width, classes) for classes in (nouns, 3, len(REGIONS)))
-    parameters = [*encoder.parameters(), *whole.parameters(), *patches.parameters()]
+    class_head = nn.Linear(VISION.width, nouns)
+    patch_heads = nn.ModuleList(nn.Linear(VISION.width, classes) for classes in (nouns, 3, len(REGIONS)))
+    parameters = [*encoder.parameters(), *class_head.parameters(), *patch_heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps // 2))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - min(100, steps // 2))
@@ -78,13 +77,13 @@ def train_image_encoder(
     for step in range(steps):
         pixels, labels = batch(batch_size)  # (B, 3, S, S), (B, 2, 2, 3)
         states = tokens(pixels)
-        loss = sum(  # one class token for up to two nouns: a quarter of its loss for each quarter's
-            F.cross_entropy(whole(states[:, 0]), noun, label_smoothing=SMOOTHING) / 4
-            for noun in labels[..., 0].flatten(1).unbind(1)
-        )
-        of_patch = labels.repeat_interleave(half, 1).repeat_interleave(half, 2).flatten(0, 2)  # (B * P, 3)
-        for head, target in zip(patches, of_patch.unbind(1), strict=True):
-            loss = loss + F.cross_entropy(head(states[:, 1:]).flatten(0, 1), target, label_smoothing=SMOOTHING)
+        # The class token names up to two nouns, so each quarter's noun has a quarter of its loss.
+        loss = torch.zeros(())
+        for noun in labels[..., 0].flatten(1).unbind(1):
+            loss = loss + F.cross_entropy(class_head(states[:, 0]), noun, label_smoothing=LABEL_SMOOTHING) / 4
+        patch_labels = labels.repeat_interleave(half, 1).repeat_interleave(half, 2).flatten(0, 2)  # (B * P, 3)
+        for head, target in zip(patch_heads, patch_labels.unbind(1), strict=True):
+            loss = loss + F.cross_entropy(head(states[:, 1:]).flatten(0, 1), target, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,15 +96,15 @@ def train_image_encoder(
     with torch.inference_mode():
         for pixels, labels in (batch(100) for _ in range(10)):
             quarters = tokens(pixels)[:, 1:].unflatten(1, (2, half, 2, half))
-            hits.append(patches[0](quarters).mean((2, 4)).argmax(-1) == labels[..., 0])
+            hits.append(patch_heads[0](quarters).mean((2, 4)).argmax(-1) == labels[..., 0])
     accuracy = torch.cat(hits).float().mean().item()
-    partial = out.with_name(out.name + ".partial")
-    save_file({name: value.half().contiguous() for name, value in encoder.state_dict().items()}, partial)
-    os.replace(partial, out)
+    with atomic_path(out) as path:
+        save_file({name: value.half().contiguous() for name, value in encoder.state_dict().items()}, path)
     return accuracy
 
 
 def main() -> None:
+    """Train and write the shipped weights."""
     parser = argparse.ArgumentParser(description="Pretrain the demo's image encoder on labelled pictures.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--nouns", type=int, default=SHIPPED_NOUNS)

@@ -1,11 +1,11 @@
-"""The reviewed nouns of the embedded corpus: which drawings may be talked about, and under which names.
+"""The reviewed nouns of the embedded corpus: drawings that captions may name, and their names.
 
-An emoji set names its drawings for people who pick an emoji, and many of the names do not read as a thing
-that one can count and place beside another. 445 of the 845 are left in the table. Left out are scenes
-("motorway", "sunset"), masses and plurals ("butter", "grapes"), second drawings of the same thing ("cat
-face"), names that open with a number, a size or a colour ("black cat"), and nouns whose plural looks like the
-singular ("deer"). An entry is `id`, with `=english` where CLDR's name is longer than the thing, and `@中文`
-where CLDR's Chinese name is (`dog-face=dog@狗`). Entries stand under their Chinese measure word.
+An emoji set names its drawings for people who pick an emoji, and many of these names are not things that one can count
+and place beside another. 445 of the 845 concepts are in this table. Scenes ("motorway", "sunset"), masses and plurals
+("butter", "grapes"), second drawings of a thing ("cat face"), names that begin with a number, a size or a colour
+("black cat") and nouns with equal singular and plural ("deer") are left out. An entry is `id`, with `=english` if
+CLDR's English name is longer than the thing, and `@中文` if its Chinese name is (`dog-face=dog@狗`). Entries are
+grouped by their Chinese measure word.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _REVIEWED = {
         wastebasket; watermelon; wheel; wind-chime; yarn=ball of yarn@毛线球; yo-yo""",
 }
 
-# The default nouns, distinct in shape and in letters; in an order in which a first few are a mixed lot too.
+# The default nouns, distinct in shape and in letters. Any first few of them are varied too.
 _DEFAULT = """
     dog apple car key elephant banana rocket umbrella butterfly pizza bicycle guitar penguin carrot house balloon frog
     strawberry bus crown owl mushroom sailboat star crab pineapple helicopter camera snail hamburger tractor bell whale
@@ -102,7 +102,7 @@ _IRREGULAR = {
 
 
 def reviewed_nouns() -> list[tuple[str, str, str, str]]:
-    """Rows (concept id, English name or "", Chinese name or "", measure word); "" stands for CLDR's own name."""
+    """Return rows of (concept id, English name, Chinese name, measure word); an empty name means CLDR's."""
     rows = []
     for measure, entries in _REVIEWED.items():
         for entry in entries.split(";"):
@@ -113,8 +113,8 @@ def reviewed_nouns() -> list[tuple[str, str, str, str]]:
 
 
 def plural(name: str) -> str:
-    """The plural of a reviewed noun; in "ball of yarn" the head is the word before "of"."""
-    head, of, rest = name.partition(" of ")
+    """Return the plural of a reviewed noun; in "ball of yarn", the word before "of" gets it."""
+    head, separator, rest = name.partition(" of ")
     start, space, last = head.rpartition(" ")
     if last in _IRREGULAR:
         last = _IRREGULAR[last]
@@ -126,4 +126,4 @@ def plural(name: str) -> str:
         last += "es"
     else:
         last += "s"
-    return start + space + last + of + rest
+    return start + space + last + separator + rest

@@ -1,20 +1,19 @@
-"""Web texts of the embedded corpus: right but web-like, or wrong in a known way.
+"""Web texts of the embedded corpus: right but incomplete, or wrong in a known way.
 
-In: a scene and random numbers. Out: a `WebText`: what might stand beside the picture on the web, and the kind of noise
-that it is. The kind never reaches a training file; it makes the precision and recall of a filter exact.
+In: a scene and a random generator. Out: a `WebText`, the text beside a picture on the web with its kind of noise. The
+kind is in no training file; with it, the precision and recall of a filter are exact.
 
-Right texts are incomplete as on the real web: titles and keyword lists name the objects, but mostly not the relation
-and often not the count. What they say is true. The `wrong_*` kinds say one false thing in the same styles;
-`other_image` is the text of another picture; `marketing` and `filename` say nothing about any picture;
-`other_language` is right, but in a language that the corpus is not meant to teach, so a perfect filter drops it too.
-Wrong texts keep to the combinations of the train split, as the pictures do: what is held out is not even read about.
+Right texts are as incomplete as on the real web: titles and keyword lists name the objects, but mostly not the relation
+and often not the count. `wrong_*` texts state one false thing in the same styles. `other_image` is the text of another
+picture. `marketing` and `filename` describe no picture. `other_language` is right, but in a language that the corpus is
+not meant to teach, so a perfect filter drops it. Wrong texts use only combinations of the train split, as the pictures
+do, so that training never reads of a held-out one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from random import Random
 
 from capfilt.demo import art
@@ -22,8 +21,8 @@ from capfilt.demo.language import is_true, write_caption
 from capfilt.demo.scenes import INVERSE, Scene, sample_scene, scene_split
 from capfilt.demo.styles import MARKETING_PHRASES, STYLES
 
-# Share of each kind that is asked for. Only half of the scenes have a relation to be wrong about; the others get a
-# wrong object instead, so that about 0.03 of all texts are `wrong_relation` and 0.09 `wrong_object`.
+# Requested share of each kind. Half of the scenes have no relation and get a wrong object instead of a wrong relation:
+# about 0.03 of all texts are `wrong_relation` and 0.09 `wrong_object`.
 NOISE_MIX = {
     "right_title": 0.16,
     "right_keywords": 0.12,
@@ -42,14 +41,14 @@ MATCHING_KINDS = frozenset(kind for kind in NOISE_MIX if kind.startswith("right_
 
 @dataclass(frozen=True)
 class WebText:
-    """A text as found beside a picture, and how it relates to the picture (a key of `NOISE_MIX`)."""
+    """A text beside a picture, and its kind (a key of `NOISE_MIX`)."""
 
     text: str
     kind: str
 
     @property
     def matches(self) -> bool:
-        """Whether a perfect filter keeps it."""
+        """Whether a perfect filter keeps the text."""
         return self.kind in MATCHING_KINDS
 
 
@@ -61,9 +60,10 @@ def web_text(
     mix: Mapping[str, float] = NOISE_MIX,
     lang: str = "en",
 ) -> WebText:
-    """A web text for a scene of the corpus `seed`; wrong objects and other pictures show some of `nouns`."""
-    if unknown := mix.keys() - NOISE_MIX.keys():
-        raise ValueError(f"unknown kind of web text '{min(unknown)}'; the kinds are {', '.join(NOISE_MIX)}")
+    """Return a web text for a scene of the corpus `seed`. Wrong objects and other pictures draw from `nouns`."""
+    unknown = mix.keys() - NOISE_MIX.keys()
+    if unknown:
+        raise ValueError(f"Unknown kind of web text '{min(unknown)}'; the kinds are {', '.join(NOISE_MIX)}.")
     nouns = nouns or art.nouns()
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind.startswith("right_"):
@@ -76,40 +76,42 @@ def web_text(
         return WebText(write_caption(scene, rng, lang="en" if lang == "zh" else "zh"), kind)
     if kind == "wrong_relation" and not scene.relation:
         kind = "wrong_object"
-    for attempt in count():
-        if attempt == 100:  # e.g. both other counts of this object are held out
+    attempts = 0
+    while True:
+        if attempts == 100:  # for example, both other counts of this object are held out
             kind = "wrong_object"
-        told = _altered(seed, scene, kind, rng, nouns)
-        text = rng.choice(list(STYLES[lang].values()))(told, rng)
-        # A title may keep silent about the count that is wrong, and another picture may show the same.
-        if scene_split(seed, told) == "train" and not is_true(text, scene):
+        wrong_scene = _wrong_scene(seed, scene, kind, rng, nouns)
+        text = rng.choice(list(STYLES[lang].values()))(wrong_scene, rng)
+        # A title may leave out the wrong count, and another picture may show the same objects.
+        if scene_split(seed, wrong_scene) == "train" and not is_true(text, scene):
             return WebText(text, kind)
+        attempts += 1
 
 
-def _altered(seed: int, scene: Scene, kind: str, rng: Random, nouns: Sequence[str]) -> Scene:
-    """The scene that a wrong text speaks of."""
+def _wrong_scene(seed: int, scene: Scene, kind: str, rng: Random, nouns: Sequence[str]) -> Scene:
+    """Return the scene that a wrong text describes."""
     if kind == "other_image":
         return sample_scene(seed, "web", rng.getrandbits(32), nouns)
     if kind == "wrong_relation":
         return replace(scene, relation=rng.choice([relation for relation in INVERSE if relation != scene.relation]))
-    place = rng.randrange(len(scene.things))
-    thing = scene.things[place]
+    index = rng.randrange(len(scene.things))
+    thing = scene.things[index]
     if kind == "wrong_count":
         thing = replace(thing, count=rng.choice([number for number in (1, 2, 3) if number != thing.count]))
     else:
-        shown = {thing.noun for thing in scene.things}
-        thing = replace(thing, noun=rng.choice([noun for noun in nouns if noun not in shown]))
-    return replace(scene, things=(*scene.things[:place], thing, *scene.things[place + 1 :]))
+        drawn = {thing.noun for thing in scene.things}
+        thing = replace(thing, noun=rng.choice([noun for noun in nouns if noun not in drawn]))
+    return replace(scene, things=(*scene.things[:index], thing, *scene.things[index + 1 :]))
 
 
 def _marketing(rng: Random, lang: str) -> str:
-    """Words that would sell anything."""
+    """Return marketing phrases that fit any picture."""
     text = rng.choice((" | ", " - ", ", ", "! ")).join(rng.sample(MARKETING_PHRASES[lang], rng.choice((1, 2, 2, 3))))
     return rng.choice((text, text.title(), text + "!"))
 
 
 def _filename(rng: Random) -> str:
-    """What a camera or an upload form would call it."""
+    """Return a file name as of a camera or an upload form."""
     number = rng.randrange(1, 10000)
     name = rng.choice(
         ("IMG_{:04d}", "DSC{:05d}", "P10{:05d}", "image ({})", "untitled-{}", "photo_{}", "{:08x}", "scan{:03d}")

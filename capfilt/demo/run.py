@@ -147,8 +147,8 @@ class Demo:
 
     def fetch(self) -> Command:
         """Return the download command."""
-        arguments = ("download", str(self.out / "urls.parquet"), str(self.data), "--allow-private")
-        arguments += ("--shard-size", str(self.recipe.shard_size), "--workers", str(count_cores()))
+        arguments = ["download", str(self.out / "urls.parquet"), str(self.data), "--allow-private"]
+        arguments += ["--shard-size", str(self.recipe.shard_size), "--workers", str(count_cores())]
         return Command("download", (*arguments, "--set", "min_size=16"))
 
     def pretrain(self, name: str, dataset: str | None) -> Command:
@@ -178,9 +178,9 @@ class Demo:
 
     def caption(self) -> Command:
         """Return the command that captions the downloaded pictures."""
-        arguments = ("caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER)
-        arguments += ("--seed", str(self.config.seed), "--workers", str(count_cores()))
-        arguments += ("--config", short_path(RECIPES / "caption.yaml"))
+        arguments = ["caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER]
+        arguments += ["--seed", str(self.config.seed), "--workers", str(count_cores())]
+        arguments += ["--config", short_path(RECIPES / "caption.yaml")]
         return Command("caption", (*arguments, *self.length_option("generate.max_length=40")))
 
     def filter(self, name: str) -> Command:
@@ -196,9 +196,9 @@ class Demo:
     def evaluate(self, name: str) -> tuple[Command, Command]:
         """Return the commands that evaluate the captions and the retrieval of a row's model."""
         human, run = self.corpus / "human", self.runs / name
-        caption = ("evaluate", "caption", str(human / "test.json"), "--model", str(run / "model"))
-        caption += ("--results", str(run / "captions.json"), "--config", short_path(RECIPES / "evaluate.yaml"))
-        retrieval = ("evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", str(run / "model"))
+        caption = ["evaluate", "caption", str(human / "test.json"), "--model", str(run / "model")]
+        caption += ["--results", str(run / "captions.json"), "--config", short_path(RECIPES / "evaluate.yaml")]
+        retrieval = ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", str(run / "model")]
         return (
             Command(f"evaluate-caption-{name}", (*caption, *self.length_option("generate.max_length=40"))),
             Command(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={SHORTLIST}")),

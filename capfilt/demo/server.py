@@ -1,10 +1,9 @@
-"""The web of the embedded corpus: an HTTP server on loopback, with the faults that a real one shows.
+"""The web of the embedded corpus: an HTTP server on localhost, with faults as on the real web.
 
     python -m capfilt.demo.server DEMO/corpus/www --port 8000
 
-In: the `www` folder of a corpus. Out: its files over HTTP/1.1. A picture that is not there is a 404; one that is cut
-short or is a page of HTML is served as it lies there; `behaviour.json` names those that come slowly or with headers of
-their own.
+In: the `www` folder of a corpus. Out: its files over HTTP/1.1. A missing picture is a 404; a truncated one, or a page
+of HTML in its place, is served as stored; `behaviour.json` lists the pictures with a delay or with extra headers.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 
 class CorpusServer(ThreadingHTTPServer):
-    """Serves a folder; as a context manager it does so in the background. `url` is where."""
+    """A server of the files of a folder at `url`. As a context manager, it runs in a background thread."""
 
     request_queue_size = 1024  # downloaders open many connections at once
     daemon_threads = True
@@ -31,7 +31,7 @@ class CorpusServer(ThreadingHTTPServer):
     def __init__(self, folder: Path | str, port: int = 0) -> None:
         self.folder = Path(folder).resolve()
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; give the www folder of a corpus")
+            raise FileNotFoundError(f"No folder at {folder}; give the www folder of a corpus.")
         rules = self.folder / "behaviour.json"
         self.behaviour = json.loads(rules.read_text(encoding="utf-8")) if rules.exists() else {}
         super().__init__(("127.0.0.1", port), _Handler)
@@ -45,8 +45,8 @@ class CorpusServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing about a client that hangs up in the middle: downloaders do."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore clients that close the connection early, as downloaders do."""
         if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
@@ -54,8 +54,8 @@ class CorpusServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # head and body leave in one packet
-    timeout = 30  # an idle connection gives its thread back
+    wbufsize = -1  # buffered, so that headers and body leave in one packet
+    timeout = 30  # seconds until an idle connection frees its thread
     server: CorpusServer
 
     def do_GET(self) -> None:
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet: a line a picture would bury the demo's own words."""
+        """Log nothing: a line per picture would hide the messages of the demo."""
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         server = CorpusServer(options.folder, options.port)
-    except OSError as error:  # no such folder, or the port is taken
+    except OSError as error:  # the folder does not exist, or the port is in use
         sys.exit(f"Error: cannot serve {options.folder} on port {options.port}: {error}")
     with server, contextlib.suppress(KeyboardInterrupt):
         print(f"{options.folder} at {server.url}", flush=True)

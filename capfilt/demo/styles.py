@@ -1,7 +1,7 @@
-"""How the web writes about a picture: titles, keyword lists, shop lines and alt texts, in English and Chinese.
+"""Styles of web texts: titles, keyword lists, shop lines and alt texts, in English and Chinese.
 
-In: a scene and random numbers. Out: a text in one style. A style names all objects, says nothing false about the scene
-it is given, and keeps silent about much: mostly about the relation and often about the count.
+In: a scene and a random generator. Out: a text in one style. It names all objects and states nothing false about the
+scene, but leaves out much: mostly the relation and often the count.
 """
 
 from __future__ import annotations
@@ -33,23 +33,13 @@ MARKETING = (
 ZH_PRODUCTS = ("贴纸", "海报", "墙贴", "贺卡", "印章")
 ZH_FORMATS = ("剪贴素材", "矢量图", "图标", "插图", "图片", "卡通", "免抠素材", "平面设计")
 ZH_MARKETING = (
-    "包邮",
-    "限时特价",
-    "新品上市",
-    "立即购买",
-    "加入购物袋",
-    "全场五折",
-    "正品保证",
-    "点击放大",
-    "现货速发",
-    "查看更多",
-    "好评如潮",
-    "假一赔十",
-)
+    "包邮", "限时特价", "新品上市", "立即购买", "加入购物袋", "全场五折",
+    "正品保证", "点击放大", "现货速发", "查看更多", "好评如潮", "假一赔十",
+)  # fmt: skip
 
 
 def title(scene: Scene, rng: Random) -> str:
-    """ "Large Apple & Dog - Blue", "Set of 3 Keys Clipart"."""
+    """Return a title, such as "Large Apple & Dog - Blue" or "Set of 3 Keys Clipart"."""
     names = [_name(thing, rng) for thing in scene.things]
     if scene.relation and rng.random() < 0.2:
         text = f" {rng.choice(english.RELATIONS[scene.relation])} ".join(names)
@@ -63,12 +53,12 @@ def title(scene: Scene, rng: Random) -> str:
 
 
 def keywords(scene: Scene, rng: Random) -> str:
-    """ "apple, dog, blue, clipart"."""
+    """Return a keyword list, such as "apple, dog, blue, clipart"."""
     return ", ".join(_keywords([thing.noun for thing in scene.things], FORMATS, scene.background, rng))
 
 
 def shop(scene: Scene, rng: Random) -> str:
-    """ "Buy apple and dog sticker | free shipping"."""
+    """Return a shop line, such as "buy apple and dog sticker | free shipping"."""
     item = f"{' and '.join(thing.noun for thing in scene.things)} {rng.choice(PRODUCTS)}"
     if rng.random() < 0.4:
         item += rng.choice((" {}", " in {}", ", {}")).format(scene.background)
@@ -78,7 +68,7 @@ def shop(scene: Scene, rng: Random) -> str:
 
 
 def sentence(scene: Scene, rng: Random) -> str:
-    """A plain alt text, like a human caption that says less."""
+    """Return an alt text, which is a human caption with less detail."""
     text = english.write_caption(scene, rng, 0.4)
     if text.startswith(("a ", "an ", "two ", "three ")) and " is " not in text and " are " not in text:
         text = rng.choice(("{}", "{}", "image of {}", "picture showing {}")).format(text)
@@ -86,36 +76,34 @@ def sentence(scene: Scene, rng: Random) -> str:
 
 
 def zh_title(scene: Scene, rng: Random) -> str:
-    """Names, perhaps a format and a colour."""
+    """Return a title: names, perhaps a format and a colour."""
     text = rng.choice(("和", "与", "、")).join(_zh_name(thing, rng) for thing in scene.things)
     if rng.random() < 0.5:
         text += rng.choice(ZH_FORMATS)
-    return text + (
-        rng.choice((" - {}", "（{}）", " {}背景")).format(chinese.COLOURS[scene.background])
-        if rng.random() < 0.5
-        else ""
-    )
+    if rng.random() < 0.5:
+        text += rng.choice((" - {}", "（{}）", " {}背景")).format(chinese.COLOURS[scene.background])
+    return text
 
 
 def zh_keywords(scene: Scene, rng: Random) -> str:
-    """Names, formats, perhaps the colour."""
+    """Return a keyword list: names, formats, perhaps the colour."""
     names = [art.vocabulary()[thing.noun].zh for thing in scene.things]
     return "，".join(_keywords(names, ZH_FORMATS, chinese.COLOURS[scene.background], rng))
 
 
 def zh_shop(scene: Scene, rng: Random) -> str:
-    """Names, a product, words that sell."""
+    """Return a shop line: names, a product, a marketing phrase."""
     names = "和".join(art.vocabulary()[thing.noun].zh for thing in scene.things)
     return names + rng.choice(ZH_PRODUCTS) + rng.choice((" ", "，", " | ")) + rng.choice(ZH_MARKETING)
 
 
 def zh_sentence(scene: Scene, rng: Random) -> str:
-    """A plain alt text."""
+    """Return an alt text."""
     return chinese.write_caption(scene, rng, 0.4) + rng.choice(("", "。"))
 
 
 def _name(thing: Thing, rng: Random) -> str:
-    """A noun as titles have it: no article; now and then a size, and a number if there are several."""
+    """Return a noun as in a title: no article, sometimes a size, perhaps a number if there are several."""
     noun = art.vocabulary()[thing.noun]
     size = rng.choice(english.SIZE_WORDS[thing.size]) + " " if rng.random() < 0.3 else ""
     if thing.count == 1:

@@ -152,4 +152,4 @@ def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], job: st
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no {job}; give another --out.")
-    write_json(path, dict(settings))
+    write_json(path, settings)

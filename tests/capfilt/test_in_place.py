@@ -1,4 +1,4 @@
-"""A folder that img2dataset itself has written is a shard set as it is: captioned and filtered with no step between."""
+"""A folder written by img2dataset is a shard set: it is captioned and filtered as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from capfilt.filter.stage import filter_shards
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
-# Without the packages that it imports for other ends; they cost each of its processes seconds.
+# Without its imports that are not needed here, which take seconds in each process.
 IMG2DATASET = """
 from capfilt.fetch import _import_img2dataset
 

@@ -1,4 +1,4 @@
-"""The drawings and the reviewed names."""
+"""Tests of the drawings and the reviewed names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_plurals(singular: str, plural: str) -> None:
     assert art.vocabulary()[singular].plural == plural
 
 
-def test_nouns_are_the_default_ones_first() -> None:
+def test_the_default_nouns_come_first() -> None:
     assert art.nouns() == names.DEFAULT
     assert art.nouns(60)[:48] == art.nouns()
     assert len(art.nouns(445)) == 445
@@ -53,12 +53,12 @@ def test_nouns_are_the_default_ones_first() -> None:
             art.nouns(n)
 
 
-def test_sprite_fills_the_size_asked_for_and_has_a_white_rim() -> None:
+def test_a_sprite_has_the_requested_size_and_a_white_rim() -> None:
     for px in (16, 31, 64):
         for noun in ("dog", "flamingo", "racing car"):
             sprite = art.sprite(noun, px)
             assert max(sprite.size) == px and sprite.mode == "RGBA"
-            assert sprite.getchannel("A").getbbox() == (0, 0, *sprite.size)  # sizes mean the same for all nouns
+            assert sprite.getchannel("A").getbbox() == (0, 0, *sprite.size)
     pixels = np.asarray(art.sprite("apple", 64)).astype(int)
     inside = pixels[..., 3] > 250
     rim = inside & ~np.asarray(
@@ -69,7 +69,7 @@ def test_sprite_fills_the_size_asked_for_and_has_a_white_rim() -> None:
 
 @pytest.fixture
 def coarse_renderings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All nouns in a second or two."""
+    """Render small, so that all nouns take a second or two."""
     monkeypatch.setattr(art, "MASTER", 48)
     caches = (art._master, art.sprite)
     for cached in caches:
@@ -80,17 +80,16 @@ def coarse_renderings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("coarse_renderings")
-def test_every_reviewed_noun_draws_something_of_its_own() -> None:
+def test_every_reviewed_noun_has_its_own_drawing() -> None:
     drawings: dict[bytes, str] = {}
     for noun in art.vocabulary():
         sprite = art.sprite(noun, 24)
-        shown = np.asarray(sprite)
-        assert shown[..., 3].mean() > 25, noun  # a tenth of the square at least
+        assert np.asarray(sprite)[..., 3].mean() > 25, noun  # at least a tenth of the square
         assert drawings.setdefault(sprite.tobytes(), noun) == noun
 
 
-def test_unknown_noun_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match="'motorway' is not among the 445"):
+def test_an_unknown_noun_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'motorway' is not one of the 445"):
         art.sprite("motorway", 32)
 
 
@@ -107,16 +106,16 @@ def test_builder_reads_the_two_packages(tmp_path: Path) -> None:
     for name, content in iconify.items():
         (tmp_path / name).write_text(json.dumps(content))
     for lang in ("en", "zh"):
-        known = {chr(int(code, 16)): {"tts": [f"{name} {lang}"]} for code, name in iconify["chars.json"].items()}
+        annotations = {chr(int(code, 16)): {"tts": [f"{name} {lang}"]} for code, name in iconify["chars.json"].items()}
         path = tmp_path / "annotations" / lang / "annotations.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"annotations": {"annotations": known}}))
-    built = build_art.build(tmp_path, tmp_path)
-    assert {"id": "ant", "en": "ant en", "zh": "ant zh", "svg": "<path/>"} in built
-    assert [row["id"] for row in built] == sorted({"ant", *build_art.OTHERS})  # no clock faces
+        path.write_text(json.dumps({"annotations": {"annotations": annotations}}))
+    concepts = build_art.build(tmp_path, tmp_path)
+    assert {"id": "ant", "en": "ant en", "zh": "ant zh", "svg": "<path/>"} in concepts
+    assert [row["id"] for row in concepts] == sorted({"ant", *build_art.OTHERS})  # no clock faces
 
 
-def test_licences_travel_with_the_art() -> None:
+def test_the_licences_ship_with_the_drawings() -> None:
     folder = resources.files("capfilt.demo")
     assert "Copyright (c) Microsoft Corporation" in folder.joinpath("LICENSE-fluent-emoji.txt").read_text()
     assert "UNICODE LICENSE V3" in folder.joinpath("LICENSE-unicode-cldr.txt").read_text()

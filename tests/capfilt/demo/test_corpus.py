@@ -1,4 +1,4 @@
-"""The corpus on disk: complete, labelled, and the same every time."""
+"""Tests of the corpus on disk: complete, labelled and reproducible."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def digests(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_config_same_bytes(corpus: Path, tmp_path: Path) -> None:
+def test_the_same_config_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     write_corpus(CONFIG, tmp_path)
     assert digests(tmp_path) == digests(corpus)
 
 
-def test_another_seed_is_another_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_another_corpus(corpus: Path, tmp_path: Path) -> None:
     write_corpus(CorpusConfig(seed=1, web=20, human=2, validation=2, test=2, px=48), tmp_path)
-    ours, theirs = digests(corpus), digests(tmp_path)
-    assert all(ours[name] != theirs[name] for name in ("human/images/test-000000.jpg", "human/train.json"))
+    first, second = digests(corpus), digests(tmp_path)
+    assert all(first[name] != second[name] for name in ("human/images/test-000000.jpg", "human/train.json"))
 
 
-def test_a_finished_corpus_is_kept_and_another_refused(corpus: Path) -> None:
+def test_a_finished_corpus_is_kept_and_another_config_is_refused(corpus: Path) -> None:
     before = digests(corpus)
     assert write_corpus(CONFIG, corpus)["web"] == 200
     assert digests(corpus) == before
@@ -53,15 +53,15 @@ def test_a_finished_corpus_is_kept_and_another_refused(corpus: Path) -> None:
         write_corpus(CorpusConfig(seed=5), corpus)
 
 
-def test_web_truth_describes_what_is_served(corpus: Path) -> None:
+def test_the_truth_of_the_web_pairs_describes_the_served_files(corpus: Path) -> None:
     urls = pq.read_table(corpus / "web" / "urls.parquet")
     truth = pq.read_table(corpus / "truth" / "web.parquet")
-    assert urls.column_names == ["url", "caption"] and urls.num_rows == 200  # nothing of the truth is beside the pairs
+    assert urls.column_names == ["url", "caption"] and urls.num_rows == 200  # no column of the truth
     assert urls["url"].to_pylist() == truth["url"].to_pylist()
     behaviour = json.loads((corpus / "www" / "behaviour.json").read_text())
-    found = set()
+    fates = set()
     for row in truth.to_pylist():
-        found.add(row["fate"])
+        fates.add(row["fate"])
         assert row["matches"] == (row["kind"] in MATCHING_KINDS) and Scene.from_dict(json.loads(row["scene"]))
         path = corpus / "www" / row["url"]
         assert path.exists() == (row["fate"] != "dead")
@@ -72,10 +72,10 @@ def test_web_truth_describes_what_is_served(corpus: Path) -> None:
                 Image.open(io.BytesIO(path.read_bytes())).load()
         elif row["fate"] != "dead":
             assert Image.open(path).size == (48, 48)
-    assert found == {*FATES, "ok"}
+    assert fates == {*FATES, "ok"}
 
 
-def test_urls_become_whole(corpus: Path) -> None:
+def test_urls_become_absolute(corpus: Path) -> None:
     table = url_table(corpus, "http://127.0.0.1:8000/")
     assert table["url"][3].as_py() == "http://127.0.0.1:8000/000/0000003.jpg"
     assert table.column_names == ["url", "caption"]
@@ -94,14 +94,14 @@ def test_annotations_are_exact(corpus: Path) -> None:
     assert all((corpus / "human" / row["image"]).exists() for row in train)
 
 
-def test_retrieval_captions_fit_one_picture_each(corpus: Path) -> None:
+def test_each_retrieval_caption_matches_one_picture(corpus: Path) -> None:
     truth = read_truth(corpus, "test")
     rows = json.loads((corpus / "human" / "retrieval_test.json").read_text())
     assert 30 <= len(rows) <= 60
     for row in rows:
         for text in row["caption"]:
-            fitting = [other["image"] for other in rows if exact_match(text, truth[other["image"]])]
-            assert fitting == [row["image"]], text
+            matches = [other["image"] for other in rows if exact_match(text, truth[other["image"]])]
+            assert matches == [row["image"]], text
 
 
 def test_chinese_corpus(tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_chinese_corpus(tmp_path: Path) -> None:
         )
 
 
-def test_labelled_pictures_say_what_each_quarter_shows() -> None:
+def test_labelled_pictures_have_a_label_per_quarter() -> None:
     pictures = list(labelled_pictures(0, 300, 32, nouns=8))
     assert pictures[0][0].size == (32, 32)
-    seen = [quarter for _, rows in pictures for row in rows for quarter in row]
-    assert {noun for noun, _, _ in seen} == set(range(8)) and {number for _, number, _ in seen} == {0, 1, 2}
+    labels = [quarter for _, rows in pictures for row in rows for quarter in row]
+    assert {noun for noun, _, _ in labels} == set(range(8)) and {number for _, number, _ in labels} == {0, 1, 2}
     for _, ((a, b), (c, d)) in pictures:
         sides = [REGIONS[place] for _, _, place in (a, b, c, d)]
         assert sides in (
@@ -132,7 +132,7 @@ def test_labelled_pictures_say_what_each_quarter_shows() -> None:
 
 
 def test_impossible_configs_are_refused() -> None:
-    with pytest.raises(ValueError, match="speaks 'en' and 'zh'"):
+    with pytest.raises(ValueError, match="lang must be 'en' or 'zh', not 'fr'"):
         CorpusConfig(lang="fr")
     with pytest.raises(ValueError, match="the reviewed list"):
         CorpusConfig(nouns=len(art.vocabulary()) + 1)

@@ -7,8 +7,8 @@ from capfilt.demo.corpus import labelled_pictures
 from capfilt.demo.image_encoder import SHIPPED, SHIPPED_NOUNS, VISION, train_image_encoder
 
 
-def test_the_shipped_encoder_knows_what_is_where():
-    """Tokens of quarters that show one noun lie closer to each other than to those of another, without a classifier."""
+def test_tokens_of_the_shipped_encoder_depend_on_their_quarter():
+    """Tokens of quarters with the same noun are closer to each other than to those of another noun."""
     from blipcore.data.transforms import eval_transform
 
     encoder = VisionTransformer(VISION).eval()

@@ -1,4 +1,4 @@
-"""Captions and their reading, in both languages."""
+"""Tests of writing, reading and grading captions in both languages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_captions_are_varied() -> None:
     assert len(shapes) > 40
 
 
-def test_sizes_and_background_are_said_now_and_then() -> None:
+def test_sizes_and_background_are_stated_sometimes() -> None:
     said = [parse(write_caption(PAIR, Random(index))) for index in range(1000)]
     assert 0.5 < sum(claims.background is not None for claims in said) / 1000 < 0.7
     assert 0.5 < sum(claims.things[0].size is not None for claims in said) / 1000 < 0.7
@@ -71,7 +71,7 @@ def test_sizes_and_background_are_said_now_and_then() -> None:
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_references_differ_and_the_first_says_all(lang: str) -> None:
+def test_references_differ_and_the_first_is_complete(lang: str) -> None:
     for index in range(100):
         scene = sample_scene(0, "test", index)
         texts = reference_captions(scene, 0, lang=lang)
@@ -164,14 +164,14 @@ def test_a_text_may_be_true_without_being_complete() -> None:
     assert not is_true("free shipping", PAIR) and not is_true("blue", PAIR)
 
 
-def test_parse_reads_what_is_said() -> None:
+def test_parse_reads_the_claims() -> None:
     claims = parse("On a grey background, three little Hot Dogs above a big ball of yarn")
     assert claims.things == (Mention("hot dog", 3, True, "small"), Mention("ball of yarn", 1, False, "large"))
     assert claims.relation == ("hot dog", "above", "ball of yarn")
     assert claims.background == "gray" and not claims.unclear
 
 
-def test_parse_takes_any_text() -> None:
+def test_parse_accepts_any_text() -> None:
     alphabet = [
         "a",
         "two",

@@ -1,4 +1,4 @@
-"""Web texts are what their labels say."""
+"""Tests that web texts are of their labelled kind."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_web_styles_are_mostly_incomplete(texts: list[tuple[Scene, WebText]]) ->
     assert shares["right_title"] < 0.35
 
 
-def test_selling_words_and_file_names_name_nothing(texts: list[tuple[Scene, WebText]]) -> None:
+def test_marketing_and_file_names_name_no_object(texts: list[tuple[Scene, WebText]]) -> None:
     for _, web in texts:
         if web.kind in ("marketing", "filename"):
             assert not object_set(web.text), web
 
 
-def test_wrong_texts_are_wrong_in_the_way_they_are_called(texts: list[tuple[Scene, WebText]]) -> None:
+def test_wrong_texts_are_wrong_in_the_way_of_their_kind(texts: list[tuple[Scene, WebText]]) -> None:
     for scene, web in texts:
         there, named = {thing.noun for thing in scene.things}, object_set(web.text)
         if web.kind in ("wrong_count", "wrong_relation"):
@@ -61,7 +61,7 @@ def test_wrong_texts_are_wrong_in_the_way_they_are_called(texts: list[tuple[Scen
             assert len(named - there) == len(there - named) == 1
 
 
-def test_no_text_speaks_of_a_combination_that_is_held_out(texts: list[tuple[Scene, WebText]]) -> None:
+def test_no_text_names_a_held_out_combination(texts: list[tuple[Scene, WebText]]) -> None:
     told = 0
     for _, web in texts:
         claims = parse(web.text)
@@ -88,5 +88,5 @@ def test_mix_can_be_chosen() -> None:
         web_text(0, scene, Random(i), mix={"right_title": 1, "marketing": 1}).kind for i, scene in enumerate(scenes)
     }
     assert kinds == {"right_title", "marketing"}
-    with pytest.raises(ValueError, match="unknown kind of web text 'gossip'"):
+    with pytest.raises(ValueError, match="Unknown kind of web text 'gossip'"):
         web_text(0, scenes[0], Random(0), mix={"gossip": 1.0})

@@ -1,4 +1,4 @@
-"""The whole loop at toy size: `capfilt demo --quick` as a user runs it, and again."""
+"""`capfilt demo --quick` as a user runs it, and a second time."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from capfilt.demo import art
 from capfilt.demo.chinese import is_chinese
-from capfilt.demo.grading import Pair, grade_filter
+from capfilt.demo.grading import GradedPair, grade_filter
 from capfilt.demo.language import write_caption
 from capfilt.demo.run import DemoConfig, Recipe, run_demo
 from capfilt.demo.scenes import sample_scene
@@ -66,7 +66,7 @@ def test_every_url_has_an_outcome_and_every_text_a_verdict(finished):
     assert all(row["reason"] == "kept" if row["keep"] else row["reason"] != "kept" for row in pairs)
 
 
-def test_the_truth_stays_out_of_training(finished):
+def test_training_never_reads_the_truth(finished):
     out, _ = finished
     for path in (out / "runs").glob("*/config.yaml"):
         assert "truth" not in path.read_text()
@@ -74,7 +74,7 @@ def test_the_truth_stays_out_of_training(finished):
     assert {"kind", "matches", "scene"}.isdisjoint(columns)
 
 
-def test_a_finished_demo_runs_nothing_again(finished):
+def test_a_finished_demo_runs_no_command_again(finished):
     out, _ = finished
     again = demo(out, "--quick")
     assert again.returncode == 0
@@ -88,27 +88,27 @@ def test_another_seed_in_the_same_folder_is_refused(finished):
     assert "seed: 0 -> 7" in other.stderr and "Traceback" not in other.stderr
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no demo"):
         run_demo(DemoConfig(out=tmp_path))
 
 
-def test_what_cannot_be_told_of_a_filter_is_null():
-    pair = Pair("a", "captioner", "a dog", 0.2, False, "itm<0.5", "synthetic", matches=False)
-    told = grade_filter([pair])["synthetic"]
-    assert (told["kept"], told["precision"], told["recall"], told["itm_auc"]) == (0, None, None, None)
-    assert "–" in "".join(filter_table({"filter": {"synthetic": told}}).columns[4].cells)
+def test_undefined_numbers_of_a_filter_are_null():
+    pair = GradedPair("a", "captioner", "a dog", 0.2, False, "itm<0.5", "synthetic", matches=False)
+    grades = grade_filter([pair])["synthetic"]
+    assert (grades["kept"], grades["precision"], grades["recall"], grades["itm_auc"]) == (0, None, None, None)
+    assert "–" in "".join(filter_table({"filter": {"synthetic": grades}}).columns[4].cells)
 
 
-def test_scale_grows_pictures_and_steps_but_not_the_test_set():
+def test_scale_changes_pictures_and_steps_but_not_the_test_set():
     one, two = Recipe.from_config(DemoConfig()), Recipe.from_config(DemoConfig(scale=2.0))
     assert (two.web, two.pretrain_steps) == (2 * one.web, 2 * one.pretrain_steps)
     assert (two.validation, two.test) == (one.validation, one.test)
 
 
-def test_chinese_captions_come_back_from_their_tokens():
-    """What the Chinese demo trains on: no character lost, none cut off, and written as it was read."""
+def test_chinese_captions_survive_tokenization():
+    """The tokenizer of the Chinese demo loses and truncates no character."""
     texts = [write_caption(sample_scene(0, "human", i, art.nouns(48)), Random(i), lang="zh") for i in range(300)]
     tokenizer = Tokenizer.train(texts, 1000)
     clean = [clean_caption(text) for text in texts]

@@ -1,4 +1,4 @@
-"""Scenes: their mix, their held-out combinations, their drawings."""
+"""Tests of scenes: their mix, their held-out combinations and their drawings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_held_out_shares(scenes: dict[str, list[Scene]]) -> None:
     assert all(scene_split(0, replace(scene, background="blue")) == scene_split(0, scene) for scene in fresh.values())
 
 
-def test_a_combination_is_the_same_told_from_either_side() -> None:
+def test_mirrored_relations_have_one_combination() -> None:
     dog, key = Thing("dog"), Thing("key", size="small")
     for relation, inverse in INVERSE.items():
         assert combination(Scene((dog, key), relation, "red")) == combination(Scene((key, dog), inverse, "blue"))
@@ -85,7 +85,7 @@ def test_scenes_are_a_function_of_seed_stream_and_index(scenes: dict[str, list[S
     assert len({sample_scene(seed, stream, 17) for seed in (0, 1) for stream in STREAMS}) == 10
 
 
-def test_a_handful_of_nouns_is_enough() -> None:
+def test_four_nouns_are_enough() -> None:
     for stream in STREAMS:
         assert {sample_scene(0, stream, index, art.nouns(4)).background for index in range(40)}
 
@@ -95,7 +95,7 @@ def test_scene_survives_json(scenes: dict[str, list[Scene]]) -> None:
         assert Scene.from_dict(scene.to_dict()) == scene
 
 
-def test_drawing_is_the_same_every_time_and_moves_with_the_jitter() -> None:
+def test_a_drawing_is_reproducible_and_depends_on_the_jitter() -> None:
     scene = sample_scene(0, "web", 3)
     assert draw_scene(scene, 64).tobytes() == draw_scene(scene, 64).tobytes()
     assert draw_scene(scene, 64).size == (64, 64)
@@ -103,14 +103,14 @@ def test_drawing_is_the_same_every_time_and_moves_with_the_jitter() -> None:
 
 
 def centre(scene: Scene, px: int = 96) -> np.ndarray:
-    """Mean (x, y) of what is not background."""
+    """Return the mean (x, y) of the pixels that are not background."""
     ground = ImageColor.getrgb(BACKGROUNDS[scene.background])
     y, x = np.nonzero((np.asarray(draw_scene(scene, px)) != ground).any(-1))
     return np.array([x.mean(), y.mean()])
 
 
 @pytest.mark.parametrize("relation", INVERSE)
-def test_things_are_drawn_where_the_relation_says(relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_things_are_drawn_as_their_relation_states(relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     things = (Thing("dog", 1, "large"), Thing("key", 1, "small"))
     whole = [Scene(things, relation, "blue", jitter) for jitter in range(40)]
     sprite = art.sprite

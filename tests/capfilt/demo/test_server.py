@@ -1,4 +1,4 @@
-"""The loopback web server and its faults."""
+"""Tests of the local web server and its faults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pictures_dead_links_and_opt_outs(server: CorpusServer) -> None:
     assert get(server, "000/private.jpg") == (200, PICTURE, "noai")
 
 
-def test_slow_picture_arrives_late_but_whole(server: CorpusServer) -> None:
+def test_a_slow_picture_arrives_late_and_complete(server: CorpusServer) -> None:
     start = time.monotonic()
     assert get(server, "000/slow.jpg") == (200, PICTURE, None)
     assert time.monotonic() - start >= 0.3
@@ -78,6 +78,6 @@ def test_many_at_once(server: CorpusServer, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No folder at .*nowhere"):
         CorpusServer(tmp_path / "nowhere")
