@@ -1,4 +1,4 @@
-"""The protocol of an input of `capfilt pack`, and the rows it yields."""
+"""The protocol of an input of `capfilt pack`, and helpers that build the rows it yields."""
 
 from __future__ import annotations
 
@@ -15,21 +15,17 @@ from blipcore.io.storage import AnyPath
 from capfilt.ingest.lists import as_text
 from capfilt.ingest.urls import CAPTION_COLUMNS
 
-# What is meant as a picture, also where no decoder is at hand: it then has its row and says so.
+# Files with these suffixes get a row even if nothing installed can decode them; the row then gives the reason.
 PICTURE_LIKE_SUFFIXES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
-
-
 PATH_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "img")
-
-
 TEXT_COLUMNS = (*CAPTION_COLUMNS, "captions", "texts", "sentences")
 
-
+# A row of `shard_writer.PLAN_SCHEMA`, with a list "texts" in place of its "caption".
 InputRow = dict[str, Any]
 
 
 class InputColumns(NamedTuple):
-    """Columns that the user names; those of None are found by their usual names."""
+    """Column names given by the user; None means one of the usual names."""
 
     image: str | None  # of paths or of bytes
     caption: str | None
@@ -37,30 +33,28 @@ class InputColumns(NamedTuple):
 
 @dataclass
 class PictureInput(ABC):
-    """Pictures and their texts: iterating gives a plan's rows, with `texts` in place of its caption.
-
-    `files` is what it is made of, as (name, size): with the settings, what tells one source from another.
-    """
+    """Pictures and their texts. Iterating yields an `InputRow` per picture, without decoding any."""
 
     kind: str
-    files: list[tuple[str, int]]
-    extra: str = ""  # fingerprint of an annotation file
-    ignored: Counter[str] = field(default_factory=Counter)  # what is none of a picture, by kind
+    files: list[tuple[str, int]]  # names and sizes
+    annotation_fingerprint: str = ""
+    ignored: Counter[str] = field(default_factory=Counter)  # number of other files or members, by kind
 
     @abstractmethod
     def __iter__(self) -> Iterator[InputRow]: ...
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' names and sizes, and of the annotation's content."""
-        digest = hashlib.sha256(self.extra.encode())
+        """16 hex digits of the files' names and sizes and of the content of the annotation file."""
+        digest = hashlib.sha256(self.annotation_fingerprint.encode())
         for name, size in self.files:
             digest.update(f"{name}\0{size}\n".encode("utf-8", errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
 
 def file_row(root: AnyPath, name: str, texts: list[str | None]) -> InputRow:
-    row = {"url": name, "texts": texts}
+    """Return the row of a picture in a file of its own."""
+    row: InputRow = {"url": name, "texts": texts}
     try:
         return row | {"body": os.fsencode(str(root / name))}
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON may hold: no file has such a name
@@ -68,7 +62,7 @@ def file_row(root: AnyPath, name: str, texts: list[str | None]) -> InputRow:
 
 
 def cell_texts(value: Any) -> list[str | None]:
-    """The texts of a cell: one, a list of them, or a list of objects with one each."""
+    """Return the texts of a cell: one, a list of them, or a list of objects with one each."""
     if isinstance(value, (list, tuple)):
         return [text for item in value for text in cell_texts(item)]
     if isinstance(value, dict):

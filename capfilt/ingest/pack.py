@@ -41,7 +41,7 @@ from capfilt.ingest.shard_writer import (
     sample_key,
     split_rows,
 )
-from capfilt.shards.manifest import Manifest, forget_if_empty
+from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
@@ -51,10 +51,8 @@ ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a 
 class PackConfig:
     """Settings of `capfilt pack`. The content of the input is identified by its fingerprint, not by its path."""
 
-    # folder, annotation file, Parquet, saved dataset, tar or folder of tars
-    source: str = field(metadata=INCIDENTAL)
-    # folder, or an fsspec URL
-    out: str = field(metadata=INCIDENTAL)
+    source: str = field(metadata=INCIDENTAL)  # folder, annotation file, Parquet, saved dataset, tar or folder of tars
+    out: str = field(metadata=INCIDENTAL)  # folder, or an fsspec URL
     # file that names the pictures under `source` and their texts
     annotations: str | None = field(default=None, metadata=INCIDENTAL)
     image_col: str | None = None  # of paths or of bytes; default: one of the usual names
@@ -66,10 +64,8 @@ class PackConfig:
     quality: int = 95  # of pictures that are stored as a new JPEG
     # mark duplicate pictures in DATA/duplicates
     duplicates: Literal["", "exact", "near"] = field(default="", metadata=INCIDENTAL)
-    # processes; 0 means one per core
-    workers: int = field(default=0, metadata=INCIDENTAL)
-    # share of rows that must be ok for exit code 0
-    min_success: float = field(default=0.2, metadata=INCIDENTAL)
+    workers: int = field(default=0, metadata=INCIDENTAL)  # processes; 0 means one per core
+    min_success: float = field(default=0.2, metadata=INCIDENTAL)  # share of rows that must be ok for exit code 0
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -92,7 +88,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             total, more = split_rows(staging, rows, PLAN_SCHEMA, config.shard_size)
         if total == 0:
             shutil.rmtree(staging)
-            forget_if_empty(out)
+            remove_manifest_if_empty(out)
             raise ValueError(f"{config.source} holds no pictures.")
         captions = _open_more_captions(out, source) if more else None
         stage = ShardWriter(
@@ -110,7 +106,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         run = run_shards(stage, tables, workers=workers, device="cpu", progress=progress)
         if captions and not run.failed:  # before the set's own counts, which mean that nothing is left to do
             captions.finish({"captions": more})
-        counts = manifest.settle(tables, tables, run.failed, changed=run.done > 0)
+        counts = manifest.record_run(tables, tables, run.failed, changed=run.done > 0)
         if not run.failed:
             shutil.rmtree(staging, ignore_errors=True)
         complete = [shard for shard in tables if shard not in run.failed]

@@ -1,4 +1,4 @@
-"""Reads the bytes of pictures from where an ingest plan found them."""
+"""Reads the bytes of pictures from files, from within files, and from tables."""
 
 from __future__ import annotations
 
@@ -13,59 +13,68 @@ from capfilt.ingest.table_pictures import TableColumns, open_columns
 
 
 class MissingPictureError(Exception):
-    """The bytes of a picture cannot be had; `outcome` is one of OUTCOMES."""
+    """The bytes of a picture cannot be read; `outcome` is one of `shard_writer.OUTCOMES`."""
 
-    def __init__(self, outcome: str, message: str):
+    def __init__(self, outcome: str, message: str) -> None:
         super().__init__(message)
         self.outcome = outcome
 
 
 class PictureReader:
-    """Reads the bytes of pictures; keeps what it has read from last, for rows come in order.
+    """Reads the bytes of pictures, and keeps the last file or table open, since rows come in order."""
 
-    A table stays open for the next shard: a row group, which may be all of it, can be read from its start alone.
-    """
-
-    def __init__(self, max_bytes: int):
+    def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.path: str | None = None
-        self.open: BinaryIO | TableColumns | None = None
+        self._path: str | None = None
+        self._file: BinaryIO | None = None
+        self._table: TableColumns | None = None
 
     def read(self, path: str, column: str | None, offset: int | None, size: int | None) -> bytes:
-        """NoBodyError, FileNotFoundError or PermissionError when there is nothing to read."""
-        if column is not None:
-            return self._checked(self._table(path, column).read(offset or 0)[0])
-        if offset is None:
-            return self._whole(path)
-        self._require_small(size or 0)
-        if self.path != path:
-            self._keep(path, open_read(to_path(path) if "://" in path else Path(path)))
-        self.open.seek(offset)
-        return self.open.read(size)
+        """Return the bytes of a picture: cell `offset` of a table's column, a range of a file, or a whole file.
 
-    def _whole(self, path: str) -> bytes:
+        Raises MissingPictureError, FileNotFoundError or PermissionError.
+        """
+        if column is not None:
+            return self._check_cell(self._open_table(path, column).read(offset or 0)[0])
+        if offset is None:
+            return self._read_file(path)
+        self._require_small(size or 0)
+        file = self._open_file(path)
+        file.seek(offset)
+        return file.read(-1 if size is None else size)
+
+    def _read_file(self, path: str) -> bytes:
         if "://" in path:
             remote = to_path(path)
             self._require_small(file_size(remote))
             return remote.read_bytes()
-        # not before it is known to be a file of some size: a pipe or a device would never end
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
+        # Checked before it is opened: reading a pipe or a device would never end.
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             raise MissingPictureError("other", "not a regular file")
-        self._require_small(about.st_size)
+        self._require_small(status.st_size)
         with open(path, "rb") as file:
             return file.read()
 
-    def _table(self, path: str, column: str) -> TableColumns:
-        if self.path != f"{path}#{column}":
-            self._keep(f"{path}#{column}", open_columns(path, [column]))
-        return self.open
+    def _open_file(self, path: str) -> BinaryIO:
+        if self._file is None or self._path != path:
+            self.close()
+            self._file = open_read(to_path(path) if "://" in path else Path(path))
+            self._path = path
+        return self._file
 
-    def _checked(self, value: Any) -> bytes:
-        """The bytes of a cell: bytes as they are, or Hugging Face's struct of bytes and path."""
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None and isinstance(value, dict) and value.get("path"):
-            raise MissingPictureError("not_found", f"its bytes are not in the table: {str(value['path'])[:200]}")
+    def _open_table(self, path: str, column: str) -> TableColumns:
+        if self._table is None or self._path != f"{path}#{column}":
+            self.close()
+            self._table = open_columns(path, [column])
+            self._path = f"{path}#{column}"
+        return self._table
+
+    def _check_cell(self, cell: Any) -> bytes:
+        """Return the bytes of a cell: bytes, or Hugging Face's struct of bytes and path."""
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if data is None and isinstance(cell, dict) and cell.get("path"):
+            raise MissingPictureError("not_found", f"its bytes are not in the table: {str(cell['path'])[:200]}")
         if not isinstance(data, bytes):
             raise MissingPictureError("not_found", "no bytes in the row")
         self._require_small(len(data))
@@ -75,13 +84,15 @@ class PictureReader:
         if size > self.max_bytes:
             raise MissingPictureError("too_large", f"larger than {self.max_bytes} bytes: {size}")
 
-    def _keep(self, path: str, opened: BinaryIO | TableColumns) -> None:
-        self.close()
-        self.path, self.open = path, opened
+    def close(self, keep_tables: bool = False) -> None:
+        """Close the last file or table.
 
-    def close(self, but_tables: bool = False) -> None:
-        """Let go of what was read from last."""
-        if self.open is None or (but_tables and isinstance(self.open, TableColumns)):
+        With `keep_tables` a table stays open for the next shard, as a row group can only be read from its start.
+        """
+        if self._file is not None:
+            self._file.close()
+        elif self._table is not None and not keep_tables:
+            self._table.close()
+        else:
             return
-        self.open.close()
-        self.path = self.open = None
+        self._path = self._file = self._table = None

@@ -28,8 +28,8 @@ from blipcore.io.writing import write_json
 from capfilt.engine.worker import Worker
 from capfilt.ingest.picture_bytes import MissingPictureError, PictureReader
 from capfilt.pictures.decode import DecodeError, difference_hash, to_jpeg
-from capfilt.shards.format import CAPTIONS, IMAGES, MANIFEST, read_manifest, write_shard
-from capfilt.shards.manifest import Manifest
+from capfilt.shards.format import CAPTIONS, IMAGES, write_shard
+from capfilt.shards.manifest import MANIFEST, Manifest, read_manifest
 from capfilt.shards.tables import read_table, write_table
 
 OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
@@ -84,12 +84,12 @@ def open_manifest(
     manifest = Manifest.begin(out, stage, settings, packages=packages)
     rows = manifest.content.get("counts", {}).get("rows", 0)
     if sum(1 for _ in out.glob(TABLES_GLOB)) < -(-rows // settings["shard_size"]):  # a table was deleted
-        manifest.reopen()
+        manifest.drop_counts()
     return manifest
 
 
 def split_rows(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
-    """Write the input as a table per shard, unless an earlier run has; return the counts of rows and of `more` texts."""
+    """Write the input as a table per shard, unless an earlier run has; return the numbers of rows and `more` texts."""
     folder = staging / ROWS_FOLDER
     if not (folder / COUNT_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)

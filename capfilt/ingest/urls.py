@@ -1,4 +1,4 @@
-"""A list of URLs with or without captions in, (url, caption) rows out; and which URLs are not worth a request."""
+"""Lists of URLs with or without captions, and checks of which URLs are worth a request."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from capfilt.ingest.lists import ListColumn, as_text, read_columns
 
-# Column names in use for the two, the commonest first; compared in lower case.
+# Usual column names, the most common first; compared in lower case.
 URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src")
 CAPTION_COLUMNS = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
-GLOBAL_UNICAST = ipaddress.ip_network(
-    "2000::/3"
-)  # all of IPv6 that has been given out, which `is_global` alone does not ask
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses as an IPv6-only network reaches them, RFC 6052
+# All IPv6 addresses that have been assigned; `is_global` does not check this.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+PRIVATE = "private address"  # begins the error of a refused URL
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in an IPv6-only network, RFC 6052
 
 
 def read_urls(path: str, url_col: str | None = None, caption_col: str | None = None) -> Iterator[tuple[Any, Any]]:
-    """(url, caption) of each row of the input in its order, None where there is none.
+    """Yield (url, caption) of each row in order, None for a missing one.
 
-    Columns are found by their usual names unless named; mistakes are ValueError or FileNotFoundError in one sentence.
+    Columns without a given name have one of the usual names. Raises ValueError or FileNotFoundError in one sentence.
     """
     columns = (
         ListColumn("a URL", URL_COLUMNS, url_col, "--url-col"),
@@ -31,7 +31,7 @@ def read_urls(path: str, url_col: str | None = None, caption_col: str | None = N
 
 
 def encode_url(url: str | None) -> str:
-    """The URL as it goes over the wire, percent-encoded and with an ASCII host; ValueError says why it is none."""
+    """Return a URL as it is requested, percent-encoded and with an ASCII host; ValueError if it is not one."""
     url = (url or "").strip()
     if not url:
         raise ValueError("no URL")
@@ -42,29 +42,47 @@ def encode_url(url: str | None) -> str:
     if not host or any(letter <= " " for letter in host):
         raise ValueError(f"no host in the URL: {url[:100]}")
     try:
-        ascii_host = host.encode("idna").decode("ascii")  # refuses labels that are empty or too long, too
+        ascii_host = host.encode("idna").decode("ascii")  # also refuses labels that are empty or too long
     except UnicodeError:
         raise ValueError(f"not a host name: {host[:100]}") from None
     bracketed = f"[{ascii_host}]" if ":" in ascii_host else ascii_host
-    place = bracketed if parts.port is None else f"{bracketed}:{parts.port}"
-    # "%" stays: what is encoded already is not encoded twice
+    netloc = bracketed if parts.port is None else f"{bracketed}:{parts.port}"
+    # "%" is safe: what is encoded already is not encoded again.
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     query = quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]|")
-    return urlunsplit((parts.scheme.lower(), place, path, query, ""))
+    return urlunsplit((parts.scheme.lower(), netloc, path, query, ""))
+
+
+def check_url(url: str | None, allow_private: bool) -> str:
+    """Return the encoded URL; ValueError if it is not one, or has a private host."""
+    encoded = encode_url(url)
+    host = urlsplit(encoded).hostname or ""
+    if not allow_private and is_private_host(host):
+        raise ValueError(f"{PRIVATE}: {host}")
+    return encoded
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address lies on the open internet: not private, loopback, link-local, reserved or multicast."""
+    """Return whether an IP address is on the open internet: not private, link-local, reserved or multicast."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if ip.version == 6:  # an IPv4 address may lie inside
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
-        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else inner or ip
-    return ip.is_global and not ip.is_multicast and (ip.version == 4 or ip in GLOBAL_UNICAST)
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = _embedded_ipv4(ip)
+        if embedded is None:
+            return ip.is_global and not ip.is_multicast and ip in GLOBAL_UNICAST
+        ip = embedded
+    return ip.is_global and not ip.is_multicast
+
+
+def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if ip in NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
 
 
 def is_private_host(host: str) -> bool:
-    """Whether a URL's host says by itself that it is private; names are looked up later, when a connection is made."""
-    if host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith((".localhost", ".local")):
+    """Return whether the host of a URL is private by its text alone. Names are resolved later, on connecting."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith((".localhost", ".local")):
         return True
     try:
         return not is_public(host)

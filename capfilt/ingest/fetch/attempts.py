@@ -1,10 +1,11 @@
-"""Rows to fetch in, an answer for each out: attempts with img2dataset inside a private folder.
+"""Fetches rows with img2dataset in several attempts, until each row has a result.
+
+Each attempt has a folder of its own:
 
     a000/{urls.parquet, fetch.json, log.txt, out/00000.tar, out/00000.parquet, ...}
 
-Every attempt runs the fetcher in a child process. What an attempt has written counts even when it was
-killed: the tars hold the bodies with their row numbers, the sidecar tables the failures. Nothing is believed because
-img2dataset returned, only because the answer for a row lies there.
+The results are read from these files alone, never from how the fetcher ended: the tars hold the bodies with their row
+numbers, the tables beside them the failures. What an attempt wrote before it was killed therefore counts.
 """
 
 from __future__ import annotations
@@ -26,30 +27,61 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.reading import read_tail
-from blipcore.io.tars import walk_tar
 from blipcore.io.storage import DISK_FULL_ERRNOS
+from blipcore.io.tars import walk_tar
 from capfilt.engine.progress import ProgressDisplay
 from capfilt.ingest.fetch.fetcher import FetchConfig
-from capfilt.ingest.fetch.safe_opener import PRIVATE, RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
-from capfilt.ingest.fetch.supervisor import run_fetcher
+from capfilt.ingest.fetch.safe_opener import RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
+from capfilt.ingest.fetch.supervisor import FetchEnd, run_fetcher
+from capfilt.ingest.urls import PRIVATE
 from capfilt.shards.tables import write_table
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})
-# What a message holds where no such host is known; the numbers are of the system.
+# Parts of the message for an unknown host; the numbers depend on the operating system.
 UNKNOWN_HOST = tuple(
     f"[Errno {getattr(socket, name)}]" for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
 )
-ROWS_PER_PROCESS = 500  # rows that are worth a process of their own: starting one takes a second
-MIN_PROCESSES_AFTER_STALL = 4  # processes at least when some rows stall: the others go on beside those
+ROWS_PER_PROCESS = 500  # fewer are not worth starting a process, which takes a second
+MIN_PROCESSES_AFTER_STALL = 4  # so that others continue beside a process with a row that stalls
+# Outcome -> parts of messages, in lower case; the first match counts.
+FAILURE_SIGNS = {
+    "opted_out": ("x-robots-tag", RESERVED),
+    "bad_url": (PRIVATE, "unknown url type", "no host given", "url can't contain", "nonnumeric port"),
+    "too_large": (TOO_LARGE,),
+    "timeout": (TOO_SLOW, "timed out", "timeout"),
+    "connection": (
+        "urlopen error",
+        "connection",
+        "errno",
+        "incompleteread",
+        "remote end closed",
+        "ssl",
+        "name resolution",
+        "name or service",
+        "badstatusline",
+        "broken pipe",
+        "reset by peer",
+        "line too long",
+    ),
+}
+HTTP_OUTCOMES = {
+    "401": "forbidden",
+    "403": "forbidden",
+    "404": "not_found",
+    "408": "timeout",
+    "410": "not_found",
+    "429": "rate_limited",
+    "451": "forbidden",
+}
 
 
 class FetchError(RuntimeError):
-    """img2dataset does not run; nothing of it is the fault of a URL."""
+    """img2dataset cannot run, whatever the URLs."""
 
 
 @dataclass
 class FetchResult:
-    """What became of a row: `status` "ok" and where the body lies, or an outcome and the raw message."""
+    """The result of a row: `status` "ok" and the place of its body in a tar, or an outcome and the raw message."""
 
     status: str
     error: str | None = None
@@ -59,22 +91,23 @@ class FetchResult:
     tries: int = 1
 
     @property
-    def rest(self) -> float:
-        """Seconds that the server wants to be left alone for."""
-        found = re.search(rf"{RETRY_AFTER} (\d+)", self.error or "")
-        return float(found.group(1)) if found else 0.0
+    def retry_after(self) -> float:
+        """Seconds that the server has asked to wait, 0 if it has not."""
+        match = re.search(rf"{RETRY_AFTER} (\d+)", self.error or "")
+        return float(match.group(1)) if match else 0.0
 
-    def final(self, asking: FetchPolicy) -> bool:
-        """Whether asking again is of no use, has been done often enough, or would have to wait for too long."""
-        gone = any(sign in (self.error or "") for sign in UNKNOWN_HOST)
-        return self.status not in RETRYABLE or gone or self.tries > asking.retries or self.rest > asking.retry_after
+    def is_final(self, policy: FetchPolicy) -> bool:
+        """Return whether another try is useless, has been made often enough, or would have to wait too long."""
+        unknown_host = any(sign in (self.error or "") for sign in UNKNOWN_HOST)
+        out_of_tries = self.tries > policy.retries or self.retry_after > policy.retry_after
+        return self.status not in RETRYABLE or unknown_host or out_of_tries
 
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """How to ask, and how often."""
+    """How to fetch, and how often to retry. Times are in seconds."""
 
-    seconds: float  # wall clock of all the passes
+    seconds: float  # for all attempts together
     stall_seconds: float
     retries: int
     retry_wait: float
@@ -84,165 +117,176 @@ class FetchPolicy:
 
 
 def classify_failure(message: str) -> str:
-    """The outcome behind a failure's raw message."""
-    low = message.lower()
-    if low.startswith("http error "):
-        code = low.removeprefix("http error ")[:3]
-        known = {"404": "not_found", "410": "not_found", "401": "forbidden", "403": "forbidden", "451": "forbidden"}
-        known |= {"429": "rate_limited", "408": "timeout"}
-        return known.get(code, "server_error" if code.startswith("5") else "other")
-    for outcome, words in (
-        ("opted_out", ("x-robots-tag", RESERVED)),
-        ("bad_url", (PRIVATE, "unknown url type", "no host given", "url can't contain", "nonnumeric port")),
-        ("too_large", (TOO_LARGE,)),
-        ("timeout", (TOO_SLOW, "timed out", "timeout")),
-        (
-            "connection",
-            ("urlopen error", "connection", "errno", "incompleteread", "remote end closed", "ssl", "name resolution"),
-        ),
-        ("connection", ("badstatusline", "name or service", "broken pipe", "reset by peer", "line too long")),
-    ):
-        if any(word in low for word in words):
+    """Return the outcome for the raw message of a failure."""
+    lower = message.lower()
+    if lower.startswith("http error "):
+        code = lower.removeprefix("http error ")[:3]
+        return HTTP_OUTCOMES.get(code, "server_error" if code.startswith("5") else "other")
+    for outcome, signs in FAILURE_SIGNS.items():
+        if any(sign in lower for sign in signs):
             return outcome
     return "other"
 
 
 class Attempts:
-    """The attempts at one set of rows."""
+    """The attempts at one set of rows, in a folder."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.folder, self.clock, self.sleep = folder, clock, sleep
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def attempts(self) -> list[Path]:
+    def folders(self) -> list[Path]:
+        """Return the folders of the attempts, oldest first."""
         return sorted(self.folder.glob("a[0-9]*"))
 
-    def answers(self, wanted: Iterable[int]) -> dict[int, FetchResult]:
-        """All that the attempts so far know about these rows."""
-        wanted, found = set(wanted), {}
-        for attempt in self.attempts():
+    def read_results(self, rows: Iterable[int]) -> dict[int, FetchResult]:
+        """Return the results that the attempts so far have for these rows."""
+        requested = set(rows)
+        results: dict[int, FetchResult] = {}
+        for attempt in self.folders():
             for tar in sorted(attempt.glob("out/*.tar")):
-                for uid, offset, size in _bodies(tar):
-                    if uid in wanted:
-                        found[uid] = FetchResult("ok", None, str(tar), offset, size)
+                for row, offset, size in _list_bodies(tar):
+                    if row in requested:
+                        results[row] = FetchResult("ok", None, str(tar), offset, size)
             for table in sorted(attempt.glob("out/*.parquet")):
-                for uid, message in _failures(table):
-                    before = found.get(uid)
-                    if uid in wanted and (before is None or before.status != "ok"):
-                        tries = 1 if before is None else before.tries + 1
-                        found[uid] = FetchResult(classify_failure(message), message, tries=tries)
-        return found
+                for row, message in _list_failures(table):
+                    earlier = results.get(row)
+                    if row in requested and (earlier is None or earlier.status != "ok"):
+                        tries = 1 if earlier is None else earlier.tries + 1
+                        results[row] = FetchResult(classify_failure(message), message, tries=tries)
+        return results
 
-    def ask(self, urls: dict[int, str], asking: FetchPolicy, progress: bool) -> dict[int, FetchResult]:
-        """An answer for every URL by its row: everything once, then what may mend again, with distance in time."""
-        deadline, wait = time.monotonic() + asking.seconds, asking.retry_wait
-        fruitless, stalled, late = 0, False, False
-        answers = self.answers(urls)
-        while not late:
-            todo = [(row, url) for row, url in urls.items() if row not in answers]
-            again = [(row, url) for row, url in urls.items() if row in answers and not answers[row].final(asking)]
-            if (not todo and not again) or fruitless > (1 if len(todo) > MIN_PROCESSES_AFTER_STALL else 0):
+    def fetch_all(self, urls: dict[int, str], policy: FetchPolicy, progress: bool) -> dict[int, FetchResult]:
+        """Return a result for every row, given the URLs by row.
+
+        Each row is fetched once; then temporary failures are retried, with a longer wait before each attempt.
+        """
+        deadline, wait = self.clock() + policy.seconds, policy.retry_wait
+        fruitless = 0  # consecutive attempts without a new result
+        end: FetchEnd = "done"
+        results = self.read_results(urls)
+        while end != "late":
+            rows = [(row, url) for row, url in urls.items() if row not in results]
+            title = "fetch" if rows else "fetch again"
+            if rows and fruitless > (1 if len(rows) > MIN_PROCESSES_AFTER_STALL else 0):
                 break
-            title = "fetch" if todo else "fetch again"
-            if not todo:
-                todo = again
-                pause = max(wait, *(answers[row].rest for row, _ in again))
-                if time.monotonic() + pause > deadline:
+            if not rows:
+                rows = [(row, url) for row, url in urls.items() if not results[row].is_final(policy)]
+                pause = max([wait, *(results[row].retry_after for row, _ in rows)])
+                if not rows or fruitless or self.clock() + pause > deadline:
                     break
-                time.sleep(pause)
+                self.sleep(pause)
                 wait *= 2
-            with ProgressDisplay(title, len(todo), unit="rows", shown=progress) as display:
-
-                def tick(through: int, display: ProgressDisplay = display) -> None:
-                    display.advance(through - display.done, through - display.done)
-
-                ended = self.fetch(todo, asking, deadline, tick, small=stalled)
-            news = self.answers(urls)
-            if len(news) < len(urls):
+            with ProgressDisplay(title, len(rows), unit="rows", shown=progress) as display:
+                report = _report_to(display)
+                end = self.run_attempt(rows, policy, deadline, report, after_stall=end == "stalled")
+            new_results = self.read_results(urls)
+            if len(new_results) < len(urls):
                 self._require_space()
-            fruitless = 0 if news != answers else fruitless + 1
-            answers, stalled, late = news, ended == "stalled", ended == "late"
-            if ended == "died" and fruitless:
-                raise FetchError(f"img2dataset ended early: {self.last_words()} ({self.attempts()[-1]}/log.txt)")
-        why = f"not fetched within {asking.seconds:g} s" if late else f"no progress for {asking.stall_seconds:g} s"
-        return {row: answers.get(row, FetchResult("timeout", f"no answer, and {why}")) for row in urls}
+            fruitless = 0 if new_results != results else fruitless + 1
+            results = new_results
+            if end == "died" and fruitless:
+                log = f"{self.folders()[-1]}/log.txt"
+                raise FetchError(f"img2dataset ended early: {self.last_log_line()} ({log})")
+        reason = f"no progress for {policy.stall_seconds:g} s"
+        if end == "late":
+            reason = f"not fetched within {policy.seconds:g} s"
+        return {row: results.get(row, FetchResult("timeout", f"no answer, and {reason}")) for row in urls}
 
-    def fetch(
+    def run_attempt(
         self,
         rows: list[tuple[int, str]],
-        asking: FetchPolicy,
+        policy: FetchPolicy,
         deadline: float,
-        tick: Callable[[int], None],
-        small: bool = False,
-    ) -> str:
-        """One attempt at (uid, url) rows; returns "done", "stalled", "late" or "died", and leaves the rest on disk.
+        report: Callable[[int], None],
+        after_stall: bool = False,
+    ) -> FetchEnd:
+        """Make one attempt at (row, URL) pairs; return how it ended. Its results are on disk.
 
-        `tick` is told how many rows are known to be through, again and again. `small` pieces keep a row that stalls
-        apart from the others, and several processes go on beside it: failures are on disk when their piece has ended.
+        `report` is called with the number of finished rows. `after_stall` spreads the rows over more processes and
+        tars, so that a row that stalls holds up few others: failures are only on disk once their tar is complete.
         """
-        number = len(self.attempts())
-        # written under another name first, so that a kill leaves no attempt without its input
-        place, making = self.folder / f"a{number:03d}", self.folder / f"making-a{number:03d}"
-        shutil.rmtree(making, ignore_errors=True)
-        if number:  # later passes: hosts in another order than the one that did not work
+        number = len(self.folders())
+        # The attempt is prepared under another name, so that a kill leaves none without its input.
+        folder, prepared = self.folder / f"a{number:03d}", self.folder / f"making-a{number:03d}"
+        shutil.rmtree(prepared, ignore_errors=True)
+        if number:  # another order of hosts than the one that failed
             rows = random.Random(number).sample(rows, len(rows))
-        processes = (
-            max(MIN_PROCESSES_AFTER_STALL, asking.workers)
-            if small
-            else max(1, min(asking.workers, len(rows) // ROWS_PER_PROCESS))
-        )
-        pieces = processes * (16 if small else 2 if len(rows) >= 4 * processes * ROWS_PER_PROCESS else 1)
-        piece = min(10_000, -(-len(rows) // pieces))
+        if after_stall:
+            processes = max(MIN_PROCESSES_AFTER_STALL, policy.workers)
+            tars = 16 * processes
+        else:
+            processes = max(1, min(policy.workers, len(rows) // ROWS_PER_PROCESS))
+            tars = 2 * processes if len(rows) >= 4 * processes * ROWS_PER_PROCESS else processes
         uids, urls = zip(*rows, strict=True)
         table = pa.table({"uid": pa.array(uids, pa.int64()), "url": pa.array(urls, pa.string())})
-        write_table(making / "urls.parquet", table)
+        write_table(prepared / "urls.parquet", table)
         settings = replace(
-            asking.fetch, urls=str(place / "urls.parquet"), out=str(place / "out"), piece=piece, processes=processes
+            policy.fetch,
+            urls=str(folder / "urls.parquet"),
+            out=str(folder / "out"),
+            rows_per_tar=min(10_000, -(-len(rows) // tars)),
+            processes=processes,
         )
-        settings.write(making / "fetch.json")
-        (making / "out").mkdir()
-        making.rename(place)
-        return run_fetcher(place, asking.stall_seconds, deadline, tick)
+        settings.write(prepared / "fetch.json")
+        (prepared / "out").mkdir()
+        prepared.rename(folder)
+        return run_fetcher(folder, policy.stall_seconds, deadline, report, self.clock)
 
     def _require_space(self) -> None:
-        """OSError when the disk is full, or was to the latest attempt: then its rows are not the fault of servers."""
-        said = read_tail(self.attempts()[-1] / "log.txt", 1 << 20).decode(errors="replace")
-        for number in DISK_FULL_ERRNOS:  # the disk, or the user's share of it
-            if os.strerror(number) in said:
+        """Raise OSError if the disk is full, or was so during the last attempt: no server is to blame for its rows."""
+        log = read_tail(self.folders()[-1] / "log.txt", 1 << 20).decode(errors="replace")
+        for number in DISK_FULL_ERRNOS:
+            if os.strerror(number) in log:
                 raise OSError(number, os.strerror(number), str(self.folder))
         if shutil.disk_usage(self.folder).free < 1 << 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
-    def last_words(self) -> str:
-        """The last line that the latest attempt's child has printed."""
+    def last_log_line(self) -> str:
+        """Return the last line that the fetcher of the last attempt has printed."""
         try:
-            lines = (self.attempts()[-1] / "log.txt").read_text(errors="replace").strip().splitlines()
+            lines = (self.folders()[-1] / "log.txt").read_text(errors="replace").strip().splitlines()
         except (OSError, IndexError):
             return ""
         return lines[-1].strip()[:300] if lines else ""
 
 
-# ---------------------------------------------------------------------------------------------------- its output
+def _report_to(display: ProgressDisplay) -> Callable[[int], None]:
+    """Return a function that moves the display to a number of finished rows."""
+
+    def report(finished: int) -> None:
+        display.advance(finished - display.done, finished - display.done)
+
+    return report
 
 
-def _bodies(tar: Path) -> list[tuple[int, int, int]]:
-    """(uid, offset, size) of the complete bodies in a tar, which may end anywhere."""
-    found, body = [], None
+# ---------------------------------------------------------------------------------------------------- output
+
+
+def _list_bodies(tar: Path) -> list[tuple[int, int, int]]:
+    """Return (row, offset, size) of the complete bodies in a tar that may be cut short anywhere."""
+    bodies, body = [], None
     with open(tar, "rb") as file:
-        for member in walk_tar(file, []):  # key.jpg, whatever it holds, then key.json
+        # Each sample is key.jpg, whatever the body is, followed by key.json.
+        for member in walk_tar(file, []):
             if not member.complete:
                 break
             if member.name.endswith(".jpg"):
                 body = member
             elif body is not None and member.name == body.name.removesuffix(".jpg") + ".json":
                 file.seek(member.offset)
-                with suppress(ValueError):  # blank: a machine that went down has not written all of it
-                    found.append((json.loads(file.read(member.size))["uid"], body.offset, body.size))
-    return found
+                with suppress(ValueError):  # zeros, after a crash of the machine
+                    bodies.append((json.loads(file.read(member.size))["uid"], body.offset, body.size))
+    return bodies
 
 
-def _failures(table: Path) -> list[tuple[int, str]]:
-    """(uid, message) of the rows that failed; none where the table was never finished."""
+def _list_failures(table: Path) -> list[tuple[int, str]]:
+    """Return (row, message) of the failed rows; none if the table is incomplete."""
     try:
         content = pq.read_table(table, columns=["uid", "status", "error_message"])
     except (pa.ArrowInvalid, OSError):

@@ -1,10 +1,12 @@
-"""Fetches raw bytes with img2dataset. A program of its own, and the only file that imports img2dataset.
+"""Fetches raw bytes with img2dataset, as a program of its own:
 
     python -m capfilt.ingest.fetch.fetcher SETTINGS.json
 
-In: a Parquet of `uid` and `url`. Out: img2dataset's tars of undecoded bodies, with sidecar tables of the failures.
-It runs apart because img2dataset takes over signals and standard output and spawns workers that import the main
-program again. Those imports are where the guard goes in.
+The input is a Parquet table of `uid` and `url`. The output is img2dataset's tars with the bodies as they were received,
+and its tables of the failures.
+
+It is a separate process because img2dataset takes over signals and standard output. img2dataset's workers import the
+main program again, and that import installs the opener with the safety limits.
 """
 
 from __future__ import annotations
@@ -23,22 +25,22 @@ from typing import Any
 
 from capfilt.ingest.fetch.safe_opener import FetchLimits, build_opener
 
-ENVIRONMENT = "CAPFILT_FETCH"  # carries the limits to img2dataset's workers
-# X-Robots-Tag directives by which a site opts out; img2dataset's own and `noml`
+LIMITS_VARIABLE = "CAPFILT_FETCH"  # environment variable with the limits for img2dataset's workers
+# X-Robots-Tag directives by which a site opts out: img2dataset's own and `noml`.
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchConfig:
-    """One call of img2dataset."""
+    """Settings of one call of img2dataset."""
 
     threads: int
-    timeout: float  # of a single wait on the network
+    timeout: float  # seconds of a single wait on the network
     user_agent: str
     limits: FetchLimits
     urls: str = ""
     out: str = ""
-    piece: int = 1  # rows to a tar
+    rows_per_tar: int = 1
     processes: int = 1
 
     def write(self, path: Path) -> None:
@@ -54,34 +56,36 @@ class FetchConfig:
 
 
 def _import_img2dataset() -> Any:
-    """img2dataset without the packages that fetching never touches.
+    """Import img2dataset without packages that fetching does not need.
 
-    wandb, albumentations, ray and torch would cost each of its processes 3 s, and albumentations asks PyPI for news.
+    wandb, albumentations, ray and torch would cost each process 3 s, and albumentations asks PyPI for a newer version.
     """
-    spared = {"wandb": types.ModuleType("wandb"), "albumentations": types.ModuleType("albumentations")}
-    spared |= {"torch": None, "ray": None}  # optional where they are imported
-    before = {name: sys.modules[name] for name in spared if name in sys.modules}
-    sys.modules.update({name: module for name, module in spared.items() if name not in before})
+    stubs: dict[str, Any] = {"wandb": types.ModuleType("wandb"), "albumentations": types.ModuleType("albumentations")}
+    stubs |= {"torch": None, "ray": None}  # img2dataset and webdataset do without these
+    imported = {name: sys.modules[name] for name in stubs if name in sys.modules}
+    sys.modules.update({name: module for name, module in stubs.items() if name not in imported})
     try:
         import img2dataset
-    except Exception:  # a version that needs one of them after all
-        for name in [name for name in sys.modules if name.split(".")[0] in ("img2dataset", "webdataset", *spared)]:
+    except Exception:  # a version of img2dataset that needs one of them
+        for name in [name for name in sys.modules if name.split(".")[0] in ("img2dataset", "webdataset", *stubs)]:
             del sys.modules[name]
-        sys.modules.update(before)
+        sys.modules.update(imported)
         import img2dataset
     return img2dataset
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)  # the parent never writes: this returns when it is gone (sys.stdin would be locked at our exit)
+def _exit_with_parent() -> None:
+    # The parent never writes, so this returns when the parent is gone. A read of sys.stdin would block this process's
+    # own exit.
+    os.read(0, 1)
     os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
-    """Fetch what the settings say; ends with its whole process group when the parent's end of stdin closes."""
+    """Fetch with the given settings; the whole process group exits when the parent does."""
     config = FetchConfig.read(Path(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ[ENVIRONMENT] = json.dumps(asdict(config.limits))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ[LIMITS_VARIABLE] = json.dumps(asdict(config.limits))
     _import_img2dataset().download(
         url_list=config.urls,
         input_format="parquet",
@@ -89,12 +93,12 @@ def main() -> None:
         save_additional_columns=["uid"],
         output_folder=config.out,
         output_format="webdataset",
-        number_sample_per_shard=config.piece,
+        number_sample_per_shard=config.rows_per_tar,
         processes_count=config.processes,
         thread_count=config.threads,
         timeout=config.timeout,
-        retries=0,  # its retries are at once and of every failure; ours are later passes
-        disable_all_reencoding=True,  # decoding, turning and resizing are ours: see `pictures.fit`
+        retries=0,  # it would retry every failure at once; `attempts.py` retries temporary ones later
+        disable_all_reencoding=True,  # `shard_writer.py` decodes, rotates and shrinks
         resize_mode="no",
         extract_exif=False,
         compute_hash=None,
@@ -105,7 +109,7 @@ def main() -> None:
 
 if __name__ == "__mp_main__":  # a worker of img2dataset's pool
     _import_img2dataset()
-    if ENVIRONMENT in os.environ:
-        urllib.request.install_opener(build_opener(FetchLimits(**json.loads(os.environ[ENVIRONMENT]))))
+    if LIMITS_VARIABLE in os.environ:
+        urllib.request.install_opener(build_opener(FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))))
 elif __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
-"""The guard under every request of img2dataset, which fetches with urllib: an opener that keeps limits.
+"""A urllib opener with safety limits, which img2dataset uses for every request.
 
-It refuses private addresses at every hop, bounds the size of a body and the time of a picture as a whole, leaves hosts
-alone that ask for it, and takes no for an answer where rights are reserved.
+It refuses private addresses at every redirect, bounds the size of a body and the time per picture, waits as long as a
+host asks for with `Retry-After`, and refuses content whose rights are reserved (`tdm-reservation`).
 """
 
 from __future__ import annotations
@@ -16,92 +16,127 @@ import time
 import urllib.error
 import urllib.request
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from capfilt.ingest.urls import is_private_host, is_public
+from capfilt.ingest.urls import PRIVATE, is_private_host, is_public
 
 READ_BYTES = 1 << 16
-# What the guard says; `staging.classify` recognises these words in the outcomes.
-PRIVATE, TOO_LARGE, TOO_SLOW = "private address", "larger than", "not complete after"
+# Parts of the error messages, as is PRIVATE, by which `attempts.classify_failure` finds the outcome.
+TOO_LARGE, TOO_SLOW = "larger than", "not complete after"
 RESERVED, RETRY_AFTER = "tdm-reservation", "Retry-After:"
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What a single picture may take."""
+    """Limits of a single picture."""
 
     max_bytes: int
-    seconds: float  # wall clock from the request to the last byte, redirects included
+    seconds: float  # from the request to the last byte, including redirects
     allow_private: bool
 
 
 class RefusedError(ValueError):
-    """The guard's no. Not an OSError, which urllib would wrap."""
+    """A request that is against the limits. Not an OSError, which urllib would wrap."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The limits of one request, and its end by `clock`."""
+
+    limits: FetchLimits
+    deadline: float
+    clock: Clock
+
+    def is_late(self) -> bool:
+        return self.clock() > self.deadline
+
+    def too_slow(self, detail: str) -> RefusedError:
+        return RefusedError(f"{TOO_SLOW} {self.limits.seconds:g} s: {detail}")
+
+    def too_large(self, detail: str = "") -> RefusedError:
+        return RefusedError(f"{TOO_LARGE} {self.limits.max_bytes} bytes{detail}")
+
+
+class _TimedRequest(urllib.request.Request):
+    """A urllib request with the deadline that `_Handler` sets on it; used for casts only."""
+
+    deadline: float
 
 
 class _Response(http.client.HTTPResponse):
-    """A response that is read whole or not at all, within its limits."""
+    """A response whose body is read as a whole, within the limits."""
 
-    def __init__(self, sock: socket.socket, *args: Any, limits: FetchLimits, deadline: float, **options: Any):
+    def __init__(self, sock: socket.socket, *args: Any, request: _Request, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.limits, self.deadline = limits, deadline
+        self.request = request
         with _OPEN_LOCK:
-            _OPEN[sock] = deadline
+            _OPEN_SOCKETS[sock] = request
 
     def read(self, amt: int | None = None) -> bytes:
         if amt is not None:
             return super().read(amt)
-        most, whole = self.limits.max_bytes, self.length  # None where the server does not say
-        if whole is not None and whole > most:
-            raise RefusedError(f"{TOO_LARGE} {most} bytes: {whole}")
-        chunks, size = [], 0
+        request, max_bytes = self.request, self.request.limits.max_bytes
+        length = self.length  # None if the server does not send one
+        if length is not None and length > max_bytes:
+            raise request.too_large(f": {length}")
+        chunks: list[bytes] = []
+        size = 0
         try:
-            while size != whole and time.monotonic() <= self.deadline and (chunk := self.read1(READ_BYTES)):
+            while size != length and not request.is_late():
+                chunk = self.read1(READ_BYTES)
+                if not chunk:
+                    break
                 size += len(chunk)
                 chunks.append(chunk)
-                if size > most:
-                    raise RefusedError(f"{TOO_LARGE} {most} bytes")
+                if size > max_bytes:
+                    raise request.too_large()
         except (OSError, http.client.HTTPException):
-            if time.monotonic() <= self.deadline:
+            # After the deadline it is the watchdog that has closed the connection.
+            if not request.is_late():
                 raise
-        if time.monotonic() > self.deadline:  # what looks like a broken connection is one that was cut
-            raise RefusedError(f"{TOO_SLOW} {self.limits.seconds:g} s: {size} bytes")
-        if whole is not None and size < whole:  # read1 does not tell a broken connection from the end of the body
-            raise http.client.IncompleteRead(b"".join(chunks), whole - size)
+        if request.is_late():
+            raise request.too_slow(f"{size} bytes")
+        if length is not None and size < length:  # read1 returns b"" for a broken connection too
+            raise http.client.IncompleteRead(b"".join(chunks), length - size)
         return b"".join(chunks)
 
 
 def _connect(
-    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, limits: FetchLimits, deadline: float
+    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, request: _Request
 ) -> socket.socket:
-    """socket.create_connection that looks the host up once, checks what it gets, and connects to that."""
+    """Connect like socket.create_connection, but resolve the host once and check each address before its use."""
     host, port = address
-    found = dict.fromkeys(entry[4][0] for entry in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
-    if not limits.allow_private:
-        for ip in found:
+    infos = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in infos))
+    if not request.limits.allow_private:
+        for ip in addresses:
             if not is_public(ip):
                 raise RefusedError(f"{PRIVATE}: {host} is {ip}")
     problem: OSError = OSError(f"no address for {host}")
-    for ip in found:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise RefusedError(f"{TOO_SLOW} {limits.seconds:g} s: no connection")
+    for ip in addresses:
+        remaining = request.deadline - request.clock()
+        if remaining <= 0:
+            raise request.too_slow("no connection")
         try:
-            return socket.create_connection((ip, port), min(left, timeout or left), source)
+            return socket.create_connection((ip, port), min(remaining, timeout or remaining), source)
         except OSError as error:
             problem = error
     raise problem
 
 
-_OPEN: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()  # and until when
-_OPEN_LOCK = threading.Lock()  # none may come while they are gone through
+# Open sockets, for the watchdog. The lock keeps threads from adding one while it iterates.
+_OPEN_SOCKETS: weakref.WeakKeyDictionary[socket.socket, _Request] = weakref.WeakKeyDictionary()
+_OPEN_LOCK = threading.Lock()
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _start_watchdog() -> None:
     def watch() -> None:
         while True:
@@ -112,40 +147,64 @@ def _start_watchdog() -> None:
 
 
 def close_late_sockets() -> None:
-    """End answers that are not complete in time: a server that drips a line never trips a socket's timeout."""
+    """Shut down connections past their deadline: a server that sends a byte at a time never trips a socket timeout."""
     with _OPEN_LOCK:
-        late = [sock for sock, deadline in _OPEN.items() if time.monotonic() > deadline]
+        late = [sock for sock, request in _OPEN_SOCKETS.items() if request.is_late()]
     for sock in late:
-        with suppress(OSError):  # it has been closed
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would have the reader go on in plain bytes
+        with suppress(OSError):  # closed already
+            # Not the method of SSLSocket, after which the reader would continue without TLS.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _limited_connection(kind: type[http.client.HTTPConnection], limits: FetchLimits, deadline: float) -> Any:
-    """A connection class for urllib that keeps the limits until `deadline`."""
+def _connection_class(kind: type[http.client.HTTPConnection], request: _Request) -> Any:
+    """Return a factory of connections that keep the limits, which urllib takes for a connection class."""
 
-    def make(host: str, **options: Any) -> http.client.HTTPConnection:
-        connection = kind(host, **options)
-        connection.response_class = functools.partial(_Response, limits=limits, deadline=deadline)
-        connection._create_connection = functools.partial(_connect, limits=limits, deadline=deadline)
+    def make_connection(host: str, **options: Any) -> http.client.HTTPConnection:
+        connection: Any = kind(host, **options)
+        connection.response_class = functools.partial(_Response, request=request)
+        connection._create_connection = functools.partial(_connect, request=request)
         return connection
 
-    return make
+    return make_connection
+
+
+class HostPauses:
+    """Hosts that have sent Retry-After: no thread requests anything from them before that time."""
+
+    def __init__(self, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.clock, self.sleep = clock, sleep
+        self.until: dict[str, float] = {}
+
+    def add(self, host: str, seconds: float) -> None:
+        """Pause a host from now on."""
+        self.until[host] = max(self.until.get(host, 0.0), self.clock() + seconds)
+
+    def wait(self, host: str, deadline: float) -> None:
+        """Sleep until the pause of a host is over; RefusedError if `deadline` comes before."""
+        until = self.until.get(host, 0.0)
+        remaining = until - self.clock()
+        if until > deadline:
+            raise RefusedError(f"HTTP Error 429: not requested, the host is paused ({RETRY_AFTER} {remaining:.0f})")
+        if remaining > 0:  # a random part more, so that the threads do not all start at once
+            self.sleep(min(remaining * random.uniform(1.0, 1.5), max(0.0, deadline - self.clock())))
 
 
 class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-    """Opens http and https under the limits; a redirect inherits the deadline of the request that it answers."""
+    """Opens http and https within the limits. A redirect has the deadline of the first request."""
 
-    def __init__(self, limits: FetchLimits, rests: HostPauses):
-        self.context = ssl.create_default_context()  # one for all: making one costs more than a request
+    def __init__(self, limits: FetchLimits, pauses: HostPauses, clock: Clock) -> None:
+        # One for all requests, because creating one takes longer than a request.
+        self.context = ssl.create_default_context()
         super().__init__(context=self.context)
-        self.limits, self.rests = limits, rests
+        self.limits, self.pauses, self.clock = limits, pauses, clock
 
-    def begin(self, request: urllib.request.Request) -> urllib.request.Request:
+    def prepare(self, request: urllib.request.Request) -> urllib.request.Request:
         if not hasattr(request, "deadline"):
-            request.deadline = time.monotonic() + self.limits.seconds
+            cast(_TimedRequest, request).deadline = self.clock() + self.limits.seconds
         return self.do_request_(request)
 
-    http_request = https_request = begin
+    # urllib finds the methods of a handler by these names.
+    http_request = https_request = prepare
 
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.send(http.client.HTTPConnection, request)
@@ -156,23 +215,22 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     def send(self, kind: type[http.client.HTTPConnection], request: urllib.request.Request, **options: Any) -> Any:
         limits = self.limits
         if request.has_proxy() or getattr(request, "_tunnel_host", None):
-            # it is the proxy that looks names up and is connected to, and that is the user's own choice
-            host = unquote(urlsplit(request.full_url).hostname or "")  # as urllib has it
+            # The proxy resolves the name, and the connection goes to the proxy, which the user has chosen.
+            host = unquote(urlsplit(request.full_url).hostname or "")  # as urllib does
             if not limits.allow_private and is_private_host(host):
                 raise RefusedError(f"{PRIVATE}: {host}")
             limits = replace(limits, allow_private=True)
-        self.rests.wait(_host_of(request), request.deadline)
-        response, problem = None, None
+        limited = _Request(limits, cast(_TimedRequest, request).deadline, self.clock)
+        self.pauses.wait(_host_of(request), limited.deadline)
         try:
-            response = self.do_open(_limited_connection(kind, limits, request.deadline), request, **options)
-        except (OSError, http.client.HTTPException) as error:
-            problem = error
-        if time.monotonic() > request.deadline:  # a head that was cut may look like a short one
-            if response is not None:
-                response.close()
-            raise RefusedError(f"{TOO_SLOW} {limits.seconds:g} s: no answer")
-        if problem is not None:
-            raise problem
+            response: Any = self.do_open(_connection_class(kind, limited), request, **options)
+        except (OSError, http.client.HTTPException):
+            if limited.is_late():
+                raise limited.too_slow("no answer") from None
+            raise
+        if limited.is_late():  # headers that were cut off may look complete
+            response.close()
+            raise limited.too_slow("no answer")
         if response.headers.get(RESERVED, "").strip() == "1":  # W3C's TDM Reservation Protocol
             response.close()
             raise RefusedError(f"{RESERVED}: 1")
@@ -180,48 +238,26 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
 
 def _host_of(request: urllib.request.Request) -> str:
-    """The host that is asked; `request.host` is the proxy where there is one."""
+    """Return the host and port of the URL; `request.host` may be a proxy."""
     return urlsplit(request.full_url).netloc.lower()
 
 
-class HostPauses:
-    """Hosts that have said Retry-After, and until when: they are left alone for so long by all threads."""
-
-    def __init__(self) -> None:
-        self.until: dict[str, float] = {}
-
-    def note(self, host: str, seconds: float) -> None:
-        """Leave a host alone for so long."""
-        self.until[host] = max(self.until.get(host, 0.0), time.monotonic() + seconds)
-
-    def wait(self, host: str, deadline: float) -> None:
-        """Sit out a host's rest; Refused when the picture's time ends before it."""
-        until = self.until.get(host, 0.0)
-        if until > deadline:
-            raise RefusedError(
-                f"HTTP Error 429: not asked, the host rests ({RETRY_AFTER} {until - time.monotonic():.0f})"
-            )
-        left = until - time.monotonic()
-        if left > 0:  # not all of them at once
-            time.sleep(min(left * random.uniform(1.0, 1.5), max(0.0, deadline - time.monotonic())))
-
-
 class _Errors(urllib.request.HTTPDefaultErrorHandler):
-    """Says in an error's message what the server said of Retry-After."""
+    """Pauses hosts that send Retry-After, and adds its value to the error message."""
 
-    def __init__(self, rests: HostPauses):
-        self.rests = rests
+    def __init__(self, pauses: HostPauses) -> None:
+        self.pauses = pauses
 
     def http_error_default(self, req: Any, fp: Any, code: int, msg: str, hdrs: Any) -> Any:
         seconds = parse_retry_after(hdrs.get("Retry-After")) if code in (429, 503) else None
         if seconds is not None:
-            self.rests.note(_host_of(req), seconds)
+            self.pauses.add(_host_of(req), seconds)
             msg = f"{msg} ({RETRY_AFTER} {seconds:.0f})"
         raise urllib.error.HTTPError(req.full_url, code, msg, hdrs, fp)
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date."""
+    """Return the seconds of a Retry-After header, which holds a number or a date; None if it is missing or invalid."""
     if value is None:
         return None
     with suppress(ValueError, OverflowError):
@@ -233,23 +269,26 @@ def parse_retry_after(value: str | None) -> float | None:
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, *args: Any) -> Any:
-        following = super().redirect_request(req, *args)
-        if following is not None:
-            following.deadline = req.deadline
-        return following
+        redirected = super().redirect_request(req, *args)
+        if redirected is not None:
+            cast(_TimedRequest, redirected).deadline = req.deadline
+        return redirected
 
 
-def build_opener(limits: FetchLimits) -> urllib.request.OpenerDirector:
-    """An opener for http and https alone (urllib's own would read `file:` and `ftp:` too), under the limits."""
+def build_opener(
+    limits: FetchLimits, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> urllib.request.OpenerDirector:
+    """Return an opener that keeps the limits, for http and https only; urllib's own also opens `file:` and `ftp:`."""
     _start_watchdog()
-    director, rests = urllib.request.OpenerDirector(), HostPauses()
+    pauses = HostPauses(clock, sleep)
+    director = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        _Errors(rests),
+        _Errors(pauses),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _Handler(limits, rests),
+        _Handler(limits, pauses, clock),
     ):
         director.add_handler(handler)
     return director

@@ -1,4 +1,4 @@
-"""Runs the fetcher in a child process, reports its progress, and stops it when it stalls."""
+"""Runs the fetcher in a child process, reports its progress, and kills it if it stalls."""
 
 from __future__ import annotations
 
@@ -11,82 +11,99 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from blipcore.io.tars import walk_tar
 
-START_SECONDS = 120.0  # until the first tar is opened: imports on a busy machine are no stall
+START_SECONDS = 120.0  # until the first tar appears, because imports are slow on a busy machine
+
+FetchEnd = Literal["done", "died", "late", "stalled"]
 
 
-def run_fetcher(place: Path, stall_seconds: float, deadline: float, tick: Callable[[int], None]) -> str:
+def run_fetcher(
+    folder: Path,
+    stall_seconds: float,
+    deadline: float,
+    report: Callable[[int], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> FetchEnd:
+    """Run the fetcher with the settings in `folder`/fetch.json; return how it ended. Its output stays on disk.
+
+    `report` is called with the number of finished rows. The fetcher is killed at `deadline` ("late") and after
+    `stall_seconds` without any progress ("stalled"). Its messages go to `folder`/log.txt.
+    """
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    count = OutputProgress(place / "out")
-    with open(place / "log.txt", "wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "capfilt.ingest.fetch.fetcher", str(place / "fetch.json")],
-            stdin=subprocess.PIPE,  # its end tells the child that we are gone
+    progress = OutputProgress(folder / "out")
+    with (
+        open(folder / "log.txt", "wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "capfilt.ingest.fetch.fetcher", str(folder / "fetch.json")],
+            stdin=subprocess.PIPE,  # closed if this process ends, by which the child knows
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # one group to end, and Ctrl-C comes to us alone
-        )
-        last_change, seen = time.monotonic(), -1
+            start_new_session=True,  # a process group of its own: it can be killed as one, and Ctrl-C only comes here
+        ) as child,
+    ):
+        last_change, last_size = clock(), -1
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     return "done" if child.wait(0.5) == 0 else "died"
-                size = count.look()
-                tick(count.rows)
-                patience = stall_seconds if count.started else max(stall_seconds, START_SECONDS)
-                if time.monotonic() > deadline:
+                size = progress.update()
+                report(progress.rows)
+                patience = stall_seconds if progress.started else max(stall_seconds, START_SECONDS)
+                if clock() > deadline:
                     return "late"
-                if size != seen:
-                    last_change, seen = time.monotonic(), size
-                elif time.monotonic() - last_change > patience:
+                if size != last_size:
+                    last_change, last_size = clock(), size
+                elif clock() - last_change > patience:
                     return "stalled"
         finally:
             if child.returncode != 0:
-                with suppress(ProcessLookupError, PermissionError):  # macOS says the second of zombies
+                with suppress(ProcessLookupError, PermissionError):  # macOS raises the second for zombies
                     os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            child.stdin.close()
-            count.look()
-            tick(count.rows)
+            progress.update()
+            report(progress.rows)
 
 
 class OutputProgress:
-    """Counts the rows that are through, by what img2dataset has written so far."""
+    """Counts the finished rows by what img2dataset has written so far."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path) -> None:
         self.out = out
         self.rows = 0
         self.started = False
-        self.ended: dict[str, int] = {}  # rows of the pieces that are complete
-        self.open: dict[str, tuple[int, int]] = {}  # tar in the making -> (bodies, where to read on)
+        self._complete: dict[str, int] = {}  # name of a statistics file -> rows of its tar
+        self._incomplete: dict[str, tuple[int, int]] = {}  # name of a tar -> pictures so far, position to continue at
 
-    def look(self) -> int:
-        """Update `rows`; returns the bytes on disk, which move even when no row is complete."""
+    def update(self) -> int:
+        """Update `rows`; return the bytes on disk, which grow even while no row is finished."""
         size = 0
         for entry in os.scandir(self.out):
             size += entry.stat().st_size if entry.is_file() else 0
             self.started |= entry.name.endswith(".tar")
-            if entry.name.endswith("_stats.json") and entry.name not in self.ended:
+            if entry.name.endswith("_stats.json") and entry.name not in self._complete:
                 with suppress(ValueError, KeyError):
-                    self.ended[entry.name] = json.loads(Path(entry.path).read_text())["count"]
-                    self.open.pop(entry.name.replace("_stats.json", ".tar"), None)
-            elif entry.name.endswith(".tar") and entry.name.replace(".tar", "_stats.json") not in self.ended:
-                self.open[entry.name] = _count_pictures(Path(entry.path), *self.open.get(entry.name, (0, 0)))
-        self.rows = sum(self.ended.values()) + sum(bodies for bodies, _ in self.open.values())
+                    self._complete[entry.name] = json.loads(Path(entry.path).read_text())["count"]
+                    self._incomplete.pop(entry.name.replace("_stats.json", ".tar"), None)
+            elif entry.name.endswith(".tar") and entry.name.replace(".tar", "_stats.json") not in self._complete:
+                pictures, position = self._incomplete.get(entry.name, (0, 0))
+                self._incomplete[entry.name] = _count_pictures(Path(entry.path), pictures, position)
+        self.rows = sum(self._complete.values()) + sum(pictures for pictures, _ in self._incomplete.values())
         return size
 
 
-def _count_pictures(tar: Path, bodies: int, position: int) -> tuple[int, int]:
+def _count_pictures(tar: Path, pictures: int, position: int) -> tuple[int, int]:
+    """Count on from `position`; return the number of complete pictures and the position after the last member."""
     with open(tar, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         for member in walk_tar(file, [], position):
-            after = member.offset + -(-member.size // 512) * 512
-            if after > end:
+            next_position = member.offset + -(-member.size // 512) * 512
+            if next_position > end:
                 break
-            bodies, position = bodies + member.name.endswith(".jpg"), after
-    return bodies, position
+            pictures, position = pictures + member.name.endswith(".jpg"), next_position
+    return pictures, position

@@ -22,11 +22,12 @@ from web import Web, picture
 
 import capfilt
 from blipcore.io.samples import TarSample, read_samples
-from capfilt.ingest.download import DownloadConfig, _plan_again, download
-from capfilt.ingest.fetch.attempts import FetchResult, FetchPolicy, Attempts, classify_failure
+from capfilt.ingest.download import DownloadConfig, _make_retry_plan, download
+from capfilt.ingest.fetch.attempts import Attempts, FetchPolicy, FetchResult, classify_failure
 from capfilt.ingest.shard_writer import OUTCOMES
 from capfilt.pictures.decode import decode_picture
-from capfilt.shards.format import IMAGES, read_manifest, write_shard
+from capfilt.shards.format import IMAGES, write_shard
+from capfilt.shards.manifest import read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -276,7 +277,7 @@ def test_a_child_that_cannot_start_is_an_error_not_an_outcome(tmp_path: Path, we
         ("<urlopen error [Errno -2] Name or service not known>", "connection"),
         ("<urlopen error [Errno 111] Connection refused>", "connection"),
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "connection"),
-        ("HTTP Error 429: not asked, the host rests (Retry-After: 60)", "rate_limited"),
+        ("HTTP Error 429: not requested, the host is paused (Retry-After: 60)", "rate_limited"),
         ("HTTP Error 503: Service Unavailable (Retry-After: 60)", "server_error"),
         ("tdm-reservation: 1", "opted_out"),
         ("The read operation timed out", "timeout"),
@@ -292,7 +293,7 @@ def test_messages_become_outcomes(message: str, outcome: str) -> None:
 
 
 def test_what_is_asked_again() -> None:
-    asking = FetchPolicy(
+    policy = FetchPolicy(
         seconds=1,
         stall_seconds=1,
         retries=2,
@@ -301,12 +302,12 @@ def test_what_is_asked_again() -> None:
         workers=1,
         fetch=None,  # type: ignore
     )
-    assert not FetchResult("timeout", "timed out", tries=2).final(asking)
-    assert FetchResult("timeout", "timed out", tries=3).final(asking)
-    assert FetchResult("not_found", "HTTP Error 404: Not Found").final(asking)
-    assert FetchResult("connection", "<urlopen error [Errno -2] Name or service not known>").final(asking)
-    assert not FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").final(asking)
-    assert FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").final(asking)
+    assert not FetchResult("timeout", "timed out", tries=2).is_final(policy)
+    assert FetchResult("timeout", "timed out", tries=3).is_final(policy)
+    assert FetchResult("not_found", "HTTP Error 404: Not Found").is_final(policy)
+    assert FetchResult("connection", "<urlopen error [Errno -2] Name or service not known>").is_final(policy)
+    assert not FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").is_final(policy)
+    assert FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").is_final(policy)
 
 
 def test_settings_are_checked() -> None:
@@ -323,7 +324,7 @@ def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: 
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    answers = Attempts(tmp_path).answers([0, 1])
+    answers = Attempts(tmp_path).read_results([0, 1])
     assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
 
 
@@ -331,18 +332,18 @@ def test_a_tar_that_lacks_what_its_table_has_is_named(tmp_path: Path) -> None:
     write_shard(tmp_path / "00000.tar", [])
     table = pa.Table.from_pylist([{"key": "000000", "status": "ok"}], schema=IMAGES)
     with pytest.raises(ValueError, match=r"00000\.tar is damaged; remove it and its table"):
-        _plan_again(tmp_path, table, "00000", {}, DownloadConfig("u", str(tmp_path)))
+        _make_retry_plan(tmp_path, table, "00000", {}, DownloadConfig("u", str(tmp_path)))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch, number: int) -> None:
-    def fetch(self: Attempts, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
+    def run_attempt(self: Attempts, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
         attempt = self.folder / "a000"
         (attempt / "out").mkdir(parents=True)
         (attempt / "log.txt").write_text(f"shard 0 failed with error [Errno {number}] {os.strerror(number)}\n")
         return "done"
 
-    monkeypatch.setattr(Attempts, "fetch", fetch)
+    monkeypatch.setattr(Attempts, "run_attempt", run_attempt)
     urls = url_list(tmp_path / "u.parquet", ["http://192.0.2.1/1.jpg"])
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         download(DownloadConfig(str(urls), str(tmp_path / "data"), allow_private=True), progress=False)

@@ -31,9 +31,9 @@ from capfilt.shards.shard_set import ShardSet
 # are looked up here. `rebind.test` is public when it is checked and private a moment later.
 INTERNET = """
 import socket
-import capfilt.urls
+import capfilt.ingest.urls
 
-capfilt.urls.is_public = lambda ip: ip == "127.0.0.1"
+capfilt.ingest.urls.is_public = lambda ip: ip == "127.0.0.1"
 looked_up, real = [], socket.getaddrinfo
 
 def getaddrinfo(host, *args, **options):
@@ -168,7 +168,7 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
 
     web.mended.set()
     hits = Counter(web.hits)
-    finish = stage._finish_swaps
+    finish = stage._replace_shards
     calls: list[Path] = []
 
     def killed(out: Path, staging: Path) -> None:
@@ -178,7 +178,7 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
             raise KeyboardInterrupt
         finish(out, staging)
 
-    monkeypatch.setattr(stage, "_finish_swaps", killed)
+    monkeypatch.setattr(stage, "_replace_shards", killed)
     with pytest.raises(KeyboardInterrupt):
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
     monkeypatch.undo()
@@ -249,7 +249,7 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, 
     rows = [f"{web.url}/good/{number}.jpg" for number in range(6)]
     data = tmp_path / "data"
     config = DownloadConfig(listing(tmp_path / "u.txt", rows), str(data), shard_size=3, workers=1, allow_private=True)
-    ask, publish = stage._ask, ShardWriter.run
+    ask, publish = stage._fetch_urls, ShardWriter.run
 
     def ask_and_remove(*arguments):
         answers = ask(*arguments)
@@ -261,9 +261,9 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, 
             shutil.rmtree(data)
         return publish(self, shard)
 
-    for place, name, function in ((stage, "_ask", ask_and_remove), (ShardWriter, "run", publish_and_remove)):
+    for place, name, function in ((stage, "_fetch_urls", ask_and_remove), (ShardWriter, "run", publish_and_remove)):
         monkeypatch.setattr(place, name, function)
-        with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|publish) was .* again"):
+        with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|write) was .* again"):
             download(config, progress=False)
         monkeypatch.undo()
         assert contents(tmp_path).keys() == {"u.txt"}
@@ -281,7 +281,7 @@ def test_answers_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        stage._discard(tmp_path / "fetched")
+        stage._remove_results(tmp_path / "fetched")
     assert not (
         tmp_path / "fetched"
     ).exists()  # with a part of its attempts the next one could have the name of another

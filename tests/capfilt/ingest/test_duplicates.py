@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from blipcore.io.samples import read_samples
-from capfilt.ingest.duplicates import _first_alike, _first_near, mark_duplicates
+from capfilt.ingest.duplicates import _find_exact, _find_near, mark_duplicates
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.pictures.decode import difference_hash
 from capfilt.pictures.look_alikes import LookAlikes, count_bits
@@ -96,7 +96,7 @@ def test_any_number_with_the_same_hash_belong_to_the_first() -> None:
     hashes = np.array([other, *[one] * 100, *[near] * 100, *[other] * 2], np.uint64)
     usable = np.ones(len(hashes), bool)
     usable[5] = False  # an exact duplicate, marked already
-    of = _first_near(hashes, usable)
+    of = _find_near(hashes, usable)
     assert [int(row) for row in of] == [-1, -1, 1, 1, 1, -1, *[1] * 195, 0, 0]
 
 
@@ -112,7 +112,7 @@ def test_a_hash_is_of_the_picture_as_it_is_seen() -> None:
 def test_numbers() -> None:
     assert count_bits(np.array([0, 1, 0xFF, 2**64 - 1], np.uint64)).tolist() == [0, 1, 8, 64]
     digests = np.array([[1, 2], [3, 4], [1, 2], [1, 3], [1, 2]], np.uint64)
-    assert _first_alike(digests).tolist() == [-1, -1, 0, -1, 0]
+    assert _find_exact(digests).tolist() == [-1, -1, 0, -1, 0]
     assert len(difference_hash(encode(photo(1), "JPEG"))) == 16
 
 
@@ -122,7 +122,7 @@ def test_near_ones_are_found_among_many_and_no_others() -> None:
     for row in range(10_000, 10_500):  # of the row 10,000 before, in 1 to 3 bits
         flips = np.uint64(sum(1 << int(bit) for bit in rng.choice(64, 1 + row % 3, replace=False)))
         hashes[row] = hashes[row - 10_000] ^ flips
-    of = _first_near(hashes, np.ones(len(hashes), bool))
+    of = _find_near(hashes, np.ones(len(hashes), bool))
     assert np.flatnonzero(of >= 0).tolist() == list(range(10_000, 10_500))
     assert (of[10_000:10_500] == np.arange(500)).all()
 

@@ -26,7 +26,8 @@ from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
 from capfilt.ingest import table_pictures as columns
 from capfilt.ingest.pack import PackConfig, pack
-from capfilt.shards.format import IMAGES, read_manifest, write_shard
+from capfilt.shards.format import IMAGES, write_shard
+from capfilt.shards.manifest import read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -403,7 +404,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, make, words: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.json", '{"x": 1}', "neither a list of objects nor COCO's"),
+        ("a.json", '{"x": 1}', "must hold a list of rows, or an object of"),
         ("a.json", '[{"x": 1}]', "no column that looks like the path of a picture; name it with --image-col: x"),
         ("a.csv", "image,b\nx.jpg,2\n", None),
         ("a.parquet", "PAR1", "not a readable Parquet file"),

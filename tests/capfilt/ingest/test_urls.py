@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.ingest.urls import is_private_host, is_public, read_urls, encode_url
+from capfilt.ingest.urls import encode_url, is_private_host, is_public, read_urls
 
 ROWS = [("http://a.example/1.jpg", "one, two"), ("http://a.example/2,3.jpg", ""), ("http://a.example/ü.jpg", "北京 🐈")]
 

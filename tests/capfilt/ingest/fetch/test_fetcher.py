@@ -10,7 +10,13 @@ from capfilt.ingest.fetch.safe_opener import FetchLimits
 
 def test_settings_travel_as_json(tmp_path: Path) -> None:
     config = FetchConfig(
-        threads=8, timeout=1.5, user_agent="me", limits=FetchLimits(5, 1.0, False), urls="in", out="out", piece=10
+        threads=8,
+        timeout=1.5,
+        user_agent="me",
+        limits=FetchLimits(5, 1.0, False),
+        urls="in",
+        out="out",
+        rows_per_tar=10,
     )
     config.write(tmp_path / "x.json")
     assert FetchConfig.read(tmp_path / "x.json") == config

@@ -80,7 +80,7 @@ def test_a_host_that_wants_rest_is_left_alone(web: Web) -> None:
     director = build_opener(FetchLimits(100_000, 5, True))
     with pytest.raises(urllib.error.HTTPError, match=r"503: Service Unavailable \(Retry-After: \d{9,}\)"):
         director.open(f"{web.url}/closed/1.jpg", timeout=5)
-    with pytest.raises(RefusedError, match=r"429: not asked, the host rests \(Retry-After: \d{9,}\)"):
+    with pytest.raises(RefusedError, match=r"429: not requested, the host is paused \(Retry-After: \d{9,}\)"):
         director.open(f"{web.url}/good/1.jpg", timeout=5)
     assert (web.hits["/closed/1.jpg"], web.hits["/good/1.jpg"]) == (1, 0)
     director, start = build_opener(FetchLimits(100_000, 5, True)), time.monotonic()
@@ -113,7 +113,7 @@ def test_behind_a_proxy_hosts_are_still_told_apart(monkeypatch: pytest.MonkeyPat
         director = build_opener(FetchLimits(100_000, 5, False))
         with pytest.raises(urllib.error.HTTPError, match="429"):
             director.open("http://a.example/busy", timeout=5)
-        with pytest.raises(RefusedError, match="the host rests"):
+        with pytest.raises(RefusedError, match="the host is paused"):
             director.open("http://a.example/1.jpg", timeout=5)
         assert director.open("http://b.example/1.jpg", timeout=5).read() == b"http://b.example/1.jpg"
         for url in ("http://c.example/inside", "http://10.0.0.1/1.jpg", "http://%31%30.0.0.1/1.jpg"):
