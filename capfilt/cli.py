@@ -151,16 +151,15 @@ def filter_(
 
     fields = {"captioner": "captioner.model", "captioner_name": "captioner.name", "explain": None}
     settings = read_settings(context, CaptionFilterConfig, fields)
-    if explain:
-        told = caption_and_explain(settings)
-        shown = {"threshold": format_threshold(told["threshold"]), "thresholds": None}
-        finish(told if as_json else told | shown, as_json)
-        if not as_json:
-            print("\n".join(format_threshold_table(told["thresholds"], told["threshold"])))
+    summary = caption_and_explain(settings) if explain else caption_and_filter(settings)
+    error = None if explain else failed_shards(summary)
+    if as_json:
+        finish(summary, as_json, error)
         return
-    summary = caption_and_filter(settings)
-    shown = {} if as_json else {"threshold": format_threshold(summary["threshold"])}
-    finish(summary | shown, as_json, failed_shards(summary))
+    readable = summary | {"threshold": format_threshold(summary["threshold"]), "thresholds": None}
+    finish(readable, as_json, error)
+    if explain:
+        print("\n".join(format_threshold_table(summary["thresholds"], summary["threshold"])))
 
 
 @command(app, "capfilt report data/filtered/r2 --compare data/filtered/r1 --out report.html")
