@@ -89,17 +89,16 @@ def run_on_main(work: Callable[[], T]) -> T:
     """Run `work` on rank 0; every process returns its result or raises its exception. Both must be picklable."""
     if not _in_group():
         return work()
-    message: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, exception
     if is_main():
         try:
-            message[0] = work()
+            outcome[0] = work()
         except Exception as error:
-            message[1] = error
-    dist.broadcast_object_list(message, src=0)
-    result, error = message
-    if error is not None:
-        raise error
-    return result
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def gather_objects(value: T) -> list[T]:

@@ -1,8 +1,8 @@
-"""COCO's caption scores, in percent: BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE (CIDEr may pass 100).
+"""COCO's caption scores in percent: BLEU-4, METEOR, ROUGE-L, CIDEr (which may exceed 100), SPICE.
 
-The scorers are those of COCO (pycocoevalcap). Published numbers rest on its tokenizer, a Java program, as METEOR and
-SPICE are. Without Java captions are split by `plain_words` here, METEOR and SPICE are left out, and the scores say so:
-they are then close to the official ones, not equal.
+The scorers are those of COCO (pycocoevalcap). METEOR, SPICE and COCO's tokenizer, on which published numbers rest, are
+Java programs. Without Java captions are split by `plain_words` and METEOR and SPICE are left out; the other scores are
+then close to the official ones, not equal.
 """
 
 import re
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 Words = Literal["auto", "ptb", "plain"]
-Texts = dict[int, list[str]]  # picture -> its tokenised texts
+TokenizedTexts = dict[int, list[str]]  # picture -> its tokenized texts
+Scorer = Callable[[TokenizedTexts, TokenizedTexts], float]  # (references, captions) -> score from 0 to 1
 
-JAVA = ("METEOR", "SPICE")
-ORDER = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
-# What COCO drops of the Penn Treebank's tokens (pycocoevalcap/tokenizer/ptbtokenizer.py).
-PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"}
-PUNCTUATION |= {".", "?", "!", ",", ":", "-", "--", "...", ";"}
+JAVA_SCORES = ("METEOR", "SPICE")
+SCORE_ORDER = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+# Tokens of the Penn Treebank that COCO drops (pycocoevalcap/tokenizer/ptbtokenizer.py).
+DROPPED_TOKENS = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"}
+DROPPED_TOKENS |= {".", "?", "!", ",", ":", "-", "--", "...", ";"}
 LINE_ENDS = re.compile(r"[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 NEGATION = re.compile(r"n't\b")
 TOKEN = re.compile(r"n't|'\w+|\w+(?:-\w+)*")
-UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")  # of Chinese and Japanese: each is a word
+CJK_CHARACTER = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")  # each is a word
 
 
 def caption_scores(
@@ -32,11 +33,13 @@ def caption_scores(
     words: Words = "auto",
     domains: Sequence[str | None] = (),
 ) -> dict[str, Any]:
-    """Scores of one caption a picture against its references, and the same for each of the `domains` under its name.
+    """Score one caption per picture against its references, and each of the `domains` on its own.
 
-    A domain's pictures are scored as a set of their own, CIDEr's document frequencies included. `words` is "ptb" for
-    COCO's tokenizer (an error without Java), "plain" for ours and no Java at all, "auto" for the first where there is
-    Java. "tokenizer" says which one it was, "left_out" which scores could not be had, and why.
+    `words` is "ptb" for COCO's tokenizer, "plain" for `plain_words` without any Java, "auto" for the first if Java is
+    installed. A domain's scores, under its name, are of its pictures alone, including CIDEr's document frequencies. The
+    result also has the "tokenizer" used and, if scores are missing, "left_out": name -> reason.
+
+    Raises ValueError for captions or references that cannot be scored, ImportError without pycocoevalcap.
     """
     if len(hypotheses) != len(references):
         raise ValueError(
@@ -44,63 +47,71 @@ def caption_scores(
         )
     if not hypotheses:
         raise ValueError("there are no captions to score")
-    bare = [row for row, own in enumerate(references) if not own]
-    if bare:
-        raise ValueError(f"picture {bare[0]} has no reference caption")
+    without_reference = [row for row, texts in enumerate(references) if not texts]
+    if without_reference:
+        raise ValueError(f"picture {without_reference[0]} has no reference caption")
     ptb = words == "ptb" or (words == "auto" and has_java())
-    tokenise = ptb_words if ptb else lambda texts: [plain_words(text) for text in texts]
-    tokens = iter(tokenise([*hypotheses, *(text for own in references for text in own)]))
-    found = {row: [next(tokens)] for row in range(len(hypotheses))}
-    truth = {row: [next(tokens) for _ in own] for row, own in enumerate(references)}
-    if not any(text for own in truth.values() for text in own):
+    texts = [*hypotheses, *(text for picture in references for text in picture)]
+    tokenized = iter(ptb_words(texts) if ptb else [plain_words(text) for text in texts])
+    captions = {row: [next(tokenized)] for row in range(len(hypotheses))}
+    truth = {row: [next(tokenized) for _ in picture] for row, picture in enumerate(references)}
+    if not any(text for picture in truth.values() for text in picture):
         raise ValueError("the reference captions hold no word")
 
-    scorers, left_out = _scorers(ptb)
-    scores: dict[str, Any] = _score(scorers, left_out, truth, found)
+    scorers, left_out = _load_scorers(ptb)
+    scores: dict[str, Any] = _score(scorers, left_out, truth, captions)
     for domain in dict.fromkeys(domain for domain in domains if domain):
-        rows = [row for row, own in enumerate(domains) if own == domain]
-        parts = ({row: texts[row] for row in rows} for texts in (truth, found))
-        scores[domain] = _score(scorers, left_out, *parts)
-    return scores | {"tokenizer": "ptb" if ptb else "plain"} | ({"left_out": left_out} if left_out else {})
+        rows = [row for row, other in enumerate(domains) if other == domain]
+        scores[domain] = _score(
+            scorers, left_out, {row: truth[row] for row in rows}, {row: captions[row] for row in rows}
+        )
+    scores["tokenizer"] = "ptb" if ptb else "plain"
+    if left_out:
+        scores["left_out"] = left_out
+    return scores
 
 
 def require_scorers(words: Words) -> None:
-    """ImportError or ValueError for what `caption_scores` would lack: before captions are written, not after."""
-    _package()
+    """Raise ImportError or ValueError if `caption_scores` lacks a package or Java; to be called before captioning."""
+    _package_folder()
     if words == "ptb" and not has_java():
-        raise ValueError("COCO's tokenizer needs Java, and there is none: install a Java runtime or set words=plain")
+        raise ValueError("COCO's tokenizer needs Java, which is not installed: install Java or set words=plain")
 
 
 def has_java() -> bool:
-    """Whether there is a Java to run COCO's tokenizer, METEOR and SPICE."""
+    """Return whether Java is installed, for COCO's tokenizer, METEOR and SPICE."""
     return shutil.which("java") is not None
 
 
 def ptb_words(texts: Sequence[str]) -> list[str]:
-    """Texts as COCO's tokenizer splits them: Stanford's PTBTokenizer in lower case, without punctuation."""
+    """Split texts with COCO's tokenizer: Stanford's PTBTokenizer in lower case, without punctuation.
+
+    Raises ValueError if it fails.
+    """
     require_scorers("ptb")
-    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(_package() / "tokenizer" / "stanford-corenlp-3.4.1.jar")]
-    command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "utf-8"]
+    jar = _package_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    command += ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     lines = "".join(LINE_ENDS.sub(" ", text) + "\n" for text in texts)
-    run = subprocess.run(command, input=lines.encode(), capture_output=True)
-    split = run.stdout.decode().split("\n")[:-1]
-    if run.returncode or len(split) != len(texts):
-        why = run.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise ValueError(f"COCO's tokenizer failed ({why[0]}): mend Java or set words=plain")
-    return [" ".join(word for word in line.split(" ") if word not in PUNCTUATION) for line in split]
+    process = subprocess.run(command, input=lines.encode(), capture_output=True)
+    split = process.stdout.decode().split("\n")[:-1]
+    if process.returncode or len(split) != len(texts):
+        messages = process.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise ValueError(f"COCO's tokenizer failed ({messages[-1]}): repair Java or set words=plain")
+    return [" ".join(word for word in line.split(" ") if word not in DROPPED_TOKENS) for line in split]
 
 
 def plain_words(text: str) -> str:
-    """Lower-case words joined by spaces, punctuation dropped: "A dog's toy, isn't it?" -> "a dog 's toy is n't it".
+    """Split a text into lower-case words without punctuation: "A dog's toy, isn't it?" -> "a dog 's toy is n't it".
 
-    As the Penn Treebank does: possessives and "n't" stand alone, hyphenated words stay whole. Every Chinese or
-    Japanese character is a word, as is usual in scoring captions in them.
+    As in the Penn Treebank, possessives and "n't" are words and hyphenated words are not split. Each Chinese or
+    Japanese character is a word, as is usual in scoring captions in these languages.
     """
-    text = UNSPACED.sub(r" \1 ", text.lower().replace("’", "'"))
+    text = CJK_CHARACTER.sub(r" \1 ", text.lower().replace("’", "'"))
     return " ".join(TOKEN.findall(NEGATION.sub(" n't", text)))
 
 
-def _package() -> Path:
+def _package_folder() -> Path:
     try:
         import pycocoevalcap.bleu.bleu
     except ImportError as error:
@@ -108,45 +119,46 @@ def _package() -> Path:
     return Path(pycocoevalcap.bleu.bleu.__file__).parents[1]
 
 
-def _scorers(java: bool) -> tuple[dict[str, Callable[[Texts, Texts], float]], dict[str, str]]:
-    """Score name -> function of references and captions giving a share of 1; and those that cannot be had, with why."""
-    package = _package()
+def _load_scorers(java: bool) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """Return the available scorers by name, and the reasons why others are not available."""
+    package = _package_folder()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    scorers = {
-        "BLEU-4": lambda truth, found: Bleu(4).compute_score(truth, found, verbose=0)[0][3],
-        "ROUGE-L": lambda truth, found: Rouge().compute_score(truth, found)[0],
-        "CIDEr": lambda truth, found: Cider().compute_score(truth, found)[0],
+    scorers: dict[str, Scorer] = {
+        "BLEU-4": lambda truth, captions: Bleu(4).compute_score(truth, captions, verbose=0)[0][3],
+        "ROUGE-L": lambda truth, captions: Rouge().compute_score(truth, captions)[0],
+        "CIDEr": lambda truth, captions: Cider().compute_score(truth, captions)[0],
     }
     if not java:
-        return scorers, dict.fromkeys(JAVA, "needs Java and COCO's tokenizer")
+        return scorers, dict.fromkeys(JAVA_SCORES, "needs Java and COCO's tokenizer")
     from pycocoevalcap.meteor.meteor import Meteor
 
     meteor = Meteor()  # a process, which loads its tables once for all calls
-    scorers["METEOR"] = lambda truth, found: meteor.compute_score(truth, found)[0]
+    scorers["METEOR"] = lambda truth, captions: meteor.compute_score(truth, captions)[0]
     models = [package / "spice" / "lib" / f"stanford-corenlp-3.6.0{part}.jar" for part in ("", "-models")]
-    if not all(model.is_file() for model in models):  # its own code would download them unasked
+    if not all(model.is_file() for model in models):
+        # Without this check pycocoevalcap would download them.
         install = "python -m pycocoevalcap.spice.get_stanford_models"
         return scorers, {"SPICE": f"its models are not installed ({install} downloads them)"}
     from pycocoevalcap.spice.spice import Spice
 
-    scorers["SPICE"] = lambda truth, found: Spice().compute_score(truth, found)[0]
+    scorers["SPICE"] = lambda truth, captions: Spice().compute_score(truth, captions)[0]
     return scorers, {}
 
 
 def _score(
-    scorers: dict[str, Callable[[Texts, Texts], float]], left_out: dict[str, str], truth: Texts, found: Texts
+    scorers: dict[str, Scorer], left_out: dict[str, str], truth: TokenizedTexts, captions: TokenizedTexts
 ) -> dict[str, float]:
-    """Scores in percent; a Java program that fails moves its score to `left_out`."""
+    """Return scores in percent. If a Java program fails, its score moves to `left_out`."""
     scores = {}
-    for name in ORDER:
+    for name in SCORE_ORDER:
         if name in scorers and name not in left_out:
             try:
-                scores[name] = 100.0 * float(scorers[name](truth, found))
+                scores[name] = 100.0 * float(scorers[name](truth, captions))
             except (OSError, ValueError, subprocess.CalledProcessError) as error:
-                if name not in JAVA:
+                if name not in JAVA_SCORES:
                     raise
                 left_out[name] = f"its Java program failed ({error})"
     return scores

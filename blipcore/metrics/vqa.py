@@ -1,22 +1,22 @@
-"""VQA's accuracy: an answer is right as far as people gave it, after both were brought to one spelling.
+"""VQA accuracy: the agreement of an answer with those of ten people, from 0 to 1.
 
-In: an answer and those of the people asked (ten in VQA v2). Out: a number in [0, 1]. The rules are those of the VQA
-challenge's evaluation (EvalAI, after vqaEval.py of GT-Vision-Lab/VQA), oddities included: numbers are to be compared.
+The rules are those of the VQA challenge (EvalAI, after vqaEval.py of GT-Vision-Lab/VQA), oddities included, so that
+numbers can be compared.
 """
 
 import re
 from collections.abc import Sequence
 
-_ARTICLES = {"a", "an", "the"}
-_NUMBERS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-_DIGITS = {word: str(max(0, place - 1)) for place, word in enumerate(_NUMBERS)}  # "none" is 0 too
-_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"\.(?!\d)")
+ARTICLES = {"a", "an", "the"}
+NUMBER_WORDS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+DIGITS = {word: str(max(0, index - 1)) for index, word in enumerate(NUMBER_WORDS)}  # "none" is 0 too
+PUNCTUATION_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")
 
-# Where one apostrophe of these is missing, it is put back. Words that mean something without (were, well, its, ill,
-# shed, shell, id) are left alone, as are a few more that the challenge's table lacks.
-_SHORT = """
+# A missing apostrophe of these words is restored. Words with a meaning of their own without it (were, well, its, ill,
+# shed, shell, id) are not listed, nor are a few that the challenge's table lacks.
+APOSTROPHE_WORDS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
     o'clock oughtn't 'ow's'at shan't should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
@@ -24,38 +24,46 @@ _SHORT = """
     they'd they'd've they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd
     where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
     y'all'll y'all'd've you'd you'd've you'll you're you've she'd've we'd've
-""".split()  # noqa: SIM905 (a list of these would be a page of quotation marks)
-_CONTRACTIONS = {
-    word[:place] + word[place + 1 :]: word for word in _SHORT for place, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # the wrong way round in the challenge's table
+""".split()  # noqa: SIM905 (more readable than a list of quoted strings)
+CONTRACTIONS = {
+    word[:index] + word[index + 1 :]: word
+    for word in APOSTROPHE_WORDS
+    for index, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # reversed in the challenge's table
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, no articles, numbers up to ten as digits, apostrophes in contractions, punctuation out of the way.
+    """Normalize an answer: lower case, digits for numbers up to ten, no articles, no punctuation, all apostrophes.
 
-    A punctuation mark next to a space is deleted, and every mark where the text has a number like 1,000; other marks
-    become spaces. Periods go unless a digit follows.
+    A punctuation mark next to a space is deleted, and so is every mark if the text has a number like 1,000; other
+    marks become spaces. Periods are deleted unless a digit follows.
     """
-    text = text.replace("\n", " ").replace("\t", " ").strip()
-    out = text
-    for mark in _PUNCTUATION:
-        delete = f"{mark} " in text or f" {mark}" in text or _COMMA_IN_NUMBER.search(text)
-        out = out.replace(mark, "" if delete else " ")
-    out = _PERIOD.sub("", out)
-    words = [_DIGITS.get(word, word) for word in out.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    text = strip_answer(text)
+    normalized = text
+    for mark in PUNCTUATION_MARKS:
+        delete = f"{mark} " in text or f" {mark}" in text or COMMA_IN_NUMBER.search(text)
+        normalized = normalized.replace(mark, "" if delete else " ")
+    normalized = PERIOD.sub("", normalized)
+    words = [DIGITS.get(word, word) for word in normalized.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """min(1, people who said it / 3), as the mean over leaving out each of the people in turn.
+def strip_answer(text: str) -> str:
+    """Return an answer in one line, without spaces around it."""
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
-    Where all of them agree the official code compares spellings as they are. A single reference (Visual Genome,
-    easy-vqa) leaves nobody to compare with: then it is plain equality after normalising.
+
+def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """Return min(1, people who gave the answer / 3), averaged over leaving out each person in turn.
+
+    If all people agree, answers are compared without normalization, as in the official code. With a single reference
+    (Visual Genome, easy-vqa) the accuracy is 1 for an equal normalized answer, else 0.
     """
-    said = [text.replace("\n", " ").replace("\t", " ").strip() for text in people]
-    if len(said) == 1 or len(set(said)) > 1:
-        answer, said = normalize_answer(answer), [normalize_answer(text) for text in said]
-    agreed = [text == answer.strip() for text in said]
-    if len(said) == 1:
-        return float(agreed[0])
-    return sum(min(1.0, (sum(agreed) - own) / 3) for own in agreed) / len(agreed)
+    references = [strip_answer(text) for text in references]
+    if len(references) == 1 or len(set(references)) > 1:
+        answer, references = normalize_answer(answer), [normalize_answer(text) for text in references]
+    agrees = [text == answer.strip() for text in references]
+    if len(references) == 1:
+        return float(agrees[0])
+    return sum(min(1.0, (sum(agrees) - agree) / 3) for agree in agrees) / len(agrees)

@@ -199,12 +199,12 @@ def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:
 
 def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Validator | None:
     """Return the evaluation on the run's validation set, or None if it has none."""
-    config = run.validation
-    if not config.annotations:
+    config, annotations = run.validation, run.validation.annotations
+    if not annotations:
         return None
     # Captions start with the prompt that the task trains on.
     config = replace(config, generate=replace(config.generate, prompt=run.caption.prompt))
-    evaluator = make_evaluator(run.task, config.annotations, run.image_root, config)
+    evaluator = make_evaluator(run.task, annotations, run.image_root, config)
 
     def evaluate(model: Blip) -> dict[str, float]:
         transform = eval_transform(model.config.vision.image_size)

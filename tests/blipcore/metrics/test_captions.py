@@ -128,8 +128,8 @@ def test_meteor_and_domains_with_java():
 
 @needs_java
 def test_a_tokenizer_that_fails_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_package", lambda: tmp_path)
-    with pytest.raises(ValueError, match=r"COCO's tokenizer failed \(.*PTBTokenizer.*\): mend Java or set words=plain"):
+    monkeypatch.setattr(module, "_package_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match=r"COCO's tokenizer failed \(.*PTBTokenizer.*\): repair Java or"):
         ptb_words(["a"])
 
 
@@ -138,7 +138,7 @@ def test_without_java_what_needs_it_is_left_out_and_said(monkeypatch):
     scores = module.caption_scores(["a red cat"], REFERENCES[:1])
     assert scores.keys() == NUMBERS | {"tokenizer", "left_out"} and scores["tokenizer"] == "plain"
     assert scores["left_out"].keys() == {"METEOR", "SPICE"} and "Java" in scores["left_out"]["METEOR"]
-    with pytest.raises(ValueError, match="install a Java runtime or set words=plain"):
+    with pytest.raises(ValueError, match="install Java or set words=plain"):
         module.caption_scores(["a red cat"], REFERENCES[:1], words="ptb")
 
 
@@ -163,7 +163,7 @@ def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path):
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for part in ("", "-models"):
         (tmp_path / "spice" / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
-    monkeypatch.setattr(module, "_package", lambda: tmp_path)
+    monkeypatch.setattr(module, "_package_folder", lambda: tmp_path)
     monkeypatch.setattr(Spice, "__init__", lambda self: None)
     monkeypatch.setattr(Spice, "compute_score", lambda self, truth, found: (0.238, []))
     assert module.caption_scores(["a red cat"], REFERENCES[:1])["SPICE"] == pytest.approx(23.8)
