@@ -58,7 +58,7 @@ class RewriteStage:
     def _picture_columns(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
         """Return url and sha256 of the picture of each key, null where the shard's own table has none."""
         nulls = pa.nulls(len(keys), pa.string())
-        table = self.images.about(shard, ("url", "sha256"))
+        table = self.images.read_own_table(shard, ("url", "sha256"))
         if not table.column_names:
             return {"url": nulls, "sha256": nulls}
         row = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())

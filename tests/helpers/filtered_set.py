@@ -1,19 +1,22 @@
-"""A filtered data set without any model: drawn pictures, scores made up, the verdicts of the real `capfilt filter`."""
+"""A filtered set made without a model: drawn pictures, invented scores, verdicts by the real `capfilt filter`."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from blipcore.io.samples import TarSample
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
 from capfilt.shards.format import CAPTIONS, IMAGES, scores_schema, write_shard
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.tables import write_table
 
+# Texts that try to leave their JSON or to become markup.
 NASTY = [
     "</script><script>window.broken = 1</script>",
     "<img src=x onerror='window.broken = 2'>",
@@ -26,8 +29,10 @@ NASTY = [
 WORDS = ["red", "dog", "cat", "tree", "on", "the", "left", "of", "a", "green", "round", "thing"]
 
 
-def write_set(folder: Path, drawn: Callable, pictures: int = 40, shards: int = 2, captioners: int = 1) -> Path:
-    """Pictures, web texts and captions with scores, not filtered yet; the same for the same numbers."""
+def write_set(
+    folder: Path, drawn: Callable[[int], TarSample], pictures: int = 40, shards: int = 2, captioners: int = 1
+) -> Path:
+    """Write pictures, web texts, captions and scores, not filtered; the same arguments give the same set."""
     rng = random.Random(5)
     names = ["c", "second"][:captioners]
     for shard in range(shards):
@@ -54,8 +59,8 @@ def write_set(folder: Path, drawn: Callable, pictures: int = 40, shards: int = 2
     return folder
 
 
-def filter_set(folder: Path, name: str = "r1", **options) -> Path:
-    """`filtered/<name>` of a set by `write_set`; no model is needed, the scores are there."""
+def filter_set(folder: Path, name: str = "r1", **options: Any) -> Path:
+    """Filter a set made by `write_set`; returns `filtered/<name>`."""
     filter_shards(FilterConfig(data=str(folder), scores="s", name=name, **options), progress=False)
     return folder / "filtered" / name
 
@@ -72,7 +77,7 @@ def _caption(rng: random.Random) -> str:
     return rng.choice(["a red dog", "a green tree", " ".join(rng.choices(WORDS, k=6)), "a cat on the left of a tree"])
 
 
-def _write_images(folder: Path, name: str, samples: list) -> None:
+def _write_images(folder: Path, name: str, samples: list[TarSample]) -> None:
     rows = [
         {"key": s.key, "url": f"https://www.host{n % 3}.example/{s.key}.jpg", "status": "ok", "sha256": f"{n:064x}"}
         for n, s in enumerate(samples)
@@ -81,11 +86,13 @@ def _write_images(folder: Path, name: str, samples: list) -> None:
     write_table(folder / f"{name}.parquet", pa.Table.from_pylist(rows, schema=IMAGES))
 
 
-def _write_scores(folder: Path, name: str, keys: list[str], texts: dict[str, list], rng: random.Random) -> None:
+def _write_scores(
+    folder: Path, name: str, keys: list[str], texts: dict[str, list[str | None]], rng: random.Random
+) -> None:
     rows = []
-    for place, key in enumerate(keys):
-        for source, of_source in texts.items():
-            text, scores = of_source[place], {}
+    for position, key in enumerate(keys):
+        for source, source_texts in texts.items():
+            text, scores = source_texts[position], {}
             if (text or "").strip(" !"):
                 itm = rng.choice([rng.random(), rng.betavariate(0.3, 0.3), 0.5])
                 scores = {"itm": itm, "itc": rng.gauss(0.3, 0.1), "clip": rng.gauss(0.25, 0.05)}
