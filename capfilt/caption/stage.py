@@ -32,7 +32,7 @@ from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.read_ahead import throughput
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader
 from capfilt.shards.format import CAPTIONS, WEB
-from capfilt.shards.manifest import Manifest, begun_with, forget_if_empty
+from capfilt.shards.manifest import Manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
 
@@ -173,7 +173,7 @@ class CaptionJob:
     def finish(self, failed: Mapping[str, str], changed: bool) -> dict[str, int]:
         """Record the result of the run; return the counts of all shards, or of this rank's until all are done."""
         tables = {shard: self.stage.output(shard) for shard in self.stage.images.shards}
-        return self.manifest.settle(tables, self.shards, failed, changed=changed)
+        return self.manifest.record_run(tables, self.shards, failed, changed=changed)
 
 
 @contextmanager
@@ -193,9 +193,11 @@ def open_captions(config: CaptionConfig) -> Iterator[CaptionJob]:
     }
     with lock_folder(folder, config.rank, config.world_size):
         if config.world_size == 1:
-            forget_if_empty(folder)
+            remove_manifest_if_empty(folder)
         packages = (*PACKAGES[kind], "pillow", "pyarrow")
-        backend = resolve_backend(device, dtype, config.backend, begun_with(folder)) if kind == "blip" else "torch"
+        backend = (
+            resolve_backend(device, dtype, config.backend, recorded_backend(folder)) if kind == "blip" else "torch"
+        )
         # another backend rounds differently
         if backend != "torch":
             settings["backend"] = backend

@@ -55,6 +55,8 @@ def _try(function: Callable[..., T], part: Sequence[Any]) -> T | None:
     """Return the result for a part, or None and free all memory that the call held when the GPU is full."""
     try:
         return function(*part)
+    except EngineError:  # a server's message about its own memory is no reason to split
+        raise
     except RuntimeError as error:
         if not any(words in str(error) for words in OUT_OF_MEMORY):
             raise

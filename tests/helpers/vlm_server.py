@@ -1,4 +1,4 @@
-"""A server on loopback that speaks OpenAI's chat protocol, and has bad moments when told so."""
+"""A local server with OpenAI's chat API, which fails on request."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ WORDS = ["a", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "
 
 
 class VlmServer:
-    """The server; `trouble(request)` may name what happens to it instead of an answer (see `_TROUBLES`)."""
+    """The server. `trouble(request)` returns None for a caption, or the name of another response (see `_TROUBLES`)."""
 
     def __init__(self, model: str = MODEL) -> None:
         self.model = model
         self.trouble: Callable[[dict[str, Any]], str | None] = lambda request: None
-        self.requests: list[dict[str, Any]] = []  # as they came, their picture as `image`
-        self.answered: Counter[str] = Counter()  # by what was answered
-        self.under_way = self.most_under_way = 0
-        self.seconds = 0.0  # that an answer takes
+        self.requests: list[dict[str, Any]] = []  # in order, with their picture as `image`
+        self.responses: Counter[str] = Counter()  # by kind
+        self.active = self.max_active = 0  # requests without a response
+        self.seconds = 0.0  # per response
         self.lock = threading.Lock()
         outer = self
 
@@ -56,8 +56,8 @@ class VlmServer:
         data = base64.b64decode(content[0]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
         request["image"] = Image.open(io.BytesIO(data)).convert("RGB")
         with self.lock:
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
+            self.active += 1
+            self.max_active = max(self.max_active, self.active)
             self.requests.append(request)
         try:
             time.sleep(self.seconds)
@@ -68,9 +68,11 @@ class VlmServer:
                 trouble = "model"
             if trouble == "hang":
                 time.sleep(3)
-            status, headers, body = _TROUBLES[trouble] if trouble in _TROUBLES else (200, {}, _said(request, trouble))
+            status, headers, body = (
+                _TROUBLES[trouble] if trouble in _TROUBLES else (200, {}, _completion(request, trouble))
+            )
             with self.lock:
-                self.answered[trouble or "caption"] += 1
+                self.responses[trouble or "caption"] += 1
             handler.send_response(status)
             for name, value in {
                 "Content-Type": "application/json",
@@ -81,14 +83,14 @@ class VlmServer:
             handler.end_headers()
             handler.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # whoever asked has given up
+            pass  # the client has given up
         finally:
             with self.lock:
-                self.under_way -= 1
+                self.active -= 1
 
 
-def _said(request: dict[str, Any], trouble: str | None) -> bytes:
-    """A caption that is a function of picture and seed."""
+def _completion(request: dict[str, Any], trouble: str | None) -> bytes:
+    """Return a chat completion that is a function of picture and seed."""
     digest = hashlib.sha256(request["image"].tobytes() + str(request.get("seed")).encode()).digest()
     message: dict[str, Any] = {"role": "assistant", "content": " ".join(WORDS[n % len(WORDS)] for n in digest[:5])}
     finish, logprobs = "stop", None
@@ -114,7 +116,7 @@ def _error(message: str, code: str | None = None) -> bytes:
 
 _TROUBLES: dict[str | None, tuple[int, dict[str, str], bytes]] = {
     "busy": (429, {"Retry-After": "0.2"}, _error("slow down")),
-    "broken": (500, {}, _error("out of cards")),
+    "broken": (500, {}, _error("out of memory")),
     "rejected": (400, {}, _error("this picture is too small")),
     "policy": (400, {}, _error("not allowed", "content_policy_violation")),
     "malformed": (200, {}, b"<html>the proxy says hello</html>"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from capfilt.pictures import decode as pictures
-from capfilt.pictures.decode import DecodeError, decode, fit, picture_size
+from capfilt.pictures.decode import DecodeError, decode_picture, picture_size, to_jpeg
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -45,7 +45,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     stored = corners() if undo is None else corners().transpose(undo)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = decode(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+    image = decode_picture(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0))
     assert image.size == (32, 24)
     assert near(image.getpixel((16, 3)), (255, 0, 0))
     assert near(image.getpixel((4, 20)), (0, 255, 0))
@@ -54,36 +54,38 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    grey = np.asarray(decode(encode(Image.fromarray(ramp), "PNG")))
+    grey = np.asarray(decode_picture(encode(Image.fromarray(ramp), "PNG")))
     assert grey.shape == (16, 16, 3)
     assert np.array_equal(grey[..., 0], np.rint(ramp / 257).astype(np.uint8))
-    tiff = decode(encode(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "TIFF"))
+    tiff = decode_picture(encode(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "TIFF"))
     assert np.asarray(tiff)[..., 1].mean() == pytest.approx(127.5, abs=0.5)
 
 
 def test_transparency_is_laid_on_white() -> None:
     image = corners().convert("RGBA")
     image.putpixel((0, 0), (0, 0, 0, 0))
-    assert decode(encode(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_picture(encode(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.putpixel((0, 0), 0)
-    decoded = decode(encode(palette, "PNG", transparency=0))
+    decoded = decode_picture(encode(palette, "PNG", transparency=0))
     assert decoded.getpixel((0, 0)) == (255, 255, 255)
     assert decoded.getpixel((2, 2)) == (10, 20, 30)
     two = Image.new("LA", (4, 4), (100, 255))
     two.putpixel((1, 1), (0, 0))
-    assert decode(encode(two, "PNG")).getpixel((1, 1)) == (255, 255, 255)
-    assert decode(encode(two, "PNG")).getpixel((2, 2)) == (100, 100, 100)
+    assert decode_picture(encode(two, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+    assert decode_picture(encode(two, "PNG")).getpixel((2, 2)) == (100, 100, 100)
 
 
 def test_other_modes_and_kinds() -> None:
-    assert near(decode(encode(corners().convert("CMYK"), "JPEG", quality=95)).getpixel((16, 3)), (255, 0, 0), 20)
-    assert decode(encode(corners().convert("L"), "JPEG")).mode == "RGB"
-    assert decode(encode(corners().convert("1"), "PNG")).mode == "RGB"
-    assert near(decode(encode(corners(), "WEBP", lossless=True)).getpixel((4, 20)), (0, 255, 0))
+    assert near(
+        decode_picture(encode(corners().convert("CMYK"), "JPEG", quality=95)).getpixel((16, 3)), (255, 0, 0), 20
+    )
+    assert decode_picture(encode(corners().convert("L"), "JPEG")).mode == "RGB"
+    assert decode_picture(encode(corners().convert("1"), "PNG")).mode == "RGB"
+    assert near(decode_picture(encode(corners(), "WEBP", lossless=True)).getpixel((4, 20)), (0, 255, 0))
     frames = [corners(), Image.new("RGB", (32, 24), "black")]
-    moving = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    moving = decode_picture(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert near(moving.getpixel((4, 20)), (0, 255, 0))
 
 
@@ -100,7 +102,7 @@ def test_other_modes_and_kinds() -> None:
 )
 def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError) as caught:
-        decode(data)
+        decode_picture(data)
     assert caught.value.reason == reason
 
 
@@ -113,7 +115,7 @@ def test_any_cut_or_flipped_byte_is_a_decode_error_or_a_picture() -> None:
             data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
             data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
             try:
-                assert decode(bytes(data)).mode == "RGB"
+                assert decode_picture(bytes(data)).mode == "RGB"
             except DecodeError as error:
                 assert error.reason in {"not_a_picture", "truncated", "corrupt", "too_many_pixels"}
 
@@ -122,11 +124,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch
     bomb = encode(Image.new("1", (30_000, 30_000)), "PNG")
     with warnings.catch_warnings(), pytest.raises(DecodeError) as caught:
         warnings.simplefilter("error")
-        decode(bomb)
+        decode_picture(bomb)
     assert caught.value.reason == "too_many_pixels"
     monkeypatch.setattr(pictures, "MAX_PIXELS", 32 * 24 - 1)
     with pytest.raises(DecodeError, match="too_many_pixels: 32 x 24"):
-        decode(encode(corners(), "PNG"))
+        decode_picture(encode(corners(), "PNG"))
 
 
 def test_picture_size_reads_the_header_alone() -> None:
@@ -135,17 +137,17 @@ def test_picture_size_reads_the_header_alone() -> None:
 
 def test_fit_keeps_the_bytes_of_a_sound_small_jpeg() -> None:
     data = encode(corners(), "JPEG")
-    assert fit(data, 512) == (data, 32, 24, 32, 24)
+    assert to_jpeg(data, 512) == (data, 32, 24, 32, 24)
     grey = encode(corners().convert("L"), "JPEG")
-    assert fit(grey, 0).data == grey
+    assert to_jpeg(grey, 0).data == grey
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_fit_makes_a_jpeg_of_everything_else(kind: str) -> None:
-    fitted = fit(encode(corners(), kind), 512)
+    fitted = to_jpeg(encode(corners(), kind), 512)
     assert fitted[1:] == (32, 24, 32, 24)
     assert fitted.data[:3] == b"\xff\xd8\xff"
-    assert near(decode(fitted.data).getpixel((4, 20)), (0, 255, 0), 60)
+    assert near(decode_picture(fitted.data).getpixel((4, 20)), (0, 255, 0), 60)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
@@ -153,14 +155,14 @@ def test_fit_turns_and_shrinks(kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     large = corners().resize((1280, 960), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_90)
-    fitted = fit(encode(large, kind, exif=exif), 256)
+    fitted = to_jpeg(encode(large, kind, exif=exif), 256)
     assert fitted[1:] == (256, 192, 1280, 960)
-    image = decode(fitted.data)
+    image = decode_picture(fitted.data)
     assert image.size == (256, 192)
     assert near(image.getpixel((128, 20)), (255, 0, 0))
     assert near(image.getpixel((40, 150)), (0, 255, 0))
     assert near(image.getpixel((200, 150)), (0, 0, 255))
-    turned_only = fit(encode(large, kind, exif=exif))
+    turned_only = to_jpeg(encode(large, kind, exif=exif))
     assert turned_only[1:] == (1280, 960, 1280, 960)
     assert Image.open(io.BytesIO(turned_only.data)).getexif().get(0x0112, 1) == 1
 
@@ -169,6 +171,6 @@ def test_fit_decodes_all_of_the_picture_and_gives_the_same_bytes_twice() -> None
     whole = encode(corners().resize((640, 480)), "JPEG")
     for longest in (0, 64):
         with pytest.raises(DecodeError, match="truncated"):
-            fit(whole[:-400], longest)
-    assert fit(whole, 100) == fit(whole, 100)
-    assert fit(encode(Image.new("RGB", (2000, 3)), "PNG"), 100)[1:3] == (100, 1)
+            to_jpeg(whole[:-400], longest)
+    assert to_jpeg(whole, 100) == to_jpeg(whole, 100)
+    assert to_jpeg(encode(Image.new("RGB", (2000, 3)), "PNG"), 100)[1:3] == (100, 1)

@@ -1,4 +1,4 @@
-"""Pictures come out in tar order whatever the threads do, those of the next tar too; the wait for them is measured."""
+"""Pictures come out in tar order whatever the threads do, those of the next tar too; waiting for them is measured."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from pathlib import Path
 import pytest
 
 import capfilt
-from blipcore.io.samples import Picture, read_pictures
-from capfilt.pictures import read_ahead as readahead
-from capfilt.pictures.read_ahead import ReadAhead, decode_threads, speed
+from blipcore.io.samples import TarSample, read_samples
+from capfilt.pictures import read_ahead
+from capfilt.pictures.read_ahead import ReadAhead, decode_threads, throughput
 from capfilt.shards.format import write_shard
 
 
 @pytest.fixture
 def tar(tmp_path: Path, drawn) -> Path:
     pictures = [drawn(number) for number in range(20)]
-    pictures[3] = Picture("bad", b"junk", "a text")
-    pictures[19] = Picture("bad too", b"", None)
+    pictures[3] = TarSample("bad", b"junk", "a text")
+    pictures[19] = TarSample("bad too", b"", None)
     write_shard(tmp_path / "00000.tar", pictures)
     return tmp_path / "00000.tar"
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("ahead", [1, 5, 64])
-def test_order_and_errors(tar: Path, threads: int, ahead: int) -> None:
+def test_pictures_keep_the_order_of_the_tar(tar: Path, threads: int, ahead: int) -> None:
     def prepare(image) -> tuple[int, int]:
         if image.getpixel((0, 0))[0] % 2:
             time.sleep(0.002)  # a later picture overtakes this one
@@ -49,13 +49,7 @@ def test_order_and_errors(tar: Path, threads: int, ahead: int) -> None:
     }  # fmt: skip
 
 
-def test_batches_are_full_of_usable_pictures(tar: Path) -> None:
-    batches = list(ReadAhead(tar, lambda image: 1).batches(4))
-    assert [sum(one.error is None for one in batch) for batch in batches] == [4, 4, 4, 4, 2]
-    assert sum(map(len, batches)) == 20
-
-
-def test_a_mistake_in_preparing_is_no_bad_picture(tar: Path) -> None:
+def test_an_error_of_prepare_is_raised(tar: Path) -> None:
     def prepare(image) -> None:
         raise RuntimeError("a bug")
 
@@ -82,13 +76,11 @@ def wait_until(true, seconds: float = 10) -> bool:
 
 
 @pytest.mark.parametrize("ahead", [1, 7, 64])
-def test_the_tar_that_follows_is_read_in_the_room_that_is_left(
-    two, monkeypatch: pytest.MonkeyPatch, ahead: int
-) -> None:
+def test_the_next_tar_is_read_in_the_remaining_room(two, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     expected = [[(one.key, one.error) for one in ReadAhead(tar, lambda image: 1)] for tar in two]
-    read, opened, came, seen = read_pictures, [], [], []
+    read, opened, came, seen = read_samples, [], [], []
 
-    def counted(tar: Path, problems: list) -> Iterator[Picture]:
+    def counted(tar: Path, problems: list) -> Iterator[TarSample]:
         opened.append(tar)
         for picture in read(tar, problems):
             came.append(len(came) - len(seen))  # pictures on their way and, beside them, one that is looked at
@@ -97,9 +89,9 @@ def test_the_tar_that_follows_is_read_in_the_room_that_is_left(
     def room_is_used() -> bool:
         return len(came) == min(30, len(seen) + 1 + ahead)
 
-    monkeypatch.setattr(readahead, "read_pictures", counted)
+    monkeypatch.setattr(read_ahead, "read_samples", counted)
     first = ReadAhead(two[0], lambda image: 1, ahead=ahead)
-    following = first.then(two[1])
+    following = first.prefetch(two[1])
     for pictures in (first, following):
         for one in pictures:
             assert wait_until(room_is_used)
@@ -110,20 +102,20 @@ def test_the_tar_that_follows_is_read_in_the_room_that_is_left(
     assert wait_until(lambda: not threads())
 
 
-def test_a_tar_that_cannot_be_read_fails_where_it_is_asked_for(two, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_tar_raises_in_place_of_its_pictures(two, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = two
-    read = read_pictures
+    read = read_samples
 
-    def breaks(tar: Path, problems: list) -> Iterator[Picture]:
+    def breaks(tar: Path, problems: list) -> Iterator[TarSample]:
         for number, picture in enumerate(read(tar, problems)):
             if tar == second and number == 4:
                 raise OSError("the network is away")
             yield picture
 
-    monkeypatch.setattr(readahead, "read_pictures", breaks)
+    monkeypatch.setattr(read_ahead, "read_samples", breaks)
     for tar, error, before in ((second, "the network is away", 4), (first.with_name("none.tar"), "none.tar", 0)):
         pictures = ReadAhead(first, lambda image: 1)
-        following, seen = pictures.then(tar), []
+        following, seen = pictures.prefetch(tar), []
         assert len(list(pictures)) == 20
         with pytest.raises(OSError, match=error):
             seen.extend(one.key for one in following)
@@ -138,22 +130,22 @@ def test_leaving_ends_the_threads(two) -> None:
                 break
         assert wait_until(lambda: not threads())
         pictures = ReadAhead(two[0], lambda image: 1, ahead=ahead)
-        following = pictures.then(two[1])
+        following = pictures.prefetch(two[1])
         assert threads()
         following.close()
         assert wait_until(lambda: not threads())
 
 
 @pytest.mark.parametrize("stop", [None, signal.SIGINT])
-def test_a_reader_that_waits_keeps_no_process(two, tmp_path: Path, stop: signal.Signals | None) -> None:
-    """One waits for room, the other for bytes that do not come."""
+def test_a_waiting_reader_does_not_keep_the_process_alive(two, tmp_path: Path, stop: signal.Signals | None) -> None:
+    """One reader waits for room, the other for bytes that never come."""
     (tmp_path / "main.py").write_text(
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from capfilt.pictures.read_ahead import ReadAhead\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "pictures = ReadAhead(Path(sys.argv[1]), lambda image: 1, ahead=2)\n"
-        "following = pictures.then(Path(sys.argv[2]))\n"
+        "following = pictures.prefetch(Path(sys.argv[2]))\n"
         "print(next(iter(pictures)).key, flush=True)\n"
         "os.mkfifo(sys.argv[3])\n"
         "if sys.argv[4] == 'wait':\n"
@@ -172,28 +164,34 @@ def test_a_reader_that_waits_keeps_no_process(two, tmp_path: Path, stop: signal.
     assert (b"KeyboardInterrupt" in errors) == (stop is not None)
 
 
-def test_the_wait_is_measured(tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = ReadAhead(tar, lambda image: time.sleep(0.01), threads=1)
-    list(slow)
-    assert slow.times()["waited_ms"] > 100
-    patient = ReadAhead(tar, lambda image: time.sleep(0.001), threads=2)
-    for _ in patient:
-        time.sleep(0.01)
-    times = patient.times()
-    assert times["waited_ms"] < times["busy_ms"] / 2
+def test_the_wait_for_pictures_is_measured(tar: Path) -> None:
+    """With a clock that ticks at each reading, every picture and the end of the tar cost the consumer one second."""
+    seconds = iter(range(100))
+    pictures = ReadAhead(tar, lambda image: 1, clock=lambda: float(next(seconds)))
+    assert len(list(pictures)) == 20
+    assert pictures.times() == {"waited_ms": 21_000, "busy_ms": 42_000}
 
-    def slow_reading(*_: object) -> Iterator[Picture]:
-        for picture in pictures:
-            time.sleep(0.01)
-            yield picture
 
-    pictures = list(read_pictures(tar))
-    monkeypatch.setattr(readahead, "read_pictures", slow_reading)
-    waiting = ReadAhead(tar, lambda image: 1, ahead=4)
-    list(waiting)
-    assert waiting.times()["waited_ms"] > 190
-    assert speed({"pictures": 50, "waited_ms": 100, "busy_ms": 1000}, 2.0, "pictures") == {
+def test_the_time_of_the_consumer_is_no_wait(tar: Path) -> None:
+    class Clock:
+        now = 100.0
+
+        def __call__(self) -> float:
+            return self.now
+
+    clock = Clock()
+    pictures = ReadAhead(tar, lambda image: 1, clock=clock)
+    for _ in pictures:
+        clock.now += 10
+    assert pictures.times() == {"waited_ms": 0, "busy_ms": 200_000}
+
+
+def test_throughput_is_empty_without_pictures() -> None:
+    assert throughput({"pictures": 50, "waited_ms": 100, "busy_ms": 1000}, 2.0, "pictures") == {
         "pictures_per_second": 25.0, "data_wait_share": 0.1
     }  # fmt: skip
-    assert speed({}, 2.0, "pictures") == {}
+    assert throughput({}, 2.0, "pictures") == {}
+
+
+def test_at_most_sixteen_threads_decode() -> None:
     assert [decode_threads(cores) for cores in (0, 1, 6, 64)] == [1, 1, 6, 16]

@@ -1,95 +1,103 @@
-"""While a shard's pictures are looked at the next shard is read, which changes no table and leaves nothing behind."""
+"""A stage pulls pictures while the next shard is read ahead, which changes no output and leaves no thread behind."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+from PIL import Image
 
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import TarProblem, TarSample, read_samples
+from blipcore.io.storage import AnyPath
 from capfilt.caption.stage import CaptionConfig, caption_shards
-from capfilt.engine import run as engine
-from capfilt.engine.run import run
-from capfilt.engine.worker import attempt
-from capfilt.pictures import read_ahead as readahead
-from capfilt.pictures.read_ahead import Ready
-from capfilt.pictures.shard_pass import Look
+from capfilt.engine.run import run_shards
+from capfilt.engine.worker import StageRunner, Worker
+from capfilt.pictures import read_ahead
+from capfilt.pictures.read_ahead import PreparedPicture
+from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
+from capfilt.shards.format import write_shard
 from capfilt.shards.shard_set import ShardSet
 
 PICTURES = 6
 
 
-def width(image: Any) -> int:
+def width(image: Image.Image) -> int:
     return image.width
 
 
-def height(image: Any) -> int:
+def height(image: Image.Image) -> int:
     return image.height
 
 
+def do_nothing(shard: str) -> None:
+    pass
+
+
 @dataclass
-class Stage:
-    """Writes the keys of a shard's pictures."""
+class Keys:
+    """A stage that writes the keys of a shard's pictures, with hooks."""
 
     images: ShardSet
     folder: Path
-    name: str = "look"
-    prepare: Callable[[Any], int] = width
-    seen: list[str] = field(default_factory=list)
-    see: Callable[[str], None] = lambda shard: None
-    begin: Callable[[str], None] = lambda shard: None
-    close: Callable[[str], None] = lambda shard: None
+    name: str = "keys"
+    prepare: Callable[[Image.Image], int] = width
+    on_open: Callable[[str], None] = do_nothing
+    on_batch: Callable[[str], None] = do_nothing
+    on_write: Callable[[str], None] = do_nothing
+    sizes: list[int] = field(default_factory=list)
 
     def output(self, shard: str) -> Path:
         return self.folder / f"{shard}.txt"
 
     def setup(self, device: str) -> None:
-        self.look = Look(self.images, batch_size=4)
+        self.pictures = PictureReader(self.images, ahead=8)
 
-    def run(self, shard: str) -> dict[str, int]:
-        return self.look(shard, lambda: self.begin(shard) or [View(self, shard, self.prepare)])
-
-
-@dataclass
-class View:
-    stage: Stage
-    shard: str
-    prepare: Callable[[Any], int]
-    keys: list[str] = field(default_factory=list)
-
-    def see(self, batch: Sequence[Ready[int]]) -> None:
-        self.stage.see(self.shard)
-        assert [one.input for one in batch] == [40] * len(batch)
-        self.keys += [one.key for one in batch]
-
-    def close(self, pictures: Mapping[str, int]) -> dict[str, int]:
-        self.stage.close(self.shard)
-        self.stage.output(self.shard).write_text(" ".join(self.keys))
-        return dict(pictures)
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        keys: list[str] = []
+        with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
+            self.on_open(shard)
+            for batch in pictures.batches(4):
+                self.on_batch(shard)
+                assert batch.inputs == [40] * len(batch)
+                keys += batch.keys
+                self.sizes.append(len(batch))
+            self.on_write(shard)
+            self.output(shard).write_text(" ".join(keys))
+            return dict(pictures.counts)
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Shards whose tars have been opened, in order."""
     names: list[str] = []
-    read = read_pictures
-    monkeypatch.setattr(readahead, "read_pictures", lambda tar, problems: names.append(tar.stem) or read(tar, problems))
+
+    def read_and_record(tar: AnyPath, problems: list[TarProblem]) -> Iterator[TarSample]:
+        names.append(tar.stem)
+        return read_samples(tar, problems)
+
+    monkeypatch.setattr(read_ahead, "read_samples", read_and_record)
     return names
 
 
 @pytest.fixture
-def stage(shards, tmp_path: Path) -> Stage:
+def stage(shards, tmp_path: Path) -> Keys:
     (tmp_path / "out").mkdir()
-    return Stage(ShardSet.open(shards(4, PICTURES)), tmp_path / "out")
+    return Keys(ShardSet.open(shards(4, PICTURES)), tmp_path / "out")
 
 
-def written(stage: Stage) -> dict[str, str]:
+@pytest.fixture
+def runner(stage: Keys) -> StageRunner:
+    runner = StageRunner(stage, "cpu", index=0)
+    runner.setup()
+    return runner
+
+
+def outputs(stage: Keys) -> dict[str, str]:
     return {path.stem: path.read_text() for path in sorted(stage.folder.iterdir())}
 
 
@@ -97,8 +105,8 @@ def keys(shard: str) -> str:
     return " ".join(f"{1000 * int(shard) + number:06d}" for number in range(PICTURES))
 
 
-def all_end() -> bool:
-    """Whether no thread that reads or decodes is left, or soon will be."""
+def all_threads_end() -> bool:
+    """Return True if no thread that reads or decodes remains, or soon remains."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if not any(thread.name.startswith(("read", "decode")) for thread in threading.enumerate()):
@@ -114,85 +122,111 @@ def wait_for(opened: list[str], shard: str) -> None:
         time.sleep(0.002)
 
 
-def test_the_next_tar_is_opened_before_the_table_is_written_and_each_once(stage: Stage, opened: list[str]) -> None:
+def test_batches_are_full_of_decoded_pictures(tmp_path: Path, drawn) -> None:
+    samples = [drawn(number) for number in range(20)]
+    samples[3] = TarSample("bad", b"junk", "a text")
+    samples[19] = TarSample("bad too", b"", None)
+    write_shard(tmp_path / "00000.tar", samples)
+    with PictureReader(ShardSet.open(tmp_path), ahead=64).open("00000", width) as pictures:
+        batches = list(pictures.batches(4))
+    assert [len(batch.keys) for batch in batches] == [4, 4, 4, 4, 2]
+    assert [len(batch) for batch in batches] == [5, 4, 4, 4, 3]
+    assert batches[0].keys == ["000000", "000001", "000002", "000004"] and batches[0].inputs == [40] * 4
+    assert pictures.counts["pictures"] == 20 and pictures.counts["undecodable"] == 2
+
+
+def test_a_batch_has_the_inputs_of_each_model() -> None:
+    prepare = PrepareEach((width, height))
+    assert prepare == PrepareEach((width, height)) != PrepareEach((height, width))
+    pictures = [
+        PreparedPicture("a", None, prepare(Image.new("RGB", (3, 5)))),
+        PreparedPicture("b", None, None, "empty"),
+    ]
+    batch = PictureBatch(pictures)
+    assert [batch.select(position).inputs for position in (0, 1)] == [[3], [5]]
+    assert len(batch.select(1)) == 2 and batch.select(1).keys == ["a"]
+
+
+def test_the_next_tar_is_opened_before_the_output_is_written_and_each_tar_once(stage: Keys, opened: list[str]) -> None:
     following = dict(zip(stage.images.shards, stage.images.shards[1:], strict=False))
-    stage.close = lambda shard: wait_for(opened, following[shard]) if shard in following else None
-    summary = run(stage, stage.images.shards, device="cpu", progress=False)
+    stage.on_write = lambda shard: wait_for(opened, following[shard]) if shard in following else None
+    summary = run_shards(stage, stage.images.shards, device="cpu", progress=False)
     assert (summary.done, summary.counts["pictures"]) == (4, 4 * PICTURES)
-    assert written(stage) == {shard: keys(shard) for shard in stage.images.shards}
+    assert outputs(stage) == {shard: keys(shard) for shard in stage.images.shards}
     assert opened == stage.images.shards
-    assert all_end()
+    assert all_threads_end()
 
 
-def test_wrong_hints_cost_time_alone(stage: Stage, opened: list[str]) -> None:
-    stage.setup("cpu")
-    stage.close = lambda shard: wait_for(opened, {"00000": "00001", "00003": "00002"}.get(shard, shard))
-    for shard, upcoming in (("00000", "00001"), ("00003", "00002"), ("00002", None), ("00002", None), ("00001", None)):
-        assert attempt(stage, shard, upcoming=upcoming).kind == "done"
-        assert upcoming or all_end()
+def test_a_wrong_next_shard_is_dropped(stage: Keys, runner: StageRunner, opened: list[str]) -> None:
+    stage.on_write = lambda shard: wait_for(opened, {"00000": "00001", "00003": "00002"}.get(shard, shard))
+    for shard, following in (("00000", "00001"), ("00003", "00002"), ("00002", None), ("00002", None), ("00001", None)):
+        assert runner.run(shard, next_shard=following).kind == "done"
+        assert following or all_threads_end()
     assert opened == ["00000", "00001", "00003", "00002", "00002", "00001"]
-    assert written(stage) == {shard: keys(shard) for shard in stage.images.shards}
+    assert outputs(stage) == {shard: keys(shard) for shard in stage.images.shards}
 
 
-def test_pictures_prepared_for_others_are_read_anew(stage: Stage, opened: list[str]) -> None:
-    stage.setup("cpu")
-    stage.close = lambda shard: wait_for(opened, "00001")
-    attempt(stage, "00000", upcoming="00001")
+def test_pictures_prepared_for_another_model_are_read_again(
+    stage: Keys, runner: StageRunner, opened: list[str]
+) -> None:
+    stage.on_write = lambda shard: wait_for(opened, "00001")
+    runner.run("00000", next_shard="00001")
     stage.prepare = height
-    assert attempt(stage, "00001").kind == "done"
+    assert runner.run("00001").kind == "done"
     assert opened == ["00000", "00001", "00001"]
-    assert all_end()
+    assert all_threads_end()
 
 
-@pytest.mark.parametrize("where", ["begin", "see", "close"])
-def test_a_shard_that_fails_is_done_again_and_the_next_one_is_not_harmed(stage: Stage, where: str) -> None:
+@pytest.mark.parametrize("hook", ["on_open", "on_batch", "on_write"])
+def test_a_shard_that_fails_is_retried_and_the_next_one_is_not_affected(stage: Keys, hook: str) -> None:
     failed = []
 
     def fail_once(shard: str) -> None:
         if shard == "00001" and not failed:
             failed.append(shard)
-            raise RuntimeError("the card fell off the bus")
+            raise RuntimeError("the GPU is lost")
 
-    setattr(stage, where, fail_once)
-    assert run(stage, stage.images.shards, device="cpu", progress=False).done == 4
-    assert written(stage) == {shard: keys(shard) for shard in stage.images.shards}
-    assert all_end()
+    setattr(stage, hook, fail_once)
+    assert run_shards(stage, stage.images.shards, device="cpu", progress=False).done == 4
+    assert outputs(stage) == {shard: keys(shard) for shard in stage.images.shards}
+    assert all_threads_end()
 
 
-def test_a_tar_that_is_missing_fails_alone(stage: Stage) -> None:
-    stage.images.tar("00001").unlink()
-    stage.images.tar("00003").unlink()
-    summary = run(stage, stage.images.shards, device="cpu", progress=False)
-    assert {shard: why.split(":")[0] for shard, why in summary.failed.items()} == {
+def test_a_missing_tar_fails_alone(stage: Keys) -> None:
+    for shard in ("00001", "00003"):
+        (Path(str(stage.images.path)) / f"{shard}.tar").unlink()
+    summary = run_shards(stage, stage.images.shards, device="cpu", progress=False)
+    assert {shard: reason.split(":")[0] for shard, reason in summary.failed.items()} == {
         "00001": "FileNotFoundError",
         "00003": "FileNotFoundError",
     }
-    assert written(stage) == {shard: keys(shard) for shard in ("00000", "00002")}
-    assert all_end()
+    assert outputs(stage) == {shard: keys(shard) for shard in ("00000", "00002")}
+    assert all_threads_end()
 
 
-@pytest.mark.parametrize("where", ["begin", "see", "close"])
-def test_an_interrupt_leaves_no_thread(stage: Stage, where: str) -> None:
+@pytest.mark.parametrize("hook", ["on_open", "on_batch", "on_write"])
+def test_an_interrupt_leaves_no_thread(stage: Keys, hook: str) -> None:
     def interrupt(shard: str) -> None:
         if shard == "00001":
             raise KeyboardInterrupt
 
-    setattr(stage, where, interrupt)
+    setattr(stage, hook, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(stage, stage.images.shards, device="cpu", progress=False)
-    assert all_end()
+        run_shards(stage, stage.images.shards, device="cpu", progress=False)
+    assert all_threads_end()
 
 
-def test_what_is_never_asked_for_goes_with_its_worker(stage: Stage, opened: list[str]) -> None:
-    stage.setup("cpu")
-    attempt(stage, "00000", upcoming="00001")
+def test_an_unused_next_shard_is_dropped_with_its_reader(stage: Keys, runner: StageRunner, opened: list[str]) -> None:
+    runner.run("00000", next_shard="00001")
     wait_for(opened, "00001")
-    del stage.look
+    del stage.pictures
     gc.collect()
-    assert all_end()
+    assert all_threads_end()
 
 
-def test_captions_are_the_same_without(shards, tiny_captioner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_are_the_same_without_reading_ahead(
+    shards, tiny_captioner: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = shards(3, 10)
 
     def captions(name: str) -> list[bytes]:
@@ -201,5 +235,8 @@ def test_captions_are_the_same_without(shards, tiny_captioner: Path, monkeypatch
         return [path.read_bytes() for path in sorted((data / "captions" / name).glob("*.parquet"))]
 
     ahead = captions("ahead")
-    monkeypatch.setattr(engine, "upcoming", lambda: None)
+    open_shard = PictureReader.open
+    monkeypatch.setattr(
+        PictureReader, "open", lambda reader, shard, prepare, **_: open_shard(reader, shard, prepare, next_shard=None)
+    )
     assert captions("alone") == ahead
