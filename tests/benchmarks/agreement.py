@@ -1,8 +1,8 @@
-"""How far bf16, int8 and the backends change what the models say: captions and verdicts against those in fp32.
+"""Effect of bf16, int8 and the backends on captions and verdicts, compared with fp32.
 
-In: a shard set with captions, such as the demo's, its captioner and its filter. Out, for each backend: the share of
-pairs on whose verdict at 0.5 it agrees with fp32; the share of captions that differ, and how near the noise was to
-another token where they part. `near` is a distance in the nucleus' cumulative probability, under fp32.
+Takes a shard set with captions, such as the demo's, its captioner and its filter. Prints per backend the share of pairs
+whose verdict at 0.5 equals that in fp32, and the share of captions that differ. `distance` is how far the noise was
+from drawing the other token where two captions first differ, in cumulative probability of the fp32 nucleus.
 
     capfilt demo --out demo
     python tests/benchmarks/agreement.py demo/data --captioner demo/runs/captioner/model --filter demo/runs/filter/model
@@ -20,90 +20,105 @@ from blipcore.data.transforms import eval_transform, load_image
 from blipcore.device import resolve_backend
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
-from blipcore.generate.sample import _constrain, sample_noise
-from blipcore.inference.prepare import for_inference
-from blipcore.io.samples import read_pictures
+from blipcore.generate.sample import constrain_scores, sample_noise
+from blipcore.inference.prepare import prepare_for_inference
+from blipcore.io.samples import read_samples
+from blipcore.model.blip import Blip
+from blipcore.model.tokenizer import Tokenizer
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.score import score_shards
 from capfilt.shards.shard_set import ShardSet
 
 BATCH = 64
-HALF = 0.5
+THRESHOLD = 0.5
 
 
 def scores(data: str, model: str, out: str, dtype: str, backend: str) -> dict[tuple, float]:
-    """(key, source, index) -> ITM probability of all pairs."""
+    """Return the ITM probability of all pairs by (key, source, index)."""
     config = ScoreConfig(data=data, model=model, out=out, dtype=dtype, backend=backend, scores=f"{dtype}-{backend}")
     folder = score_shards(config, progress=False).folder
-    found = {}
+    probabilities = {}
     for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path).to_pylist()
-        found |= {(row["key"], row["source"], row["index"]): row["itm"] for row in table if row["itm"] is not None}
-    return found
+        for row in pq.read_table(path).to_pylist():
+            if row["itm"] is not None:
+                probabilities[row["key"], row["source"], row["index"]] = row["itm"]
+    return probabilities
 
 
-def verdicts(args: argparse.Namespace, backends: list[str]) -> None:
+def compare_verdicts(args: argparse.Namespace, backends: list[str]) -> None:
+    """Print the agreement of the verdicts."""
     with tempfile.TemporaryDirectory() as out:
         exact = scores(args.data, args.filter, out, "fp32", "torch")
-        print("| backend | pairs | verdicts agree | largest difference | farthest from 0.5 that differs |")
+        print("| backend | pairs | equal verdicts | largest difference | farthest changed score from 0.5 |")
         print("|---|---|---|---|---|")
         for backend in backends:
-            found = scores(args.data, args.filter, out, "bf16", backend)
-            parted = [key for key in exact if (exact[key] >= HALF) != (found[key] >= HALF)]
-            largest = max(abs(exact[key] - found[key]) for key in exact)
-            farthest = max((abs(exact[key] - HALF) for key in parted), default=0.0)
-            agree = 1 - len(parted) / len(exact)
+            other = scores(args.data, args.filter, out, "bf16", backend)
+            changed = [key for key in exact if (exact[key] >= THRESHOLD) != (other[key] >= THRESHOLD)]
+            largest = max(abs(exact[key] - other[key]) for key in exact)
+            farthest = max((abs(exact[key] - THRESHOLD) for key in changed), default=0.0)
+            agree = 1 - len(changed) / len(exact)
             print(f"| {backend} | {len(exact)} | {agree:.2%} | {largest:.3f} | {farthest:.3f} |")
 
 
 @torch.inference_mode()
-def captions(args: argparse.Namespace, backends: list[str]) -> None:
-    images = ShardSet.open(args.data)
+def compare_captions(args: argparse.Namespace, backends: list[str]) -> None:
+    """Print the agreement of the captions of the first shard's pictures."""
+    shards = ShardSet.open(args.data)
     config = GenerateConfig()
     plain, tokenizer = load_model(args.captioner, needs=("decode",))
     prepare = eval_transform(plain.config.vision.image_size)
     keys, pixels = [], []
-    for picture in read_pictures(images.tar(images.shards[0]), []):
+    for picture in read_samples(shards.tar(shards.shards[0]), []):
         if len(keys) < args.pictures and picture.error is None:
             keys.append(picture.key)
             pixels.append(prepare(load_image(picture.image)))
-    models = {"fp32": for_inference(plain, "cpu", "fp32")}
-    models |= {name: for_inference(load_model(args.captioner)[0], "cpu", "bf16", backend=name) for name in backends}
-    said = {name: [] for name in models}
+    models = {"fp32": prepare_for_inference(plain, "cpu", "fp32")}
+    for name in backends:
+        models[name] = prepare_for_inference(load_model(args.captioner)[0], "cpu", "bf16", backend=name)
+    ids: dict[str, list[list[int]]] = {name: [] for name in models}
     for start in range(0, len(keys), BATCH):
         batch = torch.stack(pixels[start : start + BATCH])
         for name, model in models.items():
-            said[name] += generate(model, model.encode_image(batch), tokenizer, config, keys[start : start + BATCH]).ids
-    print("\n| backend | captions | differ | near: median | near: largest |")
+            ids[name] += generate(model, model.encode_image(batch), tokenizer, config, keys[start : start + BATCH]).ids
+    print("\n| backend | captions | different | distance: median | distance: largest |")
     print("|---|---|---|---|---|")
     for name in backends:
-        near = []
-        for key, picture, exact, other in zip(keys, pixels, said["fp32"], said[name], strict=True):
+        distances = []
+        for key, picture, exact, other in zip(keys, pixels, ids["fp32"], ids[name], strict=True):
             if exact != other:
-                near.append(distance(models["fp32"], tokenizer, config, key, picture, exact, other))
-        tail = f"{statistics.median(near):.4f} | {max(near):.4f}" if near else "- | -"
-        print(f"| {name} | {len(keys)} | {len(near) / len(keys):.2%} | {tail} |")
+                distances.append(noise_distance(models["fp32"], tokenizer, config, key, picture, exact, other))
+        tail = f"{statistics.median(distances):.4f} | {max(distances):.4f}" if distances else "- | -"
+        print(f"| {name} | {len(keys)} | {len(distances) / len(keys):.2%} | {tail} |")
 
 
-def distance(model, tokenizer, config: GenerateConfig, key: str, picture, exact: list[int], other: list[int]) -> float:
-    """How much the noise would have to move, in fp32, to draw the first token that `other` has and `exact` has not."""
+def noise_distance(
+    model: Blip,
+    tokenizer: Tokenizer,
+    config: GenerateConfig,
+    key: str,
+    pixels: torch.Tensor,
+    exact: list[int],
+    other: list[int],
+) -> float:
+    """Return how far the noise is, in fp32, from drawing the first token in which `other` differs from `exact`."""
     exact, other = [*exact, tokenizer.sep], [*other, tokenizer.sep]
-    place = next(i for i, (a, b) in enumerate(zip(exact, other, strict=False)) if a != b)
+    position = next(i for i, (a, b) in enumerate(zip(exact, other, strict=False)) if a != b)
     prompt = tokenizer.prompt(config.prompt)
-    ids = torch.tensor([prompt + exact[:place]])
-    kv = model.text.image_kv(model.encode_image(picture[None]))
+    ids = torch.tensor([prompt + exact[:position]])
+    kv = model.text.image_kv(model.encode_image(pixels[None]))
     logits = model.text.logits(model.text.decode(ids, torch.ones_like(ids), kv)[:, -1]).float()
-    top, tokens = _constrain(logits, ids, tokenizer.sep, config).topk(min(config.top_k, logits.shape[1]))
+    top, tokens = constrain_scores(logits, ids, tokenizer.sep, config).topk(min(config.top_k, logits.shape[1]))
     share = top.double().softmax(1)
     kept = share.cumsum(1) - share <= config.top_p
-    if not kept[0][tokens[0] == other[place]].any():  # it came into the nucleus by rounding
-        return (share.cumsum(1) - share)[0][tokens[0] == other[place]].sub(config.top_p).abs().min().item()
+    if not kept[0][tokens[0] == other[position]].any():
+        # Rounding moved the other token into the nucleus.
+        return (share.cumsum(1) - share)[0][tokens[0] == other[position]].sub(config.top_p).abs().min().item()
     share, tokens = (share * kept)[0], tokens[0]
     tokens, order = tokens.sort()
     cdf = share[order].cumsum(0) / share.sum()
-    at = int((tokens == other[place]).nonzero())
-    low, high = (cdf[at - 1].item() if at else 0.0), cdf[at].item()
-    noise = float(sample_noise(config.seed, key, 0, place + 1)[place])
+    rank = int((tokens == other[position]).nonzero())
+    low, high = (cdf[rank - 1].item() if rank else 0.0), cdf[rank].item()
+    noise = float(sample_noise(config.seed, key, 0, position + 1)[position])
     return max(low - noise, noise - high, 0.0)
 
 
@@ -112,12 +127,13 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--captioner", required=True)
     parser.add_argument("--filter", required=True)
-    parser.add_argument("--pictures", type=int, default=1000, help="to caption, of the first shard")
+    parser.add_argument("--pictures", type=int, default=1000, help="number of pictures of the first shard to caption")
     args = parser.parse_args()
-    best = resolve_backend("cpu", "bf16")
-    backends = [best] if best == "torch" else [best, "torch", "openvino-int8"]  # all with the rest in bf16
-    verdicts(args, backends)
-    captions(args, backends)
+    default = resolve_backend("cpu", "bf16")
+    # The backend of the image encoder; everything else runs in bf16.
+    backends = [default] if default == "torch" else [default, "torch", "openvino-int8"]
+    compare_verdicts(args, backends)
+    compare_captions(args, backends)
 
 
 if __name__ == "__main__":

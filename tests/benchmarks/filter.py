@@ -1,24 +1,25 @@
 """Speed of `capfilt filter`'s scores from tar to table, against transformers' BLIP, batched and one pair at a time.
 
-    one pair       a picture and a text a forward pass in fp32, as data-juicer's image_text_matching_filter runs it
-    transformers   BlipProcessor and BlipForImageTextRetrieval over batches of pairs, the fastest batch size tried
-    capfilt        the stage as the command runs it, which also gives the ITC cosine
+    one pair       one picture and text per forward pass in fp32, as in data-juicer's image_text_matching_filter
+    transformers   BlipProcessor and BlipForImageTextRetrieval on batches of pairs, at the fastest batch size tried
+    capfilt        the stage as the command runs it, which also computes the ITC cosine
     capfilt torch, capfilt openvino-int8
-                   the same without OpenVINO, and with the image encoder in int8, where that is installed
+                   the same without OpenVINO, and with the image encoder in int8, if OpenVINO is installed
 
-In: sizes and precision. Out: a table of pairs/s, ratios, the share of the measured matrix-product rate, memory. A
-picture has a web text of 4 to 20 words and a synthetic one of 6 to 14. All have the same random weights and pictures;
-the operations of a pair are those of its text and of half its picture, encoded once.
+Prints a table of pairs/s, ratios, share of the measured matrix-product rate, and memory. Each picture has a web text of
+4 to 20 words and a synthetic caption of 6 to 14. All contenders have the same random weights and pictures. The
+operations of a pair are those of its text and half of those of its picture, which is encoded once.
 
-    python tests/benchmarks/filter.py                      # ViT-B/16 at 384 pixels, the device that is there
+    python tests/benchmarks/filter.py                      # ViT-B/16 at 384 pixels, on the GPU if there is one
     python tests/benchmarks/filter.py --model large
-    python tests/benchmarks/filter.py --quick              # a small model, seconds; no claim
+    python tests/benchmarks/filter.py --quick              # a small model, to check that the benchmark runs
 """
 
 import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,44 +28,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import stages
 import torch
-from caption import options, settle
+from caption import build_parser, set_defaults
+from PIL import Image
 
-from blipcore.torchvision_shim import heal_torchvision
+from blipcore.torchvision_shim import repair_torchvision
 from capfilt.shards.format import CAPTIONS
 from capfilt.shards.tables import write_table
 
 PEERS = ["one pair fp32", "transformers fp32", "transformers bf16"]
 SYNTHETIC = "synthetic"
-TEXT_TOKENS = 14.0  # of a text on average, first token and [SEP] included: 12 and 10 words
+# Mean tokens per text with the first token and [SEP]: 12 and 10 words on average.
+MEAN_TOKENS = 14.0
 
 
-def words(rng: np.random.Generator, low: int, high: int) -> str:
-    """A text of `low` to `high` words of the benchmark's vocabulary, a token each."""
+def random_text(rng: np.random.Generator, low: int, high: int) -> str:
+    """Return a text of `low` to `high` words of the benchmark's vocabulary, one token each."""
     return " ".join(f"w{word}" for word in rng.integers(0, 400, rng.integers(low, high + 1)))
 
 
 class Transformers:
-    """Scores of pairs by the model card's lines, `batch_sizes` [1] being one pair at a time."""
+    """Scores pairs with the code of the model card; `batch_sizes` [1] means one pair at a time."""
 
     def __init__(self, work: Path, dtype: str, device: str, pictures: int, batch_sizes: list[int]) -> None:
-        heal_torchvision()
+        repair_torchvision()
         from transformers import BlipForImageTextRetrieval, BlipProcessor
 
         self.work, self.device, self.pictures = work, device, pictures
-        self.kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self.processor = BlipProcessor.from_pretrained(work / "hf")
-        self.model = BlipForImageTextRetrieval.from_pretrained(work / "hf", dtype=self.kind).to(device).eval()
-        some = list(self.pairs(max(batch_sizes)))[: max(batch_sizes)]
+        self.model = BlipForImageTextRetrieval.from_pretrained(work / "hf", dtype=self.dtype).to(device).eval()
+        pairs = list(self.pairs(max(batch_sizes)))[: max(batch_sizes)]
         self.batch_size = batch_sizes[0]
         if len(batch_sizes) > 1:
-            self.batch_size = stages.fastest_batch(batch_sizes, lambda n: self.score(some[:n]))
+            self.batch_size = stages.fastest_batch(batch_sizes, lambda n: self.score(pairs[:n]))
 
-    def pairs(self, pictures: int):
+    def pairs(self, pictures: int) -> Iterator[tuple[str, Image.Image, str]]:
+        """Yield key, picture and text of both pairs of each picture."""
         table = pq.read_table(self.work / "data" / "captions" / SYNTHETIC / f"{stages.SHARD}.parquet")
-        said = dict(zip(table["key"].to_pylist(), table["text"].to_pylist(), strict=True))
+        captions = dict(zip(table["key"].to_pylist(), table["text"].to_pylist(), strict=True))
         for key, image, web in stages.read_tar(self.work / "data", pictures):
             yield key, image, web
-            yield key, image, said[key]
+            yield key, image, captions[key]
 
     @torch.inference_mode()
     def score(self, pairs: list) -> list[float]:
@@ -73,7 +77,7 @@ class Transformers:
             text=[text for *_, text in pairs],
             padding=True,
             return_tensors="pt",
-        ).to(self.device, self.kind)
+        ).to(self.device, self.dtype)
         return self.model(**inputs).itm_score.float().softmax(-1)[:, 1].tolist()
 
     def run(self) -> dict[str, Any]:
@@ -89,7 +93,7 @@ class Transformers:
 
 
 class Capfilt:
-    """The scoring stage of `capfilt filter`."""
+    """The scoring stage of `capfilt filter`, without the engine around it."""
 
     def __init__(self, work: Path, dtype: str, device: str, backend: str, batch_size: int) -> None:
         from blipcore.device import resolve_backend
@@ -105,56 +109,60 @@ class Capfilt:
         folder.mkdir()
         captions = {"web": None, SYNTHETIC: work / "data" / "captions" / SYNTHETIC}
         self.stage = ScoreStage(config, ShardSet.open(config.data), folder, captions, dtype, backend)
+        self.device = device
         self.stage.setup(device)
 
     def run(self) -> dict[str, Any]:
-        return stages.run_stage(self.stage, "texts_scored", "itm")
+        return stages.run_stage(self.stage, self.device, "texts_scored", "itm")
 
 
 def contenders(args: argparse.Namespace, work: Path) -> list[stages.Contender]:
     config = stages.model_config(args.model, args.image_size)
-    image, read = stages.image_operations(config), TEXT_TOKENS * stages.token_operations(config, True, False)
-    alone = TEXT_TOKENS * stages.token_operations(config, False, False)  # for ITC
+    image = stages.image_operations(config)
+    itm_text = MEAN_TOKENS * stages.token_operations(config, image=True, head=False)
+    itc_text = MEAN_TOKENS * stages.token_operations(config, image=False, head=False)
     shared = {"work": work, "device": args.device}
     single = shared | {"dtype": "fp32", "pictures": max(1, args.peer_pictures // 2), "batch_sizes": [1]}
-    found = [stages.Contender("one pair", "fp32", Transformers, single, image + read)]
+    rows = [stages.Contender("one pair", "fp32", Transformers, single, image + itm_text)]
     for dtype in args.dtype:
-        own = shared | {"dtype": dtype, "pictures": args.peer_pictures, "batch_sizes": args.peer_batch_sizes}
-        found.append(stages.Contender("transformers", dtype, Transformers, own, image + read))
+        options = shared | {"dtype": dtype, "pictures": args.peer_pictures, "batch_sizes": args.peer_batch_sizes}
+        rows.append(stages.Contender("transformers", dtype, Transformers, options, image + itm_text))
     dtype = args.dtype[-1]
     for name, backend in [("capfilt", "auto"), *((f"capfilt {backend}", backend) for backend in args.backends)]:
-        own = shared | {"dtype": dtype, "backend": backend, "batch_size": args.batch_size}
-        found.append(stages.Contender(name, dtype, Capfilt, own, image / 2 + read + alone))
-    return found
+        options = shared | {"dtype": dtype, "backend": backend, "batch_size": args.batch_size}
+        rows.append(stages.Contender(name, dtype, Capfilt, options, image / 2 + itm_text + itc_text))
+    return rows
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         stages.save_both(work, stages.model_config(args.model, args.image_size), "encode", "itc", "itm")
-        stages.write_pictures(work / "data", args.pictures, args.picture_size, lambda rng: words(rng, 4, 20))
+        stages.write_pictures(work / "data", args.pictures, args.picture_size, lambda rng: random_text(rng, 4, 20))
         rng = np.random.default_rng(1)
-        said = [{"key": f"{number:06d}", "index": 0, "text": words(rng, 6, 14)} for number in range(args.pictures)]
-        table = pa.Table.from_pylist(said, schema=CAPTIONS)
+        captions = [
+            {"key": f"{number:06d}", "index": 0, "text": random_text(rng, 6, 14)} for number in range(args.pictures)
+        ]
+        table = pa.Table.from_pylist(captions, schema=CAPTIONS)
         write_table(work / "data" / "captions" / SYNTHETIC / f"{stages.SHARD}.parquet", table)
         rows = stages.compete(contenders(args, work), args.rounds, args.device)
     return {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "work": f"{args.model} at {stages.model_config(args.model, args.image_size).vision.image_size} px, two texts a "
-        f"picture, JPEGs of {args.picture_size} px; {args.rounds} rounds of {args.pictures} pictures "
+        "work": f"{args.model} at {stages.model_config(args.model, args.image_size).vision.image_size} px, "
+        f"two texts per picture, JPEGs of {args.picture_size} px; {args.rounds} rounds of {args.pictures} pictures "
         f"(transformers: {args.peer_pictures}, one pair: {max(1, args.peer_pictures // 2)})",
         "rows": rows,
     }
 
 
-def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    return settle(options(__doc__.split("\n")[0]).parse_args(given))
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    return set_defaults(build_parser(__doc__.split("\n")[0]).parse_args(words))
 
 
-def main(given: list[str] | None = None) -> None:
-    args = arguments(given)
+def main(words: list[str] | None = None) -> None:
+    args = arguments(words)
     result = measure(args)
     print(json.dumps(result)) if args.json else stages.show(result, "pairs", PEERS)
 

@@ -1,8 +1,8 @@
-"""The three losses of pre-training as the official BLIP computes them, from transformers' blocks.
+"""The three pre-training losses as in the official BLIP code, built from transformers' blocks.
 
-Those blocks are the official code's arithmetic: attention written out, keys and values of cross-attention anew in each
-pass. As in the official `blip_pretrain.py`, the forward pass moves the momentum encoders and fills the queues, and the
-negatives are drawn one by one.
+These blocks have the official arithmetic: explicit attention, and new keys and values of cross-attention in each pass.
+As in the official `blip_pretrain.py`, the forward pass updates the momentum encoders and queues and draws the negatives
+one by one.
 """
 
 import copy
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from blipcore.checkpoints.names import to_official
 from blipcore.model.blip import Blip
-from blipcore.tasks.contrastive import FLOOR
-from blipcore.tasks.losses import IGNORE, clamp_temperature, itc_loss, soft_targets
+from blipcore.tasks.contrastive import MIN_NEGATIVE_WEIGHT
+from blipcore.tasks.losses import IGNORE_INDEX, clamp_temperature, itc_loss, soft_targets
 from blipcore.tasks.pretrain import PretrainConfig
-from blipcore.tasks.task import Batch, Outputs, Progress, with_first
-from blipcore.torchvision_shim import heal_torchvision
+from blipcore.tasks.task import Batch, Outputs, Progress, replace_first
+from blipcore.torchvision_shim import repair_torchvision
 
 
 class Official(nn.Module):
-    """The three losses as the official model computes them, from transformers' blocks with the weights of `model`."""
+    """The official pre-training model, from transformers' blocks with the weights of `model`."""
 
     def __init__(self, model: Blip, config: PretrainConfig) -> None:
         super().__init__()
-        heal_torchvision()
+        repair_torchvision()
         import transformers
 
         sizes, text = model.config.vision, model.config.text
@@ -66,16 +66,16 @@ class Official(nn.Module):
         self.tie()
         self.pairs = []
         for name in ("vision_model", "vision_proj", "text_encoder", "text_proj"):
-            slow = copy.deepcopy(getattr(self, name)).requires_grad_(False)
-            self.add_module(f"{name}_m", slow)
-            self.pairs += list(zip(getattr(self, name).parameters(), slow.parameters(), strict=True))
+            momentum = copy.deepcopy(getattr(self, name)).requires_grad_(False)
+            self.add_module(f"{name}_m", momentum)
+            self.pairs += list(zip(getattr(self, name).parameters(), momentum.parameters(), strict=True))
         width, size = model.config.embed_dim, config.queue_size
         self.register_buffer("image_queue", torch.empty(width, size))
         self.register_buffer("text_queue", torch.empty(width, size))
         self.pointer = 0
 
     def tie(self) -> None:
-        """Share everything but self-attention between the two text stacks, and the word matrix with the LM head."""
+        """Share all but self-attention between the two text stacks, and the word embeddings with the LM head."""
         decoder = self.text_decoder.bert
         for name, parameter in list(decoder.named_parameters()):
             if ".attention." not in name:
@@ -85,7 +85,7 @@ class Official(nn.Module):
         head.decoder.weight, head.decoder.bias = decoder.embeddings.word_embeddings.weight, head.bias
 
     def before_step(self, progress: Progress) -> None:
-        """Nothing to do: the official forward pass moves the momentum encoders itself."""
+        """Do nothing: the official forward pass updates the momentum encoders."""
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         pixels, ids, mask = batch["pixels"], batch["input_ids"], batch["attention_mask"]
@@ -97,12 +97,12 @@ class Official(nn.Module):
         hidden = self.text_encoder(ids, attention_mask=mask).last_hidden_state
         text_feat = F.normalize(self.text_proj(hidden[:, 0]).float(), dim=-1)
         with torch.no_grad():
-            for parameter, slow in self.pairs:
-                slow.data = slow.data * self.config.momentum + parameter.data * (1.0 - self.config.momentum)
-            slow_image = self.vision_model_m(pixels).last_hidden_state
-            image_key = F.normalize(self.vision_proj_m(slow_image[:, 0]).float(), dim=-1)
-            slow_hidden = self.text_encoder_m(ids, attention_mask=mask).last_hidden_state
-            text_key = F.normalize(self.text_proj_m(slow_hidden[:, 0]).float(), dim=-1)
+            for parameter, momentum in self.pairs:
+                momentum.data = momentum.data * self.config.momentum + parameter.data * (1.0 - self.config.momentum)
+            momentum_image = self.vision_model_m(pixels).last_hidden_state
+            image_key = F.normalize(self.vision_proj_m(momentum_image[:, 0]).float(), dim=-1)
+            momentum_hidden = self.text_encoder_m(ids, attention_mask=mask).last_hidden_state
+            text_key = F.normalize(self.text_proj_m(momentum_hidden[:, 0]).float(), dim=-1)
         with torch.autocast(ids.device.type, enabled=False):
             image_keys = torch.cat([image_key.T, self.image_queue], dim=1)
             text_keys = torch.cat([text_key.T, self.text_queue], dim=1)
@@ -117,11 +117,11 @@ class Official(nn.Module):
         self.text_queue[:, self.pointer : self.pointer + B] = text_key.T
         self.pointer = (self.pointer + B) % self.config.queue_size
 
-        enc = with_first(ids, self.enc)
+        enc = replace_first(ids, self.enc)
         positive = self.text_encoder(
             enc, attention_mask=mask, encoder_hidden_states=image, encoder_attention_mask=image_mask
         ).last_hidden_state
-        images, texts = self.negatives(i2t[:, :B], t2i[:, :B])
+        images, texts = self.draw_negatives(i2t[:, :B], t2i[:, :B])
         negative = self.text_encoder(
             torch.cat([enc, torch.stack([enc[i] for i in texts])]),
             attention_mask=torch.cat([mask, torch.stack([mask[i] for i in texts])]),
@@ -131,11 +131,11 @@ class Official(nn.Module):
         logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]])).float()
         labels = torch.cat([torch.ones(B, dtype=torch.long), torch.zeros(2 * B, dtype=torch.long)]).to(ids.device)
         decoded = self.text_decoder(
-            with_first(ids, self.bos),
+            replace_first(ids, self.bos),
             attention_mask=mask,
             encoder_hidden_states=image,
             encoder_attention_mask=image_mask,
-            labels=ids.masked_fill(mask == 0, IGNORE),
+            labels=ids.masked_fill(mask == 0, IGNORE_INDEX),
         )
         out = {
             "loss_itc": itc_loss(i2t, t2i, *targets),
@@ -145,10 +145,10 @@ class Official(nn.Module):
         return out | {"loss": sum(out.values())}
 
     @torch.no_grad()
-    def negatives(self, i2t: Tensor, t2i: Tensor) -> list[list[int]]:
-        """For each text an image, for each image a text, one after the other."""
-        weights = [(logits.softmax(1) + FLOOR).fill_diagonal_(0) for logits in (t2i, i2t)]
+    def draw_negatives(self, i2t: Tensor, t2i: Tensor) -> list[list[int]]:
+        """Draw a negative image per text and a negative text per image, one after the other."""
+        weights = [(logits.softmax(1) + MIN_NEGATIVE_WEIGHT).fill_diagonal_(0) for logits in (t2i, i2t)]
         return [[int(torch.multinomial(row, 1).item()) for row in rows] for rows in weights]
 
     def after_step(self, outputs: list[Outputs]) -> None:
-        """Nothing to do: the official forward pass fills the queues itself."""
+        """Do nothing: the official forward pass updates the queues."""

@@ -1,12 +1,12 @@
-"""What many shards cost where no model does: time and memory a shard, start-up, resuming, rows a second.
+"""Overhead of many shards without the cost of models: time and memory per shard, start-up, resuming, rows per second.
 
-    python tests/benchmarks/scale.py                        # 10 to 10,000 shards, tables, pictures; some minutes
+    python tests/benchmarks/scale.py                        # 10 to 10,000 shards, tables, pictures; a few minutes
     python tests/benchmarks/scale.py --shards 10 1000       # fewer
-    python tests/benchmarks/scale.py --cost --rate 300      # what 10 million and a billion pairs come to
+    python tests/benchmarks/scale.py --cost --rate 300      # cost of 10 million and a billion pairs
 
-Captions and scores are made by models that answer at once, so what is left is the tool's own. Each number of shards
-runs in a process of its own, whose memory is then its own. Seconds are of the clock and, beside them, of the processor:
-on a busy machine believe the second. examples/scale.md says what follows from them.
+The captioner and the scorer return constants at once. Each number of shards runs in its own process, so that its memory
+can be measured. Times are pairs of wall time and processor time; on a busy machine only the second is meaningful.
+examples/scale.md draws the conclusions.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from unittest import mock
 import pyarrow as pa
 from PIL import Image
 
-from blipcore.io.samples import Picture
-from capfilt.caption import stage as caption
+from blipcore.io.samples import TarSample
+from capfilt.caption import stage as caption_stage
+from capfilt.caption.captioner import Caption
 from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
 from capfilt.filter import blip as scorer_blip
-from capfilt.filter import score
+from capfilt.filter import find_scores
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.rewrite import RewriteStage
 from capfilt.filter.score import ScoreStage
@@ -44,28 +45,13 @@ from capfilt.pictures.read_ahead import ReadAhead
 from capfilt.shards.format import CAPTIONS, filtered_schema, write_shard
 from capfilt.shards.tables import write_table
 
-ROWS = 10_000  # to a shard, as `download` and `pack` make them
-WORDS = [
-    "a",
-    "the",
-    "red",
-    "dog",
-    "cat",
-    "tree",
-    "with",
-    "on",
-    "of",
-    "two",
-    "and",
-    "small",
-    "picture",
-    "street",
-    "house",
-]
+# Rows per shard, as in `download` and `pack`.
+ROWS = 10_000
+VOCABULARY = "a the red dog cat tree with on of two and small picture street house"
 
 
-class Answers:
-    """A captioner and a scorer that look at nothing."""
+class ConstantModel:
+    """A captioner and scorer that ignores the pictures."""
 
     columns = ("itm", "itc")
 
@@ -75,8 +61,8 @@ class Answers:
     def prepare(self, image: Image.Image) -> None:
         return None
 
-    def caption(self, inputs: list[None], keys: list[str]) -> list[list[tuple[str, float]]]:
-        return [[(f"a picture of {key}", -1.0)] for key in keys]
+    def caption(self, inputs: list[None], keys: list[str]) -> list[list[Caption]]:
+        return [[Caption(f"a picture of {key}", -1.0)] for key in keys]
 
     def score(self, inputs: list[None], texts: list[list[str]]) -> dict[str, list[list[float]]]:
         return {column: [[0.5] * len(of_picture) for of_picture in texts] for column in self.columns}
@@ -84,103 +70,103 @@ class Answers:
 
 @contextmanager
 def no_models() -> Iterator[None]:
-    """Inside, caption and filter answer without a model."""
+    """Replace captioner and scorer by `ConstantModel`."""
     with (
-        mock.patch.object(caption, "open_captioner", Answers),
-        mock.patch.object(caption, "captioner_fingerprint", lambda *_: "nothing"),
-        mock.patch.object(scorer_blip, "BlipScorer", Answers),
-        mock.patch.object(score, "fingerprint", lambda *_: "nothing"),
+        mock.patch.object(caption_stage, "open_captioner", ConstantModel),
+        mock.patch.object(caption_stage, "captioner_fingerprint", lambda *_: "nothing"),
+        mock.patch.object(scorer_blip, "BlipScorer", ConstantModel),
+        mock.patch.object(find_scores, "fingerprint", lambda *_: "nothing"),
     ):
         yield
 
 
-class Times:
-    """When the shards of a run began and ended: the first, the last, and what lies between."""
+class StageTimes:
+    """The start of the first shard and the end of the last shard of each stage."""
 
     def __init__(self, *stages: type):
         self.stages = stages
-        self.begun: dict[str, tuple[float, float]] = {}
-        self.ended: dict[str, tuple[float, float]] = {}
+        self.starts: dict[str, tuple[float, float]] = {}
+        self.ends: dict[str, tuple[float, float]] = {}
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Inside, the stages tell when they do a shard."""
+    def recording(self) -> Iterator[None]:
+        """Record the times of every shard inside the `with` block."""
         originals = {stage: stage.run for stage in self.stages}
         for stage, run in originals.items():
-            stage.run = self._telling(stage.name, run)
+            stage.run = self._recorded(stage.name, run)
         try:
             yield
         finally:
             for stage, run in originals.items():
                 stage.run = run
 
-    def _telling(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def told(stage: Any, shard: str) -> Any:
-            self.begun.setdefault(name, now())
-            counts = run(stage, shard)
-            self.ended[name] = now()
+    def _recorded(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any) -> Any:
+            self.starts.setdefault(name, now())
+            counts = run(*arguments)
+            self.ends[name] = now()
             return counts
 
-        return told
+        return recorded
 
 
 def now() -> tuple[float, float]:
-    """Seconds of the clock and of the processor."""
+    """Return wall time and processor time, in seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def between(start: tuple[float, float], end: tuple[float, float], share: int = 1) -> list[float]:
-    """Seconds of both kinds from `start` to `end`, divided by `share`."""
+    """Return the seconds from `start` to `end`, of both kinds, divided by `share`."""
     return [round((later - earlier) / share, 6) for earlier, later in zip(start, end, strict=True)]
 
 
 def make_shards(folder: Path, shards: int, pictures: int) -> None:
-    """One tar of little pictures under many names: they cost no space."""
-    write_shard(folder / "00000.tar", (Picture(f"{n:09d}", jpeg(n, 16), sentence(n)) for n in range(pictures)))
+    """Write one tar of small pictures and hard-link it under the names of all shards, which takes no space."""
+    write_shard(folder / "00000.tar", (TarSample(f"{n:09d}", jpeg(n, 16), sentence(n)) for n in range(pictures)))
     for shard in range(1, shards):
         os.link(folder / "00000.tar", folder / f"{shard:05d}.tar")
 
 
 def run_stages(data: Path) -> dict[str, Any]:
-    """Caption and filter a shard set without models: seconds by what they went into."""
-    times = Times(CaptionStage, ScoreStage, RewriteStage)
+    """Caption and filter a shard set with `ConstantModel`; return the times per step."""
+    times = StageTimes(CaptionStage, ScoreStage, RewriteStage)
     shards = len(list(data.glob("*.tar")))
     settings = {"data": str(data), "model": "nothing", "name": "x", "device": "cpu", "dtype": "fp32"}
-    told: dict[str, Any] = {"shards": shards}
-    with no_models(), times.watched():
-        begun = now()
+    seconds: dict[str, Any] = {"shards": shards}
+    with no_models(), times.recording():
+        start = now()
         caption_shards(CaptionConfig(**settings), progress=False)
-        ended = now()
-        told["start"] = between(begun, times.begun["caption"])
-        told["end"] = between(times.ended["caption"], ended)
+        end = now()
+        seconds["start"] = between(start, times.starts["caption"])
+        seconds["end"] = between(times.ends["caption"], end)
         filter_shards(FilterConfig(**settings), progress=False)
-        for name in times.begun:
-            told[name] = between(times.begun[name], times.ended[name], shards)
-        begun = now()
+        for name in times.starts:
+            seconds[name] = between(times.starts[name], times.ends[name], shards)
+        start = now()
         caption_shards(CaptionConfig(**settings), progress=False)
-        told["caption again"] = between(begun, now())
-        begun = now()
+        seconds["caption again"] = between(start, now())
+        start = now()
         filter_shards(FilterConfig(**settings), progress=False)
-        told["filter again"] = between(begun, now())
+        seconds["filter again"] = between(start, now())
         (data / "captions" / "x" / f"{shards - 1:05d}.parquet").unlink()
-        times.begun.clear()
-        begun = now()
+        times.starts.clear()
+        start = now()
         caption_shards(CaptionConfig(**settings), progress=False)
-        told["resume"] = between(begun, times.begun["caption"])
-    told["peak MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return told
+        seconds["resume"] = between(start, times.starts["caption"])
+    seconds["peak MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return seconds
 
 
-# ---------------------------------------------------------------------------------------------------- rows, pictures
+# --- rows, pictures
 
 
 def sentence(seed: int) -> str:
-    """About nine words, as a caption of the paper has."""
-    return " ".join(random.Random(seed).choices(WORDS, k=9))
+    """Return a text of nine words, the usual length of a caption in the paper."""
+    return " ".join(random.Random(seed).choices(VOCABULARY.split(), k=9))
 
 
 def jpeg(seed: int, size: int) -> bytes:
-    """A picture of soft noise, which compresses like a photograph rather than like a drawing."""
+    """Return a JPEG of smooth noise, which compresses like a photograph."""
     noise = Image.frombytes("RGB", (size // 8 or 1,) * 2, random.Random(seed).randbytes(3 * (size // 8 or 1) ** 2))
     buffer = io.BytesIO()
     noise.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -188,7 +174,7 @@ def jpeg(seed: int, size: int) -> bytes:
 
 
 def table_rates(tables: int = 20) -> dict[str, Any]:
-    """Rows a second into tables of 10,000 rows, from Python values and synced to disk; bytes a row."""
+    """Measure rows per second written to tables of 10,000 rows, from Python values to disk, and bytes per row."""
     rng, texts = random.Random(0), [sentence(n) for n in range(ROWS)]
     keys = [f"{n:09d}" for n in range(ROWS)]
     captions = {"key": keys, "index": [0] * ROWS, "text": texts, "logprob": [-rng.random() for _ in keys]}
@@ -197,48 +183,48 @@ def table_rates(tables: int = 20) -> dict[str, Any]:
     verdicts |= {"itm": [rng.random() for _ in keys], "itc": [rng.random() for _ in keys], "keep": [True] * ROWS}
     verdicts |= {"reason": ["kept"] * ROWS, "url": [f"https://host{n % 500}.example/{n}.jpg" for n in range(ROWS)]}
     verdicts |= {"sha256": [f"{rng.getrandbits(256):064x}" for _ in keys]}
-    told = {}
+    rates = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, rows, schema in (
             ("captions", captions, CAPTIONS),
             ("filtered", verdicts, filtered_schema(["itm", "itc"])),
         ):
             path = Path(folder) / f"{name}.parquet"
-            begun = now()
+            start = now()
             for _ in range(tables):
                 write_table(path, pa.table(rows, schema=schema), {"rows": ROWS})
-            seconds = between(begun, now())
-            told[name] = {
+            seconds = between(start, now())
+            rates[name] = {
                 "rows/s": [round(tables * ROWS / max(one, 1e-9)) for one in seconds],
                 "bytes/row": round(path.stat().st_size / ROWS, 1),
             }
-    return told
+    return rates
 
 
 def picture_rate(pictures: int = 200, size: int = 512) -> dict[str, Any]:
-    """Pictures a second that one core reads from a tar, decodes and fits to a model's 384 pixels."""
+    """Measure pictures per second that one core reads from a tar, decodes and resizes to 384 pixels."""
     from blipcore.data.transforms import eval_transform
 
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "00000.tar"
-        write_shard(tar, (Picture(f"{n:09d}", jpeg(n, size), sentence(n)) for n in range(pictures)))
-        begun = now()
+        write_shard(tar, (TarSample(f"{n:09d}", jpeg(n, size), sentence(n)) for n in range(pictures)))
+        start = now()
         for _ in ReadAhead(tar, eval_transform(384), threads=1):
             pass
-        seconds = between(begun, now())
+        seconds = between(start, now())
         return {"pictures/s": [round(pictures / max(one, 1e-9)) for one in seconds]}
 
 
-# ---------------------------------------------------------------------------------------------------- what it comes to
+# --- costs
 
 
 def costs(
     pairs: int, rate: float, price: float, picture_bytes: int, tables: dict[str, Any], read: dict[str, Any]
 ) -> dict[str, Any]:
-    """Files, space, hours and money of captioning and filtering so many pairs, from rates measured and given.
+    """Return files, space, hours and money for captioning and filtering `pairs` pictures with a text each.
 
-    `rate` is pictures a second that one GPU captions, and as many that it scores, `price` that of its hour, and
-    `picture_bytes` what a stored picture takes.
+    `rate` is the pictures per second that one GPU captions, and also that it scores; `price` is per GPU-hour;
+    `picture_bytes` is the size of a stored picture. `tables` and `read` are the measured rates.
     """
     shards = -(-pairs // ROWS)
     gpu_hours = 2 * pairs / rate / 3600
@@ -247,11 +233,11 @@ def costs(
     return {
         "pairs": pairs,
         "shards": shards,
-        "files": 5 * shards + 3,  # tar, its table, captions, scores, verdicts; a manifest for each of the last three
+        # Tar, its table, captions, scores and verdicts per shard; manifests of the last three.
+        "files": 5 * shards + 3,
         "pictures TB": round(pairs * picture_bytes / 1e12, 2),
-        "tables GB": round(
-            table_bytes / 1e9, 1
-        ),  # a web text and a caption a picture: two rows of scores, two verdicts
+        # A web text and a caption per picture: two rows of scores and two of verdicts.
+        "tables GB": round(table_bytes / 1e9, 1),
         "core hours of tables": round(table_seconds / 3600, 2),
         "core hours of decoding": round(2 * pairs / read["pictures/s"][1] / 3600),
         "cores beside a GPU": round(rate / read["pictures/s"][1], 1),
@@ -261,37 +247,39 @@ def costs(
 
 
 def measure(shards: int, pictures: int) -> dict[str, Any]:
-    """`run_stages` in a process of its own."""
+    """Run `run_stages` in its own process."""
     command = [sys.executable, __file__, "--one", "--shards", str(shards), "--pictures", str(pictures)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
 
 
 def main() -> None:
-    """Measure what is asked for and print it as JSON, an object a line."""
-    parser = argparse.ArgumentParser(description="What many shards cost where no model does.")
+    """Print the measurements as JSON, one object per line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, nargs="+", default=[10, 100, 1_000, 10_000])
-    parser.add_argument("--pictures", type=int, default=10, help="to a shard; few, for the shards are the question")
-    parser.add_argument("--one", action="store_true", help="in this process, without tables and pictures")
-    parser.add_argument("--cost", action="store_true", help="what 10 million and a billion pairs come to")
-    parser.add_argument("--rate", type=float, default=300.0, help="pictures a second of one GPU")
-    parser.add_argument("--price", type=float, default=2.0, help="of an hour of that GPU")
-    parser.add_argument("--picture-bytes", type=int, default=50_000, help="of a stored picture; look at your shards")
-    asked = parser.parse_args()
-    if asked.one:
+    parser.add_argument("--pictures", type=int, default=10, help="per shard")
+    parser.add_argument("--one", action="store_true", help="run a single number of shards in this process")
+    parser.add_argument("--cost", action="store_true", help="print the cost of 10 million and a billion pairs")
+    parser.add_argument("--rate", type=float, default=300.0, help="pictures per second of one GPU")
+    parser.add_argument("--price", type=float, default=2.0, help="per hour of that GPU")
+    parser.add_argument("--picture-bytes", type=int, default=50_000, help="size of a stored picture; check your shards")
+    options = parser.parse_args()
+    if options.one:
         with tempfile.TemporaryDirectory() as folder:
-            make_shards(Path(folder), asked.shards[0], asked.pictures)
+            make_shards(Path(folder), options.shards[0], options.pictures)
             print(json.dumps(run_stages(Path(folder))))
         return
     print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}), flush=True)
     tables, read = table_rates(), picture_rate()
     print(json.dumps({"tables": tables, "pictures": read}), flush=True)
-    if asked.cost:
+    if options.cost:
         for pairs in (10_000_000, 1_000_000_000):
-            print(json.dumps(costs(pairs, asked.rate, asked.price, asked.picture_bytes, tables, read)), flush=True)
+            print(
+                json.dumps(costs(pairs, options.rate, options.price, options.picture_bytes, tables, read)), flush=True
+            )
         return
-    for shards in asked.shards:
-        print(json.dumps(measure(shards, asked.pictures)), flush=True)
+    for shards in options.shards:
+        print(json.dumps(measure(shards, options.pictures)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the benchmarks of whole stages share: pictures in a tar, one model in two formats, rounds of processes, a table.
+"""Shared parts of the stage benchmarks: test pictures and models, interleaved rounds in processes, the result table.
 
-A contender is a class with `run() -> {"items": …}`, built in a process of its own, so that its memory is its own and
-nothing it sets reaches the others. All take turns, round after round; what is compared are medians over the rounds.
+A contender is a class with `run() -> {"items": ...}`. Each runs in its own process, so that its memory can be measured
+and its settings do not affect the others. The contenders take turns in every round; medians over rounds are compared.
 """
 
 import io
@@ -22,18 +22,19 @@ import torch
 from PIL import Image, ImageDraw
 
 from blipcore.checkpoints.save import save_huggingface, save_model
-from blipcore.io.samples import Picture
+from blipcore.device import count_cores
+from blipcore.io.samples import TarSample
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
-from capfilt.engine.worker import Stage
+from capfilt.engine.worker import Worker
 from capfilt.shards.format import write_shard
 
 SHARD = "00000"
 
 
 def model_config(name: str, image_size: int) -> BlipConfig:
-    """ViT-B or ViT-L at `image_size` pixels with BERT's text body; "small" takes milliseconds."""
+    """Return ViT-B or ViT-L at `image_size` pixels with BERT's text transformer, or a model that takes milliseconds."""
     if name == "small":
         return PRESETS["tiny"]
     config = PRESETS[name]
@@ -41,9 +42,9 @@ def model_config(name: str, image_size: int) -> BlipConfig:
 
 
 def save_both(folder: Path, config: BlipConfig, *parts: str) -> None:
-    """A model of `parts` with random weights as `folder`/blipcore and, for transformers, as `folder`/hf."""
+    """Save a model of `parts` with random weights as `folder`/blipcore and, for transformers, as `folder`/hf."""
     torch.manual_seed(0)
-    model = Blip(config.only(*parts)).eval()
+    model = Blip(config.select_parts(*parts)).eval()
     words = [f"w{i}" for i in range(config.text.vocab_size - len(BERT_SPECIALS) - 2)]
     tokenizer = Tokenizer.from_vocab([*BERT_SPECIALS, *words])
     save_model(folder / "blipcore", model, tokenizer)
@@ -51,7 +52,7 @@ def save_both(folder: Path, config: BlipConfig, *parts: str) -> None:
 
 
 def write_pictures(folder: Path, count: int, size: int, words: Callable[[np.random.Generator], str]) -> None:
-    """One shard of JPEGs of `size` pixels, shapes over noise (some 80 kB at 512 pixels), with a text each."""
+    """Write one shard of JPEGs of `size` pixels, shapes over noise (about 80 kB at 512 pixels), each with a text."""
     rng = np.random.default_rng(0)
     pictures = []
     for number in range(count):
@@ -63,12 +64,12 @@ def write_pictures(folder: Path, count: int, size: int, words: Callable[[np.rand
             pen.ellipse((x, y, x + w + 8, y + h + 8), fill=tuple(rng.integers(0, 256, 3).tolist()))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=90)
-        pictures.append(Picture(f"{number:06d}", file.getvalue(), words(rng)))
+        pictures.append(TarSample(f"{number:06d}", file.getvalue(), words(rng)))
     write_shard(folder / f"{SHARD}.tar", pictures)
 
 
 def read_tar(folder: Path, count: int) -> Iterator[tuple[str, Image.Image, str]]:
-    """Key, picture and text of the first `count` samples, as a script would read them."""
+    """Yield key, picture and text of the first `count` samples, read as in a simple script."""
     sample: dict[str, bytes] = {}
     with tarfile.open(folder / f"{SHARD}.tar") as tar:
         for member in tar:
@@ -81,11 +82,11 @@ def read_tar(folder: Path, count: int) -> Iterator[tuple[str, Image.Image, str]]
                     return
 
 
-# ------------------------------------------------------------------------------------------------- operations
+# --- operations
 
 
 def matmul_rate(device: str, dtype: str) -> float:
-    """Operations per second of a large matrix product, the best of several: what this machine can do at all."""
+    """Return the operations per second of a large matrix product, the best of six: the upper bound of this machine."""
     n = 8192 if device == "cuda" else 2048
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
@@ -100,7 +101,7 @@ def matmul_rate(device: str, dtype: str) -> float:
 
 
 def image_operations(config: BlipConfig) -> float:
-    """Of one picture: image encoder, then keys and values for every text layer; twice the multiply-adds."""
+    """Return the operations per picture: image encoder, keys and values of all text layers; two per multiply-add."""
     vision, text = config.vision, config.text
     W, N = vision.width, 1 + (vision.image_size // vision.patch_size) ** 2
     patches = 2 * (N - 1) * 3 * vision.patch_size**2 * W
@@ -109,19 +110,19 @@ def image_operations(config: BlipConfig) -> float:
 
 
 def token_operations(config: BlipConfig, image: bool, head: bool) -> float:
-    """Of one text token: all layers, with or without cross-attention, and the vocabulary's scores if asked."""
+    """Return the operations per text token: all layers, optionally cross-attention (`image`) and logits (`head`)."""
     text, N = config.text, 1 + (config.vision.image_size // config.vision.patch_size) ** 2
     D = text.width
     layer = 2 * D * (4 * D + 2 * text.hidden) + (4 * D * D + 4 * N * D if image else 0)
     return text.depth * layer + (2 * D * (D + text.vocab_size) if head else 0)
 
 
-# ------------------------------------------------------------------------------------------------- contenders
+# --- contenders
 
 
 @dataclass
 class Contender:
-    """What is timed: `kind(**options)` is built in another process, and its `run()` does `operations` an item."""
+    """An implementation to time: `kind(**options)` in its own process. Its `run()` does `operations` per item."""
 
     name: str
     dtype: str
@@ -130,39 +131,40 @@ class Contender:
     operations: float
 
 
-class Process:
-    """A contender at work in a process of its own."""
+class ContenderProcess:
+    """The process of one contender."""
 
     def __init__(self, contender: Contender) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, contender.kind, contender.options), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        arguments = (child_pipe, contender.kind, contender.options)
+        self.process = context.Process(target=serve_contender, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()
+        child_pipe.close()
 
     def run(self) -> dict[str, Any]:
-        """One run: items, seconds, peak_gib and what else the contender tells."""
+        """Run once and return items, seconds, peak_gib and the contender's own results."""
         self.pipe.send("run")
-        told = self.pipe.recv()
-        if isinstance(told, Exception):
-            raise told
-        return told
+        result = self.pipe.recv()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self.pipe.close()
         self.process.join(30)
 
 
-def serve(pipe: Connection, kind: type, options: dict[str, Any]) -> None:
-    """Build a contender and run it whenever told, until the other end is closed."""
+def serve_contender(pipe: Connection, kind: type, options: dict[str, Any]) -> None:
+    """Build a contender and run it once per message, until the parent closes the pipe."""
     try:
         contender = kind(**options)
         while pipe.recv():
             started = time.perf_counter()
-            told = contender.run()
+            result = contender.run()
             seconds = time.perf_counter() - started
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            pipe.send({"seconds": seconds, "peak_gib": peak, **told})
+            pipe.send({"seconds": seconds, "peak_gib": peak, **result})
     except EOFError:
         pass
     except Exception as error:
@@ -170,33 +172,33 @@ def serve(pipe: Connection, kind: type, options: dict[str, Any]) -> None:
 
 
 def fastest_batch(sizes: list[int], run: Callable[[int], None]) -> int:
-    """The batch size at which `run(n)` takes least time for an item, each tried once after a first call."""
+    """Return the batch size with the least time per item. `run(n)` is called once to warm up, then once per size."""
     run(1)
-    spent = {}
+    seconds_per_item = {}
     for size in sizes:
         started = time.perf_counter()
         run(size)
-        spent[size] = (time.perf_counter() - started) / size
-    return min(spent, key=spent.get)
+        seconds_per_item[size] = (time.perf_counter() - started) / size
+    return min(seconds_per_item, key=lambda size: seconds_per_item[size])
 
 
 def compete(contenders: list[Contender], rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row for each: items a second (median over the rounds), their spread, and the rest of what the runs tell."""
-    processes = [Process(contender) for contender in contenders]
+    """Return one row per contender: median items per second, spread, share of the matrix rate, memory."""
+    processes = [ContenderProcess(contender) for contender in contenders]
     try:
         for process in processes:
-            process.run()  # loads, compiles, chooses its batch size
-        told: list[list[dict[str, Any]]] = [[] for _ in contenders]
+            process.run()  # warm-up: loads, compiles, chooses the batch size
+        results: list[list[dict[str, Any]]] = [[] for _ in contenders]
         rates: dict[str, list[float]] = {contender.dtype: [] for contender in contenders}
         for _ in range(rounds):
             for i, (contender, process) in enumerate(zip(contenders, processes, strict=True)):
                 rates[contender.dtype].append(matmul_rate(device, contender.dtype))
-                told[i].append(process.run())
+                results[i].append(process.run())
     finally:
         for process in processes:
-            process.end()
+            process.stop()
     rows = []
-    for contender, runs in zip(contenders, told, strict=True):
+    for contender, runs in zip(contenders, results, strict=True):
         seconds = [run["seconds"] / run["items"] for run in runs]
         rate = statistics.median(rates[contender.dtype])
         rows.append(
@@ -216,35 +218,35 @@ def compete(contenders: list[Contender], rounds: int, device: str) -> list[dict[
     return rows
 
 
-def run_stage(stage: Stage, items: str, column: str) -> dict[str, Any]:
-    """One run of a stage of ours over the shard, `items` being what it counts; its table's `column` goes along."""
-    counts = stage.run(SHARD)
+def run_stage(stage: Any, device: str, items: str, column: str) -> dict[str, Any]:
+    """Run a capfilt stage on the shard. `items` is the name of its count; `column` of its table is returned too."""
+    counts = stage.run(SHARD, Worker(device=device, cores=count_cores()))
     table = stage.output(SHARD)
-    made = pq.read_table(table)[column].to_pylist()
+    values = pq.read_table(table)[column].to_pylist()
     table.unlink()
-    waited = counts["waited_ms"] / max(1, counts["busy_ms"])  # of its time, what the model waited for pictures
-    return {"items": counts[items], "batch_size": stage.config.batch_size, "wait_share": waited, column: made}
+    wait_share = counts["waited_ms"] / max(1, counts["busy_ms"])
+    return {"items": counts[items], "batch_size": stage.config.batch_size, "wait_share": wait_share, column: values}
 
 
-def show(result: dict[str, Any], unit: str, peers: list[str], say: Callable[[str], None] = print) -> None:
-    """The table, with every path's speed as multiples of the `peers` that were timed."""
+def show(result: dict[str, Any], unit: str, peers: list[str]) -> None:
+    """Print the table, with the speed of each contender as a multiple of each of the `peers` that was timed."""
     rows = result["rows"]
     rates = {row["dtype"]: row["rate_gflops"] for row in rows}
-    say(
+    print(
         f"{result['device']}, {result['threads']} threads, torch {result['torch']}; "
         f"matrix products: {', '.join(f'{dtype} {rate:.0f} GFLOP/s' for dtype, rate in rates.items())}"
     )
-    say(result["work"])
-    say("")
-    there = {f"{row['path']} {row['dtype']}": row["per_second"] for row in rows}
-    peers = [peer for peer in peers if peer in there]
+    print(result["work"])
+    print()
+    speeds = {f"{row['path']} {row['dtype']}": row["per_second"] for row in rows}
+    peers = [peer for peer in peers if peer in speeds]
     ratios = "".join(f" x {peer} |" for peer in peers)
-    say(f"| path | precision | batch | {unit}/s | spread |{ratios} of matrix products | waits for data | peak GiB |")
-    say("|---" * (8 + len(peers)) + "|")
+    print(f"| path | precision | batch | {unit}/s | spread |{ratios} of matrix rate | waits for data | peak GiB |")
+    print("|---" * (8 + len(peers)) + "|")
     for row in rows:
-        against = "".join(f" {row['per_second'] / there[peer]:.2f} |" for peer in peers)
+        against = "".join(f" {row['per_second'] / speeds[peer]:.2f} |" for peer in peers)
         waits = "-" if row["wait_share"] is None else f"{row['wait_share']:.1%}"
-        say(
+        print(
             f"| {row['path']} | {row['dtype']} | {row['batch_size']} | {row['per_second']:.3g} | {row['spread']:.0%} |"
             f"{against} {row['of_rate']:.0%} | {waits} | {row['peak_gib']:.1f} |"
         )
