@@ -1,7 +1,4 @@
-"""For all tests: one thread a process, set before torch is imported. Models this small lose by more.
-
-Helpers that other processes import by name too lie beside the tests of `blipcore`.
-"""
+"""Limits every test process to one thread, before torch is imported: more threads slow down models this small."""
 
 import os
 

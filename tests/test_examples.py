@@ -1,4 +1,4 @@
-"""The pages under examples/ run as written: their commands, in order, in one folder, with tiny models and pictures."""
+"""The commands of the README and of pages under examples/ run as written, with tiny models and a few pictures."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ import capfilt
 EXAMPLES = Path(capfilt.__file__).resolve().parents[1] / "examples"
 
 
-def blocks(page: str, kind: str) -> list[str]:
-    """What a page has between ```kind and ```."""
+def code_blocks(page: str, kind: str) -> list[str]:
+    """Return the blocks of a page between ```kind and ```."""
     return re.findall(rf"```{kind}\n(.*?)```", (EXAMPLES / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 def commands(page: str) -> list[str]:
-    return [line for block in blocks(page, "sh") for line in block.strip().splitlines()]
+    """Return the lines of a page's sh blocks."""
+    return [line for block in code_blocks(page, "sh") for line in block.strip().splitlines()]
 
 
-# In the place of Slurm's: the tasks of an array one after the other, here. The last argument is what they run.
+# A stand-in for Slurm's sbatch: runs the tasks of an array one after the other. The last argument is the command.
 SBATCH = """#!/bin/sh
 last=0
 for word in "$@"; do case "$word" in --array=0-*) last=${word#--array=0-};; esac; done
@@ -40,29 +41,31 @@ export SLURM_ARRAY_TASK_COUNT=$((last + 1))
 for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task sh -c "$word" || exit; done
 """
 
-# What the tests of the pages put in the place of what only a lab has. All else runs as written.
-SMALL = {
+# Replacements for what needs a network, many machines or trained models. Everything else runs as written.
+REPLACEMENTS = {
     "capfilt download urls.parquet data": "capfilt download urls.parquet data --allow-private --shard-size 4",
     "capfilt download web.parquet data": "capfilt download web.parquet data --allow-private --shard-size 4",
-    "--vision timm:deit_base_patch16_224.fb_in1k ": "",  # from the hub
+    # This one needs the hub.
+    "--vision timm:deit_base_patch16_224.fb_in1k ": "",
     "--set train.steps=106250 ": "",
     "--array=0-7": "--array=0-1",
-    "--name capfilt ": "--name capfilt --threshold 0.1 ",  # its filter has been trained for two steps,
-    "--name kept ": "--name kept --threshold 0.01 ",  # this one not at all
+    # Filters with almost no training keep nothing at 0.5.
+    "--name capfilt ": "--name capfilt --threshold 0.1 ",
+    "--name kept ": "--name kept --threshold 0.01 ",
     "--workers 16": "--workers 1",
     "--workers 8": "--workers 1",
 }
 
 
-def small(lines: list[str], **more: str) -> list[str]:
-    """The commands with `SMALL` and with `more` put in."""
-    for large, little in (SMALL | more).items():
-        lines = [line.replace(large, little) for line in lines]
+def replace_in(lines: list[str], **more: str) -> list[str]:
+    """Return the commands after `REPLACEMENTS` and `more`."""
+    for old, new in (REPLACEMENTS | more).items():
+        lines = [line.replace(old, new) for line in lines]
     return lines
 
 
-def small_configs(folder: Path) -> None:
-    """The files of examples/configs with every size scaled down, where the pages look for them."""
+def write_tiny_configs(folder: Path) -> None:
+    """Write the files of examples/configs with every size scaled down to the path that the pages use."""
     (folder / "examples" / "configs").mkdir(parents=True)
     sizes = {
         "preset": "tiny",
@@ -92,24 +95,25 @@ def small_configs(folder: Path) -> None:
 
 
 def draw_set(folder: Path, name: str, texts: int, prefix: str = "") -> None:
-    """An annotation file of six pictures, which lie under images/, with so many texts each."""
+    """Write six pictures under images/ and their annotation file, with `texts` texts each."""
     (folder / "images").mkdir(exist_ok=True)
     rows = []
     for number, colour in enumerate(("red", "green", "blue", "white", "black", "orange")):
         Image.new("RGB", (60, 50), colour).save(folder / "images" / f"{colour}.jpg")
-        captions = [f"a {colour} wall seen from {place}" for place in ("afar", "nearby", "below")][:texts]
+        captions = [f"a {colour} wall seen from {side}" for side in ("afar", "nearby", "below")][:texts]
         rows.append({"image": f"{prefix}{colour}.jpg", "caption": captions if texts > 1 else captions[0]})
         rows[-1]["image_id"] = number
     (folder / name).write_text(json.dumps(rows))
 
 
-def draw_urls(path: Path, web: Web) -> None:
+def write_urls(path: Path, web: Web) -> None:
+    """Write a table of eleven URLs of pictures and a dead one."""
     rows = [{"url": f"{web.url}/good/{number}.jpg", "caption": f"picture number {number}"} for number in range(11)]
     pq.write_table(pa.Table.from_pylist([*rows, {"url": f"{web.url}/missing/11", "caption": "gone"}]), path)
 
 
 def run(folder: Path, lines: list[str]) -> None:
-    """Each line as a shell runs it, `capfilt` being this checkout's."""
+    """Run each line in a shell, where `capfilt` is that of this checkout."""
     bin_ = folder / "bin"
     bin_.mkdir(exist_ok=True)
     script = f'#!/bin/sh\nexec "{sys.executable}" -m capfilt "$@"\n'
@@ -120,32 +124,32 @@ def run(folder: Path, lines: list[str]) -> None:
     environment = os.environ | {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     for line in lines:
-        ended = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert ended.returncode == 0, f"{line}\n{ended.stderr[-2000:]}"
+        result = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A folder with `captioner` and `filter`, of random weights."""
+    """Return a folder with the models `captioner` and `filter`, of random weights."""
     import torch
 
-    from blipcore.checkpoints.load import PARTS
+    from blipcore.checkpoints.load import TASK_PARTS
     from blipcore.checkpoints.save import save_model
     from blipcore.model.blip import Blip
     from blipcore.model.tokenizer import Tokenizer
-    from blipcore.train.runs import sizes
+    from blipcore.train.runs import model_config
 
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a picture of a red dog"] * 3, vocab_size=100)
-    model = Blip(sizes("tiny", {}, len(tokenizer)))
+    model = Blip(model_config("tiny", {}, len(tokenizer)))
     for name, task in (("captioner", "caption"), ("filter", "retrieval")):
-        save_model(tmp_path / name, model.only(*PARTS[task]), tokenizer)
+        save_model(tmp_path / name, model.select_parts(*TASK_PARTS[task]), tokenizer)
     return tmp_path
 
 
 @pytest.fixture
 def photos(models: Path) -> Path:
-    """The folder `photos` of five pictures, beside the models."""
+    """Return the folder `photos` with five pictures, next to the models."""
     folder = models / "photos"
     folder.mkdir()
     for number in range(5):
@@ -153,6 +157,18 @@ def photos(models: Path) -> Path:
         ImageDraw.Draw(image).ellipse((10 * number, 10, 10 * number + 40, 50), fill="orange")
         image.save(folder / f"IMG {number}.jpg")
     return folder
+
+
+def test_the_readme(models: Path, photos: Path) -> None:
+    (photos / "IMG 0.txt").write_text("the orange ball")
+    (models / "Salesforce").mkdir()
+    (models / "captioner").rename(models / "Salesforce" / "blip-image-captioning-base")
+    (models / "filter").rename(models / "Salesforce" / "blip-itm-base-coco")
+    lines = [line for line in commands("../README.md") if line.startswith("capfilt ")]
+    assert len(lines) == 5
+    run(models, replace_in(lines))
+    assert (models / "report.html").stat().st_size > 10_000
+    assert list((models / "pairs").glob("*.parquet"))
 
 
 def test_a_folder_of_pictures(models: Path, photos: Path) -> None:
@@ -165,7 +181,7 @@ def test_a_folder_of_pictures(models: Path, photos: Path) -> None:
     assert list((models / "pairs").glob("*.parquet"))
 
 
-@pytest.mark.slow  # five commands, each an interpreter that brings in torch
+@pytest.mark.slow
 def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="openai: captioners need the extra openai")
     server = VlmServer("Qwen/Qwen2.5-VL-7B-Instruct")
@@ -173,7 +189,7 @@ def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("XDG_CACHE_HOME", str(models / "cache"))
-    (settings,) = blocks("vlm.md", "yaml")
+    (settings,) = code_blocks("vlm.md", "yaml")
     (models / "vlm.yaml").write_text(settings)
     run(models, commands("vlm.md"))
     server.close()
@@ -182,13 +198,13 @@ def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatc
     rows = pq.read_table(table).to_pylist()
     assert len(rows) == 15 and all((row["text"] is None) == (row["error"] is not None) for row in rows)
     assert [row["error"].partition(":")[0] for row in rows if row["error"]] == ["refused"]
-    judged = pq.read_table(models / "data/filtered/best/00000.parquet")
-    assert set(judged["source"].to_pylist()) == {"web", "qwen"}
+    pairs = pq.read_table(models / "data/filtered/best/00000.parquet")
+    assert set(pairs["source"].to_pylist()) == {"web", "qwen"}
     assert json.loads((models / "data/filtered/best/manifest.json").read_text())["config"]["best"] == 1
     assert (models / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.slow  # Ray starts for each command
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_ray_cluster_with_s3(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="--engine ray needs the extra ray")
@@ -201,23 +217,23 @@ def test_a_ray_cluster_with_s3(models: Path, photos: Path, monkeypatch: pytest.M
     run(models, [pack])
     upload(models / "data", "s3://pictures/data")
     run(models, others)
-    there = set(files("s3://pictures/data"))
+    stored = set(files("s3://pictures/data"))
     store.close()
-    assert {"captions/blip/00000.parquet", "filtered/r1/00000.parquet", "filtered/r2/00000.parquet"} <= there
+    assert {"captions/blip/00000.parquet", "filtered/r1/00000.parquet", "filtered/r2/00000.parquet"} <= stored
     assert (models / "report.html").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_ten_million_urls(models: Path) -> None:
-    small_configs(models)
+    write_tiny_configs(models)
     draw_set(models, "coco.json", texts=1, prefix="images/")
     draw_set(models, "test.json", texts=2, prefix="images/")
     lines = commands("ten_million.md")
     assert len(lines) >= 8
     with Web() as web:
-        draw_urls(models / "urls.parquet", web)
-        run(models, small(lines, **{"--nproc 8": "--nproc 2"}))
+        write_urls(models / "urls.parquet", web)
+        run(models, replace_in(lines, **{"--nproc 8": "--nproc 2"}))
     assert len(list((models / "data" / "filtered" / "kept").glob("*.parquet"))) == 3
     assert len(list((models / "trial" / "captions" / "blip").glob("*.parquet"))) == 1
     assert json.loads((models / "runs" / "kept" / "launches.jsonl").read_text())["processes"] == 2
@@ -226,7 +242,7 @@ def test_ten_million_urls(models: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_recipe_of_the_paper(tmp_path: Path) -> None:
-    small_configs(tmp_path)
+    write_tiny_configs(tmp_path)
     for name in ("coco_karpathy_train.json", "vg_caption.json"):
         draw_set(tmp_path, name, texts=1)
     for name in ("coco_karpathy_val.json", "coco_karpathy_test.json", "flickr30k_test.json"):
@@ -234,7 +250,7 @@ def test_the_recipe_of_the_paper(tmp_path: Path) -> None:
     lines = commands("paper.md")
     assert len(lines) >= 10
     with Web() as web:
-        draw_urls(tmp_path / "web.parquet", web)
-        run(tmp_path, small(lines, **{"--nproc 8": "--nproc 1"}))
+        write_urls(tmp_path / "web.parquet", web)
+        run(tmp_path, replace_in(lines, **{"--nproc 8": "--nproc 1"}))
     for name in ("noisy", "captioner", "filter", "bootstrapped", "captioner2", "filter2"):
         assert (tmp_path / "runs" / name / "model" / "model.safetensors").is_file()
