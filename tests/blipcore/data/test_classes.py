@@ -22,7 +22,7 @@ def write(tmp_path, name: str, content: object) -> str:
     return str(path)
 
 
-def test_a_folder_a_class(folder):
+def test_a_folder_a_class(folder) -> None:
     (folder / "n01").rename(folder / "polar_bear")
     records, names = read_classes(folder)
     assert names == ["n02", "polar bear"]
@@ -42,12 +42,12 @@ def test_a_folder_a_class(folder):
         ("names.json", {"n01": "tench", "n02": "goldfish"}),
     ],
 )
-def test_names_of_folders_come_from_a_file(folder, tmp_path, name, content):
+def test_names_of_folders_come_from_a_file(folder, tmp_path, name, content) -> None:
     records, names = read_classes(folder, write(tmp_path, name, content))
     assert names == ["tench", "goldfish"] and [row["label"] for row in records] == [0, 1, 1]
 
 
-def test_a_list_of_names_and_pictures(tmp_path):
+def test_a_list_of_names_and_pictures(tmp_path) -> None:
     rows = [{"image": "a.jpg", "label": "dog"}, {"image": "b.jpg", "label": "cat"}]
     path = write(tmp_path, "set.json", rows)
     records, names = read_classes(path)
@@ -59,7 +59,7 @@ def test_a_list_of_names_and_pictures(tmp_path):
     assert str(records[0]["image"]) == "/data/a.jpg"
 
 
-def test_a_list_of_numbers(tmp_path):
+def test_a_list_of_numbers(tmp_path) -> None:
     path = write(tmp_path, "set.jsonl", '{"image": "a.jpg", "label": 2}\n{"image": "b.jpg", "label": 0}\n')
     names = write(tmp_path, "names.txt", "bird\ncat\ndog")
     assert [row["label"] for row in read_classes(path, names)[0]] == [2, 0]
@@ -78,7 +78,7 @@ def test_a_list_of_numbers(tmp_path):
         ([{"image": "a", "label": "x"}, {"image": "a", "label": [1]}], 'row 1: "label" must be'),
     ],
 )
-def test_bad_rows_are_named(tmp_path, rows, words):
+def test_bad_rows_are_named(tmp_path, rows, words) -> None:
     with pytest.raises(ValueError, match=words) as error:
         read_classes(write(tmp_path, "set.json", rows))
     assert "set.json" in str(error.value)
@@ -95,13 +95,13 @@ def test_bad_rows_are_named(tmp_path, rows, words):
         (None, FileNotFoundError, "no file"),
     ],
 )
-def test_names_that_do_not_fit(folder, tmp_path, content, error, words):
+def test_names_that_do_not_fit(folder, tmp_path, content, error, words) -> None:
     path = str(tmp_path / "absent.json") if content is None else write(tmp_path, "names.json", content)
     with pytest.raises(error, match=words):
         read_classes(folder, path)
 
 
-def test_templates(tmp_path):
+def test_templates(tmp_path) -> None:
     assert read_templates(["a photo of a {}"]) == ["a photo of a {}"]
     with pytest.raises(ValueError, match="no templates"):
         read_templates([])

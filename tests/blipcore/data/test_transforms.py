@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from blipcore.data.transforms import OPERATIONS, eval_transform, load_image, rand_augment, random_crop, train_transform
-from blipcore.model.vit import CLIP_MEAN, CLIP_STD, normalised
+from blipcore.model.vit import CLIP_MEAN, CLIP_STD, normalise_pixels
 
 
 @pytest.fixture
@@ -25,17 +25,17 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_evaluation_is_a_bicubic_square_resize_with_clip_normalisation(picture):
+def test_evaluation_is_a_bicubic_square_resize_with_clip_normalisation(picture) -> None:
     read = eval_transform(32)(picture, None)
     assert read.dtype == torch.uint8 and read.is_contiguous()  # stacked and moved as it is
-    tensor = normalised(read)
+    tensor = normalise_pixels(read)
     pixels = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = (pixels - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     assert tensor.dtype == torch.float32 and tensor.shape == (3, 32, 32)
     np.testing.assert_allclose(tensor.numpy(), expected.transpose(2, 0, 1), atol=1e-5)
 
 
-def test_crops_stay_inside_and_keep_scale_and_ratio():
+def test_crops_stay_inside_and_keep_scale_and_ratio() -> None:
     rng, areas, ratios = random.Random(0), [], []
     for _ in range(2000):
         left, top, right, bottom = random_crop((320, 280), 0.25, rng)
@@ -47,14 +47,14 @@ def test_crops_stay_inside_and_keep_scale_and_ratio():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 2), (2, 5000)])
-def test_a_picture_too_long_for_any_ratio_is_cropped_in_the_middle(size):
+def test_a_picture_too_long_for_any_ratio_is_cropped_in_the_middle(size) -> None:
     left, top, right, bottom = random_crop(size, 1.0, random.Random(0))
     assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
     assert abs((left + right) - size[0]) <= 1 and abs((top + bottom) - size[1]) <= 1
 
 
 @pytest.mark.parametrize("randaugment", [False, True])
-def test_training_transform_is_a_function_of_its_generator(picture, randaugment):
+def test_training_transform_is_a_function_of_its_generator(picture, randaugment) -> None:
     transform = pickle.loads(pickle.dumps(train_transform(32, 0.2, randaugment, 0.5)))
     first = [transform(picture, random.Random(seed)) for seed in range(8)]
     again = [transform(picture, random.Random(seed)) for seed in range(8)]
@@ -63,7 +63,7 @@ def test_training_transform_is_a_function_of_its_generator(picture, randaugment)
     assert first[0].shape == (3, 32, 32)
 
 
-def test_flip_probability(picture):
+def test_flip_probability(picture) -> None:
     square = picture.resize((32, 32))
     plain = eval_transform(32)(square, None)
     for hflip, expected in ((0.0, plain), (1.0, plain.flip(2))):
@@ -77,7 +77,7 @@ class NoCrop(random.Random):
         return high if low == high or high == 1.0 else 0.0
 
 
-def test_half_of_the_augmentations_are_applied_and_three_of_ten_do_nothing(picture):
+def test_half_of_the_augmentations_are_applied_and_three_of_ten_do_nothing(picture) -> None:
     changed = sum(rand_augment(picture, random.Random(seed)) is not picture for seed in range(2000)) / 2000
     # One draw changes the object with probability 1/2 * 7/10; two draws: 1 - 0.65^2.
     assert changed == pytest.approx(1 - 0.65**2, abs=0.03)
@@ -85,7 +85,7 @@ def test_half_of_the_augmentations_are_applied_and_three_of_ten_do_nothing(pictu
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"])
-def test_geometric_operations_equal_opencv(picture, name, sign):
+def test_geometric_operations_equal_opencv(picture, name, sign) -> None:
     cv2 = pytest.importorskip("cv2")
     width, height = picture.size
     matrix = {
@@ -117,7 +117,7 @@ class Coin(random.Random):
         return self.side
 
 
-def test_auto_contrast_stretches_a_channel_whose_minimum_is_above_zero():
+def test_auto_contrast_stretches_a_channel_whose_minimum_is_above_zero() -> None:
     image = Image.fromarray(np.linspace(100, 200, 48).astype(np.uint8).reshape(4, 4, 3))
     operation = next(one for one in OPERATIONS if one.__name__ == "_auto_contrast")
     pixels = np.asarray(operation(image, random.Random(0)))
@@ -125,7 +125,7 @@ def test_auto_contrast_stretches_a_channel_whose_minimum_is_above_zero():
     assert len(np.unique(pixels)) > 10  # the official one would be all 255
 
 
-def test_pictures_are_loaded_upright(picture):
+def test_pictures_are_loaded_upright(picture) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
     upright = load_image(encoded(picture, "JPEG", exif=exif, quality=100))
@@ -141,7 +141,7 @@ def test_pictures_are_loaded_upright(picture):
         assert load_image(turned).tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).tobytes()
 
 
-def test_pictures_of_every_mode_become_rgb(picture):
+def test_pictures_of_every_mode_become_rgb(picture) -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     deep = np.asarray(load_image(encoded(Image.fromarray(ramp))))
     assert deep[0, 0].tolist() == [0, 0, 0] and deep[7, 7].tolist() == [255, 255, 255] and deep[4, 0, 0] > 100
@@ -152,7 +152,7 @@ def test_pictures_of_every_mode_become_rgb(picture):
         assert load_image(encoded(picture.convert(mode), kind)).mode == "RGB"
 
 
-def test_damage_is_an_os_error(picture, tmp_path):
+def test_damage_is_an_os_error(picture, tmp_path) -> None:
     whole = encoded(picture, "JPEG")
     for damaged in (b"", b"no picture", whole[: len(whole) // 2], encoded(picture)[:60]):
         with pytest.raises(OSError):

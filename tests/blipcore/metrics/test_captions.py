@@ -29,7 +29,7 @@ caption_scores = functools.partial(module.caption_scores, words="plain")
         ("!?", ""),
     ],
 )
-def test_tokens(text, tokens):
+def test_tokens(text, tokens) -> None:
     assert plain_words(text) == tokens
 
 
@@ -40,27 +40,27 @@ REFERENCES = [
 ]
 
 
-def test_captions_equal_to_a_reference_score_full_marks(capsys):
+def test_captions_equal_to_a_reference_score_full_marks(capsys) -> None:
     scores = caption_scores([own[0].upper() + "." for own in REFERENCES], REFERENCES)
     assert scores["BLEU-4"] == pytest.approx(100, abs=1e-3) and scores["ROUGE-L"] == pytest.approx(100)
     assert scores["CIDEr"] > 300  # 1000 for a single reference; halved or so by the other one
     assert capsys.readouterr().out == ""
 
 
-def test_cider_of_the_only_reference_is_ten():
+def test_cider_of_the_only_reference_is_ten() -> None:
     """CIDEr-D is 10 by definition where the caption is the only reference and no word is in every picture."""
     scores = caption_scores([own[0] for own in REFERENCES], [own[:1] for own in REFERENCES])
     assert scores["CIDEr"] == pytest.approx(1000)
 
 
-def test_bleu_and_rouge_by_hand():
+def test_bleu_and_rouge_by_hand() -> None:
     """Precisions 5/6, 3/5, 2/4, 1/3, equal lengths; longest common subsequence 5 of 6 on both sides."""
     scores = caption_scores(["a b c d x f"], [["a b c d e f"]])
     assert scores["BLEU-4"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25, rel=1e-3)
     assert scores["ROUGE-L"] == pytest.approx(100 * 5 / 6)
 
 
-def test_worse_captions_score_lower():
+def test_worse_captions_score_lower() -> None:
     right = caption_scores([own[0] for own in REFERENCES], REFERENCES)
     wrong = caption_scores([REFERENCES[(row + 1) % 3][0] for row in range(3)], REFERENCES)
     empty = caption_scores([""] * 3, REFERENCES)
@@ -68,7 +68,7 @@ def test_worse_captions_score_lower():
         assert right[name] > wrong[name] >= empty[name] >= 0
 
 
-def test_what_cannot_be_scored():
+def test_what_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="2 captions cannot be scored against references of 1"):
         caption_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="no captions"):
@@ -77,7 +77,7 @@ def test_what_cannot_be_scored():
         caption_scores(["a", "b"], [["a"], []])
 
 
-def test_the_missing_package_is_named(monkeypatch):
+def test_the_missing_package_is_named(monkeypatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args, **kwargs):
@@ -104,7 +104,7 @@ AWKWARD = [
 
 
 @needs_java
-def test_words_are_those_of_coco():
+def test_words_are_those_of_coco() -> None:
     official = PTBTokenizer().tokenize({n: [{"caption": text}] for n, text in enumerate(AWKWARD[:3])})
     assert ptb_words(AWKWARD[:3]) == [official[n][0] for n in range(3)]
     assert ptb_words(AWKWARD)[:3] == ["a dog 's toy is n't it", "", "two t-shirts 3 for $ 5 wow"]
@@ -113,7 +113,7 @@ def test_words_are_those_of_coco():
 
 @needs_java
 @pytest.mark.slow  # METEOR loads 60 MB of paraphrases at each start
-def test_meteor_and_domains_with_java():
+def test_meteor_and_domains_with_java() -> None:
     captions = ["the red cat is sitting on the mat", "a pair of birds", "a horse"]
     scores = module.caption_scores(captions, REFERENCES, domains=["in-domain", None, "out-domain"])
     assert scores["tokenizer"] == "ptb" and scores.get("left_out", {}).keys() <= {"SPICE"}
@@ -127,13 +127,13 @@ def test_meteor_and_domains_with_java():
 
 
 @needs_java
-def test_a_tokenizer_that_fails_is_a_sentence(monkeypatch, tmp_path):
+def test_a_tokenizer_that_fails_is_a_sentence(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(module, "_package_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"COCO's tokenizer failed \(.*PTBTokenizer.*\): repair Java or"):
         ptb_words(["a"])
 
 
-def test_without_java_what_needs_it_is_left_out_and_said(monkeypatch):
+def test_without_java_what_needs_it_is_left_out_and_said(monkeypatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     scores = module.caption_scores(["a red cat"], REFERENCES[:1])
     assert scores.keys() == NUMBERS | {"tokenizer", "left_out"} and scores["tokenizer"] == "plain"
@@ -152,14 +152,14 @@ def java_in_name(monkeypatch):
     monkeypatch.setattr(Meteor, "compute_score", lambda self, truth, found: (float(""), []))
 
 
-def test_java_programs_that_fail_are_left_out_and_said(java_in_name):
+def test_java_programs_that_fail_are_left_out_and_said(java_in_name) -> None:
     scores = module.caption_scores(["a red cat"], REFERENCES[:1])
     assert scores.keys() == NUMBERS | {"tokenizer", "left_out"} and scores["tokenizer"] == "ptb"
     assert "its Java program failed" in scores["left_out"]["METEOR"]
     assert "get_stanford_models" in scores["left_out"]["SPICE"]
 
 
-def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path):
+def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path) -> None:
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for part in ("", "-models"):
         (tmp_path / "spice" / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
@@ -175,6 +175,6 @@ def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path):
     assert "its Java program failed" in module.caption_scores(["a red cat"], REFERENCES[:1])["left_out"]["SPICE"]
 
 
-def test_references_without_a_word_are_a_sentence():
+def test_references_without_a_word_are_a_sentence() -> None:
     with pytest.raises(ValueError, match="the reference captions hold no word"):
         caption_scores(["a dog", "a cat"], [["!"], ["", "..."]])

@@ -16,13 +16,13 @@ def recall_of(i2t: torch.Tensor, t2i: torch.Tensor, owner: torch.Tensor) -> dict
     return retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
 
 
-def test_perfect_retrieval():
+def test_perfect_retrieval() -> None:
     owner = torch.tensor([0, 0, 1, 2])
     scores = (torch.arange(3)[:, None] == owner[None]).float()
     assert set(recall_of(scores, scores.T, owner).values()) == {100.0}
 
 
-def test_recall_counted_by_hand():
+def test_recall_counted_by_hand() -> None:
     """12 images with a text each; image 0's text ranks 2nd, image 1's 6th, image 2's 11th, the others 1st."""
     scores = torch.eye(12) * 10
     for image, better in ((0, 1), (1, 5), (2, 10)):
@@ -36,7 +36,7 @@ def test_recall_counted_by_hand():
     assert recall["mean_recall"] == pytest.approx((900 + 1000 + 1100 + 3 * 1200) / 12 / 6)
 
 
-def test_an_image_is_ranked_by_its_best_text():
+def test_an_image_is_ranked_by_its_best_text() -> None:
     i2t = torch.tensor([[0.1, 0.9, 0.5]])  # texts 0 and 1 are right
     owner = torch.tensor([0, 0, 1])
     i2t = torch.cat([i2t, torch.tensor([[0.0, 0.0, 1.0]])])
@@ -44,7 +44,7 @@ def test_an_image_is_ranked_by_its_best_text():
 
 
 @pytest.mark.parametrize("value", [0.0, -100.0, float("-inf")])
-def test_ties_are_no_hits(value):
+def test_ties_are_no_hits(value) -> None:
     """A model that scores everything alike knows nothing; optimistic ranks would give it 100."""
     scores = torch.full((20, 20), value)
     assert set(recall_of(scores, scores, torch.arange(20)).values()) == {0.0}
@@ -52,7 +52,7 @@ def test_ties_are_no_hits(value):
     assert recall_of(scores, scores, torch.arange(20))["i2t_r@1"] == pytest.approx(5.0)
 
 
-def test_recall_equals_its_definition():
+def test_recall_equals_its_definition() -> None:
     rng = np.random.default_rng(0)
     owner = torch.from_numpy(np.concatenate([np.arange(30), rng.integers(0, 30, 60)]))
     i2t, t2i = (torch.from_numpy(rng.integers(0, 40, shape).astype(np.float32)) for shape in ((30, 90), (90, 30)))
@@ -70,20 +70,20 @@ def test_recall_equals_its_definition():
         assert recall[f"t2i_r@{k}"] == pytest.approx(100 * text_hits / 90)
 
 
-def test_a_right_answer_that_is_no_candidate_is_never_found():
+def test_a_right_answer_that_is_no_candidate_is_never_found() -> None:
     ranks = retrieval_ranks(torch.eye(2), torch.tensor([[True, False], [False, False]]))
     assert ranks.tolist() == [0, NEVER]
     assert retrieval_recall(ranks, ranks)["i2t_r@10"] == 50.0
 
 
-def test_scores_must_fit_and_be_numbers():
+def test_scores_must_fit_and_be_numbers() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         retrieval_ranks(torch.eye(3), torch.eye(4) > 0)
     with pytest.raises(ValueError, match="NaN"):
         retrieval_ranks(torch.eye(3) * torch.nan, torch.eye(3) > 0)
 
 
-def test_roc_auc_is_the_share_of_ordered_pairs():
+def test_roc_auc_is_the_share_of_ordered_pairs() -> None:
     rng = random.Random(0)
     scores = [rng.randint(0, 9) / 9 for _ in range(60)]  # many ties
     labels = [rng.random() < 0.4 for _ in scores]

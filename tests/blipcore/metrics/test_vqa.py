@@ -23,11 +23,11 @@ from blipcore.metrics.vqa import normalize_answer, vqa_accuracy
         ("a", ""),
     ],
 )
-def test_normalized_answers(text, expected):
+def test_normalized_answers(text, expected) -> None:
     assert normalize_answer(text) == expected
 
 
-def test_accuracy_leaves_each_person_out_in_turn():
+def test_accuracy_leaves_each_person_out_in_turn() -> None:
     def people(yes: int) -> list[str]:
         return ["Yes"] * yes + ["no"] * (10 - yes)
 
@@ -38,12 +38,12 @@ def test_accuracy_leaves_each_person_out_in_turn():
     assert vqa_accuracy("yes", people(4)) == pytest.approx(1.0)
 
 
-def test_people_who_agree_are_compared_as_they_wrote():
+def test_people_who_agree_are_compared_as_they_wrote() -> None:
     assert vqa_accuracy("two", ["two"] * 10) == 1.0
     assert vqa_accuracy("2", ["two"] * 10) == 0.0
     assert vqa_accuracy("2", ["two"] * 9 + ["3"]) == 1.0
 
 
-def test_one_reference_is_equality():
+def test_one_reference_is_equality() -> None:
     assert vqa_accuracy("A triangle", ["triangle"]) == 1.0
     assert vqa_accuracy("circle", ["triangle"]) == 0.0

@@ -1,4 +1,4 @@
-"""Retrieval evaluation against its definition, pair by pair, and the memory that it holds."""
+"""Retrieval on tiny random models: targets, evaluation against its definition, and the memory of evaluation."""
 
 import random
 import weakref
@@ -6,15 +6,33 @@ import weakref
 import pytest
 import torch
 from PIL import Image
+from tiny_tasks import START, WORDS, caption_samples
 
-from blipcore.data.eval_batches import Pictures
+from blipcore.data.eval_batches import EvalBatches
 from blipcore.data.transforms import eval_transform
 from blipcore.metrics.ranking import retrieval_ranks, retrieval_recall
-from blipcore.tasks.retrieval import evaluate_retrieval, match_pairs, shortlist
-from blipcore.tasks.task import with_first
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval, match_pairs, shortlist
+from blipcore.tasks.task import replace_first
 
-WORDS = ["a", "red", "blue", "green", "dog", "cat", "and", "on", "the", "mat"]
 PICTURES = 14
+
+
+def test_texts_of_one_image_share_the_target(model, tokenizer) -> None:
+    task = RetrievalTask(model.select_parts("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=4))
+    batch = task.collate(caption_samples(ids=[7, 8, 9, 7]))
+    targets = task.hard_targets(batch)
+    torch.testing.assert_close(targets[0, :4], torch.tensor([0.5, 0, 0, 0.5]))
+    task.after_step([task(batch, START)])
+    assert task.idx_queue.tolist() == [[7, 8, 9, 7]]
+    torch.testing.assert_close(task.hard_targets(batch)[0], torch.tensor([0.25, 0, 0, 0.25, 0.25, 0, 0, 0.25]))
+
+
+def test_texts_of_the_same_image_are_no_negatives(model, tokenizer) -> None:
+    task = RetrievalTask(model.select_parts("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=4))
+    batch = task.collate(caption_samples(ids=[7, 8, 9, 7]))
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 3] = expected[3, 0] = True
+    assert torch.equal(task.excluded_negatives(batch, batch), expected)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +44,14 @@ def pictures(tmp_path_factory):
         Image.new("RGB", (16, 16), tuple(rng.randrange(256) for _ in range(3))).save(path)
         texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 10))) for _ in range(1 + i % 5)]
         records.append({"key": f"{i}.png", "image": path, "texts": texts, "image_id": i})
-    return Pictures(records, eval_transform(16), batch_size=4)
+    return EvalBatches(records, eval_transform(16), batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def scores(model, tokenizer, pictures):
+def scores(filter_model, tokenizer, pictures):
     """(cosine, ITM logit) of every picture and text, both (I, T), each text by itself, and the owner of each text."""
     cosine, itm, owner = [], [], []
+    model = filter_model
     with torch.inference_mode():
         embeds = model.encode_image(torch.cat([pixels for _, pixels in pictures]))
         kv, image_feat = model.text.image_kv(embeds), model.image_feat(embeds)
@@ -40,13 +59,13 @@ def scores(model, tokenizer, pictures):
             for text in record["texts"]:
                 ids, mask = tokenizer([text] * PICTURES, max_length=35)
                 cosine.append((image_feat * model.text_feat(model.text.encode(ids, mask))).sum(1))
-                itm.append(model.itm_logits(model.text.fuse(with_first(ids, tokenizer.enc), mask, kv))[:, 1])
+                itm.append(model.itm_logits(model.text.fuse(replace_first(ids, tokenizer.enc), mask, kv))[:, 1])
                 owner.append(i)
     return torch.stack(cosine, 1), torch.stack(itm, 1), torch.tensor(owner)
 
 
 @pytest.mark.parametrize(("k", "rows"), [(1, 7), (3, 64), (6, 1), (128, 512)])
-def test_recall_equals_its_definition(model, tokenizer, pictures, scores, k, rows):
+def test_recall_equals_its_definition(filter_model, tokenizer, pictures, scores, k, rows) -> None:
     """The official way: a matrix of every pair at -100, the shortlists of rows and columns filled in."""
     cosine, itm, owner = scores
     right = owner[None] == torch.arange(PICTURES)[:, None]
@@ -57,12 +76,12 @@ def test_recall_equals_its_definition(model, tokenizer, pictures, scores, k, row
             matrix[query, best] = logit[query, best] + similar[query, best]
     expected = retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
     plain = retrieval_recall(retrieval_ranks(cosine, right), retrieval_ranks(cosine.T, right.T))
-    found = evaluate_retrieval(model, tokenizer, pictures, k=k, rows=rows)
-    assert found == expected | {f"itc_{name}": value for name, value in plain.items()}
+    recall = evaluate_retrieval(filter_model, tokenizer, pictures, k=k, rows=rows)
+    assert recall == expected | {f"itc_{name}": value for name, value in plain.items()}
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 1000])
-def test_any_pairs_in_any_number_have_the_scores_of_one_by_one(model, tokenizer, pictures, scores, rows):
+def test_pairs_scored_together_have_the_scores_of_single_pairs(filter_model, tokenizer, pictures, scores, rows) -> None:
     texts = [text for record in pictures.records for text in record["texts"]]
     ids, mask = tokenizer(texts, max_length=35, first="enc")
     _, pixels = next(iter(pictures))
@@ -71,11 +90,11 @@ def test_any_pairs_in_any_number_have_the_scores_of_one_by_one(model, tokenizer,
         chosen = [(i, t) for i in range(len(pixels)) for t in range(len(texts)) if rng.random() < share]
         image, text = torch.tensor(chosen).T
         with torch.inference_mode():
-            found = match_pairs(model, pixels, ids, mask, image, text, rows)
-        torch.testing.assert_close(found, scores[1][image, text], atol=2e-5, rtol=1e-4)
+            logits = match_pairs(filter_model, pixels, ids, mask, image, text, rows)
+        torch.testing.assert_close(logits, scores[1][image, text], atol=2e-5, rtol=1e-4)
 
 
-def test_a_shortlist_is_the_top_of_the_whole(scores):
+def test_a_shortlist_has_the_keys_of_highest_cosine() -> None:
     torch.manual_seed(0)
     queries, keys = torch.randn(30, 8), torch.randn(17, 8)
     of_query, of_key = torch.randint(0, 9, (30,)), torch.randint(0, 9, (17,))
@@ -86,8 +105,9 @@ def test_a_shortlist_is_the_top_of_the_whole(scores):
     assert shortlist(queries, keys, 99, of_query, of_key)[0].shape == (30, 17)
 
 
-def test_never_are_the_tokens_of_two_batches_held_at_once(model, tokenizer, pictures, monkeypatch):
+def test_the_tokens_of_one_batch_are_in_memory_at_a_time(filter_model, tokenizer, pictures, monkeypatch) -> None:
     """The official evaluation keeps the tokens of all pictures: 8.9 GB on COCO's test set, at 384 pixels."""
+    model = filter_model
     held: list[weakref.ref] = []
     most = []
 
