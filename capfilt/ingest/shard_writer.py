@@ -32,8 +32,21 @@ from capfilt.shards.format import CAPTIONS, IMAGES, write_shard
 from capfilt.shards.manifest import MANIFEST, Manifest, read_manifest
 from capfilt.shards.tables import read_table, write_table
 
-OUTCOMES = ("ok", "not_found", "forbidden", "opted_out", "timeout", "connection", "rate_limited", "server_error")
-OUTCOMES += ("too_large", "too_small", "decode_error", "bad_url", "other")
+OUTCOMES = (
+    "ok",
+    "not_found",
+    "forbidden",
+    "opted_out",
+    "timeout",
+    "connection",
+    "rate_limited",
+    "server_error",
+    "too_large",
+    "too_small",
+    "decode_error",
+    "bad_url",
+    "other",
+)
 STAGING = ".staging"  # subfolder of a local shard set until it is complete
 ROWS_FOLDER = "rows"  # subfolder of the staging folder: the input, split into a table per shard
 TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # tables of shards; a list of URLs may be in the same folder
