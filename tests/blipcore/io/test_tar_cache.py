@@ -1,10 +1,12 @@
-"""Data sets behind URLs: read like local ones, their tars copied once, only the last used kept."""
+"""Remote tars are downloaded once per machine, ahead of their use, and only the last used ones stay."""
+
+from __future__ import annotations
 
 import io
 import os
 import pickle
-import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -12,120 +14,53 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tar_files import write_tar
 
 from blipcore.data.loader import make_loader
-from blipcore.data.shard_datasets import open_dataset
+from blipcore.data.shard_datasets import ShardSetDataset, open_dataset
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform
-from blipcore.io import tar_cache as places
-from blipcore.io.tar_cache import Folder
+from blipcore.io import storage, tar_cache
+from blipcore.io.storage import Remote
+from blipcore.io.tar_cache import TarCache
 
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, keys: list[str], texts: bool = True) -> None:
-    with tarfile.open(path, "w") as tar:
-        for key in keys:
-            for extension, data in [("png", picture()), *([("txt", f"text of {key}".encode())] if texts else [])]:
-                member = tarfile.TarInfo(f"{key}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+MEMORY = type(fsspec.filesystem("memory"))
+FailRequests = Callable[[int, str, Exception], list[int]]
 
 
 @pytest.fixture(autouse=True)
-def temporary(tmp_path, monkeypatch) -> Path:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     return tmp_path / "tmp"
 
 
 @pytest.fixture
-def shards(tmp_path) -> Path:
+def shards(tmp_path: Path) -> Path:
+    """Six local shards of three pictures, without tables."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
     (tmp_path / "data").mkdir()
     for shard in range(6):
-        write_shard(tmp_path / "data" / f"{shard:05d}.tar", [f"{shard}{row}" for row in range(3)])
+        keys = [f"{shard}{row}" for row in range(3)]
+        images = {f"{key}.png": buffer.getvalue() for key in keys}
+        texts = {f"{key}.txt": f"text of {key}".encode() for key in keys}
+        write_tar(tmp_path / "data" / f"{shard:05d}.tar", images | texts)
     return tmp_path / "data"
 
 
-def samples(stream: Stream, count: int) -> list[tuple[str, str]]:
-    return [(sample["key"], sample["text"]) for sample in (stream.sample(position) for position in range(count))]
+@pytest.fixture
+def remote(shards: Path, folder: Remote) -> Remote:
+    """The same shards in a remote folder, with tables."""
+    write_tables(shards)
+    for path in shards.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_url_gives_what_the_folder_gives(shards, workers):
-    def keys(place: str) -> list[list[str]]:
-        loader = make_loader(Stream([place], eval_transform(4), 0, window=2), list, 2, 0, 12, workers)
-        return [[sample["key"] for sample in batch] for batch, _ in loader]
-
-    assert keys(f"file://{shards}") == keys(str(shards))
-    assert Stream([f"file://{shards}=2"], eval_transform(4), 0).sources[0].name == f"file://{shards}"  # with a weight
-
-
-def test_tars_are_fetched_once_ahead_and_only_the_last_used_stay(shards, temporary, monkeypatch):
-    monkeypatch.setattr(places, "KEEP", 4)
-    fetched = []
-    get_file = fsspec.implementations.local.LocalFileSystem.get_file
-    monkeypatch.setattr(
-        fsspec.implementations.local.LocalFileSystem,
-        "get_file",
-        lambda self, source, target, **more: fetched.append(Path(source).name) or get_file(self, source, target),
-    )
-    tables(shards)  # so that opening needs no tar
-    stream = Stream([f"file://{shards}"], eval_transform(4), 0, window=1)
-    assert fetched == []
-    stream.sample(0)
-    deadline = time.monotonic() + 60
-    while len(fetched) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    first, second = (stream.sources[0].tars[shard] for shard in stream._shuffles[0].coming(0)[:2])
-    assert sorted(fetched) == sorted([first, second])
-    samples(stream, 18)
-    assert len(fetched) == len(set(fetched)) == 6 or sorted(set(fetched)) == stream.sources[0].tars
-    assert len([path for path in temporary.rglob("*.tar") if not path.name.startswith(".")]) <= 4
-
-
-def test_another_file_of_the_same_name_is_fetched_anew(shards):
-    """A shard set that was made again, under the same names as usual, must not give its texts the old pictures."""
-    folder = Folder(f"file://{shards}")
-    before = folder.local("00000.tar").read_bytes()
-    write_shard(shards / "00000.tar", ["other"])
-    assert Folder(f"file://{shards}").local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes() != before
-
-
-def test_a_copy_cut_short_on_its_way_is_fetched_again(shards, monkeypatch):
-    system, lengths = fsspec.implementations.local.LocalFileSystem, iter([1000, None])
-    monkeypatch.setattr(
-        system,
-        "get_file",
-        lambda self, source, target, **more: Path(target).write_bytes(Path(source).read_bytes()[: next(lengths)]),
-    )
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    assert Folder(f"file://{shards}").local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes()
-
-
-def test_copies_lie_in_a_folder_of_the_users_own(shards, temporary, monkeypatch):
-    folder = Folder(f"file://{shards}")
-    assert folder.local("00000.tar").parents[1].stat().st_mode & 0o777 == 0o700
-    owner = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
-    (temporary / f"blipcore-{owner + 1}").mkdir()  # by somebody who guessed the name
-    with pytest.raises(PermissionError, match="belongs to another user: set TMPDIR"):
-        Folder(f"file://{shards}").local("00000.tar")
-
-
-def test_forked_workers_open_the_file_system_anew(shards):
-    """Those of S3 and its kind refuse to work in a process that was forked after they were opened."""
-    tables(shards)  # so that opening fetches no tar
-    place = f"async_wrapper::file://{shards}"
-    loader = make_loader(Stream([place], eval_transform(4), 0, window=2), list, 2, 0, 9, workers=1)
-    assert [problems for _, problems in loader] == [{}] * 9
-
-
-def tables(shards: Path) -> None:
-    """The tables that `capfilt` and img2dataset write beside the tars; of each, one row has no picture, one no text."""
+def write_tables(shards: Path) -> None:
+    """Write tables as capfilt and img2dataset do; a row each has no picture and no text."""
     for path in sorted(shards.glob("*.tar")):
         keys = [f"{int(path.stem)}{row}" for row in range(3)]
         rows = {
@@ -136,40 +71,95 @@ def tables(shards: Path) -> None:
         pq.write_table(pa.table(rows), path.with_suffix(".parquet"))
 
 
-def test_the_table_beside_a_tar_spares_reading_it(shards, monkeypatch):
-    before = samples(Stream([str(shards)], eval_transform(4), 0), 18)
-    tables(shards)
-    monkeypatch.setattr("blipcore.io.tars.index_tar", None)
-    source = open_dataset(shards)
-    assert source.counts == [3] * 6
+def read_stream(stream: Stream, count: int) -> list[tuple[str, str]]:
+    samples = (stream.sample(position) for position in range(count))
+    return [(sample["key"], sample["text"]) for sample in samples]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_url_gives_the_samples_of_the_folder(shards: Path, remote: Remote, workers: int) -> None:
+    def read_keys(spec: str) -> list[list[str]]:
+        loader = make_loader(Stream([spec], eval_transform(4), 0, window=2), list, 2, 0, 12, workers)
+        return [[sample["key"] for sample in batch] for batch, _ in loader]
+
+    assert read_keys(str(remote)) == read_keys(str(shards)) == read_keys(f"file://{shards}")
+    assert Stream([f"{remote}=2"], eval_transform(4), 0).datasets[0].name == str(remote)  # with a weight
+
+
+def test_tars_are_downloaded_once_and_ahead_and_only_the_last_used_stay(
+    remote: Remote, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar_cache, "KEEP", 4)
+    downloaded: list[str] = []
+    get_file = MEMORY.get_file
+    monkeypatch.setattr(
+        MEMORY,
+        "get_file",
+        lambda self, source, target: downloaded.append(Path(source).name) or get_file(self, source, target),
+    )
+    stream = Stream([str(remote)], eval_transform(4), 0, window=1)
+    dataset = stream.datasets[0]
+    assert isinstance(dataset, ShardSetDataset)
+    assert downloaded == []  # the tables are enough to open it
+    stream.sample(0)
+    deadline = time.monotonic() + 60
+    while len(downloaded) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first, second = (dataset.tars[shard] for shard in stream._shuffles[0].upcoming_shards(0)[:2])
+    assert sorted(downloaded) == sorted([first, second])
+    read_stream(stream, 18)
+    assert sorted(set(downloaded)) == dataset.tars
+    assert len([path for path in temporary.rglob("*.tar") if not path.name.startswith(".")]) <= 4
+
+
+def test_a_new_file_of_the_same_name_is_downloaded(remote: Remote) -> None:
+    """A shard set that was made again must not combine its texts with the old pictures."""
+    before = TarCache(remote).local("00000.tar").read_bytes()
+    (remote / "00000.tar").write_bytes(b"other")
+    assert TarCache(remote).local("00000.tar").read_bytes() == b"other" != before
+
+
+def test_a_download_that_fails_is_retried_and_then_named(remote: Remote, fail_requests: FailRequests) -> None:
+    fail_requests(2, "get_file", ConnectionError("the network is down"))
+    assert TarCache(remote).local("00000.tar").read_bytes() == (remote / "00000.tar").read_bytes()
+    fail_requests(99, "get_file", ConnectionError("the network is down"))
+    with pytest.raises(OSError, match=r"00001.tar does not answer after 5 tries \(the network is down\)"):
+        TarCache(remote).local("00001.tar")
+
+
+def test_copies_are_in_a_folder_of_the_user(remote: Remote, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TarCache(remote).local("00000.tar").parents[1].stat().st_mode & 0o777 == 0o700
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    (temporary / f"blipcore-{owner + 1}").mkdir()  # by another user who guessed the name
+    with pytest.raises(PermissionError, match="belongs to another user: set TMPDIR"):
+        TarCache(remote).local("00000.tar")
+
+
+def test_forked_workers_open_the_file_system_again(shards: Path) -> None:
+    """Asynchronous file systems, such as S3's, refuse to work in a fork of the process that opened them."""
+    write_tables(shards)  # so that opening downloads no tar
+    url = f"async_wrapper::file://{shards}"
+    loader = make_loader(Stream([url], eval_transform(4), 0, window=2), list, 2, 0, 9, workers=1)
+    assert [problems for _, problems in loader] == [{}] * 9
+
+
+def test_the_table_beside_a_tar_saves_reading_it(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_stream(Stream([str(shards)], eval_transform(4), 0), 18)
+    write_tables(shards)
+    monkeypatch.setattr("blipcore.io.samples.index_samples", None)
+    assert open_dataset(shards).counts == [3] * 6
     monkeypatch.undo()
-    assert samples(Stream([str(shards)], eval_transform(4), 0), 18) == before
+    assert read_stream(Stream([str(shards)], eval_transform(4), 0), 18) == before
 
 
-def test_what_is_not_there_is_one_sentence(tmp_path, shards):
-    with pytest.raises(FileNotFoundError, match=r"data set file:///nowhere does not exist"):
-        open_dataset("file:///nowhere")
-    with pytest.raises(ValueError, match=r"nothing://here cannot be reached"):
+def test_missing_folders_and_tars_are_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
+    with pytest.raises(FileNotFoundError, match=r"data set memory://nowhere does not exist"):
+        open_dataset("memory://nowhere")
+    with pytest.raises(ValueError, match=r"nothing://here cannot be read or written"):
         open_dataset("nothing://here")
-    folder = pickle.loads(pickle.dumps(Folder(f"file://{shards}")))  # our own
-    with pytest.raises(FileNotFoundError, match=r"00009.tar does not exist"):
-        folder.local("00009.tar")
-    assert str(folder / "../other") == f"file://{shards.parent}/other" and str(folder / "s3://b/c") == "s3://b/c"
-
-
-def test_a_fetch_that_fails_is_tried_again_and_then_named(shards, monkeypatch):
-    failures = iter([True, False] + [True] * places.TRIES)
-    system = fsspec.implementations.local.LocalFileSystem
-    get_file = system.get_file
-
-    def shaky(self, source, target, **more):
-        if next(failures):
-            raise ConnectionError("the network is gone")
-        get_file(self, source, target)
-
-    monkeypatch.setattr(system, "get_file", shaky)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    folder = Folder(f"file://{shards}")
-    assert folder.local("00000.tar").read_bytes() == (shards / "00000.tar").read_bytes()
-    with pytest.raises(OSError, match=r"00001.tar could not be fetched: the network is gone"):
-        folder.local("00001.tar")
+    cache = pickle.loads(pickle.dumps(TarCache(remote)))
+    with pytest.raises(FileNotFoundError) as caught:
+        cache.local("00009.tar")
+    assert caught.value.filename == f"{remote}/00009.tar"

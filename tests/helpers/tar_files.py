@@ -1,0 +1,69 @@
+"""Writes tars for tests, also such as `tarfile` refuses to write."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+BLOCK = 512
+END_MARK = bytes(2 * BLOCK)
+
+
+def write_tar(
+    path: Path,
+    members: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+    tar_format: Literal[0, 1, 2] = tarfile.PAX_FORMAT,
+    mtime: float = 0,
+) -> Path:
+    """Write name -> content. In a pax tar, a fractional `mtime` gives every member an extended header."""
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, data in members.items() if isinstance(members, Mapping) else members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), mtime  # type: ignore[assignment]  # typeshed: int; tarfile takes floats
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def header(name: str, size: int, kind: bytes = b"0", link: str = "") -> bytes:
+    """Return a ustar header with a valid checksum."""
+    fields = [
+        name.encode().ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,
+        b"%011o\0" % size + b"00000000000\0",
+        b" " * 8 + kind + link.encode().ljust(100, b"\0"),
+        b"ustar\x0000",
+    ]
+    return with_checksum(b"".join(fields).ljust(BLOCK, b"\0"))
+
+
+def with_checksum(block: bytes) -> bytes:
+    """Return a header with its checksum corrected."""
+    blank = bytearray(block)
+    blank[148:156] = b" " * 8
+    blank[148:156] = b"%06o\0 " % sum(blank)
+    return bytes(blank)
+
+
+def padded(data: bytes) -> bytes:
+    """Return the content of a member as it is stored."""
+    return data + bytes(-len(data) % BLOCK)
+
+
+def member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
+    """Return a member: header and content."""
+    return header(name, len(data), kind) + padded(data)
+
+
+def pax_header(name: str, value: str) -> bytes:
+    """Return an extended header with one record, for the next member."""
+    record = f" {name}={value}\n"
+    length = len(record) + len(str(len(record) + 3))
+    return member("././@PaxHeader", f"{length}{record}".encode(), b"x")
+
+
+def gnu_long_name(name: str) -> bytes:
+    """Return GNU's header with a long name, for the next member."""
+    return member("././@LongLink", f"{name}\0".encode(), b"L")
