@@ -1,7 +1,7 @@
-"""transformers' BLIP folders: what its config.json means here, and our models written so that it opens them.
+"""Configs of transformers' BLIP folders, read and written.
 
-In: the config and tensors of a `BlipFor…` folder, or a model of ours. Out: a `BlipConfig`, or the files that make such
-a folder: config, tokenizer, image processor and generation settings. The tensors' names are in `foreign`.
+`huggingface_config` turns a folder's config.json into a `BlipConfig`; `huggingface_files` returns the JSON files that
+make transformers build the same model. The tensors' names are in `names`.
 """
 
 from collections.abc import Mapping
@@ -9,17 +9,20 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from blipcore.checkpoints.names import parts_of
+from blipcore.checkpoints.names import detect_parts
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
 from blipcore.model.tokenizer import Tokenizer
+from blipcore.model.vit import CLIP_MEAN, CLIP_STD
 
-# Whose numbers a Hugging Face model gives where its config.json departs from the code that its weights come from.
+# The numbers to follow where a config.json departs from the code that trained the weights.
 Numerics = Literal["official", "transformers"]
+# Of all released models.
 RELEASED = {"text_width": 768, "text_heads": 12, "vision_eps": 1e-6}
-DROPOUT = LABEL_SMOOTHING = 0.1  # in training
+# In training.
+DROPOUT = LABEL_SMOOTHING = 0.1
 TRANSFORMERS_VISION_EPS = 1e-5
-# The transformers class for (text roles, heads); the others have none.
+# The transformers class for (text roles, heads); other combinations have none.
 HF_CLASSES = {
     (("decode",), ()): "BlipForConditionalGeneration",
     (("encode",), ("itc", "itm")): "BlipForImageTextRetrieval",
@@ -30,20 +33,20 @@ HF_CLASSES = {
 def huggingface_config(
     raw: Mapping[str, Any], state: Mapping[str, Tensor], path: object, numerics: Numerics = "official"
 ) -> BlipConfig:
-    """Config of a Hugging Face BLIP from its config.json, with transformers' defaults for keys it leaves out.
+    """Return the config of a Hugging Face BLIP, with transformers' defaults for keys that config.json lacks.
 
-    The released models were trained with an image encoder LayerNorm eps of 1e-6 and with 12 text heads; the config
-    files of their conversions say 1e-5, and older ones 8 heads. A model of the released text width is taken for one of
-    them, and "official" corrects the two; "transformers" takes every file at its word. It also does so for a dropout of
-    0, transformers' default, which "official" reads as the 0.1 that BLIP is trained with.
+    The released models were trained with an image encoder LayerNorm eps of 1e-6 and with 12 text heads. The config
+    files of their conversions have 1e-5, and older ones 8 heads. With the numerics "official", a model of the released
+    text width gets the trained values, and a dropout of 0 (transformers' default) becomes 0.1, with which BLIP is
+    trained. "transformers" takes every value from the file.
     """
     if raw.get("model_type") != "blip":
-        raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'")
+        raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'.")
     vision, text = raw.get("vision_config") or {}, raw.get("text_config") or {}
     for part in (vision, text):
         if part.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"{path} uses the activation {part['hidden_act']!r}; BLIP is built with 'gelu'")
-    roles, heads = parts_of(state, path)
+            raise ValueError(f"{path} uses the activation {part['hidden_act']!r}; BLIP uses 'gelu'.")
+    roles, heads = detect_parts(state, path)
     width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 768)
     vision_eps, text_heads = vision.get("layer_norm_eps", TRANSFORMERS_VISION_EPS), text.get("num_attention_heads", 8)
     dropout = text.get("hidden_dropout_prob", 0.0)
@@ -82,18 +85,18 @@ def huggingface_config(
 
 
 def to_huggingface_config(config: BlipConfig, tokenizer: Tokenizer, target: object) -> dict[str, Any]:
-    """The config.json with which transformers builds the same model; the inverse of `huggingface_config`."""
+    """Return the config.json that makes transformers build the same model; the inverse of `huggingface_config`."""
     name = HF_CLASSES.get((config.text.roles, config.heads))
     if name is None:
         parts = ", ".join((*config.text.roles, *config.heads))
         raise ValueError(
-            f"{target} was not written, as transformers has no BLIP class of these parts ({parts}): "
-            "it knows captioners (--task caption), retrieval models (--task retrieval) and VQA models"
+            f"Cannot write {target}: transformers has no BLIP class with the parts {parts}. It has captioners "
+            "(--task caption), retrieval models (--task retrieval) and VQA models."
         )
     if "vqa" in config.heads and config.text.width != config.vision.width:
         raise ValueError(
-            f"{target} was not written: transformers' answer decoder reads states of the image's width "
-            f"{config.vision.width}, and BLIP's question states have width {config.text.width}"
+            f"Cannot write {target}: transformers' answer decoder reads states of the image encoder's width "
+            f"{config.vision.width}, but this model's question states have width {config.text.width}."
         )
     vision, text = config.vision, config.text
     return {
@@ -138,11 +141,12 @@ def to_huggingface_config(config: BlipConfig, tokenizer: Tokenizer, target: obje
     }
 
 
-def folder_files(model: Blip, tokenizer: Tokenizer, target: object) -> dict[str, dict[str, Any]]:
-    """The JSON files, by name, that make a transformers folder out of `model`'s weights and `tokenizer`'s files."""
+def huggingface_files(model: Blip, tokenizer: Tokenizer, target: object) -> dict[str, dict[str, Any]]:
+    """Return the JSON files, by name, that a transformers folder has beside weights and vocabulary."""
     config = to_huggingface_config(model.config, tokenizer, target)
     if model.temp is not None:
-        config["temp"] = model.temp.item()  # transformers passes it over; it makes the way back exact
+        # transformers ignores it; `read_huggingface` does not.
+        config["temp"] = model.temp.item()
     side = model.config.vision.image_size
     special = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.sep, "pad_token_id": tokenizer.pad}
     return {
@@ -154,12 +158,12 @@ def folder_files(model: Blip, tokenizer: Tokenizer, target: object) -> dict[str,
             "do_convert_rgb": True,
             "do_resize": True,
             "size": {"height": side, "width": side},
-            "resample": 3,  # bicubic
+            "resample": 3,  # PIL's number for bicubic
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # CLIP's
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
         },
         "tokenizer_config.json": {
             "processor_class": "BlipProcessor",

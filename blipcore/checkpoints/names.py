@@ -1,8 +1,7 @@
-"""BLIP in other people's words: tensor names and sizes of official and Hugging Face state dicts, and the way back.
+"""Tensor names and sizes of official and Hugging Face state dicts, and their translation to blipcore's and back.
 
-In: a state dict as a foreign file holds it. Out: a `BlipConfig` and the same tensors under our names, or one sentence
-that names what does not fit. One table holds every name in all three dialects and serves both directions. No files are
-touched here; `convert` does that.
+One table holds every name in all three formats and serves both directions. This file reads no files; `load` and `save`
+do.
 """
 
 import re
@@ -15,8 +14,10 @@ from torch import Tensor
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
 
-# Ours, official ("" = same as ours), Hugging Face ("" = same as official). # = layer number, * = weight and bias,
-# {a,b} = rows stacked into one tensor, {text} = every text stack of the file, | = another name of the same tensor.
+# blipcore's name, the official name ("": the same), Hugging Face's name ("": the official one).
+#   #       the layer number                   *     weight and bias
+#   {a,b}   tensors stacked into one           |     another name of the same tensor
+#   {text}  every text stack of the file
 NAMES: tuple[tuple[str, str, str], ...] = (
     ("visual_encoder.cls_token", "", "vision_model.embeddings.class_embedding"),
     ("visual_encoder.pos_embed", "", "vision_model.embeddings.position_embedding"),
@@ -64,70 +65,78 @@ NAMES: tuple[tuple[str, str, str], ...] = (
     ("cls_head.#.*", "", ""),
     ("temp", "", ""),
 )
-QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")  # ours; retrieval files say ptr_queue
+# blipcore's names of the queues; official retrieval files call the last one ptr_queue.
+QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")
+# The text stack of a file that plays a role.
+TEXT_STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}
+# Tensors that a file may lack, with their initial value. Official ITM inference files and Hugging Face files have no
+# temperature, which matters for training only.
+OPTIONAL_TENSORS = {"temp": 0.07}
 
 _TABLE = {ours: (official or ours, hf or official or ours) for ours, official, hf in NAMES}
-_STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}  # the text stack of a file that plays a role
-# All that a file may lack, and what stands in: ITM inference and Hugging Face files have no temperature, which scales
-# nothing but training logits.
-MAY_LACK = {"temp": 0.07}
-CLAIMED = "BLIP model it claims to be"
-_ANSWER = "answer_decoder."
-_OWN = re.compile(r"\.decode_(cross|ffn|embeddings)\.")  # of the decoder, in models that share less than BLIP
+_ANSWER_DECODER = "answer_decoder."
+# Tensors of decoders that share less with the encoder than BLIP's.
+_SEPARATE_DECODER = re.compile(r"\.decode_(cross|ffn|embeddings)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
-_MERGE = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
+_MERGE_LAYER = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
 _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 
 
 def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: bool = False) -> list[tuple[str, ...]]:
-    """Names of our tensor `ours` in an official (or HF) file: one tuple of aliases for each part stacked in it."""
-    if ours.startswith(_ANSWER):  # VQA's second body is the file's decoder, as "text" is a captioner's
-        ours, roles = ours.replace(_ANSWER, "text.", 1), ["decode"]
+    """Return the names of blipcore's tensor `ours` in an official (or Hugging Face) file with text stacks for `roles`.
+
+    The list has one tuple of aliases for each tensor of the file that is stacked in `ours`.
+    """
+    if ours.startswith(_ANSWER_DECODER):
+        # The second body of a VQA model is the file's decoder, as "text" is a captioner's.
+        ours, roles = ours.replace(_ANSWER_DECODER, "text.", 1), ["decode"]
     key, layer = _LAYER.sub(".#.", ours), _LAYER.search(ours)
     stem, _, leaf = key.rpartition(".")
-    pattern = (
-        _TABLE[key if key in _TABLE else f"{stem}.*"][hf].replace("*", leaf).replace("#", layer[1] if layer else "")
-    )
+    pattern = _TABLE[key if key in _TABLE else f"{stem}.*"][hf]
+    pattern = pattern.replace("*", leaf).replace("#", layer[1] if layer else "")
     stacked = _STACKED.search(pattern)
     parts = [pattern.replace(stacked[0], word) for word in stacked[1].split(",")] if stacked else [pattern]
-    stacks = [stack for role, stack in _STACKS.items() if role in roles]
-    return [
-        tuple(
-            alias.replace("{text}", stack)
-            for alias in part.split("|")
-            for stack in (stacks if "{text}" in alias else [""])
-            if "decode" in roles or not alias.startswith("text_decoder")
-        )
-        for part in parts
-    ]
+    stacks = [stack for role, stack in TEXT_STACKS.items() if role in roles]
+    names = []
+    for part in parts:
+        aliases = [alias for alias in part.split("|") if "decode" in roles or not alias.startswith("text_decoder")]
+        expanded = [[alias.replace("{text}", s) for s in stacks] if "{text}" in alias else [alias] for alias in aliases]
+        names.append(tuple(name for group in expanded for name in group))
+    return names
 
 
 def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tensor]:
-    """Our state dict under the official names, or Hugging Face's; the inverse of `translate`.
+    """Return a blipcore state dict under the official names, or Hugging Face's; the inverse of `from_official`.
 
     Queues and "momentum.…" entries become the official ones. A shared tensor is written under each of its names.
-    ValueError for a model whose roles share something else than the official ones do.
+    Raises ValueError if the text roles share anything else than BLIP's.
     """
-    decodes = any(name.endswith("lm_head.bias") for name in state)
-    shares_attention = decodes and not any(".decode.qkv." in name for name in state)
-    if shares_attention or any(_OWN.search(name) for name in state):
+    has_decoder = any(name.endswith("lm_head.bias") for name in state)
+    shares_attention = has_decoder and not any(".decode.qkv." in name for name in state)
+    if shares_attention or any(_SEPARATE_DECODER.search(name) for name in state):
         raise ValueError(
-            "official and Hugging Face files hold models that share all but self-attention: one trained with another "
-            "text.share cannot be written as such"
+            "Official and Hugging Face files hold models that share all but self-attention; a model trained with "
+            "another text.share has no such file."
         )
-    roles = [role for role in _STACKS if any(name.startswith("text.") and f".{role}." in name for name in state)]
+    roles = [role for role in TEXT_STACKS if any(name.startswith("text.") and f".{role}." in name for name in state)]
     out: dict[str, Tensor] = {}
     for ours, tensor in state.items():
-        name = ours.removeprefix("momentum.")
         if ours in QUEUES:
             out["ptr_queue" if ours == "queue_ptr" and "idx_queue" in state else ours] = tensor
-        elif not (hf and ours in MAY_LACK):
-            parts = official_names(name, roles if name == ours else ["encode"], hf)
-            for aliases, rows in zip(parts, tensor.chunk(len(parts)) if len(parts) > 1 else [tensor], strict=True):
-                out.update({alias if name == ours else _momentum_name(alias): rows for alias in aliases})
-    if not hf:  # buffers of the official modules
+            continue
+        if hf and ours in OPTIONAL_TENSORS:
+            continue
+        name = ours.removeprefix("momentum.")
+        is_momentum = name != ours
+        parts = official_names(name, ["encode"] if is_momentum else roles, hf)
+        chunks = tensor.chunk(len(parts)) if len(parts) > 1 else [tensor]
+        for aliases, rows in zip(parts, chunks, strict=True):
+            out.update({_momentum_name(alias) if is_momentum else alias: rows for alias in aliases})
+    if not hf:
+        # Buffers of the official modules.
         for stack in ("text_encoder", "text_encoder_m", "text_decoder.bert"):
-            if (table := out.get(f"{stack}.embeddings.position_embeddings.weight")) is not None:
+            table = out.get(f"{stack}.embeddings.position_embeddings.weight")
+            if table is not None:
                 out[f"{stack}.embeddings.position_ids"] = torch.arange(len(table))[None]
     return out
 
@@ -140,7 +149,7 @@ def _momentum_name(name: str) -> str:
 def split_training_state(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """An official state dict as (student, momentum copy under the student's names, queues and pointer)."""
+    """Split an official state dict into student, momentum copy under the student's names, and queues with pointer."""
     student, momentum, queues = {}, {}, {}
     for name, tensor in state.items():
         group, dot, rest = name.partition(".")
@@ -153,102 +162,119 @@ def split_training_state(
     return student, momentum, queues
 
 
-def translate(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf: bool = False) -> dict[str, Tensor]:
-    """A foreign state dict under our names; ValueError unless it holds exactly the tensors that `config` needs."""
+def from_official(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf: bool = False) -> dict[str, Tensor]:
+    """Return an official (or Hugging Face) state dict under blipcore's names.
+
+    Raises ValueError unless it has exactly the tensors that a model of `config` needs; `path` is for the message.
+    """
     out: dict[str, Tensor] = {}
-    missing, misshapen = [], []
+    missing: list[str] = []
+    misshapen: list[str] = []
     used: set[str] = set()
-    for ours, shape in shapes(config).items():
+    for ours, shape in tensor_shapes(config).items():
         parts = official_names(ours, config.text.roles, hf)
-        found = []
+        names = []
         for aliases in parts:
-            present = [alias for alias in aliases if alias in state]
-            used.update(present)
-            found += present[:1]
-            if not present and ours not in MAY_LACK:
+            existing = [alias for alias in aliases if alias in state]
+            used.update(existing)
+            names += existing[:1]
+            if not existing and ours not in OPTIONAL_TENSORS:
                 missing.append(aliases[0])
-            for alias in present[1:]:
-                if not torch.equal(state[present[0]], state[alias]):
-                    raise ValueError(f"{path}: {present[0]} and {alias} differ, but in BLIP they are one tensor")
+            for alias in existing[1:]:
+                if not torch.equal(state[existing[0]], state[alias]):
+                    raise ValueError(f"{path}: {existing[0]} and {alias} differ, but in BLIP they are one tensor.")
         part_shape = (shape[0] // len(parts), *shape[1:]) if shape else ()
         wrong = [
-            f"{name} {tuple(state[name].shape)} for {part_shape}" for name in found if state[name].shape != part_shape
+            _shape_mismatch(name, state[name].shape, part_shape) for name in names if state[name].shape != part_shape
         ]
         misshapen += wrong
-        if len(found) == len(parts) and not wrong:
-            out[ours] = torch.cat([state[name] for name in found]) if len(found) > 1 else state[found[0]]
-        elif not found and ours in MAY_LACK:
-            out[ours] = torch.tensor(MAY_LACK[ours])
+        if len(names) == len(parts) and not wrong:
+            out[ours] = torch.cat([state[name] for name in names]) if len(names) > 1 else state[names[0]]
+        elif not names and ours in OPTIONAL_TENSORS:
+            out[ours] = torch.tensor(OPTIONAL_TENSORS[ours])
     unexpected = [name for name in state if name not in used and not name.endswith(".position_ids")]
     require_fit(path, missing, unexpected, misshapen)
     return out
 
 
-def shapes(config: BlipConfig) -> dict[str, torch.Size]:
-    """Name and shape of every tensor of a model."""
+def tensor_shapes(config: BlipConfig) -> dict[str, torch.Size]:
+    """Return the name and shape of every tensor of a model."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in Blip(config).state_dict().items()}
 
 
-def require_same(path: object, state: Mapping[str, Tensor], own: Mapping[str, Any], what: str = CLAIMED) -> None:
-    """Raise one ValueError unless `state` has the names and shapes of `own` (tensors or shapes)."""
-    shape_of = {name: getattr(tensor, "shape", tensor) for name, tensor in own.items()}
+def require_same(
+    path: object,
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, torch.Size],
+    target: str = "a BLIP model of its config",
+) -> None:
+    """Raise ValueError unless `state`, read from `path`, has the names and shapes of `shapes`."""
     require_fit(
         path,
-        missing=[name for name in own if name not in state],
-        unexpected=[name for name in state if name not in own],
+        missing=[name for name in shapes if name not in state],
+        unexpected=[name for name in state if name not in shapes],
         misshapen=[
-            f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
-            for name, shape in shape_of.items()
+            _shape_mismatch(name, state[name].shape, shape)
+            for name, shape in shapes.items()
             if name in state and state[name].shape != shape
         ],
-        what=what,
+        target=target,
     )
 
 
 def require_fit(
-    path: object, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str], what: str = CLAIMED
+    path: object,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshapen: Sequence[str],
+    target: str = "a BLIP model of its config",
 ) -> None:
-    """Raise one ValueError that names what is wrong with a file's tensors, if anything is."""
-    wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    text = "; ".join(
-        f"{kind}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for kind, names in wrong
-        if names
-    )
-    if text:
-        raise ValueError(f"the tensors in {path} do not make the {what}: {text}")
+    """Raise ValueError if any list of tensor names is not empty; the message names the first three of each."""
+    problems = []
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind}: {', '.join(names[:3])}{more}")
+    if problems:
+        raise ValueError(f"The tensors in {path} do not make {target}: {'; '.join(problems)}.")
 
 
-def shape_in(state: Mapping[str, Tensor], name: str, dimensions: int, path: object) -> torch.Size:
-    """The shape of a tensor; ValueError unless it is there, not empty, and has so many dimensions."""
+def _shape_mismatch(name: str, shape: Sequence[int], expected: Sequence[int]) -> str:
+    return f"{name} {tuple(shape)} for {tuple(expected)}"
+
+
+def tensor_shape(state: Mapping[str, Tensor], name: str, dimensions: int, path: object) -> torch.Size:
+    """Return the shape of a tensor; ValueError if it is missing, empty or has another number of dimensions."""
     if name not in state:
-        raise ValueError(f"{path} lacks the tensor {name}")
+        raise ValueError(f"{path} lacks the tensor {name}.")
     if state[name].ndim != dimensions or not state[name].numel():
-        raise ValueError(f"{path} has {name} in the shape {tuple(state[name].shape)}, which no such model has")
+        shape = tuple(state[name].shape)
+        raise ValueError(f"{name} in {path} has the shape {shape}; it must have {dimensions} dimensions above 0.")
     return state[name].shape
 
 
-def parts_of(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Text roles and heads of a foreign state dict, told by which groups of tensors it has."""
+def detect_parts(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return text roles and heads of an official or Hugging Face state dict, from the groups of tensors it has."""
     groups = {name.partition(".")[0] for name in state}
     if not groups & {"text_encoder", "text_decoder"} or not groups & {"visual_encoder", "vision_model"}:
-        raise ValueError(f"{path} holds no BLIP model: an image encoder with a text encoder or decoder is not in it")
+        raise ValueError(f"{path} holds no BLIP model: it has no image encoder with a text encoder or decoder.")
     if "cls_head" in groups:
         return ("encode",), ("nlvr",)
     if {"text_encoder", "text_decoder"} <= groups and "vision_proj" not in groups:
-        return ("encode",), ("vqa",)  # two bodies that share nothing
-    roles = tuple(role for role in ("encode", "decode") if _STACKS[role].partition(".")[0] in groups)
+        # The encoder and decoder of VQA share nothing.
+        return ("encode",), ("vqa",)
+    roles = tuple(role for role in ("encode", "decode") if TEXT_STACKS[role].partition(".")[0] in groups)
     return roles, tuple(head for head, group in (("itc", "vision_proj"), ("itm", "itm_head")) if group in groups)
 
 
 def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: object) -> BlipConfig:
-    """Config of an official state dict: sizes from its tensors, heads of 64 channels unless `overrides` has others."""
-    roles, heads = parts_of(state, path)
-    stack = _STACKS[roles[-1]]
+    """Return the config of an official state dict: sizes of its tensors, `overrides`, else heads of 64 channels."""
+    roles, heads = detect_parts(state, path)
+    stack = TEXT_STACKS[roles[-1]]
 
     def shape(name: str, dimensions: int) -> torch.Size:
-        return shape_in(state, name, dimensions, path)
+        return tensor_shape(state, name, dimensions, path)
 
     def depth(prefix: str) -> int:
         return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
@@ -256,14 +282,14 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
     width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
     side = round((shape("visual_encoder.pos_embed", 3)[1] - 1) ** 0.5)
     hidden, text_width = shape(f"{stack}.encoder.layer.0.intermediate.dense.weight", 2)
-    vision = {
+    vision: dict[str, Any] = {
         "image_size": side * patch,
         "patch_size": patch,
         "width": width,
         "depth": depth("visual_encoder.blocks."),
         "mlp_ratio": shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
     }
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": shape(f"{stack}.embeddings.word_embeddings.weight", 2)[0],
         "width": text_width,
         "depth": depth(f"{stack}.encoder.layer."),
@@ -273,17 +299,17 @@ def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], p
         "roles": roles,
     }
     if "nlvr" in heads:
-        merging = [int(match[1]) for name in state if (match := _MERGE.search(name))]
+        merging = [int(match[1]) for match in map(_MERGE_LAYER.search, state) if match]
         text["merge_from"] = min(merging, default=text["depth"])
-    for section, found in (("vision", vision), ("text", text)):
+    for section, sizes in (("vision", vision), ("text", text)):
         for key, value in overrides.get(section, {}).items():
-            if found.setdefault(key, value) != value:
-                raise ValueError(f"{path} has {section} {key} {found[key]}, not the {value} asked for")
-        if "heads" not in found and found["width"] % 64:
+            if sizes.setdefault(key, value) != value:
+                raise ValueError(f"{path} has {section} {key} {sizes[key]}, not {value}: leave out this override.")
+        if "heads" not in sizes and sizes["width"] % 64:
             raise ValueError(
-                f"{path} does not tell the number of {section} heads, and width {found['width']} is no multiple of 64: "
-                f"make a blipcore folder of it with `capfilt convert --set model.{section}.heads=N`"
+                f"{path} does not tell the number of {section} heads, and its width {sizes['width']} is no multiple of "
+                f"64: make a blipcore folder of it with `capfilt convert --set model.{section}.heads=N`."
             )
-        found.setdefault("heads", found["width"] // 64)
+        sizes.setdefault("heads", sizes["width"] // 64)
     embed_dim = {"embed_dim": shape("vision_proj.weight", 2)[0]} if "itc" in heads else {}
     return BlipConfig.from_dict({"vision": vision, "text": text, "heads": heads, **embed_dim})

@@ -65,13 +65,13 @@ def pretrained(annotations, tmp_path_factory) -> str:
     return str(out / "model")
 
 
-def test_a_pretrained_model_has_every_part(pretrained):
+def test_a_pretrained_model_has_every_part(pretrained) -> None:
     model, tokenizer = load_model(pretrained, needs=("encode", "decode", "itc", "itm"))
     assert model.config.vision.image_size == 16
     assert len(tokenizer) == model.config.text.vocab_size
 
 
-def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
+def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path) -> None:
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN, dropout=0.25)
     run.validation = ValidationConfig(str(annotations), words="plain")
     assert finetune(run, tmp_path / "captioner")["best"].keys() >= {"step", "value", "CIDEr", "BLEU-4"}
@@ -92,7 +92,7 @@ def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path):
         evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "captioner" / "model")))
 
 
-def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annotations, tmp_path):
+def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annotations, tmp_path) -> None:
     """nocaps_test.json: nothing to score here, a file to send off."""
     rows = [{"image": f"{colour}.png", "img_id": 7 + n} for n, colour in enumerate(COLOURS)]
     (annotations.parent / "nocaps.json").write_text(json.dumps(rows))
@@ -105,7 +105,7 @@ def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annota
     assert [row["image_id"] for row in results] == list(range(7, 13)) and results[0].keys() == {"image_id", "caption"}
 
 
-def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annotations, tmp_path, monkeypatch):
+def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annotations, tmp_path, monkeypatch) -> None:
     asked = []
     evaluate = evaluate_captioning
     monkeypatch.setattr(evaluation, "evaluate_captioning", lambda *args: asked.append(args[3]) or evaluate(*args))
@@ -116,7 +116,7 @@ def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annota
     assert asked and {(config.mode, config.prompt) for config in asked} == {("greedy", "this is ")}
 
 
-def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
+def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path) -> None:
     run = FinetuneRun("retrieval", [str(annotations)], pretrained, augment=PLAIN)
     run.train = TrainConfig(steps=80, batch_size=6, lr=3e-3, device="cpu", dtype="fp32", save_every=1000)
     run.retrieval = RetrievalConfig(queue_size=0, alpha=0.0, random_negatives=1.0)
@@ -134,7 +134,7 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path):
         evaluate(EvaluateRun("retrieval", str(annotations), pretrained, results="r.json"))
 
 
-def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_path):
+def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_path) -> None:
     still = TrainConfig(steps=1, batch_size=4, lr=0.0, weight_decay=0.0, device="cpu", dtype="fp32")
     run = PretrainRun(
         [str(annotations)], init=pretrained, augment=PLAIN, train=still, task=PretrainConfig(queue_size=8)
@@ -147,7 +147,7 @@ def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_pa
 
 def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
     pretrained, annotations, tmp_path, monkeypatch
-):
+) -> None:
     """As the official finetuning does, whose non-strict load takes all that has its shape."""
     model, _ = load_model(pretrained)
     slow = {f"momentum.{name}": -tensor for name, tensor in model.select_parts("encode", "itc").state_dict().items()}
@@ -174,7 +174,7 @@ def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
     assert seen[0].idx_queue.eq(-100).all() and len(seen) == 4
 
 
-def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path):
+def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path) -> None:
     run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:many", train=TRAIN)
     with pytest.raises(ValueError, match="number of word pieces"):
         pretrain(run, tmp_path / "run")
@@ -204,7 +204,7 @@ def parts(tmp_path) -> tuple[VisionTransformer, Path, Path]:
     return encoder, tmp_path / "vit.safetensors", folder
 
 
-def test_a_model_starts_from_its_parts(annotations, parts, tmp_path):
+def test_a_model_starts_from_its_parts(annotations, parts, tmp_path) -> None:
     """Without a preset, sizes, heads and vocabulary are those of the parts."""
     encoder, vision, text = parts
     run = PretrainRun([str(annotations)], vision=str(vision), text=str(text), augment=PLAIN)
@@ -221,7 +221,7 @@ def test_a_model_starts_from_its_parts(annotations, parts, tmp_path):
     assert_close(model.text.layers[0].decode.qkv.weight, model.text.layers[0].encode.qkv.weight)
 
 
-def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts, pretrained, tmp_path):
+def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts, pretrained, tmp_path) -> None:
     _, vision, text = parts
 
     def told(**options) -> str:
@@ -251,7 +251,7 @@ def questions(annotations) -> Path:
     return annotations.parent / "questions.json"
 
 
-def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
+def test_a_new_vqa_model_learns_its_questions(questions, tmp_path) -> None:
     run = FinetuneRun("vqa", [str(questions)], preset="tiny", model=SMALL, tokenizer="train:80", augment=PLAIN)
     run.train = TrainConfig(steps=120, batch_size=18, lr=5e-3, device="cpu", dtype="fp32", save_every=1000)
     run.validation = ValidationConfig(str(questions), every=60)
@@ -274,7 +274,7 @@ def test_a_new_vqa_model_learns_its_questions(questions, tmp_path):
     assert results[0].keys() == {"question_id", "answer"}
 
 
-def test_vqa_starts_from_a_pretrained_or_a_vqa_model(pretrained, questions, annotations, tmp_path):
+def test_vqa_starts_from_a_pretrained_or_a_vqa_model(pretrained, questions, annotations, tmp_path) -> None:
     run = FinetuneRun("vqa", [str(questions)], pretrained, augment=PLAIN, train=TRAIN, drop_path=0.1)
     finetune(run, tmp_path / "vqa")
     model, _ = load_model(tmp_path / "vqa" / "model", needs=("encode", "vqa"))
@@ -287,7 +287,7 @@ def test_vqa_starts_from_a_pretrained_or_a_vqa_model(pretrained, questions, anno
         evaluate(EvaluateRun("vqa", str(questions), pretrained))
 
 
-def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path):
+def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path) -> None:
     rows = [
         {"images": [f"{left}.png", f"{right}.png"], "sentence": "both are red", "label": str(left == right == "red")}
         for left in COLOURS[:2]
@@ -306,14 +306,14 @@ def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path):
         evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "nlvr" / "model")))
 
 
-def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, tmp_path):
+def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, tmp_path) -> None:
     rows = [{"question_id": 1, "question": "what?", "image": "images/0.png"}]
     (questions.parent / "test.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="no answers to score against: say with --results"):
         evaluate(EvaluateRun("vqa", str(questions.parent / "test.json"), pretrained))
 
 
-def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp_path, monkeypatch):
+def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp_path, monkeypatch) -> None:
     rows = [{"image": "0.png", "caption": ["red"]}, {"image": "1.png", "caption": []}]
     (tmp_path / "some.json").write_text(json.dumps(rows))
     for how, words in [
@@ -331,7 +331,7 @@ def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp
         evaluate(EvaluateRun("caption", str(annotations), "nowhere"))
 
 
-def test_finetuning_starts_from_one_thing():
+def test_finetuning_starts_from_one_thing() -> None:
     for start in ({}, {"init": "a", "preset": "tiny"}):
         with pytest.raises(ValueError, match="from a checkpoint or from a new model"):
             FinetuneRun("vqa", ["x.json"], **start)
