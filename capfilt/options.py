@@ -63,15 +63,16 @@ def argument(metavar: str | None, text: str) -> Any:
 
 
 def option(
-    panel: str, text: str, *flags: str, default: object = None, words: Collection[str] = (), metavar: str | None = None
+    panel: str, text: str, *flags: str, default: object = None, values: Collection[str] = (), metavar: str | None = None
 ) -> Any:
-    """Return an option for `Annotated`. The Tab key offers `words`; the config checks the value.
+    """Return an option for `Annotated`. The Tab key completes `values`; the config checks the value.
 
-    `default` is for display. A test compares it with the config, which is not imported here because of what it imports.
+    `default` is only displayed. It is repeated here because importing the config would make `--help` slow; a test
+    compares the two.
     """
     if default is not None:
         text += rf" [dim]\[default: {default}][/dim]"
-    completion = (lambda: list(words)) if words else None
+    completion = (lambda: list(values)) if values else None
     return typer.Option(*flags, help=text, rich_help_panel=panel, metavar=metavar, autocompletion=completion)
 
 
@@ -143,26 +144,26 @@ CaptionModel = Annotated[str | None, option(MODEL, "Captioner: folder, .pth, hub
 BaseUrl = Annotated[str | None, option(MODEL, "Server of openai:MODEL.", default="the variable OPENAI_BASE_URL")]
 FilterModel = Annotated[str | None, option(MODEL, "Filter: a checkpoint with ITM and ITC heads.")]
 Clip = Annotated[list[str] | None, option(MODEL, "Score with open_clip:ARCH/TAG too; repeatable.")]
-Captioner = Annotated[str | None, option(MODEL, "Write captions in the same pass, with this model.")]
+CaptionerModel = Annotated[str | None, option(MODEL, "Write captions in the same pass, with this model.")]
 CaptionerName = Annotated[str | None, option(MODEL, "Name of those captions.", default="blip or MODEL")]
-Preset = Annotated[
-    str | None, option(MODEL, "Size: tiny, base or large.", default="base", words=("base", "tiny", "large"))
+ModelSize = Annotated[
+    str | None, option(MODEL, "Size: tiny, base or large.", default="base", values=("base", "tiny", "large"))
 ]
 Init = Annotated[str | None, option(MODEL, "Checkpoint to start from.")]
 Vision = Annotated[str | None, option(MODEL, "Image encoder: file, open_clip:ARCH/TAG, timm:NAME or hub id.")]
 Text = Annotated[str | None, option(MODEL, "Text transformer: BERT folder or hub id.")]
-Tokenizer = Annotated[str | None, option(MODEL, "Folder, vocab.txt or hub id.", default="the checkpoint's")]
+TokenizerPath = Annotated[str | None, option(MODEL, "Folder, vocab.txt or hub id.", default="the checkpoint's")]
 NewTokenizer = Annotated[
     str | None, option(MODEL, "Tokenizer, or train:N to learn N word pieces.", default="BERT's, or of --init or --text")
 ]
 ImageSize = Annotated[int | None, option(MODEL, "Side of the input image in pixels.", default="the checkpoint's")]
-Numerics = Annotated[
+SourceNumerics = Annotated[
     str | None,
     option(
         MODEL,
         "Numerics of a Hugging Face source: official or transformers.",
         default="official",
-        words=("official", "transformers"),
+        values=("official", "transformers"),
     ),
 ]
 
@@ -170,7 +171,7 @@ Numerics = Annotated[
 
 Prompt = Annotated[str | None, option(CAPTION, "Start of BLIP's captions; the request to hf: and openai: models.")]
 Mode = Annotated[
-    str | None, option(CAPTION, "nucleus, beam or greedy.", default="nucleus", words=("nucleus", "beam", "greedy"))
+    str | None, option(CAPTION, "nucleus, beam or greedy.", default="nucleus", values=("nucleus", "beam", "greedy"))
 ]
 NumCaptions = Annotated[int | None, option(CAPTION, "Captions per picture.", default=1)]
 
@@ -196,21 +197,23 @@ TrainSeed = Annotated[int | None, option(TRAIN, "Random seed.", default=42)]
 
 BatchSize = Annotated[int | None, option(RUN, "Pictures per batch.", default="32 on a CPU, what fits on a GPU")]
 EvaluateBatchSize = Annotated[int | None, option(RUN, "Pictures per batch.", default=64)]
-Device = Annotated[str | None, option(RUN, "auto, cpu, cuda or cuda:N.", default="auto", words=("auto", "cpu", "cuda"))]
-Dtype = Annotated[
+Device = Annotated[
+    str | None, option(RUN, "auto, cpu, cuda or cuda:N.", default="auto", values=("auto", "cpu", "cuda"))
+]
+DtypeName = Annotated[
     str | None,
-    option(RUN, "bf16, fp32 or auto: bf16 where it is fast.", default="auto", words=("auto", "bf16", "fp32")),
+    option(RUN, "bf16, fp32 or auto: bf16 where it is fast.", default="auto", values=("auto", "bf16", "fp32")),
 ]
 BACKENDS = ("auto", "torch", "compile", "openvino", "openvino-int8")
-Backend = Annotated[
+BackendName = Annotated[
     str | None,
-    option(RUN, "Encoder: torch, compile, openvino, openvino-int8.", default="auto", words=BACKENDS),
+    option(RUN, "Encoder: torch, compile, openvino, openvino-int8.", default="auto", values=BACKENDS),
 ]
 Workers = Annotated[int | None, option(RUN, "Worker processes.", default=1)]
 IngestWorkers = Annotated[int | None, option(RUN, "Worker processes.", default="one per core")]
 DecodeWorkers = Annotated[int | None, option(RUN, "Extra processes that decode pictures.", default=0)]
 Nproc = Annotated[int, option(RUN, "Training processes on this machine: one per GPU.")]
-Engine = Annotated[str | None, option(RUN, "local, or ray for a cluster.", default="local", words=("local", "ray"))]
+Engine = Annotated[str | None, option(RUN, "local, or ray for a cluster.", default="local", values=("local", "ray"))]
 Rank = Annotated[int | None, option(RUN, "Number of this task, from 0, of --world-size.", default=0)]
 WorldSize = Annotated[int | None, option(RUN, "Tasks that share the shards.", default=1)]
 
@@ -219,23 +222,23 @@ WorldSize = Annotated[int | None, option(RUN, "Tasks that share the shards.", de
 ShardSize = Annotated[int | None, option(OUTPUT, "Rows per shard.", default=10_000)]
 PictureSize = Annotated[int | None, option(OUTPUT, "Longest side in pixels; 0 keeps every size.", default=512)]
 Duplicates = Annotated[
-    str | None, option(OUTPUT, "Mark duplicates: exact or near.", default="off", words=("exact", "near"))
+    str | None, option(OUTPUT, "Mark duplicates: exact or near.", default="off", values=("exact", "near"))
 ]
 MinSuccess = Annotated[float | None, option(OUTPUT, "Least share of ok rows for exit code 0.", default=0.2)]
 Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip or MODEL")]
 FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered folder.", default="capfilt")]
 Out = Annotated[str | None, option(OUTPUT, "Other root folder or URL for the tables.", default="DATA")]
-RunFolder = Annotated[Path, option(OUTPUT, "Run folder; the model goes to RUN/model.", metavar="RUN")]
-Results = Annotated[str | None, option(OUTPUT, "JSON file for the captions, answers or classes.")]
+RunPath = Annotated[Path, option(OUTPUT, "Run folder; the model goes to RUN/model.", metavar="RUN")]
+ResultsFile = Annotated[str | None, option(OUTPUT, "JSON file for the captions, answers or classes.")]
 WriteFormat = Annotated[CheckpointFormat, option(OUTPUT, "Format to write.")]
 KeepParts = Annotated[
-    str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", words=[*FinetuneTask])
+    str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", values=[*FinetuneTask])
 ]
 Page = Annotated[str | None, option(OUTPUT, "HTML file.", metavar="FILE", default="report.html")]
 GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
 EXPORTS = ("webdataset", "parquet", "json")
 ExportFormat = Annotated[
-    str | None, option(OUTPUT, "webdataset, parquet or json.", default="webdataset", words=EXPORTS)
+    str | None, option(OUTPUT, "webdataset, parquet or json.", default="webdataset", values=EXPORTS)
 ]
 Licence = Annotated[str | None, option(OUTPUT, "Licence of the pairs, for the data set card.")]
 DemoFolder = Annotated[Path | None, option(OUTPUT, "Folder of the demo.", default="demo")]
@@ -249,10 +252,12 @@ DryRun = Annotated[bool, option(SETTINGS, "Print the plan; run nothing.", "--dry
 Scale = Annotated[float | None, option(SETTINGS, "Size of the corpus and the training runs.", default=1.0)]
 Rows = Annotated[
     str | None,
-    option(SETTINGS, "main, or all: filter only and captioner only too.", default="main", words=("main", "all")),
+    option(SETTINGS, "main, or all: filter only and captioner only too.", default="main", values=("main", "all")),
 ]
 Quick = Annotated[bool | None, option(SETTINGS, "Two-minute smoke run; its scores mean nothing.", "--quick")]
-Language = Annotated[str | None, option(SETTINGS, "Language of the texts: en or zh.", default="en", words=("en", "zh"))]
+Language = Annotated[
+    str | None, option(SETTINGS, "Language of the texts: en or zh.", default="en", values=("en", "zh"))
+]
 Config = Annotated[Path | None, option(SETTINGS, "YAML file of settings; options override it.")]
 Sets = Annotated[
     list[str] | None, option(SETTINGS, "Set any setting by its name; repeatable.", "--set", metavar="NAME=VALUE")

@@ -37,7 +37,7 @@ from capfilt.demo.language import reference_captions, write_caption
 from capfilt.demo.noise import NOISE_MIX, web_text
 from capfilt.demo.scenes import INVERSE, Scene, description, draw_scene, sample_scene
 
-JPEG_QUALITY = 92
+PICTURE_QUALITY = 92
 FATES = ("dead", "corrupt", "slow", "opted_out")
 REGIONS = (None, *INVERSE)  # of a thing in a picture: the whole picture, or one side
 ROWS, COLUMNS = ("above", "below"), ("left of", "right of")  # regions of the rows and columns of quarters
@@ -106,10 +106,12 @@ def url_table(out: Path, base_url: str) -> pa.Table:
     return table.set_column(0, "url", pa.array(urls))
 
 
-Label = tuple[int, int, int]
+QuarterLabel = tuple[int, int, int]
 
 
-def labelled_pictures(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[tuple[Image.Image, list[list[Label]]]]:
+def labelled_pictures(
+    seed: int, n: int, px: int, nouns: int = 48
+) -> Iterator[tuple[Image.Image, list[list[QuarterLabel]]]]:
     """Yield n pictures of one or two things, for the pre-training of an image encoder, with a label per quarter.
 
     The label at [row][column] is (noun, number - 1, region): `noun` indexes `art.nouns(nouns)`, `region` indexes
@@ -132,7 +134,7 @@ def labelled_pictures(seed: int, n: int, px: int, nouns: int = 48) -> Iterator[t
         yield draw_scene(scene, px), quarters
 
 
-def _quarter_label(labels: dict[str | None, Label], row: str, column: str) -> Label:
+def _quarter_label(labels: dict[str | None, QuarterLabel], row: str, column: str) -> QuarterLabel:
     """Return the label of the one thing whose region includes a quarter."""
     return next(labels[region] for region in (None, row, column) if region in labels)
 
@@ -208,7 +210,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _save_jpeg(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Subsampled colour planes would blur small objects at this size.
-    picture.save(path, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+    picture.save(path, format="JPEG", quality=PICTURE_QUALITY, subsampling=0)
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from capfilt.demo.corpus import REGIONS, labelled_pictures
 SHIPPED = Path(__file__).parent / "image_encoder.safetensors"
 SHIPPED_NOUNS = 48
 VISION = VisionConfig(image_size=48, patch_size=8, width=128, depth=3, heads=4)
-LABEL_SMOOTHING = 0.1
+SMOOTHING = 0.1
 CORPUS_SEED = 2**31  # no user is likely to choose it
 
 
@@ -80,10 +80,10 @@ def train_image_encoder(
         # The class token names up to two nouns, so each quarter's noun has a quarter of its loss.
         loss = torch.zeros(())
         for noun in labels[..., 0].flatten(1).unbind(1):
-            loss = loss + F.cross_entropy(class_head(states[:, 0]), noun, label_smoothing=LABEL_SMOOTHING) / 4
+            loss = loss + F.cross_entropy(class_head(states[:, 0]), noun, label_smoothing=SMOOTHING) / 4
         patch_labels = labels.repeat_interleave(half, 1).repeat_interleave(half, 2).flatten(0, 2)  # (B * P, 3)
         for head, target in zip(patch_heads, patch_labels.unbind(1), strict=True):
-            loss = loss + F.cross_entropy(head(states[:, 1:]).flatten(0, 1), target, label_smoothing=LABEL_SMOOTHING)
+            loss = loss + F.cross_entropy(head(states[:, 1:]).flatten(0, 1), target, label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -37,7 +37,7 @@ from capfilt.shards.tables import write_table
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 HUMAN_CAPTIONS = 5  # per human picture, as in COCO
-SHORTLIST = 16  # candidates that ITM re-ranks: recall is at most at 10, among about 600 pictures
+RERANKED = 16  # candidates that ITM re-ranks: recall is at most at 10, among about 600 pictures
 CAPTIONER = "captioner"
 # Recipe -> section of its settings with the task's own.
 TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}
@@ -201,7 +201,7 @@ class Demo:
         retrieval = ["evaluate", "retrieval", str(human / "retrieval_test.json"), "--model", str(run / "model")]
         return (
             Command(f"evaluate-caption-{name}", (*caption, *self.length_option("generate.max_length=40"))),
-            Command(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={SHORTLIST}")),
+            Command(f"evaluate-retrieval-{name}", (*retrieval, "--set", f"k={RERANKED}")),
         )
 
     def report(self) -> None:

@@ -12,7 +12,7 @@ from capfilt.demo import art, chinese, english
 from capfilt.demo.scenes import Scene, Thing
 
 PRODUCTS = ("sticker", "decal", "poster", "art print", "iron-on patch", "wall art", "greeting card", "stamp")
-FORMATS = (
+FORMAT_WORDS = (
     "clipart",
     "vector",
     "icon",
@@ -31,7 +31,7 @@ MARKETING = (
     "sign up for our newsletter", "up to 50% off",
 )  # fmt: skip
 ZH_PRODUCTS = ("贴纸", "海报", "墙贴", "贺卡", "印章")
-ZH_FORMATS = ("剪贴素材", "矢量图", "图标", "插图", "图片", "卡通", "免抠素材", "平面设计")
+ZH_FORMAT_WORDS = ("剪贴素材", "矢量图", "图标", "插图", "图片", "卡通", "免抠素材", "平面设计")
 ZH_MARKETING = (
     "包邮", "限时特价", "新品上市", "立即购买", "加入购物袋", "全场五折",
     "正品保证", "点击放大", "现货速发", "查看更多", "好评如潮", "假一赔十",
@@ -46,7 +46,7 @@ def title(scene: Scene, rng: Random) -> str:
     else:
         text = rng.choice((" & ", " and ", ", ")).join(names)
     if rng.random() < 0.5:
-        text += f" {rng.choice(FORMATS)}"
+        text += f" {rng.choice(FORMAT_WORDS)}"
     if rng.random() < 0.5:
         text += rng.choice((" - {}", " ({})", " on {}", " | {} background")).format(scene.background)
     return text.title()
@@ -54,7 +54,7 @@ def title(scene: Scene, rng: Random) -> str:
 
 def keywords(scene: Scene, rng: Random) -> str:
     """Return a keyword list, such as "apple, dog, blue, clipart"."""
-    return ", ".join(_keywords([thing.noun for thing in scene.things], FORMATS, scene.background, rng))
+    return ", ".join(_keywords([thing.noun for thing in scene.things], FORMAT_WORDS, scene.background, rng))
 
 
 def shop(scene: Scene, rng: Random) -> str:
@@ -79,7 +79,7 @@ def zh_title(scene: Scene, rng: Random) -> str:
     """Return a title: names, perhaps a format and a colour."""
     text = rng.choice(("和", "与", "、")).join(_zh_name(thing, rng) for thing in scene.things)
     if rng.random() < 0.5:
-        text += rng.choice(ZH_FORMATS)
+        text += rng.choice(ZH_FORMAT_WORDS)
     if rng.random() < 0.5:
         text += rng.choice((" - {}", "（{}）", " {}背景")).format(chinese.COLOURS[scene.background])
     return text
@@ -88,7 +88,7 @@ def zh_title(scene: Scene, rng: Random) -> str:
 def zh_keywords(scene: Scene, rng: Random) -> str:
     """Return a keyword list: names, formats, perhaps the colour."""
     names = [art.vocabulary()[thing.noun].zh for thing in scene.things]
-    return "，".join(_keywords(names, ZH_FORMATS, chinese.COLOURS[scene.background], rng))
+    return "，".join(_keywords(names, ZH_FORMAT_WORDS, chinese.COLOURS[scene.background], rng))
 
 
 def zh_shop(scene: Scene, rng: Random) -> str:

@@ -1,4 +1,4 @@
-"""Small things shared by the tests of the stages: a random model with few words, shards of drawn pictures."""
+"""Fixtures for the tests of the stages: small random models and shards of drawn pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from blipcore.io.samples import Picture
+from blipcore.io.samples import TarSample
 from capfilt.shards.format import write_shard
 
 WORDS = ["a", "picture", "of", "red", "green", "blue", "round", "square", "dog", "cat", "tree", "one", "two", "three"]
@@ -19,7 +19,7 @@ WORDS += ["on", "the", "left", "right", "and", "with"]
 
 
 def _save_tiny_model(folder: Path, *parts: str, seed: int = 0) -> Path:
-    """A random BLIP with these parts (of encode, decode, itc, itm), large weights so that its answers differ."""
+    """Save a random BLIP with some of the parts encode, decode, itc and itm. Large weights make its outputs differ."""
     import torch
 
     from blipcore.checkpoints.save import save_model
@@ -34,12 +34,12 @@ def _save_tiny_model(folder: Path, *parts: str, seed: int = 0) -> Path:
         embed_dim=16,
     )
     torch.manual_seed(seed)
-    model = Blip(sizes.only(*parts))
+    model = Blip(sizes.select_parts(*parts))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(5)
-        if "itm" in parts:  # half of its verdicts shall be "matched"
+        if "itm" in parts:  # centre the logits, so that half of the texts match
             ids, mask = tokenizer([" ".join(random.Random(n).choices(WORDS, k=4)) for n in range(64)], 35, "enc")
             kv = model.text.image_kv(model.encode_image(torch.randn(64, 3, 32, 32)))
             logits = model.eval().itm_logits(model.text.fuse(ids, mask, kv))
@@ -55,30 +55,30 @@ def save_tiny_model() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model that can do everything."""
+    """Return the folder of a model with all parts."""
     return _save_tiny_model(tmp_path_factory.mktemp("model") / "blip", "encode", "decode", "itc", "itm")
 
 
 @pytest.fixture(scope="session")
 def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model that can only write."""
+    """Return the folder of a captioner."""
     return _save_tiny_model(tmp_path_factory.mktemp("model") / "captioner", "decode")
 
 
 @pytest.fixture(scope="session")
 def tiny_filter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model that can only judge."""
+    """Return the folder of a filter."""
     return _save_tiny_model(tmp_path_factory.mktemp("model") / "filter", "encode", "itc", "itm")
 
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """`open_clip:ARCH/FILE` of a random model of an architecture made up for the tests; no download."""
+    """Return `open_clip:ARCH/FILE` of a random model, whose architecture exists only in the tests."""
     import torch
 
-    from blipcore.torchvision_shim import heal_torchvision
+    from blipcore.torchvision_shim import repair_torchvision
 
-    heal_torchvision()
+    repair_torchvision()
     import open_clip
 
     folder = tmp_path_factory.mktemp("clip")
@@ -101,12 +101,12 @@ def draw() -> Callable[..., Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def drawn() -> Callable[..., Picture]:
+def drawn() -> Callable[..., TarSample]:
     return _drawn
 
 
 def _draw(number: int, size: int = 40) -> Image.Image:
-    """A picture that is a function of its number."""
+    """Draw a picture that is a function of its number."""
     rng = random.Random(number)
     colour = lambda: tuple(rng.randrange(256) for _ in range(3))  # noqa: E731
     image = Image.new("RGB", (size, size), colour())
@@ -117,13 +117,13 @@ def _draw(number: int, size: int = 40) -> Image.Image:
     return image
 
 
-def _drawn(number: int, text: str | None = None) -> Picture:
-    """A drawn picture as a sample of a shard; the text is a function of the number too, unless given."""
+def _drawn(number: int, text: str | None = None) -> TarSample:
+    """Return a drawn picture as a sample of a shard. The default text is a function of the number."""
     file = io.BytesIO()
     _draw(number).save(file, "PNG")
     if text is None:
         text = " ".join(random.Random(number).choices(WORDS, k=4))
-    return Picture(f"{number:06d}", file.getvalue(), text)
+    return TarSample(f"{number:06d}", file.getvalue(), text)
 
 
 def _write_shards(folder: Path, count: int, pictures: int) -> Path:
@@ -140,11 +140,11 @@ def write_shards() -> Callable[[Path, int, int], Path]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Callable[[int, int], Path]:
-    """The same into this test's own folder."""
+    """Write a shard set into the folder of this test."""
     return lambda count, pictures: _write_shards(tmp_path / "data", count, pictures)
 
 
-def _start_ray(**options) -> None:
+def _start_ray(**options: object) -> None:
     import ray
 
     for last in (False, True):
@@ -168,5 +168,5 @@ def _start_ray(**options) -> None:
 
 @pytest.fixture(scope="session")
 def start_ray() -> Callable[..., None]:
-    """Start Ray on two CPUs; whoever calls it shuts it down."""
+    """Start Ray on two CPUs. The caller shuts it down."""
     return _start_ray

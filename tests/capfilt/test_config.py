@@ -1,4 +1,4 @@
-"""Settings are merged in the stated order, and every mistake is one sentence."""
+"""Tests of `resolve`: the order of defaults, YAML, --set and options, and one sentence per mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Outer:
             raise ValueError(f"threshold must lie in 0..1, but is {self.threshold}.")
 
 
-def test_each_layer_overrides_the_one_before(tmp_path: Path) -> None:
+def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     yaml = tmp_path / "run.yaml"
     yaml.write_text("name: from_yaml\nthreshold: 0.1\ntags: [a]\ntrain: {lr: 1e-5, schedule: constant}\n")
     config = resolve(Outer, yaml, ["threshold=0.2", "train.lr=2e-5"], {"data": "D", "threshold": 0.3, "out": None})
