@@ -1,8 +1,9 @@
-"""Which files a model is made of, where they are, and what tells two models apart; no tensor is read here.
+"""Finds the files of a model, in a local folder or on the Hugging Face hub, and its fingerprint.
 
-In: a path, or a Hugging Face hub id. Out: paths and a fingerprint. Free of torch, so that a command which only has to
-know whether a model is the one of before does not wait for it.
+No tensor is read and torch is not imported: a command that only compares fingerprints starts at once.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -11,47 +12,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-INDEX = "model.safetensors.index.json"
-# The vocabulary, in the order it is looked for, and how a text is normalised before.
-VOCABULARIES, SETTINGS = ("tokenizer.json", "vocab.txt"), "tokenizer_config.json"
-TOKENIZER_FILES = (*VOCABULARIES, SETTINGS)
+WEIGHT_INDEX = "model.safetensors.index.json"
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # in order of preference
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+TOKENIZER_FILES = (*VOCABULARY_FILES, TOKENIZER_SETTINGS)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)(?<!\.json)")
 
 
-def download(hub_id: str, files: Sequence[str]) -> Path:
-    """Local folder with the files of a Hugging Face hub repository that match the patterns `files`."""
+def download_from_hub(hub_id: str, files: Sequence[str]) -> Path:
+    """Download the files of a hub repository that match the patterns, and return their folder."""
     import huggingface_hub
 
     if not _HUB_ID.fullmatch(hub_id):
-        raise FileNotFoundError(f"there is no file or folder {hub_id}")
+        raise FileNotFoundError(f"No file or folder at {hub_id}.")
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(files)))
-    except (OSError, ValueError) as error:  # no network, no such repository
+    except (OSError, ValueError) as error:  # no network, or no such repository
         raise FileNotFoundError(
-            f"{hub_id} is no file or folder here, and the Hugging Face hub did not give it ({type(error).__name__}): "
-            "check the path, or the name and the network"
+            f"No file or folder at {hub_id}, and the Hugging Face hub did not provide it ({type(error).__name__}): "
+            "check the path, or the name and the network."
         ) from error
 
 
-def locate(path_or_id: str | Path, also: Sequence[str] = ()) -> Path:
-    """The file or folder itself, or the folder that a hub repository's model, tokenizer and `also` were fetched to."""
+def locate_model(path_or_id: str | Path) -> Path:
+    """Return a local path as it is, or the folder to which a model and its tokenizer were downloaded from the hub."""
     path = Path(path_or_id)
     if path.exists():
         return path
-    wanted = ("config.json", *TOKENIZER_FILES, "model*.safetensors", INDEX, *also)
-    folder = download(str(path_or_id), wanted)
-    if not any(folder.glob("*.safetensors")):  # older repositories hold a pickle alone
-        folder = download(str(path_or_id), (*wanted, "pytorch_model.bin"))
+    patterns = ("config.json", *TOKENIZER_FILES, "model*.safetensors", WEIGHT_INDEX)
+    folder = download_from_hub(str(path_or_id), patterns)
+    if not any(folder.glob("*.safetensors")):  # an older repository, which has a pickle only
+        folder = download_from_hub(str(path_or_id), (*patterns, "pytorch_model.bin"))
     return folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: one safetensors file, several by an index, or a pickle."""
+    """Return the weight files of a model folder: one safetensors file, those of an index, or a pickle."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
     names = ["model.safetensors"]
-    if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    if (folder / WEIGHT_INDEX).is_file():
+        names = sorted(set(read_json_object(folder / WEIGHT_INDEX).get("weight_map", {}).values()))
     elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
         names = ["pytorch_model.bin"]
     for name in names:
@@ -60,8 +61,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a model folder's file."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model folder."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
     try:
@@ -73,18 +74,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> str:
-    """16 hex digits that change with weights, config or vocabulary: what tables record as the model they came from."""
-    path = locate(path_or_id)
+def model_fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> str:
+    """Return 16 hex digits that change with the weights, the config or the vocabulary of a model.
+
+    A `tokenizer`, a file or folder, replaces the model's own. Outputs record the fingerprint of their model.
+    """
+    path = locate_model(path_or_id)
     files = [path]
     if path.is_dir():
-        names = ("config.json", *(() if tokenizer else TOKENIZER_FILES))
-        files = [*weight_files(path), *(path / name for name in names if (path / name).is_file())]
+        names = ["config.json"] if tokenizer else ["config.json", *TOKENIZER_FILES]
+        files = [*weight_files(path), *_existing_files(path, names)]
     if tokenizer and Path(tokenizer).exists():
-        given = Path(tokenizer)
-        files += [given / name for name in TOKENIZER_FILES if (given / name).is_file()] if given.is_dir() else [given]
+        vocabulary = Path(tokenizer)
+        files += _existing_files(vocabulary, TOKENIZER_FILES) if vocabulary.is_dir() else [vocabulary]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _existing_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
