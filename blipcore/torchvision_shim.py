@@ -1,9 +1,9 @@
-"""Lets torchvision be imported beside a torch built for another device; the door to what needs it, timm and open_clip.
+"""Makes torchvision importable beside a torch built for another device, and imports timm and open_clip.
 
-torchvision's wheel for CUDA cannot load its compiled operators into a CPU-only torch, and then its import fails
-while it registers shapes for two operators nobody declared ("operator torchvision::nms does not exist").
-Declaring their schemas first heals the import; the operators themselves stay uncallable, and nothing here calls them.
-Used before transformers' vision classes or open_clip are imported.
+torchvision's CUDA wheel cannot load its compiled operators into a CPU-only torch. Its import then fails while it
+registers shapes for two operators that nobody declared ("operator torchvision::nms does not exist"). Declaring their
+schemas first repairs the import; the operators themselves cannot be called, and nothing here calls them. The vision
+classes of transformers and open_clip import torchvision, so call `repair_torchvision` before them.
 """
 
 import importlib
@@ -16,12 +16,13 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_declared: list[torch.library.Library] = []  # a Library takes its schemas back when it is collected
+# Kept alive: a Library withdraws its schemas when it is garbage collected.
+_libraries: list[torch.library.Library] = []
 
 
-def heal_torchvision() -> None:
-    """Make `import torchvision` work if it is installed and broken by missing operators; otherwise do nothing."""
-    if "torchvision" in sys.modules or _declared:
+def repair_torchvision() -> None:
+    """Make `import torchvision` work if its operators are missing. Do nothing if it works or is not installed."""
+    if "torchvision" in sys.modules or _libraries:
         return
     try:
         importlib.import_module("torchvision")
@@ -34,27 +35,28 @@ def heal_torchvision() -> None:
         for name, schema in _SCHEMAS.items():
             if not hasattr(torch.ops.torchvision, name):
                 library.define(schema)
-        _declared.append(library)
+        _libraries.append(library)
+        # Remove what the failed import left behind.
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the failed import left half-made
+            del sys.modules[name]
         importlib.import_module("torchvision")
 
 
 def import_open_clip() -> Any:
-    """The module open_clip; ImportError that says how to install it."""
-    heal_torchvision()
+    """Import open_clip. Raises ImportError with the install command if it is missing."""
+    repair_torchvision()
     try:
         import open_clip
     except ImportError as error:
-        raise ImportError(f"CLIP models need open_clip ({error}); pip install open_clip_torch") from None
+        raise ImportError(f"CLIP models need open_clip ({error}): pip install open_clip_torch") from None
     return open_clip
 
 
 def import_timm() -> Any:
-    """The module timm; ImportError that says how to install it."""
-    heal_torchvision()
+    """Import timm. Raises ImportError with the install command if it is missing."""
+    repair_torchvision()
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"timm's image encoders need timm ({error}); pip install timm") from None
+        raise ImportError(f"Image encoders of timm need timm ({error}): pip install timm") from None
     return timm

@@ -1,133 +1,146 @@
-"""The image encoder on a CPU through OpenVINO: the same layers, compiled for this processor's bf16 or int8 units.
+"""The image encoder through OpenVINO, compiled for the bf16 or int8 units of this CPU.
 
-In: a `VisionTransformer`. Out: a module that maps the same pixels to the same image tokens. The graph is written with
-OpenVINO's own operations, so nothing is traced or exported, and is compiled once a process.
+The graph is written with OpenVINO's operations, so nothing is traced or exported. It is compiled once per process.
 """
 
 import functools
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blipcore.model.vit import Block, VisionTransformer, normalise_pixels
+from blipcore.model.vit import Attention, Block, Mlp, VisionTransformer, normalise_pixels
 
-CHUNK = 4  # pictures a call: more are no faster, and their activations take memory
-GROUP = 256  # numbers of a token that share a scale in int8; fewer round less, and cost more from 128 down
+# Images per call: more are no faster, and their activations take memory.
+CHUNK = 4
+# Numbers of a token that share a scale in int8. Smaller groups round less; from 128 down they cost time.
+INT8_GROUP_SIZE = 256
+
+# A node of the graph, or an output of one; OpenVINO's types need the package.
+Node = Any
 
 
 def import_openvino() -> ModuleType:
-    """The package; ImportError says what to install."""
-    # It would report every import over the network through this one, and does without where it is not there.
-    sys.modules.setdefault("openvino_telemetry", None)
+    """Import OpenVINO without its telemetry. Raises ImportError with the install command if it is missing."""
+    # OpenVINO reports every import over the network by this module, and does without it if it is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks an import
     try:
         import openvino
     except ImportError:
-        raise ImportError("the backend openvino needs OpenVINO: pip install 'capfilt[openvino]'") from None
+        raise ImportError("The backend openvino needs OpenVINO: pip install 'capfilt[openvino]'") from None
     return openvino
 
 
 @functools.cache
-def openvino_core():
-    """OpenVINO's runtime, one for the process and never given up.
+def openvino_core() -> Any:
+    """Return OpenVINO's runtime, one per process and never freed.
 
-    Its CPU plugin sets the signal stack of the thread that loads it and takes that memory back when the last user of it
-    goes. Where the garbage collector ends it on another thread, the first one is left with a stack that is not there,
-    and the next signal (Ctrl-C, a child's end) ends the process without a word.
+    Its CPU plugin sets the signal stack of the thread that loads it, and frees that memory with the last reference. If
+    the garbage collector frees it on another thread, the first thread keeps a dangling signal stack, and the next
+    signal (Ctrl-C, the end of a child) kills the process silently.
     """
     return import_openvino().Core()
 
 
 class OpenVinoEncoder(nn.Module):
-    """(B, 3, S, S) pixels -> (B, N, W) image tokens in `dtype`, by the weights that `encoder` has now.
+    """Map pixels (B, 3, S, S) to image tokens (B, N, W) in `dtype`, with a copy of the weights of `encoder`.
 
-    With `int8` the layers' products are of 8-bit numbers: weights with a scale for each output, tokens with scales that
-    are found as they come, so that no picture changes another's. All else is computed in `dtype`. The threads are those
-    that torch has for itself when the first picture comes.
+    With `int8` the layers multiply 8-bit integers: weights with one scale per output, tokens with scales computed per
+    token, so that no image affects another. All other operations run in `dtype`. The first call fixes the number of
+    threads to torch's at that time.
     """
 
     def __init__(self, encoder: VisionTransformer, dtype: torch.dtype = torch.bfloat16, *, int8: bool = False) -> None:
         super().__init__()
         self.config, self.dtype, self.int8 = encoder.config, dtype, int8
-        self._graph = _Graph(import_openvino(), encoder, int8).model()
-        self._compiled = None
+        self._graph = GraphBuilder(import_openvino(), encoder, int8).build()
+        self._compiled: Any = None
 
     def forward(self, pixels: Tensor) -> Tensor:
         if self._compiled is None:
             options = {
                 "INFERENCE_PRECISION_HINT": "bf16" if self.dtype == torch.bfloat16 else "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if self.int8 else 0,
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP_SIZE if self.int8 else 0,
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "ENABLE_CPU_PINNING": False,  # workers beside each other would all be pinned to the first cores
+                # Pinning would put all worker processes on the first cores.
+                "ENABLE_CPU_PINNING": False,
             }
             self._compiled = openvino_core().compile_model(self._graph, "CPU", options)
             self._graph = None
-        some = [self._compiled([normalise_pixels(part).float().numpy()])[0] for part in pixels.split(CHUNK)]
-        return torch.cat([torch.from_numpy(tokens).to(self.dtype) for tokens in some])
+        chunks = [self._compiled([normalise_pixels(chunk).float().numpy()])[0] for chunk in pixels.split(CHUNK)]
+        return torch.cat([torch.from_numpy(tokens).to(self.dtype) for tokens in chunks])
 
 
-class _Graph:
-    """Writes the encoder's layers down as OpenVINO operations; method names follow `vit`."""
+class GraphBuilder:
+    """Writes the layers of an image encoder as OpenVINO operations; the methods are named after `vit`."""
 
-    def __init__(self, ov: ModuleType, encoder: VisionTransformer, int8: bool) -> None:
-        self.ov, self.op, self.encoder, self.int8 = ov, ov.opset13, encoder, int8
+    def __init__(self, openvino: ModuleType, encoder: VisionTransformer, int8: bool) -> None:
+        self.openvino, self.op, self.encoder, self.int8 = openvino, openvino.opset13, encoder, int8
 
-    def model(self):
+    def build(self) -> Any:
+        """Return the OpenVINO model."""
         config, op = self.encoder.config, self.op
         side, width = config.image_size, config.width
         pixels = op.parameter([-1, 3, side, side], np.float32, name="pixels")
-        patches, table = self.encoder.patch_embed.proj, self.encoder.pos_embed
+        patches, positions = self.encoder.patch_embed.proj, self.encoder.pos_embed
         stride = [config.patch_size] * 2
         x = op.convolution(pixels, self.constant(patches.weight), stride, [0, 0], [0, 0], [1, 1])
+        assert patches.bias is not None
         x = op.add(x, self.constant(patches.bias.view(1, -1, 1, 1)))
         x = op.transpose(op.reshape(x, [0, 0, -1], True), [0, 2, 1])  # (B, N-1, W)
-        x = op.add(x, self.constant(table[:, 1:]))
+        x = op.add(x, self.constant(positions[:, 1:]))
         batch = op.gather(op.shape_of(pixels), op.constant([0]), op.constant(0))
         shape = op.concat([batch, op.constant([1, width])], 0)
-        first = op.broadcast(self.constant(self.encoder.cls_token + table[:, :1]), shape)
-        x = op.concat([first, x], 1)
-        if config.pre_norm:
+        class_token = op.broadcast(self.constant(self.encoder.cls_token + positions[:, :1]), shape)
+        x = op.concat([class_token, x], 1)
+        if isinstance(self.encoder.norm_pre, nn.LayerNorm):
             x = self.norm(x, self.encoder.norm_pre)
         for block in self.encoder.blocks:
             x = self.block(x, block)
-        return self.ov.Model([self.norm(x, self.encoder.norm)], [pixels], "image_encoder")
+        return self.openvino.Model([self.norm(x, self.encoder.norm)], [pixels], "image_encoder")
 
-    def block(self, x, block: Block):
-        op, heads, width = self.op, block.attn.heads, self.encoder.config.width
-        y = self.norm(x, block.norm1)
-        weights, biases = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
-        parts = [self.product(y, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    def block(self, x: Node, block: Block) -> Node:
+        x = self.op.add(x, self.attention(self.norm(x, block.norm1), block.attn))
+        return self.op.add(x, self.mlp(self.norm(x, block.norm2), block.mlp))
+
+    def attention(self, x: Node, attention: Attention) -> Node:
+        op, heads, width = self.op, attention.heads, self.encoder.config.width
+        weights, biases = attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)
+        parts = [self.product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
         q, k, v = (op.transpose(op.reshape(part, [0, 0, heads, width // heads], True), [0, 2, 1, 3]) for part in parts)
         attended = op.transpose(op.scaled_dot_product_attention(q, k, v), [0, 2, 1, 3])
-        x = op.add(x, self.linear(op.reshape(attended, [0, 0, width], True), block.attn.proj))
-        y = self.linear(self.norm(x, block.norm2), block.mlp.fc1)
-        if block.mlp.quick:
-            y = op.multiply(y, op.sigmoid(op.multiply(y, self.constant(torch.tensor(1.702)))))
-        else:
-            y = op.gelu(y, "erf")
-        return op.add(x, self.linear(y, block.mlp.fc2))
+        return self.linear(op.reshape(attended, [0, 0, width], True), attention.proj)
 
-    def linear(self, x, layer: nn.Linear):
+    def mlp(self, x: Node, mlp: Mlp) -> Node:
+        x = self.linear(x, mlp.fc1)
+        if mlp.quick:
+            x = self.op.multiply(x, self.op.sigmoid(self.op.multiply(x, self.constant(torch.tensor(1.702)))))
+        else:
+            x = self.op.gelu(x, "erf")
+        return self.linear(x, mlp.fc2)
+
+    def linear(self, x: Node, layer: nn.Linear) -> Node:
         return self.product(x, layer.weight, layer.bias)
 
-    def product(self, x, weight: Tensor, bias: Tensor):
-        weights = self.by_rows(weight) if self.int8 else self.constant(weight)
+    def product(self, x: Node, weight: Tensor, bias: Tensor) -> Node:
+        weights = self.quantised(weight) if self.int8 else self.constant(weight)
         return self.op.add(self.op.matmul(x, weights, False, True), self.constant(bias.view(1, 1, -1)))
 
-    def by_rows(self, weight: Tensor):
-        """Weights (O, I) as 8-bit integers times a scale for each row."""
+    def quantised(self, weight: Tensor) -> Node:
+        """Return weights (O, I) as 8-bit integers times one scale per row."""
         weight = weight.detach().float()
         scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
-        steps = self.op.constant((weight / scale).round().to(torch.int8).numpy())
-        return self.op.multiply(self.op.convert(steps, "f32"), self.constant(scale))
+        integers = self.op.constant((weight / scale).round().to(torch.int8).numpy())
+        return self.op.multiply(self.op.convert(integers, "f32"), self.constant(scale))
 
-    def norm(self, x, layer: nn.LayerNorm):
-        y = self.op.mvn(x, [-1], True, layer.eps, "inside_sqrt")
-        return self.op.add(self.op.multiply(y, self.constant(layer.weight)), self.constant(layer.bias))
+    def norm(self, x: Node, layer: nn.LayerNorm) -> Node:
+        normalised = self.op.mvn(x, [-1], True, layer.eps, "inside_sqrt")
+        return self.op.add(self.op.multiply(normalised, self.constant(layer.weight)), self.constant(layer.bias))
 
-    def constant(self, tensor: Tensor):
+    def constant(self, tensor: Tensor) -> Node:
         return self.op.constant(tensor.detach().float().contiguous().numpy())

@@ -124,9 +124,9 @@ def test_wrong_files_are_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=message):
             Tokenizer.load(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds neither"):
+    with pytest.raises(FileNotFoundError, match="has neither tokenizer.json nor vocab.txt"):
         Tokenizer.load(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
+    with pytest.raises(FileNotFoundError, match="No file or folder"):
         Tokenizer.load(tmp_path / "missing" / "vocab.txt")
 
 
@@ -139,7 +139,7 @@ def test_hub_name(tokenizer, tmp_path, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match="hub did not give it"):
+    with pytest.raises(FileNotFoundError, match="hub did not provide it"):
         Tokenizer.load("someone/bert")
 
 
