@@ -1,15 +1,13 @@
-"""A list of URLs becomes a shard set: every row has its outcome, every kill is forgotten, and traps stay closed."""
+"""`capfilt download`: every row has its outcome, a killed run can be resumed, private addresses are refused."""
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from web import Web, picture
 import capfilt
 from blipcore.io.samples import TarSample, read_samples
 from capfilt.ingest.download import DownloadConfig, _make_retry_plan, download
-from capfilt.ingest.fetch.attempts import Attempts, FetchPolicy, FetchResult, classify_failure
+from capfilt.ingest.fetch.attempts import Attempts
 from capfilt.ingest.shard_writer import OUTCOMES
 from capfilt.pictures.decode import decode_picture
 from capfilt.shards.format import IMAGES, write_shard
@@ -44,7 +42,7 @@ def url_list(path: Path, urls: list[str | None], captions: list[str | None] | No
     return path
 
 
-# path on the test's web -> the outcome that its row must have, and words of the message
+# path on the test server -> the outcome of its row, and a part of the message
 FAULTS = {
     "/missing/1.jpg": ("not_found", "404"),
     "/status/410": ("not_found", "410"),
@@ -86,7 +84,7 @@ FINE = [
 
 @pytest.fixture(scope="module")
 def everything(web: Web, tmp_path_factory: pytest.TempPathFactory) -> tuple[DownloadConfig, dict, list[str | None]]:
-    """One download of every fault there is, in shards of 10."""
+    """Download a list with every fault that the test server has, in shards of 10."""
     folder = tmp_path_factory.mktemp("everything")
     paths = [*FINE, *FAULTS]
     order = [web.url + path for pair in zip(paths, reversed(paths), strict=True) for path in pair][: len(paths)]
@@ -127,7 +125,7 @@ def test_every_row_has_its_outcome(everything, web: Web) -> None:
     assert read_manifest(Path(config.out))["counts"] == {**summary["outcomes"], "rows": len(urls)}
 
 
-def test_only_what_may_mend_is_asked_again(everything, web: Web) -> None:
+def test_only_temporary_failures_are_retried(everything, web: Web) -> None:
     for path in ("/missing/1.jpg", "/status/403", "/robots/1.jpg", "/html/1.jpg", "/good/1.jpg"):
         assert web.hits[path] == 1, path
     for path in ("/flaky/3.jpg", "/status/429", "/status/500", "/hang/1.jpg"):
@@ -135,7 +133,7 @@ def test_only_what_may_mend_is_asked_again(everything, web: Web) -> None:
     assert all("capfilt" in agent for agent in web.agents)
 
 
-def test_pictures_are_right_and_texts_as_they_came(everything, web: Web) -> None:
+def test_pictures_are_upright_and_texts_unchanged(everything, web: Web) -> None:
     config, _, _ = everything
     rows = {row["url"]: row for row in rows_of(Path(config.out))}
     found = ShardSet.open(config.out)
@@ -158,14 +156,14 @@ def test_pictures_are_right_and_texts_as_they_came(everything, web: Web) -> None
     assert [large[name] for name in ("width", "height", "original_width", "original_height")] == [512, 384, 1600, 1200]
 
 
-def test_the_tables_are_plain_and_the_folder_is_clean(everything) -> None:
+def test_the_folder_holds_the_shards_and_the_manifest_only(everything) -> None:
     config, _, _ = everything
     assert pq.read_schema(Path(config.out) / "00000.parquet").remove_metadata() == IMAGES
     names = sorted(path.name for path in Path(config.out).iterdir())
     assert names == sorted([f"0000{n}.{end}" for n in range(4) for end in ("tar", "parquet")] + ["manifest.json"])
 
 
-def test_a_second_run_does_nothing_and_another_is_refused(everything, web: Web, capsys, tmp_path: Path) -> None:
+def test_a_second_run_does_nothing_and_other_settings_are_refused(everything, web: Web, capsys, tmp_path: Path) -> None:
     config, summary, urls = everything
     before, hits = contents(Path(config.out)), web.hits.total()
     again = download(config)
@@ -180,7 +178,7 @@ def test_a_second_run_does_nothing_and_another_is_refused(everything, web: Web, 
     assert (contents(Path(config.out)), web.hits.total()) == (before, hits)
 
 
-def test_private_addresses_need_leave(tmp_path: Path, web: Web) -> None:
+def test_private_addresses_are_refused_by_default(tmp_path: Path, web: Web) -> None:
     urls = [f"{web.url}/good/1.jpg", f"http://localhost:{web.server_port}/good/1.jpg", "http://169.254.169.254/latest"]
     hits = web.hits.total()
     summary = download(DownloadConfig(str(url_list(tmp_path / "u.parquet", urls)), str(tmp_path / "d")), progress=False)
@@ -190,18 +188,20 @@ def test_private_addresses_need_leave(tmp_path: Path, web: Web) -> None:
     assert web.hits.total() == hits
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path: Path, web: Web) -> None:
+def test_shards_of_another_program_are_left_alone(tmp_path: Path, web: Web) -> None:
     write_shard(tmp_path / "d" / "00000.tar", [TarSample("0", picture(0))])
     config = DownloadConfig(str(url_list(tmp_path / "u.parquet", [web.url])), str(tmp_path / "d"))
     with pytest.raises(ValueError, match="has not made"):
         download(config, progress=False)
-    (tmp_path / "d" / "00000.tar").rename(tmp_path / "d" / "00000.parquet")  # of another format of img2dataset's
+    (tmp_path / "d" / "00000.tar").rename(
+        tmp_path / "d" / "00000.parquet"
+    )  # img2dataset has a format of Parquet files alone
     with pytest.raises(ValueError, match="has not made"):
         download(config, progress=False)
 
 
 @pytest.mark.slow
-def test_a_row_that_stalls_costs_no_other_its_outcome(tmp_path: Path, web: Web) -> None:
+def test_a_row_that_stalls_does_not_change_other_outcomes(tmp_path: Path, web: Web) -> None:
     urls = [f"{web.url}/good/{n}.jpg" for n in range(20)] + [f"{web.url}/missing/{n}.jpg" for n in range(20)]
     urls.insert(7, f"{web.url}/hang/stall.jpg")
     summary = download(
@@ -222,7 +222,7 @@ def test_a_row_that_stalls_costs_no_other_its_outcome(tmp_path: Path, web: Web) 
     assert row["error"] == "no answer, and no progress for 8 s"
 
 
-def test_a_download_killed_at_any_stage_ends_in_the_same_bytes(tmp_path: Path, web: Web) -> None:
+def test_a_killed_download_can_be_resumed_to_the_same_bytes(tmp_path: Path, web: Web) -> None:
     urls = [f"{web.url}/{'missing' if n % 7 == 3 else 'good'}/{n}.jpg" for n in range(200)]
     source = url_list(tmp_path / "u.parquet", urls)
     settings = {"urls": str(source), "shard_size": 20, "workers": 2, "allow_private": True}
@@ -241,7 +241,7 @@ def test_a_download_killed_at_any_stage_ends_in_the_same_bytes(tmp_path: Path, w
         deadline = time.monotonic() + 60
         while not ready() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert process.poll() is None, "it was over before it could be killed"
+        assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
 
@@ -252,62 +252,19 @@ def test_a_download_killed_at_any_stage_ends_in_the_same_bytes(tmp_path: Path, w
     hits = web.hits["/good/0.jpg"]
     summary = download(DownloadConfig(out=str(killed), **settings), progress=False)
     assert summary["shards"]["skipped"] > 0
-    assert web.hits["/good/0.jpg"] == hits  # what had been fetched before the kill is used
+    assert web.hits["/good/0.jpg"] == hits  # bodies fetched before the kill are reused
     assert contents(killed) == contents(whole)
 
 
-def test_a_child_that_cannot_start_is_an_error_not_an_outcome(tmp_path: Path, web: Web, monkeypatch) -> None:
+def test_an_img2dataset_that_cannot_start_is_an_error(
+    tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "img2dataset.py").write_text("raise RuntimeError('broken installation')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     source = url_list(tmp_path / "u.parquet", [f"{web.url}/good/1.jpg"])
     with pytest.raises(RuntimeError, match="img2dataset ended early: RuntimeError: broken installation"):
         download(DownloadConfig(str(source), str(tmp_path / "d"), retries=0, allow_private=True), progress=False)
     assert not list((tmp_path / "d").glob("*.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("message", "outcome"),
-    [
-        ("HTTP Error 404: Not Found", "not_found"),
-        ("HTTP Error 451: Unavailable For Legal Reasons", "forbidden"),
-        ("HTTP Error 429: Too Many Requests", "rate_limited"),
-        ("HTTP Error 408: Request Timeout", "timeout"),
-        ("HTTP Error 503: Service Unavailable", "server_error"),
-        ("HTTP Error 400: Bad Request", "other"),
-        ("<urlopen error [Errno -2] Name or service not known>", "connection"),
-        ("<urlopen error [Errno 111] Connection refused>", "connection"),
-        ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "connection"),
-        ("HTTP Error 429: not requested, the host is paused (Retry-After: 60)", "rate_limited"),
-        ("HTTP Error 503: Service Unavailable (Retry-After: 60)", "server_error"),
-        ("tdm-reservation: 1", "opted_out"),
-        ("The read operation timed out", "timeout"),
-        ("<urlopen error timed out>", "timeout"),
-        ("<urlopen error unknown url type: ftp>", "bad_url"),
-        ("Use of image disallowed by X-Robots-Tag directive", "opted_out"),
-        ("something new", "other"),
-    ],
-)
-def test_messages_become_outcomes(message: str, outcome: str) -> None:
-    assert classify_failure(message) == outcome
-    assert outcome in OUTCOMES
-
-
-def test_what_is_asked_again() -> None:
-    policy = FetchPolicy(
-        seconds=1,
-        stall_seconds=1,
-        retries=2,
-        retry_wait=1,
-        retry_after=60,
-        workers=1,
-        fetch=None,  # type: ignore
-    )
-    assert not FetchResult("timeout", "timed out", tries=2).is_final(policy)
-    assert FetchResult("timeout", "timed out", tries=3).is_final(policy)
-    assert FetchResult("not_found", "HTTP Error 404: Not Found").is_final(policy)
-    assert FetchResult("connection", "<urlopen error [Errno -2] Name or service not known>").is_final(policy)
-    assert not FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 60)").is_final(policy)
-    assert FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").is_final(policy)
 
 
 def test_settings_are_checked() -> None:
@@ -317,18 +274,7 @@ def test_settings_are_checked() -> None:
         DownloadConfig("u", "o", min_success=2)
 
 
-def test_what_a_machine_that_went_down_has_not_written_is_asked_again(tmp_path: Path) -> None:
-    (tmp_path / "a000" / "out").mkdir(parents=True)
-    with tarfile.open(tmp_path / "a000" / "out" / "00000.tar", "w") as tar:
-        for name, data in (("0.jpg", b"x"), ("0.json", bytes(9)), ("1.jpg", b"y"), ("1.json", b'{"uid": 1}')):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    answers = Attempts(tmp_path).read_results([0, 1])
-    assert {row: answer.status for row, answer in answers.items()} == {1: "ok"}
-
-
-def test_a_tar_that_lacks_what_its_table_has_is_named(tmp_path: Path) -> None:
+def test_retrying_names_a_tar_that_lacks_a_picture(tmp_path: Path) -> None:
     write_shard(tmp_path / "00000.tar", [])
     table = pa.Table.from_pylist([{"key": "000000", "status": "ok"}], schema=IMAGES)
     with pytest.raises(ValueError, match=r"00000\.tar is damaged; remove it and its table"):
@@ -336,7 +282,9 @@ def test_a_tar_that_lacks_what_its_table_has_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_not_the_fault_of_the_servers(tmp_path: Path, monkeypatch, number: int) -> None:
+def test_a_full_disk_ends_the_download_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def run_attempt(self: Attempts, rows: list[tuple[int, str]], *_: object, **__: object) -> str:
         attempt = self.folder / "a000"
         (attempt / "out").mkdir(parents=True)

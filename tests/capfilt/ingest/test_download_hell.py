@@ -1,4 +1,4 @@
-"""Servers at their worst, kills at any moment: a download ends, and every row has its outcome."""
+"""Downloads from the worst servers, with kills at any moment: each ends, and every row has its outcome."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from folders import contents, rows_of
@@ -20,26 +21,26 @@ from web import Web
 
 import capfilt
 from blipcore.io.samples import read_samples
+from capfilt.engine.worker import Worker
 from capfilt.errors import EngineError
-from capfilt.ingest import download as stage
 from capfilt.ingest import urls
-from capfilt.ingest.download import DownloadConfig, download
+from capfilt.ingest.download import DownloadConfig, _fetch_urls, _remove_results, _replace_shards, download
 from capfilt.ingest.shard_writer import ShardWriter
 from capfilt.shards.shard_set import ShardSet
 
-# In the fetching processes: the test's own address is the open internet, any other of loopback is private, and names
-# are looked up here. `rebind.test` is public when it is checked and private a moment later.
+# For the fetching processes: 127.0.0.1 counts as public, other loopback addresses as private, and names in .test are
+# resolved here. `rebind.test` is public on the first lookup and private on the next.
 INTERNET = """
 import socket
 import capfilt.ingest.urls
 
 capfilt.ingest.urls.is_public = lambda ip: ip == "127.0.0.1"
-looked_up, real = [], socket.getaddrinfo
+lookups, real = [], socket.getaddrinfo
 
 def getaddrinfo(host, *args, **options):
     if host == "rebind.test":
-        looked_up.append(host)
-        host = "127.0.0.2" if len(looked_up) % 2 == 0 else "127.0.0.1"
+        lookups.append(host)
+        host = "127.0.0.2" if len(lookups) % 2 == 0 else "127.0.0.1"
     elif isinstance(host, str) and host.endswith(".test"):
         host = {"inside.test": "127.0.0.3", "both.test": "127.0.0.4"}[host]
     return real(host, *args, **options)
@@ -47,7 +48,7 @@ def getaddrinfo(host, *args, **options):
 socket.getaddrinfo = getaddrinfo
 """
 
-# path, host -> the outcomes that its row may have
+# path -> outcome of its row
 HELL = {
     "/good/{}.jpg": "ok",
     "/mislabelled/{}.jpg": "ok",
@@ -78,7 +79,7 @@ HELL = {
 }
 
 
-KILLS = 40  # in all, eight to a run of the test
+KILLS = 40  # in all; each run of the test makes eight
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def listing(path: Path, rows: list[str]) -> str:
     return str(path)
 
 
-def through_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
+def download_from_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
     expected = {
         web.url + path.format(number): outcome for path, outcome in HELL.items() for number in range(1, times + 1)
     }
@@ -119,7 +120,7 @@ def through_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
         max_bytes=300_000,
         timeout=2.0,
         picture_seconds=3.0,
-        stall_seconds=300,  # a starved machine is no stalled server
+        stall_seconds=300,  # a busy machine must not count as a stalled server
         retry_wait=0.1,
         workers=2,
         threads=48,
@@ -131,27 +132,27 @@ def through_hell(web: Web, folder: Path, times: int, shard_size: int) -> None:
     wrong = {url: got for url, got in wrong.items() if expected[url] not in ("", got[0])}
     assert wrong == {}
     assert sum(summary["outcomes"].values()) == summary["rows"] == len(order)
-    # looked up once: what was checked is what was connected to, or it was refused
+    # The name is resolved once, so the connection goes to the address that was checked, or to none.
     assert {row["status"] for row in rows if "rebind.test" in row["url"]} <= {"ok", "bad_url"}
-    found = ShardSet.open(folder / "data")
-    pictures = [sample for shard in found.shards for sample in read_samples(found.tar(shard))]
+    shard_set = ShardSet.open(folder / "data")
+    pictures = [sample for shard in shard_set.shards for sample in read_samples(shard_set.tar(shard))]
     assert len(pictures) == summary["ok"]
 
 
 def test_the_server_from_hell(tmp_path: Path, web: Web, internet: None) -> None:
-    start = time.monotonic()
-    through_hell(web, tmp_path, times=2, shard_size=100)
-    # 8 hanging or dripping rows and their second try, 3 s each, side by side; the rest is starting processes
-    assert time.monotonic() - start < 240
+    """Without the limits per picture the rows that hang or drip would never end."""
+    download_from_hell(web, tmp_path, times=2, shard_size=100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_server_from_hell_at_length(tmp_path: Path, web: Web, internet: None) -> None:
-    through_hell(web, tmp_path, times=15, shard_size=250)
+    download_from_hell(web, tmp_path, times=15, shard_size=250)
 
 
-def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web, monkeypatch) -> None:
+def test_retry_failed_retries_temporary_failures_of_complete_shards(
+    tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         f"{web.url}/{'mending' if number % 3 == 1 else 'missing' if number % 3 == 2 else 'good'}/{number}.jpg"
         for number in range(30)
@@ -168,23 +169,22 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
 
     web.mended.set()
     hits = Counter(web.hits)
-    finish = stage._replace_shards
     calls: list[Path] = []
 
     def killed(out: Path, staging: Path) -> None:
         calls.append(out)
-        if len(calls) == 2:  # the shards are made anew, and lie beside the old ones
+        if len(calls) == 2:  # the new shards are written, and not yet moved
             os.replace(staging / "again" / "00000.tar", out / "00000.tar")
             raise KeyboardInterrupt
-        finish(out, staging)
+        _replace_shards(out, staging)
 
-    monkeypatch.setattr(stage, "_replace_shards", killed)
+    monkeypatch.setattr("capfilt.ingest.download._replace_shards", killed)
     with pytest.raises(KeyboardInterrupt):
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
     monkeypatch.undo()
-    plain = download(DownloadConfig(**settings), progress=False)  # ends what was begun, and counts anew
+    plain = download(DownloadConfig(**settings), progress=False)  # moves the new shards, and counts again
     assert plain["outcomes"] == {"ok": 20, "not_found": 10}
-    assert len(marks) == 3 and all(path.exists() for path in marks)  # there are other pictures now
+    assert len(marks) == 3 and all(path.exists() for path in marks)  # marked again, because the pictures have changed
     again = download(DownloadConfig(**settings, retry_failed=True), progress=False)
 
     assert again["outcomes"] == {"ok": 20, "not_found": 10}
@@ -205,14 +205,16 @@ def test_failures_that_mend_are_asked_again_another_day(tmp_path: Path, web: Web
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
 
 
-def test_a_run_whose_first_shards_fail_stops_and_says_why(tmp_path: Path, web: Web) -> None:
+def test_a_run_whose_first_shards_fail_stops_with_the_reason(tmp_path: Path, web: Web) -> None:
     rows = [f"{web.url}/status/403.{number}" for number in range(15)] + [f"{web.url}/missing/{n}" for n in range(45)]
     config = DownloadConfig(
         listing(tmp_path / "u.txt", rows), str(tmp_path / "data"), shard_size=10, workers=1, allow_private=True
     )
     summary = download(config, progress=False)
-    said = "only 0 of the first 20 rows could be fetched: 15 forbidden (HTTP Error 403: Forbidden); 5 not_found (HTTP"
-    assert summary["stopped"].startswith(said)
+    problem = (
+        "only 0 of the first 20 rows could be fetched: 15 forbidden (HTTP Error 403: Forbidden); 5 not_found (HTTP"
+    )
+    assert summary["stopped"].startswith(problem)
     assert "--retry-failed" in summary["stopped"]
     assert summary["outcomes"] == {"not_found": 5, "forbidden": 15}
     assert web.hits.total() == 20
@@ -220,10 +222,9 @@ def test_a_run_whose_first_shards_fail_stops_and_says_why(tmp_path: Path, web: W
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_a_shard_has_its_time_and_no_more(tmp_path: Path, web: Web) -> None:
+@pytest.mark.timeout(900)  # less than the timeout of the rows that hang
+def test_the_time_per_shard_is_limited(tmp_path: Path, web: Web) -> None:
     rows = [f"{web.url}/{'hang' if number % 2 else 'good'}/{number}.jpg" for number in range(40)]
-    start = time.monotonic()
     summary = download(
         DownloadConfig(
             listing(tmp_path / "u.txt", rows),
@@ -238,39 +239,41 @@ def test_a_shard_has_its_time_and_no_more(tmp_path: Path, web: Web) -> None:
     )
     rows = rows_of(tmp_path / "data")
     assert {row["status"] for row in rows[1::2]} == {"timeout"}
-    # what img2dataset has in hand, not yet on disk, when its time is over is lost with it
+    # Bodies that img2dataset has not yet written when it is killed are lost.
     assert {row["status"] for row in rows[::2]} <= {"ok", "timeout"}
     assert summary["outcomes"]["ok"] > 0 and sum(summary["outcomes"].values()) == 40
-    assert time.monotonic() - start < 150
     assert rows[1]["error"] == "no answer, and not fetched within 60 s"
 
 
-def test_a_folder_that_is_removed_under_a_run_ends_it(tmp_path: Path, web: Web, monkeypatch) -> None:
+def test_removing_the_folder_ends_the_run(tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [f"{web.url}/good/{number}.jpg" for number in range(6)]
     data = tmp_path / "data"
     config = DownloadConfig(listing(tmp_path / "u.txt", rows), str(data), shard_size=3, workers=1, allow_private=True)
-    ask, publish = stage._fetch_urls, ShardWriter.run
+    write = ShardWriter.run
 
-    def ask_and_remove(*arguments):
-        answers = ask(*arguments)
+    def fetch_and_remove(*arguments: Any) -> Any:
+        results = _fetch_urls(*arguments)
         shutil.rmtree(data)
-        return answers
+        return results
 
-    def publish_and_remove(self, shard: str) -> dict[str, int]:
+    def write_and_remove(self: ShardWriter, shard: str, worker: Worker) -> dict[str, int]:
         if shard == "00001":
             shutil.rmtree(data)
-        return publish(self, shard)
+        return write(self, shard, worker)
 
-    for place, name, function in ((stage, "_fetch_urls", ask_and_remove), (ShardWriter, "run", publish_and_remove)):
-        monkeypatch.setattr(place, name, function)
-        with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|write) was .* again"):
+    for name, function in (
+        ("capfilt.ingest.download._fetch_urls", fetch_and_remove),
+        ("capfilt.ingest.shard_writer.ShardWriter.run", write_and_remove),
+    ):
+        monkeypatch.setattr(name, function)
+        with pytest.raises(EngineError, match=r"data(/.staging)? was removed while (download|write) was writing"):
             download(config, progress=False)
         monkeypatch.undo()
         assert contents(tmp_path).keys() == {"u.txt"}
     assert download(config, progress=False)["ok"] == 6
 
 
-def test_answers_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_removed_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fetched" / "a000").mkdir(parents=True)
     remove = shutil.rmtree
 
@@ -281,20 +284,19 @@ def test_answers_go_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        stage._remove_results(tmp_path / "fetched")
-    assert not (
-        tmp_path / "fetched"
-    ).exists()  # with a part of its attempts the next one could have the name of another
+        _remove_results(tmp_path / "fetched")
+    # If some attempts were left, the next attempt could get a number that is already in use.
+    assert not (tmp_path / "fetched").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(KILLS // 8))
-def test_kills_at_random_moments_change_nothing(tmp_path: Path, web: Web, seed: int) -> None:
+def test_kills_at_random_moments_do_not_change_the_result(tmp_path: Path, web: Web, seed: int) -> None:
     kinds = ["good"] * 5 + ["missing", "html"]
     rows = [f"{web.url}/{kinds[number % len(kinds)]}/{number}.jpg" for number in range(400)]
     settings = {"urls": listing(tmp_path / "u.txt", rows), "shard_size": 50, "workers": 2, "allow_private": True}
-    settings |= {"timeout": 60, "picture_seconds": 300}  # a starved machine is no stalled server
+    settings |= {"timeout": 60, "picture_seconds": 300}  # a busy machine must not count as a stalled server
     start = time.monotonic()
     summary = download(DownloadConfig(out=str(tmp_path / "whole"), **settings), progress=False)
     usual, whole = time.monotonic() - start, contents(tmp_path / "whole")
@@ -305,7 +307,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path, web: Web, seed: 
         "if __name__ == '__main__':\n    download(DownloadConfig(**json.loads(sys.argv[1])), progress=False)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
-    rng, kills, runs = random.Random(seed), 0, 0  # up to five kills before a run is left to finish
+    rng, kills, runs = random.Random(seed), 0, 0  # at most five kills per output folder
     while kills < 8:
         out, runs = tmp_path / f"killed{runs}", runs + 1
         command = [sys.executable, str(script), json.dumps({**settings, "out": str(out)})]

@@ -20,7 +20,7 @@ from packing import pack_folder, pictures_of, write_pictures
 from PIL import Image
 from web import picture
 
-from blipcore.io.images import EXIF_ORIENTATION, TURNS
+from blipcore.io.images import EXIF_ORIENTATION, UPRIGHT_TRANSPOSES
 from blipcore.io.samples import TarSample
 from capfilt.shards.format import IMAGES, write_shard
 from capfilt.shards.manifest import read_manifest
@@ -166,7 +166,7 @@ def test_img2dataset_pictures_are_rotated_by_the_exif_in_their_metadata(tmp_path
     for orientation in range(1, 9):
         stored, with_exif, without = upright, io.BytesIO(), io.BytesIO()
         if orientation > 1:
-            stored = upright.transpose(undo.get(orientation, TURNS[orientation]))
+            stored = upright.transpose(undo.get(orientation, UPRIGHT_TRANSPOSES[orientation]))
         exif = Image.Exif()
         exif[EXIF_ORIENTATION] = orientation
         stored.save(with_exif, "JPEG", exif=exif)
