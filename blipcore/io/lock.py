@@ -1,9 +1,10 @@
-"""Who is at work in an output folder: a second run on the same folder is told apart and leaves with a sentence.
+"""Locks an output folder; a second run on it exits with an error.
 
-On file systems with locks (local ones, NFS) it is `flock` on `.lock`, which the kernel lets go of however a process
-ends. Where there is none, as in an object store, a run leaves a lease `.lease.<id>` that it renews; one that has not
-been renewed for a while belongs to a run that was killed. Ranks of one `--world-size` share a folder, each with its own
-part of the shards. No lock guards the bytes, only the work: tables appear whole, and two runs write the same ones.
+On file systems with locks (local ones, NFS) it is an flock on `.lock`, which the kernel releases however a process
+ends. Without locks, as in an object store, a run writes a lease `.lease.<id>` and renews it; a lease that has not been
+renewed for a while belongs to a killed run. Ranks with one `--world-size` share a folder, each with its own shards.
+
+A lock prevents duplicate work only. The files themselves are safe: they appear complete, and two runs write the same.
 """
 
 from __future__ import annotations
@@ -22,45 +23,50 @@ from typing import Any, BinaryIO
 
 from blipcore.io.storage import DISK_FULL_ERRNOS, UNSUPPORTED_ERRNOS, AnyPath, Remote, list_names, modified_time
 
-MEET_SECONDS = 5.0  # in which ranks that start together get past each other
+SHARED_WAIT_SECONDS = 5.0  # for the other ranks, each of which holds the lock alone for a moment
+RETRY_SECONDS = 0.02
 RENEW_SECONDS = 20.0
-STALE_SECONDS = 90.0  # several renewals may fail or be late
+STALE_SECONDS = 90.0  # long enough for several failed or late renewals
+
+# Who holds a lock: host, pid, started, rank and world_size; empty if it cannot be read.
+Owner = dict[str, Any]
 
 
 class FolderLockedError(RuntimeError):
-    """Another run is at work in the folder."""
+    """Another run holds the folder."""
 
 
 @contextmanager
 def lock_folder(folder: AnyPath, rank: int = 0, world_size: int = 1) -> Iterator[None]:
-    """Hold `folder`, making it if need be, while the block runs; `FolderLockedError` when another run holds it.
+    """Lock `folder` while the block runs, creating it if needed; FolderLockedError if another run holds it.
 
-    A folder that is empty at the end goes, and what of it was made goes too.
+    Folders that were created and are empty at the end are removed.
     """
-    made = _make(folder)
+    created = _create_folder(folder)
     try:
-        with _locked(folder, rank, world_size):
+        owner = _describe_process(rank, world_size)
+        with _lease_lock(folder, owner) if isinstance(folder, Remote) else _file_lock(folder, owner):
             yield
     finally:
-        for path in made:
-            with suppress(OSError):  # not empty: there is something to keep
+        for path in created:
+            with suppress(OSError):  # not empty
                 path.rmdir()
 
 
-def _make(folder: AnyPath) -> list[Path]:
-    """Make a folder; returns what had to be made, innermost first."""
+def _create_folder(folder: AnyPath) -> list[Path]:
+    """Create a folder; return the local folders that were missing, innermost first."""
     if isinstance(folder, Remote):
         folder.mkdir()
         return []
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give a folder for the shards.")
-    made = []
+    missing = []
     for path in (folder, *folder.parents):
         if path.exists():
             break
-        made.append(path)
+        missing.append(path)
     folder.mkdir(parents=True, exist_ok=True)
-    return made
+    return missing
 
 
 def lock_for_process(path: Path) -> BinaryIO:
@@ -82,72 +88,66 @@ def lock_for_process(path: Path) -> BinaryIO:
     return file
 
 
-@contextmanager
-def _locked(folder: AnyPath, rank: int, world_size: int) -> Iterator[None]:
-    me = _about(rank, world_size)
-    with _leased(folder, me) if isinstance(folder, Remote) else _flocked(folder, me):
-        yield
-
-
 # ---------------------------------------------------------------------------------------------------- flock
 
 
 @contextmanager
-def _flocked(folder: Path, me: dict[str, Any]) -> Iterator[None]:
-    """`.lock` for a run of its own; ranks hold `.lock` together and `.lock.<rank>` each."""
+def _file_lock(folder: Path, owner: Owner) -> Iterator[None]:
+    """Hold `.lock` exclusively; ranks share `.lock` and hold `.lock.<rank>` exclusively."""
     held: list[tuple[Path, int]] = []
     try:
         try:
-            held.append(_take(folder / ".lock", me, shared=me["world_size"] > 1))
-            if me["world_size"] > 1:
-                held.append(_take(folder / f".lock.{me['rank']}", me))
+            held.append(_acquire(folder / ".lock", owner, shared=owner["world_size"] > 1))
+            if owner["world_size"] > 1:
+                held.append(_acquire(folder / f".lock.{owner['rank']}", owner))
         except OSError as error:
             if error.errno not in UNSUPPORTED_ERRNOS:
                 raise
             (folder / ".lock").unlink(missing_ok=True)
-            with _leased(folder, me):
+            with _lease_lock(folder, owner):
                 yield
             return
         yield
     finally:
         for path, descriptor in reversed(held):
-            with suppress(OSError):  # the last one out takes the file away; whoever has it open opens it anew
+            with suppress(OSError):  # another rank still holds it, and will remove the file
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
             os.close(descriptor)
 
 
-def _take(path: Path, me: dict[str, Any], shared: bool = False) -> tuple[Path, int]:
-    """Lock a file, alone or together with the other ranks, and write down who we are."""
-    deadline = time.monotonic() + (MEET_SECONDS if shared else 0)
+def _acquire(path: Path, owner: Owner, shared: bool = False) -> tuple[Path, int]:
+    """Lock a file exclusively, or `shared` with the other ranks, and write the owner into it."""
+    deadline = time.monotonic() + (SHARED_WAIT_SECONDS if shared else 0)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if _lock(descriptor, me, shared) and _same(path, descriptor):
+            if _try_lock(descriptor, owner, shared) and _is_same_file(path, descriptor):
                 return path, descriptor
-            there = _read(os.pread(descriptor, 4096, 0))
-            other = there.get("world_size", me["world_size"]) != me["world_size"] and not _is_dead(there)
-            lasting = other or time.monotonic() > deadline
-            if _same(path, descriptor) and (not shared or lasting):
-                raise FolderLockedError(_sentence(path.parent, there, me))
+            other = _parse_owner(os.pread(descriptor, 4096, 0))
+            other_job = other.get("world_size", owner["world_size"]) != owner["world_size"] and not _is_dead(other)
+            give_up = not shared or other_job or time.monotonic() > deadline
+            if _is_same_file(path, descriptor) and give_up:
+                raise FolderLockedError(_locked_message(path.parent, other))
         except OSError as error:
-            if error.errno in DISK_FULL_ERRNOS:  # it is ours, and empty
+            if error.errno in DISK_FULL_ERRNOS:  # this process has the lock, and the file is empty
                 path.unlink(missing_ok=True)
             os.close(descriptor)
             raise OSError(error.errno, error.strerror, str(path)) from None
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # taken away between our opening and our locking, or another rank is just coming in
-        time.sleep(0.02)
+        # The file was removed between opening and locking it, or another rank holds it alone for a moment.
+        os.close(descriptor)
+        time.sleep(RETRY_SECONDS)
 
 
-def _lock(descriptor: int, me: dict[str, Any], shared: bool) -> bool:
-    """Alone at first, which shows that what is written there is of the past; then, for ranks, together."""
+def _try_lock(descriptor: int, owner: Owner, shared: bool) -> bool:
+    """Lock exclusively first, which shows that the owner in the file is gone; then, if `shared`, downgrade."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         if not shared:
             return True
     if not shared:
@@ -156,10 +156,10 @@ def _lock(descriptor: int, me: dict[str, Any], shared: bool) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return _read(os.pread(descriptor, 4096, 0)).get("world_size") == me["world_size"]
+    return _parse_owner(os.pread(descriptor, 4096, 0)).get("world_size") == owner["world_size"]
 
 
-def _same(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -170,94 +170,96 @@ def _same(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def _leased(folder: AnyPath, me: dict[str, Any]) -> Iterator[None]:
-    """Write our lease, then look for others: of two that come at once at least one sees the other and leaves."""
-    lease, content = folder / f".lease.{uuid.uuid4().hex[:12]}", json.dumps(me).encode()
-    ended = threading.Event()
+def _lease_lock(folder: AnyPath, owner: Owner) -> Iterator[None]:
+    """Write a lease, then look for others: of two runs that start at once, at least one sees the other and exits."""
+    lease, content = folder / f".lease.{uuid.uuid4().hex[:12]}", json.dumps(owner).encode()
+    finished = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(RENEW_SECONDS):
+        while not finished.wait(RENEW_SECONDS):
             with suppress(OSError):
                 lease.write_bytes(content)
 
-    renewing = threading.Thread(target=renew, daemon=True)
+    renewer = threading.Thread(target=renew, daemon=True)
     lease.write_bytes(content)
     try:
-        _require_alone(folder, lease, me)
-        renewing.start()
+        _require_no_other_lease(folder, lease, owner)
+        renewer.start()
         yield
     finally:
-        ended.set()
-        if renewing.ident is not None:
-            renewing.join()  # a renewal on its way would bring the lease back
+        finished.set()
+        if renewer.ident is not None:
+            renewer.join()  # a renewal in progress would create the lease again
         lease.unlink(missing_ok=True)
 
 
-def _require_alone(folder: AnyPath, lease: AnyPath, me: dict[str, Any]) -> None:
-    now = modified_time(lease)  # the store's clock, like the times of the others
+def _require_no_other_lease(folder: AnyPath, lease: AnyPath, owner: Owner) -> None:
+    """Raise FolderLockedError for the lease of another run; remove those of runs that have ended."""
+    now = modified_time(lease)  # by the clock of the store, which also dates the other leases
     for name in list_names(folder):
-        other = folder / name
+        other_lease = folder / name
         if not name.startswith(".lease.") or name == lease.name:
             continue
-        with suppress(FileNotFoundError):  # it has ended meanwhile
-            about, age = _read_lease(other), now - modified_time(other)
-            together = about.get("world_size") == me["world_size"] > 1 and about.get("rank") != me["rank"]
-            if age > STALE_SECONDS or _is_dead(about):
-                other.unlink(missing_ok=True)
-            elif not together:
-                raise FolderLockedError(_sentence(folder, about, me, age))
+        with suppress(FileNotFoundError):  # removed in the meantime
+            other, age = _read_lease(other_lease), now - modified_time(other_lease)
+            same_job = other.get("world_size") == owner["world_size"] > 1 and other.get("rank") != owner["rank"]
+            if age > STALE_SECONDS or _is_dead(other):
+                other_lease.unlink(missing_ok=True)
+            elif not same_job:
+                raise FolderLockedError(_locked_message(folder, other, age))
 
 
-def _read_lease(lease: AnyPath) -> dict[str, Any]:
-    """What a lease says; a file that is empty is just being written, so it is read again for a second."""
+def _read_lease(lease: AnyPath) -> Owner:
+    """Return the owner of a lease; an empty file is still being written, so it is read again for a second."""
     for _ in range(50):
-        if about := _read(lease.read_bytes()):
-            return about
-        time.sleep(0.02)
+        owner = _parse_owner(lease.read_bytes())
+        if owner:
+            return owner
+        time.sleep(RETRY_SECONDS)
     return {}
 
 
-def _is_dead(about: dict[str, Any]) -> bool:
-    """Whether the run has ended for certain: it was of this machine, and its process is gone."""
-    return about.get("host") == _host() and _started(int(about.get("pid", 0))) != about.get("started")
+# ---------------------------------------------------------------------------------------------------- owners
 
 
-# ---------------------------------------------------------------------------------------------------- words
-
-
-def _about(rank: int, world_size: int) -> dict[str, Any]:
+def _describe_process(rank: int, world_size: int) -> Owner:
     pid = os.getpid()
-    return {"host": _host(), "pid": pid, "started": _started(pid), "rank": rank, "world_size": world_size}
+    return {"host": _host(), "pid": pid, "started": _start_time(pid), "rank": rank, "world_size": world_size}
 
 
 def _host() -> str:
-    """This machine and, where containers share its name, this container: whose process numbers they are."""
+    """Return the name of this machine and its process namespace, since containers may share the name."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None when there is none, or no /proc."""
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine started, in kernel ticks; None without such a process, or /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
 
 
-def _read(content: bytes) -> dict[str, Any]:
+def _is_dead(owner: Owner) -> bool:
+    """Return whether the owner was a process of this machine that has ended."""
+    return owner.get("host") == _host() and _start_time(int(owner.get("pid", 0))) != owner.get("started")
+
+
+def _parse_owner(content: bytes) -> Owner:
     try:
-        about = json.loads(content)
+        owner = json.loads(content)
     except ValueError:
-        about = {}
-    return about if isinstance(about, dict) else {}
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
-def _sentence(folder: AnyPath, about: dict[str, Any], me: dict[str, Any], age: float | None = None) -> str:
-    who = f"process {about['pid']} on {about['host'].split()[0]}" if "pid" in about else "another process"
-    if about.get("world_size", 1) > 1:
-        who += f" as rank {about['rank']} of {about['world_size']}"
-    what = "let it finish, or choose another name"
+def _locked_message(folder: AnyPath, owner: Owner, age: float | None = None) -> str:
+    process = f"process {owner['pid']} on {owner['host'].split()[0]}" if "pid" in owner else "another process"
+    if owner.get("world_size", 1) > 1:
+        process += f" as rank {owner['rank']} of {owner['world_size']}"
+    remedy = "let it finish, or choose another name"
     if age is not None:
-        what += f" (last heard of {max(0, age):.0f} s ago; if it was killed, try again in {STALE_SECONDS:.0f} s)"
-    return f"{folder} is being written by {who}; {what}."
+        remedy += f" (last renewed {max(0, age):.0f} s ago; if it was killed, try again in {STALE_SECONDS:.0f} s)"
+    return f"{folder} is being written by {process}; {remedy}."
