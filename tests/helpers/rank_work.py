@@ -1,7 +1,9 @@
 """What the tests have several processes do; a file of its own because the processes import it by name."""
 
+import gc
 import os
 import signal
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,8 +26,14 @@ from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Progress, Task
 from blipcore.train.checkpoint import Checkpoints
-from blipcore.train.optim import TrainConfig, adamw
-from blipcore.train.parallel import accumulating, average_whole_gradients, clip_gradients, parallelize, whole_model
+from blipcore.train.optim import TrainConfig, make_adamw
+from blipcore.train.parallel import (
+    average_unsharded_gradients,
+    clip_gradients,
+    gradient_sync,
+    parallelize,
+    unsharded_model,
+)
 from blipcore.train.trainer import Trainer
 
 WORDS = ["a", "red", "blue", "green", "dog", "cat", "and"]
@@ -42,9 +50,10 @@ def tiny_task(name: str, text: dict[str, Any] | None = None, **options: Any) -> 
     sizes = {"vocab_size": len(tokenizer), "width": 32, "heads": 2, "hidden": 64, "encoder_width": 32} | (text or {})
     model = Blip(replace(config, vision=vision, text=replace(config.text, **sizes), embed_dim=16))
     if name == "caption":
-        return CaptioningTask(model.only("decode"), tokenizer, CaptioningConfig(prompt="a ", **options))
+        return CaptioningTask(model.select_parts("decode"), tokenizer, CaptioningConfig(prompt="a ", **options))
     if name == "retrieval":
-        return RetrievalTask(model.only("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=12, **options))
+        model = model.select_parts("encode", "itc", "itm")
+        return RetrievalTask(model, tokenizer, RetrievalConfig(queue_size=12, **options))
     return PretrainTask(model, tokenizer, PretrainConfig(queue_size=12, **options))
 
 
@@ -66,7 +75,7 @@ def train_two_steps(name: str, how: str, micro: int, clip: float = 0.0, **option
     task = tiny_task(name, **options)
     module = parallelize(task.train(), how)
     # Biases of keys have no gradient but rounding, which Adam would blow up to full steps with its usual eps.
-    optimizer = adamw(task, TrainConfig(lr=1e-3, eps=1e-4))
+    optimizer = make_adamw(task, TrainConfig(lr=1e-3, eps=1e-4))
     rank, ranks = distributed.rank(), distributed.world_size()
     starts = range(rank * micro, len(TEXTS), ranks * micro)
     batches = [task.collate(samples()[start : start + micro]) for start in starts]
@@ -75,23 +84,23 @@ def train_two_steps(name: str, how: str, micro: int, clip: float = 0.0, **option
         task.before_step(Progress(step, 2))
         outputs = []
         for number, batch in enumerate(batches):
-            with accumulating(module, last=number == len(batches) - 1):
+            with gradient_sync(module, last=number == len(batches) - 1):
                 out = module(batch, Progress(step, 2))
                 (out["loss"] / len(batches)).backward()
             outputs.append({key: value.detach() for key, value in out.items()})
-        average_whole_gradients(task)
+        average_unsharded_gradients(task)
         if clip:
             told["norm"] = clip_gradients(task, clip)
         names = [key for key in outputs[0] if key.startswith("loss")]
         own = torch.stack([torch.stack([out[key] for out in outputs]).mean() for key in names])
-        told["losses"].append(dict(zip(names, distributed.mean(own).tolist(), strict=True)))
+        told["losses"].append(dict(zip(names, distributed.mean_over_ranks(own).tolist(), strict=True)))
         gradients = {key: whole(p.grad) for key, p in task.named_parameters() if p.requires_grad}
         told.setdefault("gradients", gradients)
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(outputs)
     told["state"] = {key: whole(value) for key, value in task.state_dict().items()}
-    exported = whole_model(task).state_dict()
+    exported = unsharded_model(task).state_dict()
     if distributed.is_main():
         told["exported"] = {key: value.clone() for key, value in exported.items()}
     return told
@@ -163,11 +172,15 @@ def arm(task: Task, fatal: Fatal) -> None:
         setattr(owner, name, deadly)
 
 
-def stream_memory(folder: Path, steps: int) -> tuple[float, float]:
-    """MB that this process takes after a fifth of `steps` batches of 4, and after all of them."""
+def stream_memory(folder: Path, steps: int, counter: Literal["allocated", "resident"]) -> tuple[float, float]:
+    """MB of this process after a fifth of `steps` batches of 4, and after all of them."""
+    if counter == "allocated":
+        tracemalloc.start()
     stream = Stream([str(folder)], train_transform(4, 0.5, False, 0.5), 0)
-    taken = []
+    megabytes = []
     for step, _ in enumerate(make_loader(stream, list, 4, 0, steps), 1):
         if step in (steps // 5, steps):
-            taken.append(memory_gb("cpu") * 1000)
-    return taken[0], taken[1]
+            gc.collect()
+            resident = memory_gb("cpu") * 1000
+            megabytes.append(tracemalloc.get_traced_memory()[0] / 1e6 if counter == "allocated" else resident)
+    return megabytes[0], megabytes[1]

@@ -1,0 +1,73 @@
+"""Batches of a stream in worker processes: the same order for any number, and signals."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+from picture_shards import eval_stream, write_shard_set
+
+from blipcore.data.loader import make_loader
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import train_transform
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_give_the_order_of_one_process(tmp_path, workers) -> None:
+    write_shard_set(tmp_path, [5, 9, 7], broken=("00001", "02003"))
+
+    def batches(count: int, start: int) -> list[tuple]:
+        stream = Stream([str(tmp_path)], train_transform(4, 0.2, True, 0.5), 3)
+        loader = make_loader(stream, list, 4, 4 * start, 12 - start, count)
+        return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], problems) for batch, problems in loader]
+
+    expected, batches_of_workers = batches(0, 0), batches(workers, 0)
+    assert [samples for samples, _ in batches_of_workers] == [samples for samples, _ in expected]
+    assert {name for _, problems in batches_of_workers for name in problems} == {"00000.tar/00001", "00002.tar/02003"}
+    assert [samples for samples, _ in batches(workers, 5)] == [samples for samples, _ in expected[5:]]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not give the sender of a signal")
+def test_workers_ignore_signals_except_from_their_parent(tmp_path) -> None:
+    batches = iter(make_loader(eval_stream(write_shard_set(tmp_path, [5])), list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # from another process
+    assert len(list(batches)) == 8
+    batches = iter(make_loader(eval_stream(tmp_path), list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()  # as Python does at exit
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def test_without_the_sender_of_signals_workers_leave_the_process_group(tmp_path, monkeypatch) -> None:
+    monkeypatch.delattr(signal, "sigwaitinfo", raising=False)  # as on macOS
+    batches = iter(make_loader(eval_stream(write_shard_set(tmp_path, [5])), list, 2, 0, 9, workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
+    worker.terminate()  # as Python does at exit
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def test_a_loader_does_not_draw_from_the_default_generator(tmp_path) -> None:
+    stream = eval_stream(write_shard_set(tmp_path, [8]))
+    before = torch.get_rng_state()
+    list(make_loader(stream, list, 2, 0, 3, workers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_fails_is_yielded_as_its_exception(tmp_path, workers) -> None:
+    def collate(samples: list) -> None:
+        raise ValueError("cannot collate")
+
+    loader = make_loader(eval_stream(write_shard_set(tmp_path, [4])), collate, 2, 0, 2, workers)
+    errors = [batch for batch, _ in loader]
+    assert [(type(error), str(error)) for error in errors] == [(ValueError, "cannot collate")] * 2
