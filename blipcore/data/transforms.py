@@ -82,7 +82,7 @@ def train_transform(image_size: int, min_scale: float, randaugment: bool = True,
     return TrainTransform(image_size, min_scale, randaugment, hflip)
 
 
-def eval_transform(image_size: int) -> Transform:
+def eval_transform(image_size: int) -> EvalTransform:
     """Return the evaluation transform."""
     return EvalTransform(image_size)
 

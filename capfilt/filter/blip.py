@@ -11,7 +11,7 @@ from blipcore.checkpoints.load import load_model
 from blipcore.data.transforms import eval_transform
 from blipcore.device import Backend, Dtype, stack_on
 from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
-from blipcore.io.hub import fingerprint
+from blipcore.io.hub import model_fingerprint
 from blipcore.model.attention import ImageKV
 from blipcore.model.tokenizer import TEXT_TOKENS, clean_caption
 from capfilt.filter.scorer import BLIP_COLUMNS, PAIRS_PER_PASS, FirstToken, group_by_picture
@@ -27,7 +27,7 @@ class BlipScorer:
     Face start it with [CLS], which gives other scores; `first_token="cls"` reproduces them.
     """
 
-    columns = BLIP_COLUMNS
+    columns: tuple[str, ...] = BLIP_COLUMNS
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class BlipScorer:
         if first_token not in ("enc", "cls"):
             raise ValueError(f"first_token is 'enc' or 'cls', not {first_token!r}.")
         self.name = "blip"
-        self.fingerprint = fingerprint(model, tokenizer)
+        self.fingerprint = model_fingerprint(model, tokenizer)
         self.first_token: FirstToken = first_token
         self.device = device
         self.pairs_per_pass = CPU_PAIRS_PER_PASS if torch.device(device).type == "cpu" else PAIRS_PER_PASS

@@ -22,7 +22,8 @@ class OpenClipScorer:
 
     def __init__(self, spec: str, *, column: str = "clip", device: str = "cpu", dtype: Dtype = "auto") -> None:
         arch, tag = parse_open_clip(spec)
-        self.name, self.columns = column, (column,)
+        self.name = column
+        self.columns: tuple[str, ...] = (column,)
         self.fingerprint = open_clip_fingerprint(spec)
         self.device, self.dtype = device, dtype
         open_clip = import_open_clip()

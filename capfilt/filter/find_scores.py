@@ -14,13 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 from blipcore.device import resolve_backend, resolve_dtype
-from blipcore.io.hub import fingerprint
+from blipcore.io.hub import model_fingerprint
 from blipcore.io.storage import AnyPath, existing
 from capfilt.engine.worker import worker_device
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import BLIP_COLUMNS, clip_columns, open_clip_fingerprint
-from capfilt.shards.format import WEB, read_manifest
-from capfilt.shards.manifest import begun_with, forget_if_empty
+from capfilt.shards.format import WEB
+from capfilt.shards.manifest import read_manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -139,7 +139,7 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
     if config.model is not None:
         clips = [open_clip_fingerprint(spec) for spec in config.clips]
         request |= {
-            "fingerprint": fingerprint(config.model, config.tokenizer),
+            "fingerprint": model_fingerprint(config.model, config.tokenizer),
             "first_token": config.first_token,
             "dtype": config.dtype,
             "clip": clips[0] if len(clips) == 1 else clips or None,
@@ -161,16 +161,16 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
         raise ValueError(f"{root / str(config.scores)} has no scores of {', '.join(origins)}; give a --model.")
     folder = root / (config.scores or _default_name(request, len(config.clips), origins))
     if config.world_size == 1:
-        forget_if_empty(folder)
+        remove_manifest_if_empty(folder)
     manifest = read_manifest(folder)
     scored_origins = manifest["config"]["sources"] if manifest else {}
     changed = [source for source, origin in origins.items() if scored_origins.get(source, origin) != origin]
     if changed:
         raise ValueError(
-            f"The captions '{changed[0]}' have other settings than when {folder} was made from them; "
+            f"The settings of the captions '{changed[0]}' have changed since they were scored in {folder}; "
             f"{rescore_advice(folder)}."
         )
-    backend = resolve_backend(device, request["dtype"], config.backend, begun_with(folder))
+    backend = resolve_backend(device, request["dtype"], config.backend, recorded_backend(folder))
     # another backend rounds differently
     return folder, request if backend == "torch" else request | {"backend": backend}
 
@@ -183,7 +183,8 @@ def _default_name(request: dict[str, Any], clips: int, sources: Iterable[str]) -
 def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
     """Return a folder of scores that covers the request, finished or at least begun, and its settings."""
     root = config.root / "scores"
-    for folder in [root / config.scores] if config.scores else sorted(root.glob("*")):
+    folders: list[AnyPath] = [root / config.scores] if config.scores else sorted(root.glob("*"), key=str)
+    for folder in folders:
         manifest = read_manifest(folder)
         if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], request):
             continue

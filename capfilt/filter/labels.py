@@ -82,6 +82,8 @@ def _read_file(path: AnyPath) -> pa.Table:
             return pa.csv.read_csv(open_read(path), parse_options=parsing, convert_options=conversion)
         if suffix in ("jsonl", "ndjson", "json"):
             return pa.json.read_json(open_read(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No file of labels at {path}.") from None
     except pa.ArrowInvalid as error:
         raise ValueError(f"Cannot read {path} as .{suffix}: {one_line(error)}.") from None
     raise ValueError(f"{path} is not a labels file; its name must end in .csv, .tsv, .jsonl or .parquet.")

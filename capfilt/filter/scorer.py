@@ -30,7 +30,7 @@ class Scorer(Protocol):
     fingerprint: str
     columns: tuple[str, ...]
 
-    def prepare(self, image: Image.Image) -> Any:
+    def prepare(self, image: Image.Image, /) -> Any:
         """Turn an RGB picture into an input of `score`; called from reading threads, ahead of the model."""
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:

@@ -66,5 +66,5 @@ def test_captions_with_other_settings_need_other_scores(data: Path, tiny_filter:
     manifest.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has no scores of web, c; give a --model"):
         locate(data, sources=["web", "c"])
-    with pytest.raises(ValueError, match=r"The captions 'c' have other settings .* --scores NAME"):
+    with pytest.raises(ValueError, match=r"The settings of the captions 'c' have changed .* --scores NAME"):
         locate(data, sources=["web", "c"], model=str(tiny_filter), device="cpu")
