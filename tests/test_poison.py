@@ -1,4 +1,4 @@
-"""The poison set through every stage: each piece gets its named outcome, none stops a run, none leaves its folder."""
+"""Damaged and unusual input in every stage: each case has its named outcome, none stops a run or leaves its folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from poison import TEXTS, pictures, spoilt_set
+from poison import TEXTS, PictureCase, picture_cases, write_damaged_set
 from web import Web
 
-from blipcore.io.samples import read_pictures
+from blipcore.io.samples import read_samples
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
 from capfilt.ingest.download import DownloadConfig, download
 from capfilt.ingest.pack import PackConfig, pack
-from capfilt.pictures.decode import decode
+from capfilt.pictures.decode import decode_picture
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -28,20 +28,20 @@ WORDS = ["a cat on the left", "two red dogs", "one blue tree", "green square", "
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a random model that captions and filters."""
+    """The folder of a random model that captions and filters."""
     from blipcore.checkpoints.save import save_model
     from blipcore.model.blip import Blip
     from blipcore.model.tokenizer import Tokenizer
-    from blipcore.train.runs import sizes
+    from blipcore.train.runs import model_config
 
     tokenizer = Tokenizer.train(WORDS * 3, vocab_size=100)
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(folder, Blip(sizes("tiny", {}, len(tokenizer))), tokenizer)
+    save_model(folder, Blip(model_config("tiny", {}, len(tokenizer))), tokenizer)
     return str(folder)
 
 
-def through_the_stages(data: Path, model: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict]]:
-    """Caption, filter at 0, pre-train on the set and on what was kept; returns both summaries and the filtered rows."""
+def run_stages(data: Path, model: str, root: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict]]:
+    """Caption, filter at threshold 0, pretrain on both sets; return both summaries and the filtered rows."""
     from blipcore.train.optim import TrainConfig
     from blipcore.train.runs import PretrainRun, pretrain
 
@@ -59,18 +59,18 @@ def through_the_stages(data: Path, model: str, root: Path) -> tuple[dict[str, An
     return captioned, filtered, rows
 
 
-def everything_in(root: Path) -> set[str]:
+def list_paths(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if "run" not in path.parts[len(root.parts)]}
 
 
-def test_tars_as_they_are(tmp_path: Path, model: str) -> None:
+def test_stages_on_damaged_tars(tmp_path: Path, model: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    data = spoilt_set(root / "data")
-    poison, before = pictures(), everything_in(root)
-    captioned, filtered, rows = through_the_stages(data, model, root)
+    data = write_damaged_set(root / "data")
+    cases, before = picture_cases(), list_paths(root)
+    captioned, filtered, rows = run_stages(data, model, root)
 
-    reasons = Counter(poison[name].reason for name in poison if poison[name].reason)
+    reasons = Counter(case.reason for case in cases.values() if case.reason)
     reasons |= {"no_picture": 1}
     counts = captioned["counts"]
     assert {name.partition("/")[2]: n for name, n in counts.items() if name.startswith("undecodable/")} == {
@@ -78,8 +78,8 @@ def test_tars_as_they_are(tmp_path: Path, model: str) -> None:
         "truncated_tar": 1,
     }
     assert {name: count for name, count in counts.items() if name.startswith("tar/")} == {
-        "tar/truncated_tar": 2,  # cut, and empty
-        "tar/corrupt_tar": 2,  # no tar at all, and one with a damaged header
+        "tar/truncated_tar": 2,  # one cut short, one empty
+        "tar/corrupt_tar": 2,  # one is no tar, one has a damaged header
         "tar/link_member": 4,
         "tar/unsafe_name": 3,
         "tar/duplicate_member": 2,
@@ -87,10 +87,10 @@ def test_tars_as_they_are(tmp_path: Path, model: str) -> None:
     }
     assert filtered["counts"]["table/unreadable"] == 2
     verdicts = {(row["key"], row["source"]): row for row in rows}
-    for number, (name, piece) in enumerate(poison.items()):
+    for number, (name, case) in enumerate(cases.items()):
         row = verdicts[f"{number:04d}", "web"]
         assert row["text"] == f"a cat {number}", name
-        assert row["reason"] == ("kept" if piece.reason is None else f"undecodable: {piece.reason}"), name
+        assert row["reason"] == ("kept" if case.reason is None else f"undecodable: {case.reason}"), name
     assert verdicts["twice", "web"]["text"] == "one"
     assert verdicts["alone", "web"]["reason"] == "undecodable: no_picture"
     assert verdicts["badjson", "web"]["reason"] == "no_text"
@@ -102,91 +102,93 @@ def test_tars_as_they_are(tmp_path: Path, model: str) -> None:
     }
     assert sum(filtered["dropped"].values()) + filtered["kept"] == filtered["texts"] == len(rows)
 
-    ours = ("captions", "scores", "filtered")
-    assert {name for name in everything_in(root) - before if name.split("/")[1] not in ours} == set()
+    outputs = ("captions", "scores", "filtered")
+    assert {name for name in list_paths(root) - before if name.split("/")[1] not in outputs} == set()
 
 
-def save_listing(folder: Path, poison: dict, url: str) -> tuple[str, list[str]]:
-    names = [*poison, *(f"fine.jpg?{name}" for name in TEXTS)]
-    texts = ["a cat"] * len(poison) + [text for text, _ in TEXTS.values()]
+def write_url_list(folder: Path, cases: dict[str, PictureCase], url: str) -> tuple[str, list[str]]:
+    names = [*cases, *(f"fine.jpg?{name}" for name in TEXTS)]
+    texts = ["a cat"] * len(cases) + [text for text, _ in TEXTS.values()]
     urls = [f"{url}/file/{name}" for name in names]
     pq.write_table(pa.table({"url": urls, "caption": texts}), folder / "list.parquet")
     return str(folder / "list.parquet"), names
 
 
 def check_rows(data: Path, expected: dict[str, str]) -> None:
-    """Every row with its outcome, every picture upright."""
-    found = ShardSet.open(data)
-    rows = [row for shard in found.shards for row in read_table(found.table(shard)).to_pylist()]
+    """Check the outcome of every row, and that every picture is upright."""
+    images = ShardSet.open(data)
+    rows = [row for shard in images.shards for row in read_table(images.table(shard)).to_pylist()]
     assert {name: row["status"] for name, row in zip(expected, rows, strict=True)} == expected
     assert all((row["error"] is None) == (row["status"] == "ok") for row in rows)
-    samples = {sample.key: sample for shard in found.shards for sample in read_pictures(found.tar(shard))}
+    samples = {sample.key: sample for shard in images.shards for sample in read_samples(images.tar(shard))}
     for name, row in zip(expected, rows, strict=True):
         if row["status"] == "ok" and name.startswith(("turned", "moving", "modern", "newest", "four", "palette")):
-            image = decode(samples[row["key"]].image)
+            image = decode_picture(samples[row["key"]].image)
             assert image.size == (96, 72), name
-            corners = [image.getpixel(place) for place in ((48, 8), (8, 64), (88, 64))]
+            corners = [image.getpixel(point) for point in ((48, 8), (8, 64), (88, 64))]
             assert [max(range(3), key=pixel.__getitem__) for pixel in corners] == [0, 1, 2], name
-    deep = decode(samples[rows[[*expected].index("sixteen bits.png")]["key"]].image)
+    deep = decode_picture(samples[rows[[*expected].index("sixteen bits.png")]["key"]].image)
     assert deep.getpixel((48, 30))[0] == pytest.approx(129, abs=6)
 
 
 def test_download(tmp_path: Path, model: str) -> None:
-    poison = pictures()
+    cases = picture_cases()
     with Web() as web:
-        web.files = {name: piece.data for name, piece in poison.items()}
-        source, names = save_listing(tmp_path, poison, web.url)
+        web.files = {name: case.data for name, case in cases.items()}
+        source, names = write_url_list(tmp_path, cases, web.url)
         config = DownloadConfig(source, str(tmp_path / "data"), workers=1, allow_private=True, shard_size=25)
         summary = download(config, progress=False)
     assert summary["shards"]["failed"] == {}
-    check_rows(tmp_path / "data", {name: poison[name].outcome if name in poison else "ok" for name in names})
+    check_rows(tmp_path / "data", {name: cases[name].outcome if name in cases else "ok" for name in names})
 
-    _, _, rows = through_the_stages(tmp_path / "data", model, tmp_path)
+    _, _, rows = run_stages(tmp_path / "data", model, tmp_path)
     web_rows = [row for row in rows if row["source"] == "web"]
-    judged = {name: row["reason"] for name, row in zip(TEXTS, web_rows[-len(TEXTS) :], strict=True)}
-    assert judged == {name: "kept" if words else "no_text" for name, (_, words) in TEXTS.items()}
+    reasons = {name: row["reason"] for name, row in zip(TEXTS, web_rows[-len(TEXTS) :], strict=True)}
+    assert reasons == {name: "kept" if words else "no_text" for name, (_, words) in TEXTS.items()}
     texts = {name: row["text"] for name, row in zip(TEXTS, web_rows[-len(TEXTS) :], strict=True)}
     assert texts == {name: text for name, (text, _) in TEXTS.items()}
 
 
 def test_pack_a_folder(tmp_path: Path) -> None:
-    poison = pictures()
-    expected = {name: piece.outcome for name, piece in sorted(poison.items())}
+    cases = picture_cases()
+    expected = {name: case.outcome for name, case in sorted(cases.items())}
     (tmp_path / "photos").mkdir()
-    for name, piece in poison.items():
-        (tmp_path / "photos" / name).write_bytes(piece.data)
+    for name, case in cases.items():
+        (tmp_path / "photos" / name).write_bytes(case.data)
     summary = pack(PackConfig(str(tmp_path / "photos"), str(tmp_path / "data"), workers=1), progress=False)
     assert summary["shards"]["failed"] == {}
     check_rows(tmp_path / "data", expected)
 
 
-def test_pack_spoilt_tars_and_tables(tmp_path: Path, model: str) -> None:
-    data = spoilt_set(tmp_path / "in")
+def test_pack_damaged_tars_and_tables(tmp_path: Path, model: str) -> None:
+    data = write_damaged_set(tmp_path / "in")
     summary = pack(PackConfig(str(data), str(tmp_path / "data"), workers=1), progress=False)
-    outcomes = Counter(piece.outcome for piece in pictures().values())
-    # in 00000: seven more pictures and a text alone; then what is left of the others
+    outcomes = Counter(case.outcome for case in picture_cases().values())
+    # 00000 has seven more pictures and a text without picture; then the readable part of the other tars
     outcomes += Counter(ok=7 + 1 + 2 + 3 + 3, not_found=1, decode_error=1)
     assert summary["outcomes"] == outcomes
     assert summary["ignored"]["link_member"] == 4
-    captioned, filtered, rows = through_the_stages(tmp_path / "data", model, tmp_path)
-    assert captioned["counts"] == {"captions": summary["ok"], "pictures": summary["ok"]}  # and nothing to complain of
+    captioned, filtered, rows = run_stages(tmp_path / "data", model, tmp_path)
+    assert captioned["counts"] == {"captions": summary["ok"], "pictures": summary["ok"]}  # no problem is counted
     assert filtered["texts"] == len(rows) and not any("undecodable" in reason for reason in filtered["dropped"])
 
     (tmp_path / "tables").mkdir()
     for name in ("00005.parquet", "00006.parquet"):
         (tmp_path / "tables" / name).write_bytes((data / name).read_bytes())
-    pq.write_table(pa.table({"jpg": [pictures()["fine.jpg"].data, None, b"x"]}), tmp_path / "tables" / "00007.parquet")
+    pq.write_table(
+        pa.table({"jpg": [picture_cases()["fine.jpg"].data, None, b"x"]}), tmp_path / "tables" / "00007.parquet"
+    )
     summary = pack(PackConfig(str(tmp_path / "tables"), str(tmp_path / "out"), workers=1), progress=False)
     assert summary["outcomes"] == {"ok": 1, "not_found": 1, "decode_error": 1, "other": 2}
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith("run")}
     assert names == {"in", "data", "tables", "out"}
 
 
-def test_the_bomb_is_what_it_says() -> None:
-    Image.MAX_IMAGE_PIXELS, usual = None, Image.MAX_IMAGE_PIXELS
+def test_the_decompression_bomb_is_a_valid_picture() -> None:
+    Image.MAX_IMAGE_PIXELS, default = None, Image.MAX_IMAGE_PIXELS
     try:
         import io
 
-        assert Image.open(io.BytesIO(pictures()["bomb.png"].data)).size == (30_000, 30_000)
+        assert Image.open(io.BytesIO(picture_cases()["bomb.png"].data)).size == (30_000, 30_000)
     finally:
-        Image.MAX_IMAGE_PIXELS = usual
+        Image.MAX_IMAGE_PIXELS = default

@@ -1,4 +1,4 @@
-"""What lies in a folder, for the tests that compare it."""
+"""Contents of folders, for tests that compare them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from capfilt.shards.tables import read_table
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of every file in a folder and the folders in it."""
+    """Return name -> bytes of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the tables in a folder, shard after shard."""
+    """Return the rows of all tables in a folder, in the order of the shards."""
     return [row for table in sorted(folder.glob("*.parquet")) for row in read_table(table).to_pylist()]

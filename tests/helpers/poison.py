@@ -1,4 +1,4 @@
-"""Everything that spoils a run, made by code: pictures, texts, names, tars, tables, and what must become of each."""
+"""Damaged and unusual pictures, texts, tars and tables, with the outcome that each must have."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image, features
 
 
-class Poison(NamedTuple):
-    """A picture's bytes, its outcome in `download` and `pack`, and why a stage cannot decode it (None: it can)."""
+class PictureCase(NamedTuple):
+    """The bytes of a picture file, its outcome in `download` and `pack`, and the reason if stages cannot decode it."""
 
     data: bytes
     outcome: str
@@ -30,15 +30,15 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def scene(size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Upper half red, lower left green, lower right blue: whoever turns it wrongly shows it."""
+    """Return a picture whose orientation can be seen: red above, green at the lower left, blue at the lower right."""
     image = Image.new("RGB", size, "red")
     image.paste((0, 255, 0), (0, size[1] // 2, size[0] // 2, size[1]))
     image.paste((0, 0, 255), (size[0] // 2, size[1] // 2, *size))
     return image
 
 
-def turned(orientation: int) -> bytes:
-    """The scene as stored under an EXIF orientation: shown upright it is the scene again."""
+def encode_with_orientation(orientation: int) -> bytes:
+    """Return a JPEG that an EXIF orientation turns into the scene."""
     turns = Image.Transpose
     undo = {
         2: turns.FLIP_LEFT_RIGHT,
@@ -54,50 +54,52 @@ def turned(orientation: int) -> bytes:
     return encode(scene() if undo is None else scene().transpose(undo), "JPEG", exif=exif, quality=95)
 
 
-def bomb(side: int = 30_000) -> bytes:
-    """A sound PNG of `side` x `side` pixels in about a hundred kilobytes."""
+def decompression_bomb(side: int = 30_000) -> bytes:
+    """Return a valid PNG of `side` x `side` pixels in about a hundred kilobytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     packer, row = zlib.compressobj(9), bytes(1 + (side + 7) // 8)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit per pixel
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def pictures() -> dict[str, Poison]:
-    """File name -> poison."""
+def picture_cases() -> dict[str, PictureCase]:
+    """Return file name -> case."""
     whole = encode(scene(), "JPEG", quality=95)
     deep = np.repeat(np.linspace(0, 65535, 96).astype(np.uint16)[None], 72, axis=0)
     glass = scene().convert("RGBA")
     glass.putalpha(Image.new("L", glass.size, 128))
     frames = [Image.new("RGB", scene().size, colour) for colour in ("black", "white")]
-    found = {
-        "fine.jpg": Poison(whole, "ok"),
-        "truncated.jpg": Poison(whole[:-300], "decode_error", "truncated"),
-        "html.jpg": Poison(b"<!DOCTYPE html><html>404</html>", "decode_error", "not_a_picture"),
-        "empty.jpg": Poison(b"", "decode_error", "empty"),
-        "video.jpg": Poison(b"\0\0\0\x20ftypisom" + bytes(100), "decode_error", "not_a_picture"),
-        "postscript.jpg": Poison(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode_error", "not_a_picture"),
-        "bomb.png": Poison(bomb(), "too_large", "too_many_pixels"),
-        "sixteen bits.png": Poison(encode(Image.fromarray(deep), "PNG"), "ok"),
-        "grey.jpg": Poison(encode(scene().convert("L"), "JPEG"), "ok"),
-        "four inks.jpg": Poison(encode(scene().convert("CMYK"), "JPEG"), "ok"),
-        "palette.png": Poison(encode(scene().convert("P"), "PNG"), "ok"),
-        "glass.png": Poison(encode(glass, "PNG"), "ok"),
-        "moving.gif": Poison(encode(scene(), "GIF", save_all=True, append_images=frames), "ok"),
-        "modern.webp": Poison(encode(scene(), "WEBP", lossless=True), "ok"),
-        "one pixel.png": Poison(encode(Image.new("RGB", (1, 1)), "PNG"), "ok"),
-        "thin.png": Poison(encode(Image.new("RGB", (3000, 1)), "PNG"), "ok"),
+    cases = {
+        "fine.jpg": PictureCase(whole, "ok"),
+        "truncated.jpg": PictureCase(whole[:-300], "decode_error", "truncated"),
+        "html.jpg": PictureCase(b"<!DOCTYPE html><html>404</html>", "decode_error", "not_a_picture"),
+        "empty.jpg": PictureCase(b"", "decode_error", "empty"),
+        "video.jpg": PictureCase(b"\0\0\0\x20ftypisom" + bytes(100), "decode_error", "not_a_picture"),
+        "postscript.jpg": PictureCase(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "decode_error", "not_a_picture"
+        ),
+        "bomb.png": PictureCase(decompression_bomb(), "too_large", "too_many_pixels"),
+        "sixteen bits.png": PictureCase(encode(Image.fromarray(deep), "PNG"), "ok"),
+        "grey.jpg": PictureCase(encode(scene().convert("L"), "JPEG"), "ok"),
+        "four inks.jpg": PictureCase(encode(scene().convert("CMYK"), "JPEG"), "ok"),
+        "palette.png": PictureCase(encode(scene().convert("P"), "PNG"), "ok"),
+        "glass.png": PictureCase(encode(glass, "PNG"), "ok"),
+        "moving.gif": PictureCase(encode(scene(), "GIF", save_all=True, append_images=frames), "ok"),
+        "modern.webp": PictureCase(encode(scene(), "WEBP", lossless=True), "ok"),
+        "one pixel.png": PictureCase(encode(Image.new("RGB", (1, 1)), "PNG"), "ok"),
+        "thin.png": PictureCase(encode(Image.new("RGB", (3000, 1)), "PNG"), "ok"),
     }
-    found |= {f"turned {number}.jpg": Poison(turned(number), "ok") for number in range(1, 9)}
+    cases |= {f"turned {number}.jpg": PictureCase(encode_with_orientation(number), "ok") for number in range(1, 9)}
     if features.check("avif"):
-        found["newest.avif"] = Poison(encode(scene(), "AVIF", quality=90), "ok")
-    return found
+        cases["newest.avif"] = PictureCase(encode(scene(), "AVIF", quality=90), "ok")
+    return cases
 
 
-# Texts of web pairs, and whether there is anything in them to judge.
+# Web texts, and True if they have words that can be scored.
 TEXTS: dict[str, tuple[str | None, bool]] = {
     "null": (None, False),
     "empty": ("", False),
@@ -113,75 +115,75 @@ TEXTS: dict[str, tuple[str | None, bool]] = {
 }
 
 
-def spoilt_tar(path: Path, samples: dict[str, Poison]) -> None:
-    """A webdataset tar in which everything but its end is wrong; `samples` are in it under numbered keys."""
-    whole = samples["fine.jpg"].data
+def write_unusual_tar(path: Path, cases: dict[str, PictureCase]) -> None:
+    """Write a complete tar with the cases, under numbered keys, and with unusual and unsafe members."""
+    fine = cases["fine.jpg"].data
     with tarfile.open(path, "w") as tar:
 
-        def add(name: str, data: bytes, **about: object) -> None:
+        def add(name: str, data: bytes, **fields: object) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
-            for field, value in about.items():
+            for field, value in fields.items():
                 setattr(member, field, value)
             tar.addfile(member, io.BytesIO(data))
 
-        for number, (name, poison) in enumerate(samples.items()):
-            add(f"{number:04d}.{name.rpartition('.')[2]}", poison.data)
-        for number in range(len(samples)):  # far from their pictures
+        for number, (name, case) in enumerate(cases.items()):
+            add(f"{number:04d}.{name.rpartition('.')[2]}", case.data)
+        for number in range(len(cases)):  # not adjacent to their pictures
             add(f"{number:04d}.txt", f"a cat {number}".encode())
-        add("dotted.v2.final.jpg", whole)
+        add("dotted.v2.final.jpg", fine)
         add("dotted.txt", b"a dog")
-        add("with space.jpg", whole)
+        add("with space.jpg", fine)
         add("with space.txt", b"a tree")
-        add("deep/er/folder.jpg", whole)
+        add("deep/er/folder.jpg", fine)
         add("deep/er/folder.txt", b"a square")
-        add("twice.jpg", whole)
+        add("twice.jpg", fine)
         add("twice.txt", b"one")
         add("twice.jpg", encode(Image.new("RGB", (8, 8)), "JPEG"))
         add("twice.txt", b"two")
         add("alone.txt", b"a text without a picture")
-        add("badjson.jpg", whole)
+        add("badjson.jpg", fine)
         add("badjson.json", b'{"caption": ')
-        add("badtext.jpg", whole)
+        add("badtext.jpg", fine)
         add("badtext.txt", b"a \xff\xfe cat")
-        add("l" * 150 + ".jpg", whole)
-        add("../escape.jpg", whole)
-        add("/absolute.jpg", whole)
+        add("l" * 150 + ".jpg", fine)
+        add("../escape.jpg", fine)
+        add("/absolute.jpg", fine)
         add("a/../../escape.txt", b"x")
         add("link.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add("hard.jpg", b"", type=tarfile.LNKTYPE, linkname="../../etc/passwd")
         add("device.jpg", b"", type=tarfile.CHRTYPE, devmajor=1, devminor=5)
         add("pipe.jpg", b"", type=tarfile.FIFOTYPE)
         add("README", b"not a sample")
-        add(".DS_Store", b"nor this")
+        add(".DS_Store", b"not a sample")
 
 
-def spoilt_set(folder: Path) -> Path:
-    """A folder of tars as a bad week leaves it, with tables of others beside some of them."""
+def write_damaged_set(folder: Path) -> Path:
+    """Write a folder of damaged tars, some with damaged or foreign tables beside them."""
     folder.mkdir()
-    fine = Poison(encode(scene(), "JPEG", quality=95), "ok")
+    picture = encode(scene(), "JPEG", quality=95)
 
-    def sound(name: str) -> bytes:
+    def write_complete_tar(name: str) -> bytes:
         with tarfile.open(folder / name, "w") as tar:
             for number in range(3):
-                for suffix, data in (("jpg", fine.data), ("txt", f"a cat {number}".encode())):
+                for suffix, data in (("jpg", picture), ("txt", f"a cat {number}".encode())):
                     member = tarfile.TarInfo(f"{name[:5]}{number}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         return (folder / name).read_bytes()
 
-    spoilt_tar(folder / "00000.tar", pictures())
-    whole = sound("00001.tar")
-    (folder / "00001.tar").write_bytes(whole[: whole.index(b"000011.jpg") + 700])  # in its second picture
+    write_unusual_tar(folder / "00000.tar", picture_cases())
+    whole = write_complete_tar("00001.tar")
+    (folder / "00001.tar").write_bytes(whole[: whole.index(b"000011.jpg") + 700])  # inside its second picture
     (folder / "00002.tar").write_bytes(b"this is not a tar " * 100)
     (folder / "00003.tar").write_bytes(b"")
-    whole = bytearray(sound("00004.tar"))
-    whole[whole.index(b"000041.txt") + 150] ^= 0xFF  # a header in the middle
+    whole = bytearray(write_complete_tar("00004.tar"))
+    whole[whole.index(b"000041.txt") + 150] ^= 0xFF  # inside a header
     (folder / "00004.tar").write_bytes(whole)
-    sound("00005.tar")
-    (folder / "00005.parquet").write_bytes(b"PAR1" + bytes(100))  # killed before its footer
-    sound("00006.tar")
+    write_complete_tar("00005.tar")
+    (folder / "00005.parquet").write_bytes(b"PAR1" + bytes(100))  # no footer
+    write_complete_tar("00006.tar")
     pq.write_table(pa.table({"something": [1, 2, 3]}), folder / "00006.parquet")
     (folder / ".00007.tar.part").write_bytes(b"being written")
-    (folder / "notes.txt").write_text("not ours")
+    (folder / "notes.txt").write_text("another file")
     return folder
