@@ -10,7 +10,7 @@ the table beside the tar. `choose_text` is this rule for the filter, the export 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -107,7 +107,7 @@ def choose_text(*candidates: str | None) -> str | None:
 
 def read_samples(
     path: str | AnyPath, problems: list[TarProblem] | None = None, keys: Container[str] | None = None
-) -> Iterator[TarSample]:
+) -> Generator[TarSample, None, None]:
     """Yield the samples of a tar in the order of their first members, each key once.
 
     Defects of the tar are appended to `problems`. With `keys`, only the headers of other samples are read. A sample

@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename, list_names, name_full_disk
 
 
 @contextmanager
-def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
+def atomic_write(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears at `path` only if the block raises no error; its folder must exist."""
     # The random part keeps a worker that outlives its run from publishing half of a file of the next run.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -44,7 +44,7 @@ def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _upload_when_complete(path: Remote, temporary_name: str) -> Iterator[BinaryIO]:
+def _upload_when_complete(path: Remote, temporary_name: str) -> Iterator[IO[bytes]]:
     with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
         with name_full_disk(file.name):
             yield file.file
