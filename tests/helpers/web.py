@@ -1,4 +1,4 @@
-"""A web on loopback with every fault that the downloader names, for its tests."""
+"""An HTTP server on loopback with every fault that the downloader distinguishes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def picture(number: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG", **options: object) -> bytes:
-    """A picture whose upper half is red, lower left green, lower right blue, and one pixel tells the number."""
+    """Return an encoded picture: red above, green and blue below, and one pixel that encodes the number."""
     image = Image.new("RGB", size, "red")
     image.paste((0, 255, 0), (0, size[1] // 2, size[0] // 2, size[1]))
     image.paste((0, 0, 255), (size[0] // 2, size[1] // 2, *size))
@@ -27,7 +27,7 @@ def picture(number: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG", *
 
 
 def sideways() -> bytes:
-    """A landscape that is stored as a portrait, as telephones do."""
+    """Return a landscape that is stored as a portrait with an EXIF orientation, as telephones do."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -37,7 +37,10 @@ def sideways() -> bytes:
 
 
 class Web(ThreadingHTTPServer):
-    """`url` is where; `hits` counts requests by path; `mended` heals /mending; hanging ends when the server closes."""
+    """The server at `url`. `hits` counts requests by path; /mending works once `mended` is set.
+
+    Requests that hang or drip end when the server closes.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -62,7 +65,7 @@ class Web(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up are part of the tests."""
+        """Print nothing: clients that close the connection are part of the tests."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -104,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body(picture(int(number)), 200 if mended else 503)
 
     def get_busy(self, number: str) -> None:
-        """Wants a second of rest, then answers."""
+        """Send Retry-After once, then the picture."""
         if self.server.hits[self.path] == 1:
             self.body(b"", 429, Retry_After="1")
         else:
@@ -139,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body(b"", 302, Location="file:///etc/passwd")
 
     def get_tohost(self, number: str) -> None:
-        """/tohost/a_b.jpg redirects to the host a.b."""
+        """Redirect /tohost/a_b.jpg to the host a.b."""
         self.body(b"", 302, Location=f"http://{number.replace('_', '.')}:{self.server.server_port}/good/9.jpg")
 
     def get_chain(self, number: str) -> None:
@@ -206,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.wfile.write(b"5;")  # what follows until the end of the line is of no meaning
+        self.wfile.write(b"5;")  # a chunk extension, which goes on until the end of the line
         self.drip()
 
     def get_driphead(self, number: str) -> None:
@@ -221,4 +224,4 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.1)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Print nothing."""

@@ -1,4 +1,4 @@
-"""A list of a million rows is split and started in little memory, whatever its format."""
+"""A list of a million rows in any format is split and started in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPTION = "a caption of usual length, as web pages have them for their pictures,
 
 
 def rows() -> list[tuple[str, str]]:
-    # nobody listens there: a row is refused at once, so that the run is about the list
+    # The port is closed, so each connection is refused at once, and the run is about the list.
     return [(f"http://127.0.0.1:9/some/path/of/usual/length/{n}.jpg", CAPTION.format(n)) for n in range(ROWS)]
 
 
@@ -39,7 +39,7 @@ def save(path: Path) -> None:
 
 
 def memory_of_tree(pid: int) -> int:
-    """Bytes of a process and all below it; pages that they share count once each time they are mapped."""
+    """Return the bytes of a process and its children; shared pages count once per process."""
     total = 0
     with suppress(OSError):
         total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
@@ -55,16 +55,16 @@ def test_a_million_rows(tmp_path: Path, kind: str) -> None:
     save(tmp_path / f"list.{kind}")
     command = [sys.executable, "-m", "capfilt", "download", f"list.{kind}", "data", "--allow-private", "--retries", "0"]
     start, peak, started = time.monotonic(), 0, 0.0
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen([*command, "--json"], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    with open(tmp_path / "log", "wb") as log_file:
+        process = subprocess.Popen([*command, "--json"], cwd=tmp_path, stdout=log_file, stderr=subprocess.STDOUT)
         while process.poll() is None:
             peak = max(peak, memory_of_tree(process.pid))
             if not started and any(tmp_path.glob("data/.staging/fetched/a*")):
                 started = time.monotonic() - start
             time.sleep(0.1)
-    said = (tmp_path / "log").read_text()
-    assert process.returncode == 1, said
-    assert "only 0 of the first 20000 rows could be fetched: 20000 connection" in said
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 1, log
+    assert "only 0 of the first 20000 rows could be fetched: 20000 connection" in log
     assert len(list((tmp_path / "data").glob(".staging/rows/*.parquet"))) == ROWS // 10_000
     print(f"\n{kind}: started after {started:.0f} s, peak {peak / 2**20:.0f} MiB")
     assert peak < 10**9

@@ -1,4 +1,4 @@
-"""Pictures that are there twice are marked with the first of them, and stay."""
+"""Duplicate pictures are marked with the first of them, and stay in the set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def photo(number: int) -> Image.Image:
-    """Soft blobs, as photographs have them."""
+    """Return a picture of soft blobs, which hashes like a photograph."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
 
@@ -57,7 +57,7 @@ def test_exact_and_near_duplicates_are_marked(tmp_path: Path) -> None:
     assert marked("near") == ({"exact": 2, "near": 2}, exact | near)
 
 
-def test_they_can_be_marked_later(tmp_path: Path) -> None:
+def test_duplicates_can_be_marked_by_a_later_run(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(encode(photo(number // 2), "JPEG"))
@@ -67,7 +67,7 @@ def test_they_can_be_marked_later(tmp_path: Path) -> None:
     assert pack(config, progress=False)["duplicates"] == {"exact": 1}
 
 
-def test_they_are_marked_anew_where_a_shard_is(tmp_path: Path) -> None:
+def test_duplicates_are_marked_again_after_a_shard_was_written_again(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(4):
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(encode(photo(number // 2), "JPEG"))
@@ -77,7 +77,7 @@ def test_they_are_marked_anew_where_a_shard_is(tmp_path: Path) -> None:
     before = marks.read_bytes()
     config.duplicates = ""
     marks.unlink()
-    assert pack(config, progress=False)["duplicates"] == {}  # no picture has changed
+    assert pack(config, progress=False)["duplicates"] == {}  # no shard was written
     (data / "00000.parquet").unlink()
     assert pack(config, progress=False)["duplicates"] == {"exact": 2}
     assert marks.read_bytes() == before
@@ -88,19 +88,19 @@ def test_a_set_without_pictures_has_no_duplicates(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     config = PackConfig(str(tmp_path / "photos"), str(tmp_path / "data"), workers=1, duplicates="near")
     assert pack(config, progress=False)["duplicates"] == {}
-    assert mark_duplicates(tmp_path / "data", [], "near") == {}  # no shard could be made
+    assert mark_duplicates(tmp_path / "data", [], "near") == {}  # no complete shards
 
 
-def test_any_number_with_the_same_hash_belong_to_the_first() -> None:
+def test_pictures_with_one_hash_are_duplicates_of_the_first() -> None:
     one, near, other = (np.uint64(0x0123456789ABCDEF ^ flip) for flip in (0, 1, 2**64 - 1))
     hashes = np.array([other, *[one] * 100, *[near] * 100, *[other] * 2], np.uint64)
     usable = np.ones(len(hashes), bool)
     usable[5] = False  # an exact duplicate, marked already
-    of = _find_near(hashes, usable)
-    assert [int(row) for row in of] == [-1, -1, 1, 1, 1, -1, *[1] * 195, 0, 0]
+    originals = _find_near(hashes, usable)
+    assert [int(row) for row in originals] == [-1, -1, 1, 1, 1, -1, *[1] * 195, 0, 0]
 
 
-def test_a_hash_is_of_the_picture_as_it_is_seen() -> None:
+def test_the_hash_is_of_the_upright_picture() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = encode(photo(3).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
@@ -116,18 +116,18 @@ def test_numbers() -> None:
     assert len(difference_hash(encode(photo(1), "JPEG"))) == 16
 
 
-def test_near_ones_are_found_among_many_and_no_others() -> None:
+def test_near_duplicates_are_found_among_many_pictures() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
-    for row in range(10_000, 10_500):  # of the row 10,000 before, in 1 to 3 bits
+    for row in range(10_000, 10_500):  # differ from the row 10,000 before in 1 to 3 bits
         flips = np.uint64(sum(1 << int(bit) for bit in rng.choice(64, 1 + row % 3, replace=False)))
         hashes[row] = hashes[row - 10_000] ^ flips
-    of = _find_near(hashes, np.ones(len(hashes), bool))
-    assert np.flatnonzero(of >= 0).tolist() == list(range(10_000, 10_500))
-    assert (of[10_000:10_500] == np.arange(500)).all()
+    originals = _find_near(hashes, np.ones(len(hashes), bool))
+    assert np.flatnonzero(originals >= 0).tolist() == list(range(10_000, 10_500))
+    assert (originals[10_000:10_500] == np.arange(500)).all()
 
 
-def test_look_alikes_are_the_same_photograph_not_the_same_kind() -> None:
+def test_look_alikes_are_copies_not_similar_pictures() -> None:
     alikes = LookAlikes(difference_hash(encode(photo(n), "JPEG", quality=95)) for n in range(40))
     assert len(alikes.hashes) > 30
     again = [difference_hash(encode(photo(n).resize((150, 110)), "JPEG", quality=40)) in alikes for n in range(40)]

@@ -1,4 +1,4 @@
-"""Lists of any length are read a block at a time, from any place that fsspec knows, and come out whole."""
+"""Lists of any length and format are read in small parts, from paths and fsspec URLs."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def save(path: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 @pytest.mark.parametrize("block", [512, 4096])
-def test_rows_cut_by_a_block_come_out_whole(tmp_path: Path, monkeypatch, kind: str, block: int) -> None:
+def test_rows_are_complete_whatever_the_size_of_the_reads(tmp_path: Path, monkeypatch, kind: str, block: int) -> None:
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", block)
     monkeypatch.setattr(lists, "PARQUET_ROWS", 7)
     assert list(read_columns(save(tmp_path / f"list.{kind}", kind), COLUMNS)) == ROWS
 
 
-def test_a_mistake_far_down_is_told_when_it_is_reached(tmp_path: Path) -> None:
+def test_an_error_in_a_later_row_is_raised_when_it_is_reached(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"url": "a"}\n' * 5_000 + "{\n")
     rows = read_columns(str(tmp_path / "list.jsonl"), COLUMNS)
     with pytest.raises(ValueError, match="row 5000 is not valid JSON"):
         list(rows)
 
 
-def test_a_broken_item_does_not_take_the_rest_into_memory(tmp_path: Path, monkeypatch) -> None:
+def test_a_broken_row_does_not_load_the_rest_of_the_file(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
     monkeypatch.setattr(json_rows, "MAX_ROW_CHARACTERS", 1000)
     (tmp_path / "list.json").write_text('[{"url": "' + "x" * 5000 + '"}]')
@@ -59,9 +59,9 @@ def test_a_broken_item_does_not_take_the_rest_into_memory(tmp_path: Path, monkey
         list(read_columns(str(tmp_path / "list.json"), COLUMNS))
 
 
-def test_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_can_be_at_an_fsspec_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = save(tmp_path / "list.csv", "csv")
-    monkeypatch.setenv("HOME", str(tmp_path))  # a YAML file has no shell to see to this
+    monkeypatch.setenv("HOME", str(tmp_path))  # no shell expands the ~ of a YAML file
     assert list(read_columns("~/list.csv", COLUMNS)) == ROWS
     with fsspec.open("memory://lists/list.csv.gz", "wb") as file:
         file.write(gzip.compress(Path(local).read_bytes()))
@@ -70,7 +70,7 @@ def test_any_fsspec_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         list(read_columns("memory://lists/none.csv", COLUMNS))
 
 
-def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_alone(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").write_text("x")
     assert file_fingerprint(str(tmp_path / "a")) == file_fingerprint(str(tmp_path / "b"))
@@ -78,7 +78,7 @@ def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert file_fingerprint(str(tmp_path / "a")) != file_fingerprint(str(tmp_path / "b"))
 
 
-def test_values_become_texts() -> None:
+def test_cells_become_texts() -> None:
     assert [as_text(value) for value in ("a", None, 3, ["a"], "\ud83d")] == ["a", None, "3", '["a"]', "?"]
     with pytest.raises(ValueError, match="not bytes"):
         as_text(b"a")

@@ -1,4 +1,4 @@
-"""Every input format gives the same rows; what is no URL is told before a request is made."""
+"""URL lists give the same rows in every format; invalid and private URLs are refused before any request."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def save(path: Path, url: str = "url", caption: str = "caption") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
-def test_formats_and_usual_names(tmp_path: Path, kind: str) -> None:
+def test_formats_and_usual_column_names(tmp_path: Path, kind: str) -> None:
     for url, caption in (("url", "caption"), ("URL", "TEXT"), ("image_url", "alt")):
         assert list(read_urls(str(save(tmp_path / f"list.{kind}", url, caption)))) == ROWS
 
 
-def test_a_byte_order_mark_is_no_part_of_a_url(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_url(tmp_path: Path) -> None:
     for kind, text in (("txt", "http://x/1\n"), ("csv", "url\nhttp://x/1\n"), ("jsonl", '{"url": "http://x/1"}\n')):
         (tmp_path / f"list.{kind}").write_text(text, encoding="utf-8-sig")
         assert list(read_urls(str(tmp_path / f"list.{kind}"))) == [("http://x/1", None)]
 
 
-def test_a_table_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+def test_a_damaged_table_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "list.parquet"
     pq.write_table(pa.table({"url": ["http://x/1"] * 9}), path, compression="none", use_dictionary=False)
     content = bytearray(path.read_bytes())
@@ -62,7 +62,7 @@ def test_plain_lines_may_hold_commas(tmp_path: Path, kind: str) -> None:
     assert list(read_urls(str(save(tmp_path / f"list.{kind}")))) == [(link, None) for link, _ in ROWS]
 
 
-def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
+def test_named_columns_nulls_and_lone_surrogates(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_text('{"u": "http://x/1", "c": "bad \\ud83d"}\n{"u": null}\n{"u": "http://x/2", "c": ["a"]}\n')
     assert list(read_urls(str(path), "u", "c")) == [("http://x/1", "bad ?"), (None, None), ("http://x/2", '["a"]')]
@@ -96,7 +96,9 @@ def test_named_columns_nulls_and_half_surrogates(tmp_path: Path) -> None:
         ("list.jsonl", '{"url": "a"}\n' + "[" * 200_000, {}, "row 1 is nested too deeply"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path: Path, name: str, content: str | None, options: dict, words: str) -> None:
+def test_errors_are_one_sentence(
+    tmp_path: Path, name: str, content: str | None, options: dict[str, str], words: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
@@ -104,7 +106,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, name: str, content: str | Non
     assert "\n" not in str(caught.value)
 
 
-def test_wire_urls() -> None:
+def test_urls_are_encoded() -> None:
     assert encode_url(" HTTP://Host.Example/a b/ü.jpg?q=北 x#part ") == (
         "http://host.example/a%20b/%C3%BC.jpg?q=%E5%8C%97%20x"
     )

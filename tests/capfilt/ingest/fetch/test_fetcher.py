@@ -1,4 +1,4 @@
-"""The settings of a fetch reach its process."""
+"""The settings of the fetcher are passed in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import FetchLimits
 
 
-def test_settings_travel_as_json(tmp_path: Path) -> None:
+def test_settings_are_written_and_read_as_json(tmp_path: Path) -> None:
     config = FetchConfig(
         threads=8,
         timeout=1.5,
