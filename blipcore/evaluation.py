@@ -1,7 +1,8 @@
-"""`capfilt evaluate`: annotations and a checkpoint in, scores out, and where asked for a file of captions or answers.
+"""Evaluates a checkpoint on an annotation file (`capfilt evaluate`, and the validation of `capfilt finetune`).
 
-One function a task reads what a model is judged on, before any weights are loaded, and says which parts of a model it
-needs and how that is scored: also what `capfilt finetune` validates by. The scores come from the tasks' `evaluate_*`.
+One function per task reads the annotations, before any weights are loaded, and returns an `Evaluator`: the records, the
+parts of a model that the task needs, and the function that scores a model. The scores come from `evaluate_…` in
+`blipcore.tasks`.
 """
 
 import json
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blipcore.checkpoints.load import load_model
-from blipcore.data.annotations import read_captions
+from blipcore.data.annotations import read_captioned_images
 from blipcore.data.classes import read_classes, read_templates
-from blipcore.data.eval_batches import Pictures, Record
+from blipcore.data.eval_batches import EvalBatches, Record
 from blipcore.data.transforms import eval_transform
-from blipcore.data.vqa_nlvr import read_answers, read_pairs, read_questions
+from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions
 from blipcore.device import Dtype, pick_device
 from blipcore.generate.config import GenerateConfig
-from blipcore.inference.prepare import for_inference, keep_memory
+from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
 from blipcore.metrics.captions import Words, require_scorers
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
@@ -26,37 +27,48 @@ from blipcore.tasks.captioning import evaluate_captioning
 from blipcore.tasks.classification import evaluate_classification, evaluate_classification_by_vqa
 from blipcore.tasks.nlvr import evaluate_nlvr
 from blipcore.tasks.retrieval import evaluate_retrieval
-from blipcore.tasks.vqa import WRITE_ANSWERS, by_picture, evaluate_vqa
+from blipcore.tasks.vqa import WRITE_ANSWERS, evaluate_vqa, questions_by_picture
 
-Results = list[dict[str, Any]]  # rows of a result file
+# Rows of a result file.
+Results = list[dict[str, Any]]
+EvaluateFunction = Callable[[Blip, Tokenizer, EvalBatches], tuple[dict[str, Any], Results]]
 
 
 @dataclass
 class ClassifyConfig:
-    """Zero-shot classification: by ITC with the texts that templates make of class names, or as answers of VQA."""
+    """Zero-shot classification, by ITC with texts made from class names or by ranking class names as VQA answers."""
 
-    classes: str | None = None  # file of class names, in the order of the sorted folders or of the numbers
-    templates: str | list[str] = field(default_factory=lambda: ["a photo of a {}"])  # or a file of them, one a line
+    # File of class names, in the order of the sorted folders or of the numeric labels.
+    classes: str | None = None
+    # Templates of texts, or a file with one template per line.
+    templates: str | list[str] = field(default_factory=lambda: ["a photo of a {}"])
     by: Literal["itc", "vqa"] = "itc"
-    question: str = "what is in the picture?"  # asked by VQA, which ranks the class names as answers
+    # The question for `by="vqa"`.
+    question: str = "what is in the picture?"
 
 
 @dataclass
 class EvaluateRun:
-    """`capfilt evaluate TASK`: scores of a checkpoint on an annotation file of the task."""
+    """Settings of `capfilt evaluate TASK`."""
 
     task: Literal["caption", "retrieval", "vqa", "nlvr", "classify"]
-    annotations: str  # for classify also a folder with a folder of pictures for each class
+    # For classify, also a folder with one folder of pictures per class.
+    annotations: str
     model: str
     tokenizer: str | None = None
     image_size: int | None = None
     image_root: str | None = None
-    results: str | None = None  # where to write captions or answers, as the servers of COCO, NoCaps and VQA take them
-    answers: str | None = None  # VQA: list of candidates to rank (official for VQA v2); without it, answers are written
-    k: int = 128  # shortlist: by ITC for ITM to re-rank (official: COCO 256, Flickr30k 128), of VQA's candidates (128)
-    words: Words = "auto"  # how captions are split for scoring: by COCO's tokenizer where there is Java; plain for ours
+    # File for captions or answers, in the format of the COCO, NoCaps and VQA servers.
+    results: str | None = None
+    # VQA: file of candidate answers to rank (official for VQA v2). Default: answers are generated.
+    answers: str | None = None
+    # Shortlist: texts per image that ITM re-ranks (official: COCO 256, Flickr30k 128), or candidate answers (128).
+    k: int = 128
+    # How captions are split into words for scoring: auto is COCO's tokenizer if Java is available, else plain.
+    words: Words = "auto"
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
-    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)  # how VQA's answers are written
+    # How VQA answers are generated.
+    write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     batch_size: int = 64
     device: str = "auto"
@@ -64,117 +76,131 @@ class EvaluateRun:
 
 
 @dataclass
-class Validation:
-    """What a finetuning run is judged by while it trains: the best model so far is kept in RUN/best."""
+class ValidationConfig:
+    """Validation during finetuning; the best model so far is saved in RUN/best. Fields are those of `EvaluateRun`."""
 
-    annotations: str | None = None  # none: no validation
-    every: int = 0  # steps; 0 = an epoch, as official
-    answers: str | None = None  # as in EvaluateRun, and what follows too
+    # Default: no validation.
+    annotations: str | None = None
+    # Interval in steps; 0 is one epoch, as in the official code.
+    every: int = 0
+    answers: str | None = None
     k: int = 128
     words: Words = "auto"
-    # Captions begin with the prompt of the task, whatever is said here.
+    # The prompt is the task's; the one here is ignored.
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
     write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     batch_size: int = 64
 
 
-class Exam(NamedTuple):
-    """What a model is asked."""
+class Evaluator(NamedTuple):
+    """An evaluation that is ready to run on any model."""
 
     records: Sequence[Record]
-    needs: tuple[str, ...]  # parts of the model
-    mark: Callable[[Blip, Tokenizer, Pictures], tuple[dict[str, Any], Results]]
+    # Parts that the model must have (see `load_model`).
+    needs: tuple[str, ...]
+    evaluate: EvaluateFunction
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
-    """Scores of `run.model` on `run.annotations`; captions, answers or classes are written to `run.results`."""
+    """Return the scores of `run.model` on `run.annotations`; write captions, answers or classes to `run.results`."""
     if run.results:
         Path(run.results).parent.mkdir(parents=True, exist_ok=True)
         if Path(run.results).is_dir():
-            raise ValueError(f"{run.results} is a folder: give a file for the results")
-    exam = open_exam(run.task, run.annotations, run.image_root, run, to_score=not run.results)
-    model, tokenizer = load_model(run.model, needs=exam.needs, tokenizer=run.tokenizer, image_size=run.image_size)
+            raise ValueError(f"{run.results} is a folder; --results needs the name of a file.")
+    evaluator = make_evaluator(run.task, run.annotations, run.image_root, run, wants_results=bool(run.results))
+    model, tokenizer = load_model(run.model, needs=evaluator.needs, tokenizer=run.tokenizer, image_size=run.image_size)
     device = pick_device(run.device)
-    model = for_inference(model, device, run.dtype)
+    model = prepare_for_inference(model, device, run.dtype)
     if device == "cpu":
-        keep_memory()
-    pictures = Pictures(exam.records, eval_transform(model.config.vision.image_size), run.batch_size)
-    scores, results = exam.mark(model, tokenizer, pictures)
+        keep_freed_memory()
+    batches = EvalBatches(evaluator.records, eval_transform(model.config.vision.image_size), run.batch_size)
+    scores, results = evaluator.evaluate(model, tokenizer, batches)
     if run.results:
         Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return {"task": run.task, "model": run.model, "pictures": len(exam.records), **scores}
+    return {"task": run.task, "model": run.model, "pictures": len(evaluator.records), **scores}
 
 
-def open_exam(
-    task: str, path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool = True
-) -> Exam:
-    """The exam of `task` on the annotations at `path`; ValueError where it is `to_score` against what they do not have.
+def make_evaluator(
+    task: str,
+    path: str,
+    image_root: str | None,
+    config: EvaluateRun | ValidationConfig,
+    wants_results: bool = False,
+) -> Evaluator:
+    """Read the annotations of `task` at `path`.
 
-    Not `to_score` means that results are wanted: a ValueError for a task that has none.
+    Raises ValueError if they have no texts or answers to score against, unless results are wanted, and if results are
+    wanted from a task that has none.
     """
-    if how.k < 1 or how.batch_size < 1:
-        raise ValueError(f"k and batch_size must be at least 1, not {how.k} and {how.batch_size}")
-    return EXAMS[task](path, image_root, how, to_score)
+    if config.k < 1 or config.batch_size < 1:
+        raise ValueError(f"k and batch_size must be at least 1, not {config.k} and {config.batch_size}.")
+    return EVALUATORS[task](path, image_root, config, wants_results)
 
 
-def _caption(path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool) -> Exam:
-    records = read_captions(path, image_root, need_texts=False)
-    bare = [record["key"] for record in records if not record["texts"]]
-    _worthwhile(path, not to_score or len(bare) < len(records), "captions")
-    if len(bare) < len(records):
-        if bare:
-            raise ValueError(f"{path} has no caption to score against for {bare[0]}: leave it out, or all captions")
-        require_scorers(how.words)
-    return Exam(
-        records,
-        ("decode",),
-        lambda model, tokenizer, pictures: evaluate_captioning(model, tokenizer, pictures, how.generate, how.words),
-    )
+def _caption(
+    path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
+) -> Evaluator:
+    records = read_captioned_images(path, image_root, need_texts=False)
+    without_texts = [record["key"] for record in records if not record["texts"]]
+    if len(without_texts) == len(records) and not wants_results:
+        raise _nothing_to_score(path, "captions")
+    if len(without_texts) < len(records):
+        if without_texts:
+            raise ValueError(f"{path} has no caption for {without_texts[0]}: give all pictures captions, or none.")
+        require_scorers(config.words)
+
+    def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
+        return evaluate_captioning(model, tokenizer, batches, config.generate, config.words)
+
+    return Evaluator(records, ("decode",), evaluate)
 
 
-def _retrieval(path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool) -> Exam:
-    _no_results("retrieval", to_score)
-    return Exam(
-        read_captions(path, image_root),
-        ("encode", "itc", "itm"),
-        lambda model, tokenizer, pictures: (evaluate_retrieval(model, tokenizer, pictures, how.k), []),
-    )
+def _retrieval(
+    path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
+) -> Evaluator:
+    _refuse_results("retrieval", wants_results)
+
+    def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
+        return evaluate_retrieval(model, tokenizer, batches, config.k), []
+
+    return Evaluator(read_captioned_images(path, image_root), ("encode", "itc", "itm"), evaluate)
 
 
-def _vqa(path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool) -> Exam:
+def _vqa(path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool) -> Evaluator:
     questions = read_questions(path, image_root, need_answers=False)
-    _worthwhile(path, not to_score or any(question["answers"] for question in questions), "answers")
-    candidates = read_answers(how.answers) if how.answers else []
-    return Exam(
-        by_picture(questions),
-        ("encode", "vqa"),
-        lambda model, tokenizer, pictures: evaluate_vqa(model, tokenizer, pictures, how.write, candidates, how.k),
-    )
+    if not wants_results and not any(question["answers"] for question in questions):
+        raise _nothing_to_score(path, "answers")
+    candidates = read_answers(config.answers) if config.answers else []
+
+    def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
+        return evaluate_vqa(model, tokenizer, batches, config.write, candidates, config.k)
+
+    return Evaluator(questions_by_picture(questions), ("encode", "vqa"), evaluate)
 
 
-def _nlvr(path: str, image_root: str | None, how: EvaluateRun | Validation, to_score: bool) -> Exam:
-    _no_results("nlvr", to_score)
-    return Exam(
-        read_pairs(path, image_root),
-        ("encode", "nlvr"),
-        lambda model, tokenizer, pictures: (evaluate_nlvr(model, tokenizer, pictures), []),
-    )
+def _nlvr(path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool) -> Evaluator:
+    _refuse_results("nlvr", wants_results)
+
+    def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
+        return evaluate_nlvr(model, tokenizer, batches), []
+
+    return Evaluator(read_image_pairs(path, image_root), ("encode", "nlvr"), evaluate)
 
 
-def _classify(path: str, image_root: str | None, how: EvaluateRun, to_score: bool) -> Exam:
-    config = how.classify
-    records, names = read_classes(path, config.classes, image_root)
-    templates = read_templates(config.templates)
+def _classify(path: str, image_root: str | None, config: EvaluateRun, wants_results: bool) -> Evaluator:
+    classify = config.classify
+    records, names = read_classes(path, classify.classes, image_root)
+    templates = read_templates(classify.templates)
 
-    def mark(model: Blip, tokenizer: Tokenizer, pictures: Pictures) -> tuple[dict[str, Any], Results]:
-        if config.by == "vqa":
-            return evaluate_classification_by_vqa(model, tokenizer, pictures, names, config.question, how.k)
-        return evaluate_classification(model, tokenizer, pictures, names, templates)
+    def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
+        if classify.by == "vqa":
+            return evaluate_classification_by_vqa(model, tokenizer, batches, names, classify.question, config.k)
+        return evaluate_classification(model, tokenizer, batches, names, templates)
 
-    return Exam(records, ("encode", "vqa") if config.by == "vqa" else ("encode", "itc"), mark)
+    return Evaluator(records, ("encode", "vqa") if classify.by == "vqa" else ("encode", "itc"), evaluate)
 
 
-EXAMS: dict[str, Callable[..., Exam]] = {
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "caption": _caption,
     "retrieval": _retrieval,
     "vqa": _vqa,
@@ -183,11 +209,10 @@ EXAMS: dict[str, Callable[..., Exam]] = {
 }
 
 
-def _worthwhile(path: str, something: bool, what: str) -> None:
-    if not something:
-        raise ValueError(f"{path} has no {what} to score against: say with --results where to write ours")
+def _nothing_to_score(path: str, texts: str) -> ValueError:
+    return ValueError(f"{path} has no {texts} to score against: use --results to write the model's.")
 
 
-def _no_results(task: str, to_score: bool) -> None:
-    if not to_score:
-        raise ValueError(f"evaluating {task} writes no results: leave out --results")
+def _refuse_results(task: str, wants_results: bool) -> None:
+    if wants_results:
+        raise ValueError(f"Evaluating {task} writes no results: leave out --results.")

@@ -1,8 +1,9 @@
-"""Tokenizer: framing, special tokens, files in and out, training."""
+"""The tokenizer: first and end tokens, padding, files, training, other scripts, and the cleaning of captions."""
 
 import json
 import pickle
 import random
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -21,18 +22,18 @@ def words(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [tokenizer.backend.id_to_token(i) for i in ids]
 
 
-def test_dec_and_enc_follow_the_vocabulary(tokenizer):
+def test_dec_and_enc_follow_the_vocabulary(tokenizer: Tokenizer) -> None:
     size = len(BERT_SPECIALS) + len(WORDS)
     assert (tokenizer.bos, tokenizer.enc, tokenizer.vocab_size, len(tokenizer)) == (size, size + 1, size + 2, size + 2)
     assert (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask) == (0, 1, 2, 3, 4)
 
 
-def test_dec_and_enc_are_not_added_twice():
+def test_dec_and_enc_are_not_added_twice() -> None:
     tokenizer = Tokenizer.from_vocab(["[ENC]", *BERT_SPECIALS, "[DEC]", "dog"])
     assert (tokenizer.enc, tokenizer.bos, len(tokenizer)) == (0, 6, 8)
 
 
-def test_rows_are_framed_padded_and_masked(tokenizer):
+def test_rows_get_first_and_end_token_padding_and_mask(tokenizer: Tokenizer) -> None:
     ids, mask = tokenizer(["dogs running", "dog", ""], max_length=30, first="enc")
     assert words(tokenizer, ids[0].tolist()) == ["[ENC]", "dog", "##s", "run", "##ning", "[SEP]"]
     assert words(tokenizer, ids[1].tolist()) == ["[ENC]", "dog", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
@@ -41,40 +42,40 @@ def test_rows_are_framed_padded_and_masked(tokenizer):
     assert tokenizer([], max_length=30)[0].shape == (0, 0)
 
 
-def test_truncation_keeps_the_end_token(tokenizer):
+def test_truncation_keeps_the_end_token(tokenizer: Tokenizer) -> None:
     ids, _ = tokenizer(["a picture of a dog"], max_length=4)
     assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "a", "picture", "[SEP]"]
 
 
-def test_max_length_without_room_is_refused(tokenizer):
+def test_max_length_without_room_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="max_length 1"):
         tokenizer(["dog"], max_length=1)
 
 
-def test_prompt_starts_with_dec_and_has_no_end(tokenizer):
+def test_prompt_starts_with_dec_and_has_no_end(tokenizer: Tokenizer) -> None:
     assert words(tokenizer, tokenizer.prompt("a picture of ")) == ["[DEC]", "a", "picture", "of"]
     assert tokenizer.prompt("") == [tokenizer.bos]
 
 
-def test_special_tokens_in_a_text_are_text(tokenizer):
+def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer) -> None:
     ids, _ = tokenizer(["dog [SEP] [DEC]"], max_length=30)
     assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "dog", "[", "sep", "]", "[", "[UNK]", "]", "[SEP]"]
 
 
-def test_half_an_emoji_as_json_may_hold_it_is_a_question_mark(tokenizer):
+def test_an_unpaired_surrogate_becomes_a_question_mark(tokenizer: Tokenizer) -> None:
     half = json.loads('"dog \\ud83d"')
     assert tokenizer([half], 30)[0].tolist() == tokenizer(["dog ?"], 30)[0].tolist()
     assert tokenizer.prompt(half) == tokenizer.prompt("dog ?")
     assert len(Tokenizer.train([half, half], vocab_size=30)) > 7
 
 
-def test_decode_joins_pieces_and_skips_specials(tokenizer):
+def test_decode_joins_pieces_and_skips_specials(tokenizer: Tokenizer) -> None:
     ids, _ = tokenizer(["Café, dogs RUNNING 猫"], max_length=30, first="dec")
     assert tokenizer.decode(ids[0]) == "cafe, dogs running 猫"
     assert tokenizer.decode([tokenizer.bos, tokenizer.unk, tokenizer.pad]) == ""
 
 
-def test_pickled_tokenizer_is_the_same(tokenizer):
+def test_pickled_tokenizer_is_the_same(tokenizer: Tokenizer) -> None:
     texts = ["a dog [SEP]", "running"]
     other = pickle.loads(pickle.dumps(tokenizer))
     assert other(texts, 20)[0].tolist() == tokenizer(texts, 20)[0].tolist()
@@ -82,7 +83,7 @@ def test_pickled_tokenizer_is_the_same(tokenizer):
 
 
 @pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
-def test_saved_tokenizer_loads_from_either_file(tokenizer, tmp_path, kept):
+def test_saved_tokenizer_loads_from_either_file(tokenizer: Tokenizer, tmp_path: Path, kept: str) -> None:
     tokenizer.save(tmp_path)
     for source in (tmp_path, tmp_path / kept):
         loaded = Tokenizer.load(source)
@@ -93,24 +94,24 @@ def test_saved_tokenizer_loads_from_either_file(tokenizer, tmp_path, kept):
     assert len(Tokenizer.load(tmp_path)) == len(tokenizer)
 
 
-def test_training_is_deterministic():
-    draw = random.Random(0)
+def test_training_is_deterministic() -> None:
+    generator = random.Random(0)
     alphabet = "abcdefghijklmnop"
-    lexicon = ["".join(draw.choices(alphabet, k=draw.randint(1, 6))) for _ in range(200)]
-    texts = [" ".join(draw.choices(lexicon, k=8)) for _ in range(400)]
+    lexicon = ["".join(generator.choices(alphabet, k=generator.randint(1, 6))) for _ in range(200)]
+    texts = [" ".join(generator.choices(lexicon, k=8)) for _ in range(400)]
     vocabularies = {Tokenizer.train(texts, vocab_size=150).backend.to_str() for _ in range(6)}
     assert len(vocabularies) == 1
     assert len(Tokenizer.train(texts, vocab_size=150)) == 150
 
 
-def test_training_learns_words_and_drops_rare_letters():
+def test_training_learns_words_and_drops_rare_letters() -> None:
     tokenizer = Tokenizer.train(["two dogs, 两只猫"] * 5 + ["zebra"], vocab_size=200, min_frequency=2)
     ids, _ = tokenizer(["dogs 猫", "zebra"], max_length=10)
     assert words(tokenizer, ids[0].tolist()) == ["[CLS]", "dogs", "猫", "[SEP]"]
     assert words(tokenizer, ids[1].tolist())[1] == "[UNK]"
 
 
-def test_wrong_files_are_one_sentence(tmp_path):
+def test_a_wrong_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "no_specials.txt").write_text("a\nb\n")
     (tmp_path / "twice.txt").write_text("[PAD]\na\na\n")
     (tmp_path / "binary.txt").write_bytes(b"\x80\x02\xff")
@@ -124,13 +125,13 @@ def test_wrong_files_are_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=message):
             Tokenizer.load(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="has neither tokenizer.json nor vocab.txt"):
+    with pytest.raises(FileNotFoundError, match="has neither"):
         Tokenizer.load(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="No file or folder"):
         Tokenizer.load(tmp_path / "missing" / "vocab.txt")
 
 
-def test_hub_name(tokenizer, tmp_path, monkeypatch):
+def test_hub_name(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.save(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
     assert len(Tokenizer.load("someone/bert")) == len(tokenizer)
@@ -146,7 +147,7 @@ def test_hub_name(tokenizer, tmp_path, monkeypatch):
 CHINESE = [*BERT_SPECIALS, *"图中有两一只猫和狗在的左边，。", "##s", "Bus", "bus", "é", "e"]
 
 
-def test_chinese_is_read_and_written_as_it_stands():
+def test_chinese_is_read_and_written_as_it_stands() -> None:
     tokenizer = Tokenizer.from_vocab(CHINESE)
     for text in ("图中有两只猫，和一只狗。", "两只猫 bus 在狗的左边"):
         ids, _ = tokenizer([clean_caption(text)], max_length=40)
@@ -155,8 +156,8 @@ def test_chinese_is_read_and_written_as_it_stands():
 
 
 @pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
-def test_a_cased_vocabulary_says_so_beside_it(tmp_path, kept):
-    """bert-base-chinese and the multilingual cased BERT: a vocabulary, and do_lower_case false in another file."""
+def test_tokenizer_config_can_switch_lower_casing_off(tmp_path: Path, kept: str) -> None:
+    """As for bert-base-chinese and the multilingual cased BERT, whose vocabulary file does not tell the case."""
     Tokenizer.from_vocab(CHINESE).save(tmp_path)
     ({"tokenizer.json": tmp_path / "vocab.txt", "vocab.txt": tmp_path / "tokenizer.json"})[kept].unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 512}')
@@ -183,7 +184,7 @@ def test_a_cased_vocabulary_says_so_beside_it(tmp_path, kept):
         "Ναύτης 🐈‍⬛",
     ],
 )
-def test_cleaning_keeps_other_scripts_intact(text):
+def test_cleaning_keeps_other_scripts_intact(text: str) -> None:
     assert clean_caption(text) == text.lower()
 
 
@@ -197,10 +198,10 @@ def test_cleaning_keeps_other_scripts_intact(text):
         ("", ""),
     ],
 )
-def test_clean_caption(text, clean):
+def test_clean_caption(text: str, clean: str) -> None:
     assert clean_caption(text) == clean
 
 
-def test_clean_caption_keeps_max_words():
+def test_clean_caption_keeps_max_words() -> None:
     assert clean_caption("w " * 50).split() == ["w"] * 30
     assert clean_caption("one two three", max_words=2) == "one two"

@@ -97,7 +97,7 @@ def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annota
     rows = [{"image": f"{colour}.png", "img_id": 7 + n} for n, colour in enumerate(COLOURS)]
     (annotations.parent / "nocaps.json").write_text(json.dumps(rows))
     run = EvaluateRun("caption", str(annotations.parent / "nocaps.json"), pretrained)
-    with pytest.raises(ValueError, match="no captions to score against: say with --results"):
+    with pytest.raises(ValueError, match="no captions to score against: use --results"):
         evaluate(run)
     run.results = str(tmp_path / "results" / "nocaps.json")
     assert evaluate(run).keys() == {"task", "model", "pictures"}
@@ -130,7 +130,7 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path) -> N
     classes = EvaluateRun("classify", colour_folders(tmp_path), str(tmp_path / "filter" / "model"))
     classes.classify.templates = ["a {} square", "something {}"]
     assert evaluate(classes)["accuracy"] > 80
-    with pytest.raises(ValueError, match="evaluating retrieval writes no results"):
+    with pytest.raises(ValueError, match="Evaluating retrieval writes no results"):
         evaluate(EvaluateRun("retrieval", str(annotations), pretrained, results="r.json"))
 
 
@@ -231,7 +231,7 @@ def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts
         return str(caught.value)
 
     tiny = {"preset": "tiny", "model": {"vision": {"image_size": 16}}, "tokenizer": str(text)}
-    assert "vit.safetensors has width 64, depth 1, and the model is to have width 128, depth 3" in told(
+    assert "vit.safetensors has width 64, depth 1, but the model has width 128, depth 3" in told(
         vision=str(vision), **tiny
     )
     assert "bert has width 32, depth 1, hidden 48" in told(text=str(text), **tiny)
@@ -309,7 +309,7 @@ def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path) -> None
 def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, tmp_path) -> None:
     rows = [{"question_id": 1, "question": "what?", "image": "images/0.png"}]
     (questions.parent / "test.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="no answers to score against: say with --results"):
+    with pytest.raises(ValueError, match="no answers to score against: use --results"):
         evaluate(EvaluateRun("vqa", str(questions.parent / "test.json"), pretrained))
 
 
@@ -317,9 +317,9 @@ def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp
     rows = [{"image": "0.png", "caption": ["red"]}, {"image": "1.png", "caption": []}]
     (tmp_path / "some.json").write_text(json.dumps(rows))
     for how, words in [
-        ({"annotations": str(tmp_path / "some.json")}, "no caption to score against for 1.png"),
+        ({"annotations": str(tmp_path / "some.json")}, "no caption for 1.png"),
         ({"k": 0}, "k and batch_size must be at least 1"),
-        ({"results": str(tmp_path)}, "is a folder: give a file"),
+        ({"results": str(tmp_path)}, "is a folder; --results needs"),
     ]:
         with pytest.raises(ValueError, match=words):
             evaluate(EvaluateRun(**{"task": "caption", "annotations": str(annotations), "model": "nowhere"} | how))
