@@ -21,7 +21,7 @@ from capfilt.shards.tables import read_table
 
 # Without its imports that are not needed here, which take seconds in each process.
 IMG2DATASET = """
-from capfilt.fetch import _import_img2dataset
+from capfilt.ingest.fetch.fetcher import _import_img2dataset
 
 img2dataset = _import_img2dataset()
 if __name__ == "__main__":

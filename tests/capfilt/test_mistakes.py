@@ -50,7 +50,7 @@ CATALOGUE = {
     "caption data --model filter": "filter is a retrieval model; captioning needs the text decoder: use a captioner",
     "caption data --model captioner --tokenizer none.txt": r"No file or folder at none\.txt",
     "caption data --model captioner --mode magic": "'generate.mode': input should be 'nucleus', 'beam' or 'greedy'",
-    "caption data --model captioner --name web": "must consist of letters, digits, . _ \\+ or -, and not be 'web'",
+    "caption data --model captioner --name web": "letters, digits, . _ \\+ or -, and not",
     "caption data --model captioner --device gpu": "device must be auto, cpu, cuda or cuda:N, not 'gpu'",
     "caption data --model captioner --device cuda": "No CUDA device was found; use --device cpu",
     "caption data --model captioner --device cuda:1": "No CUDA device was found; use --device cpu",
