@@ -1,7 +1,7 @@
-"""Real processes for tests: `on_ranks` runs a function on each of several and gathers what they return.
+"""Runs a function on several real processes that form a group, and collects the results.
 
-Processes are forked from a server that has imported torch once, so that one costs tens of milliseconds. Tests import
-this file by name (see `tests/conftest.py`), and so do the processes, which find here the work they are given.
+The processes are forked from a server that has imported torch once, so that each starts in tens of milliseconds. They
+import this file by its name to unpickle their work.
 """
 
 import functools
@@ -15,26 +15,29 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["blipcore.train.runs", "torch._dynamo"])  # DDP imports the second
+SERVER.set_forkserver_preload(["blipcore.train.runs", "torch._dynamo"])  # the second for DDP
 
 
 def on_ranks(ranks: int, work: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-    """What `work(*args, **options)` returns on each of `ranks` processes in one group; None for one that was killed."""
-    processes, answers = start(ranks, functools.partial(work, *args, **options))
-    told = [receive(answer) for answer in answers]
+    """Return the results of `work(*args, **options)` on `ranks` processes, None for a killed one.
+
+    SystemExit counts as its code; any other exception fails the test.
+    """
+    processes, receivers = start(ranks, functools.partial(work, *args, **options))
+    results = [receive(receiver) for receiver in receivers]
     for process in processes:
         process.join()
-    failed = [text for text in told if isinstance(text, Failed)]
-    assert not failed, "\n".join(failed)
-    return told
+    tracebacks = [result for result in results if isinstance(result, Traceback)]
+    assert not tracebacks, "\n".join(tracebacks)
+    return results
 
 
 def start(ranks: int, work: Callable[[], Any]) -> tuple[list[Any], list[Connection]]:
-    """Start the processes of `on_ranks` and leave them to the caller."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes, answers = [], []
+    """Start the processes of `on_ranks`; the caller receives their results and ends them."""
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    processes, receivers = [], []
     for rank in range(ranks):
         receiver, sender = SERVER.Pipe(duplex=False)
         group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
@@ -43,17 +46,18 @@ def start(ranks: int, work: Callable[[], Any]) -> tuple[list[Any], list[Connecti
         process.start()
         sender.close()
         processes.append(process)
-        answers.append(receiver)
-    return processes, answers
+        receivers.append(receiver)
+    return processes, receivers
 
 
-class Failed(str):
-    """The traceback of a process."""
+class Traceback(str):
+    """The traceback of a failed process."""
 
 
-def receive(answer: Connection) -> Any:
+def receive(receiver: Connection) -> Any:
+    """Wait for the result of a process; None if it was killed."""
     try:
-        return pickle.loads(answer.recv_bytes())  # our own processes'
+        return pickle.loads(receiver.recv_bytes())
     except EOFError:
         return None
 
@@ -63,11 +67,11 @@ def _work(sender: Connection, environment: dict[str, str], work: Callable[[], An
     from blipcore import distributed
 
     try:
-        with distributed.session("cpu"):
-            told = work()
-    except SystemExit as left:
-        told = left.code
+        with distributed.process_group("cpu"):
+            result = work()
+    except SystemExit as exit_:
+        result = exit_.code
     except BaseException:
-        told = Failed(traceback.format_exc())
-    # As plain bytes: tensors sent as they are would be memory that this process shares for as long as it lives.
-    sender.send_bytes(pickle.dumps(told))
+        result = Traceback(traceback.format_exc())
+    # As bytes: `send` would share the memory of tensors, which is gone when this process ends.
+    sender.send_bytes(pickle.dumps(result))

@@ -1,4 +1,4 @@
-"""What the tests have several processes do; a file of its own because the processes import it by name."""
+"""Work for the processes of `on_ranks`, which import this file by its name."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Progress, Task
 from blipcore.train.checkpoint import Checkpoints
-from blipcore.train.optim import TrainConfig, make_adamw
+from blipcore.train.optim import Parallel, TrainConfig, make_adamw
 from blipcore.train.parallel import (
     average_unsharded_gradients,
     clip_gradients,
@@ -38,11 +38,11 @@ from blipcore.train.trainer import Trainer
 
 WORDS = ["a", "red", "blue", "green", "dog", "cat", "and"]
 TEXTS = ["a red dog", "a blue cat and a dog", "a green dog", "red", "blue", "a cat", "a green cat and a red dog", "dog"]
-IMAGE_IDS = [0, 1, 2, 3, 0, 4, 5, 1]  # two pictures have a text on each of two processes
+IMAGE_IDS = [0, 1, 2, 3, 0, 4, 5, 1]  # pictures 0 and 1 have a text on each of two processes
 
 
 def tiny_task(name: str, text: dict[str, Any] | None = None, **options: Any) -> Task:
-    """A task on a random model; `text` changes the sizes of the text transformer, `options` the task."""
+    """A task on a random model; `text` overrides sizes of the text transformer, `options` settings of the task."""
     tokenizer = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
     torch.manual_seed(0)
     config = PRESETS["tiny"]
@@ -66,110 +66,114 @@ def samples() -> list[dict[str, Any]]:
 
 
 def train_in_turn(scenarios: list[tuple]) -> list[dict[str, Any]]:
-    """`train_two_steps` for each (name, how, micro, options)."""
-    return [train_two_steps(name, how, micro, **options) for name, how, micro, options in scenarios]
+    """Run `train_two_steps` for each (name, parallel, micro_batch, options)."""
+    return [train_two_steps(name, parallel, micro, **options) for name, parallel, micro, options in scenarios]
 
 
-def train_two_steps(name: str, how: str, micro: int, clip: float = 0.0, **options: Any) -> dict[str, Any]:
-    """Losses, first gradients and final state of two steps on all samples, in batches of `micro` on each process."""
+def train_two_steps(
+    name: str, parallel: Parallel, micro_batch: int, clip: float = 0.0, **options: Any
+) -> dict[str, Any]:
+    """Return losses, first gradients and final state of two steps on all samples, `micro_batch` per process at once."""
     task = tiny_task(name, **options)
-    module = parallelize(task.train(), how)
-    # Biases of keys have no gradient but rounding, which Adam would blow up to full steps with its usual eps.
+    module = parallelize(task.train(), parallel)
+    # The gradient of key biases is rounding error alone, which Adam would scale to full steps with its usual eps.
     optimizer = make_adamw(task, TrainConfig(lr=1e-3, eps=1e-4))
     rank, ranks = distributed.rank(), distributed.world_size()
-    starts = range(rank * micro, len(TEXTS), ranks * micro)
-    batches = [task.collate(samples()[start : start + micro]) for start in starts]
-    told: dict[str, Any] = {"losses": []}
+    starts = range(rank * micro_batch, len(TEXTS), ranks * micro_batch)
+    batches = [task.collate(samples()[start : start + micro_batch]) for start in starts]
+    result: dict[str, Any] = {"losses": []}
     for step in range(2):
         task.before_step(Progress(step, 2))
         outputs = []
         for number, batch in enumerate(batches):
-            with gradient_sync(module, last=number == len(batches) - 1):
+            with gradient_sync(module, enabled=number == len(batches) - 1):
                 out = module(batch, Progress(step, 2))
                 (out["loss"] / len(batches)).backward()
             outputs.append({key: value.detach() for key, value in out.items()})
         average_unsharded_gradients(task)
         if clip:
-            told["norm"] = clip_gradients(task, clip)
+            result["norm"] = clip_gradients(task, clip)
         names = [key for key in outputs[0] if key.startswith("loss")]
-        own = torch.stack([torch.stack([out[key] for out in outputs]).mean() for key in names])
-        told["losses"].append(dict(zip(names, distributed.mean_over_ranks(own).tolist(), strict=True)))
-        gradients = {key: whole(p.grad) for key, p in task.named_parameters() if p.requires_grad}
-        told.setdefault("gradients", gradients)
+        losses = torch.stack([torch.stack([out[key] for out in outputs]).mean() for key in names])
+        result["losses"].append(dict(zip(names, distributed.mean_over_ranks(losses).tolist(), strict=True)))
+        gradients = {key: unsharded(p.grad) for key, p in task.named_parameters() if p.requires_grad}
+        result.setdefault("gradients", gradients)
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(outputs)
-    told["state"] = {key: whole(value) for key, value in task.state_dict().items()}
+    result["state"] = {key: unsharded(value) for key, value in task.state_dict().items()}
     exported = unsharded_model(task).state_dict()
     if distributed.is_main():
-        told["exported"] = {key: value.clone() for key, value in exported.items()}
-    return told
+        result["exported"] = {key: value.clone() for key, value in exported.items()}
+    return result
 
 
-def whole(tensor: Tensor) -> Tensor:
+def unsharded(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
 
 
 class Fatal(NamedTuple):
-    """How a process of `train_run` ends: by `signal` on `rank`, at `place` of step `step` or of the save after it."""
+    """The signal that ends process `rank` of `train_run`: at `point` of step `step` or of the next save."""
 
     rank: int
     step: int
-    place: Literal["before", "after", "write", "publish"] = "before"
+    point: Literal["before", "after", "write", "publish"] = "before"
     signal: int = signal.SIGKILL
 
 
 def train_run(
-    data: Path, out: Path, fatal: Fatal | None = None, how: str = "ddp", **changes: Any
+    data: Path, out: Path, fatal: Fatal | None = None, parallel: Parallel = "ddp", **changes: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """A run of 11 steps with dropout, drawn negatives and a save every 4: its summary and the keys it saw."""
+    """Train 11 steps with dropout, random negatives and a save every 4; return the summary and the keys of samples."""
     settings = {"steps": 11, "batch_size": 4, "lr": 1e-3, "log_every": 3, "save_every": 4, "seed": 5} | changes
-    config = TrainConfig(device="cpu", dtype="fp32", parallel=how, **settings)
+    config = TrainConfig(device="cpu", dtype="fp32", parallel=parallel, **settings)
     task = tiny_task("pretrain", text={"dropout": 0.1})
-    seen: list[str] = []
-    task.collate = SeenCollate(task.collate, seen)
+    keys: list[str] = []
+    task.collate = RecordingCollate(task.collate, keys)
     if fatal and fatal.rank == distributed.rank():
         arm(task, fatal)
     stream = Stream([str(data)], train_transform(16, 0.5, False, 0.5), config.seed)
-    return Trainer(task, stream, config, out, {"run": "test"}).fit(), seen
+    return Trainer(task, stream, config, out, {"run": "test"}).fit(), keys
 
 
-class SeenCollate:
-    """Collates, and keeps the keys."""
+class RecordingCollate:
+    """Collates, and adds the keys to a list."""
 
-    def __init__(self, collate: Any, seen: list[str]) -> None:
-        self.collate, self.seen = collate, seen
+    def __init__(self, collate: Any, keys: list[str]) -> None:
+        self.collate, self.keys = collate, keys
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        self.seen += [sample["key"] for sample in samples]
+        self.keys += [sample["key"] for sample in samples]
         return self.collate(samples)
 
 
 def arm(task: Task, fatal: Fatal) -> None:
-    """Make this process end where `fatal` says."""
+    """Let this process end at the point of `fatal`."""
     owner, name = {
         "before": (task, "before_step"),
         "after": (task, "after_step"),
         "write": (HuggingFaceStorageWriter, "write_data"),
         "publish": (Checkpoints, "_publish"),
-    }[fatal.place]
-    ordinary, steps = getattr(owner, name), {"done": -1}
+    }[fatal.point]
+    original, original_before_step = getattr(owner, name), task.before_step
+    last_step = -1
 
     def before_step(progress: Progress) -> None:
-        steps["done"] = progress.step
-        if fatal.place == "before" and progress.step == fatal.step:
+        nonlocal last_step
+        last_step = progress.step
+        if fatal.point == "before" and progress.step == fatal.step:
             os.kill(os.getpid(), fatal.signal)
-        plain_before_step(progress)
+        original_before_step(progress)
 
-    def deadly(*args: Any) -> Any:
-        told = ordinary(*args) if fatal.place != "publish" else None
-        if steps["done"] >= fatal.step:
+    def fatal_call(*args: Any) -> Any:
+        result = original(*args) if fatal.point != "publish" else None
+        if last_step >= fatal.step:
             os.kill(os.getpid(), fatal.signal)
-        return ordinary(*args) if fatal.place == "publish" else told
+        return original(*args) if fatal.point == "publish" else result
 
-    plain_before_step, task.before_step = task.before_step, before_step
-    if fatal.place != "before":
-        setattr(owner, name, deadly)
+    task.before_step = before_step
+    if fatal.point != "before":
+        setattr(owner, name, fatal_call)
 
 
 def stream_memory(folder: Path, steps: int, counter: Literal["allocated", "resident"]) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def weights(checkpoint: Path) -> Path:
     return next(checkpoint.glob("*.safetensors"))
 
 
-def test_the_last_ones_are_kept_and_the_newest_restored(tmp_path):
+def test_the_last_ones_are_kept_and_the_newest_restored(tmp_path) -> None:
     store = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert restored(store) is None
     for step in (5, 10, 1_000_000):
@@ -49,7 +49,7 @@ def test_the_last_ones_are_kept_and_the_newest_restored(tmp_path):
     assert restored(store)[0]["weight"][0] == 1 and len(names(store)) == 2
 
 
-def test_order_is_by_number_not_by_name(tmp_path):
+def test_order_is_by_number_not_by_name(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=2)
     for step in (999_999, 1_000_000, 1_000_001):
         store.save(step, state(step), {"step": step})
@@ -57,7 +57,7 @@ def test_order_is_by_number_not_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone", "no json", "bad json"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn, capfd):
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn, capfd) -> None:
     store = Checkpoints(tmp_path, keep=3)
     store.save(1, state(1), {"step": 1})
     newest = store.save(2, state(2), {"step": 2})
@@ -80,21 +80,21 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn
     assert "Traceback" not in capfd.readouterr().err and not recwarn.list
 
 
-def test_tensors_that_do_not_fit_are_damage_too(tmp_path):
+def test_tensors_that_do_not_fit_are_damage_too(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
     with pytest.raises(ValueError, match="no checkpoint can be read"):
         store.restore(lambda readable: state(1) | {"more": torch.zeros(3)})
 
 
-def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path):
+def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=3)
     weights(store.save(1, state(1), {"step": 1})).write_bytes(b"")
     with pytest.raises(ValueError, match="no checkpoint can be read"):
         restored(store)
 
 
-def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
 
@@ -111,7 +111,7 @@ def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch):
     assert names(store) == ["step-000002"]  # and what was left behind is gone
 
 
-def test_a_full_disk_leaves_the_ones_before_and_says_so(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_ones_before_and_says_so(tmp_path, monkeypatch) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
 
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_ones_before_and_says_so(tmp_path, monkeypatch):
     assert names(store) == ["step-000001"]
 
 
-def test_random_states_come_back(tmp_path):
+def test_random_states_come_back(tmp_path) -> None:
     def draws() -> list:
         return [torch.rand(3).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
 
@@ -140,7 +140,7 @@ def test_random_states_come_back(tmp_path):
     assert draws() == expected
 
 
-def test_the_readable_part_is_json(tmp_path):
+def test_the_readable_part_is_json(tmp_path) -> None:
     path = Checkpoints(tmp_path, keep=1).save(3, state(3), {"seconds": 1.25})
     file = weights(path)
     assert json.loads((path / STATE_FILE).read_text()) == {

@@ -52,7 +52,7 @@ def gradients(task: PretrainTask, words: int) -> tuple[torch.Tensor, dict[str, t
     return loss.detach(), {name: p.grad.clone() for name, p in task.model.named_parameters()}, sum(kept.values()) - own
 
 
-def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task):
+def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task) -> None:
     *before, kept = gradients(task, 5)
     prepare_layers(task, TrainConfig(steps=1, recompute=12, compile=False), "cpu")
     *after, fewer = gradients(task, 5)
@@ -63,7 +63,7 @@ def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, monkeypatch):
+def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, monkeypatch) -> None:
     task.eval()  # dropout is drawn in another order once compiled
     names = list(task.state_dict())
     expected = {words: gradients(task, words)[:2] for words in (4, 7, 9)}
@@ -84,7 +84,7 @@ def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, mon
     torch._dynamo.reset()
 
 
-def test_compiles_on_a_gpu_unless_told_otherwise(task, monkeypatch):
+def test_compiles_on_a_gpu_unless_told_otherwise(task, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
