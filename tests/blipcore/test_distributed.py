@@ -1,25 +1,23 @@
-"""Alone every call is a no-op; in a group they tell who is who, and each rank takes its slice of the data."""
+"""Ranks, exchanges between processes, and the slices of data that ranks load."""
 
-import io
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
+from on_ranks import on_ranks
+from picture_shards import eval_stream, write_shard_set
+from rank_work import exchange
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from blipcore import distributed
 from blipcore.data.loader import make_loader
-from blipcore.data.stream import Stream
-from blipcore.data.transforms import eval_transform
 
 
 @contextmanager
-def group(rank: int, size: int) -> Iterator[None]:
-    """A group whose other members are imagined."""
+def fake_group(rank: int, size: int) -> Iterator[None]:
+    """A process group without other processes."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
     try:
         yield
@@ -27,43 +25,63 @@ def group(rank: int, size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def test_alone():
+def test_a_single_process_is_rank_0_of_1() -> None:
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
 
 
-def test_in_a_group():
+def test_in_a_group_rank_0_is_main() -> None:
     for rank in range(3):
-        with group(rank, 3):
+        with fake_group(rank, 3):
             assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 3, rank == 0)
 
 
 @pytest.mark.parametrize(
-    "device, words", [("cuda", "process 2 of this machine has no GPU, there are 2"), ("cuda:0", "give --device cuda")]
+    ("device", "message"),
+    [("cuda", "process 2 of this machine has no GPU, there are 2"), ("cuda:0", "give --device cuda")],
 )
-def test_more_processes_than_gpus_are_refused(monkeypatch, device, words):
+def test_more_processes_than_gpus_are_refused(monkeypatch, device, message) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=words), distributed.session(device):
+    with pytest.raises(ValueError, match=message), distributed.process_group(device):
         pass
 
 
-def test_the_slices_of_the_ranks_make_the_global_batch(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "PNG")
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for row in range(24):
-            for extension, data in (("png", buffer.getvalue()), ("txt", b"text")):
-                member = tarfile.TarInfo(f"{row:02d}.{extension}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    stream = Stream([str(tmp_path)], eval_transform(4), 0)
+def test_the_slices_of_the_ranks_make_the_global_batch(tmp_path) -> None:
+    stream = eval_stream(write_shard_set(tmp_path, [24]))
 
     def batches(size: int) -> list[list[str]]:
         return [[sample["key"] for sample in batch] for batch, _ in make_loader(stream, list, size, 0, 3)]
 
-    whole, slices = batches(8), []
+    global_batches, slices = batches(8), []
     for rank in range(4):
-        with group(rank, 4):
+        with fake_group(rank, 4):
             slices.append(batches(2))
-    assert [[key for own in step for key in own] for step in zip(*slices, strict=True)] == whole
+    assert [[key for part in step for key in part] for step in zip(*slices, strict=True)] == global_batches
+
+
+def test_exchanges_between_two_processes() -> None:
+    for rank, result in enumerate(on_ranks(2, exchange)):
+        assert result == {
+            "objects": ["rank 0", "rank 1"],
+            "main": 0,
+            "error": "failed on rank 0",
+            "max": 10,
+            "mean": 0.5,
+            "weight": (0.5, 1.5)[rank],  # of 1 and 3 items
+            "gathered": [[0.0] * 3] * 2 + [[1.0] * 3] * 2,
+            "gradient": [[4.0 * rank] * 3] * 2,  # of both processes
+        }
+
+
+def test_exchanges_on_a_single_process_change_nothing() -> None:
+    assert exchange() == {
+        "objects": ["rank 0"],
+        "main": 0,
+        "error": "failed on rank 0",
+        "max": 0,
+        "mean": 0.0,
+        "weight": 1.0,
+        "gathered": [[0.0] * 3] * 2,
+        "gradient": [[0.0] * 3] * 2,
+    }

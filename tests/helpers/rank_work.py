@@ -176,6 +176,32 @@ def arm(task: Task, fatal: Fatal) -> None:
         setattr(owner, name, fatal_call)
 
 
+def exchange() -> dict[str, object]:
+    """Every exchange, with values that depend on the rank."""
+    rank = distributed.rank()
+    features = torch.full((2, 3), float(rank), requires_grad=True)
+    gathered = distributed.gather_with_gradient(features)
+    gathered.square().sum().backward()
+
+    def fail() -> None:
+        raise ValueError(f"failed on rank {rank}")
+
+    try:
+        distributed.run_on_main(fail)
+    except ValueError as error:
+        message = str(error)
+    return {
+        "objects": distributed.gather_objects(f"rank {rank}"),
+        "main": distributed.run_on_main(lambda: rank),
+        "error": message,
+        "max": distributed.max_over_ranks(10 * rank),
+        "mean": distributed.mean_over_ranks(torch.tensor(float(rank))).item(),
+        "weight": float(distributed.mean_weight(torch.tensor(1 + 2 * rank))),
+        "gathered": distributed.gather(features).tolist(),
+        "gradient": features.grad.tolist(),
+    }
+
+
 def stream_memory(folder: Path, steps: int, counter: Literal["allocated", "resident"]) -> tuple[float, float]:
     """MB of this process after a fifth of `steps` batches of 4, and after all of them."""
     if counter == "allocated":

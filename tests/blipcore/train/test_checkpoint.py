@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, the newest readable one counts, random states come back."""
+"""Checkpoints: complete or absent, restored from the newest readable one, with random states."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from blipcore.train.checkpoint import STATE_FILE, Checkpoints, random_state, set
 
 
 def state(value: int) -> dict[str, torch.Tensor]:
-    """Tensors of every awkward kind: a scalar, an empty one, whole numbers."""
+    """A vector, a scalar, an empty tensor and integers."""
     return {
         "weight": torch.full((10,), float(value)),
         "step": torch.tensor(float(value)),
@@ -24,8 +24,8 @@ def state(value: int) -> dict[str, torch.Tensor]:
 
 def restored(store: Checkpoints) -> tuple[dict[str, torch.Tensor], dict, list[str]] | None:
     tensors = state(-1)
-    found = store.restore(lambda readable: tensors)
-    return found and (tensors, *found)
+    result = store.restore(lambda readable: tensors)
+    return result and (tensors, *result)
 
 
 def names(store: Checkpoints) -> list[str]:
@@ -36,7 +36,7 @@ def weights(checkpoint: Path) -> Path:
     return next(checkpoint.glob("*.safetensors"))
 
 
-def test_the_last_ones_are_kept_and_the_newest_restored(tmp_path) -> None:
+def test_the_last_checkpoints_are_kept_and_the_newest_is_restored(tmp_path) -> None:
     store = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert restored(store) is None
     for step in (5, 10, 1_000_000):
@@ -45,11 +45,11 @@ def test_the_last_ones_are_kept_and_the_newest_restored(tmp_path) -> None:
     tensors, readable, warnings = restored(store)
     assert all(torch.equal(tensors[name], value) for name, value in state(1_000_000).items())
     assert readable["step"] == 1_000_000 and warnings == []
-    store.save(1_000_000, state(1), {"step": 1_000_000})  # again, after a resume
+    store.save(1_000_000, state(1), {"step": 1_000_000})  # repeated, as after a resume
     assert restored(store)[0]["weight"][0] == 1 and len(names(store)) == 2
 
 
-def test_order_is_by_number_not_by_name(tmp_path) -> None:
+def test_checkpoints_are_ordered_by_number_not_by_name(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=2)
     for step in (999_999, 1_000_000, 1_000_001):
         store.save(step, state(step), {"step": step})
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn
         weights(newest).write_bytes(data[:-4])
     elif damage == "empty":
         weights(newest).write_bytes(b"")
-    elif damage == "flipped":  # of the right length, but no tensors
+    elif damage == "flipped":  # of the right length, but without tensors
         weights(newest).write_bytes(bytes(len(data)))
     elif damage == "gone":
         weights(newest).unlink()
@@ -80,56 +80,56 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn
     assert "Traceback" not in capfd.readouterr().err and not recwarn.list
 
 
-def test_tensors_that_do_not_fit_are_damage_too(tmp_path) -> None:
+def test_a_checkpoint_without_the_requested_tensors_counts_as_damaged(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
     with pytest.raises(ValueError, match="no checkpoint can be read"):
         store.restore(lambda readable: state(1) | {"more": torch.zeros(3)})
 
 
-def test_only_damaged_ones_is_an_error_not_a_fresh_start(tmp_path) -> None:
+def test_if_all_checkpoints_are_damaged_the_run_does_not_start_anew(tmp_path) -> None:
     store = Checkpoints(tmp_path, keep=3)
     weights(store.save(1, state(1), {"step": 1})).write_bytes(b"")
     with pytest.raises(ValueError, match="no checkpoint can be read"):
         restored(store)
 
 
-def test_a_kill_while_writing_leaves_the_one_before(tmp_path, monkeypatch) -> None:
+def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
 
-    def killed(*_: object, storage_writer) -> None:
+    def kill(*_: object, storage_writer) -> None:
         Path(storage_writer.path, "shard.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt  # neither OSError nor torch's own: nothing tidies up
+        raise KeyboardInterrupt  # neither OSError nor an error of torch, so nothing is cleaned up
 
-    monkeypatch.setattr(dcp, "save", killed)
+    monkeypatch.setattr(dcp, "save", kill)
     with pytest.raises(KeyboardInterrupt):
         store.save(2, state(2), {"step": 2})
     assert names(store) == [".step-000002", "step-000001"] and restored(store)[1]["step"] == 1
     monkeypatch.undo()
     store.save(2, state(2), {"step": 2})
-    assert names(store) == ["step-000002"]  # and what was left behind is gone
+    assert names(store) == ["step-000002"]  # the incomplete one was removed
 
 
-def test_a_full_disk_leaves_the_ones_before_and_says_so(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_is_an_error_that_names_the_checkpoint_before(tmp_path, monkeypatch) -> None:
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
 
-    def full(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)  # where torch's writer, as ours, learns of it at last
+    monkeypatch.setattr("os.fsync", fail)  # called by torch's writer too
     with pytest.raises(OSError, match=r"could not write .*step-000002, the newest .*step-000001: .*No space left"):
         store.save(2, state(2), {"step": 2})
     monkeypatch.undo()
     assert names(store) == ["step-000001"]
 
 
-def test_random_states_come_back(tmp_path) -> None:
+def test_random_states_are_restored(tmp_path) -> None:
     def draws() -> list:
         return [torch.rand(3).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
 
-    draws()  # leaves half a pair of gaussians behind in two of the generators
+    draws()  # two of the generators now hold the second of a pair of normal numbers
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, random_state("cpu"), {"step": 1})
     expected = draws()
@@ -140,7 +140,7 @@ def test_random_states_come_back(tmp_path) -> None:
     assert draws() == expected
 
 
-def test_the_readable_part_is_json(tmp_path) -> None:
+def test_the_state_is_json_with_the_sizes_of_the_files(tmp_path) -> None:
     path = Checkpoints(tmp_path, keep=1).save(3, state(3), {"seconds": 1.25})
     file = weights(path)
     assert json.loads((path / STATE_FILE).read_text()) == {

@@ -1,4 +1,4 @@
-"""Compiled layers and recomputed activations change no result, and do what they are for."""
+"""Compiled layers and recomputed activations: results do not change, programs and memory are as few as expected."""
 
 from dataclasses import replace
 from functools import partial
@@ -48,8 +48,12 @@ def gradients(task: PretrainTask, words: int) -> tuple[torch.Tensor, dict[str, t
         loss = task(batch(task, words), START)["loss"]
     task.zero_grad()
     loss.backward()
-    own = sum(p.untyped_storage().nbytes() for p in task.model.parameters())
-    return loss.detach(), {name: p.grad.clone() for name, p in task.model.named_parameters()}, sum(kept.values()) - own
+    weights = sum(p.untyped_storage().nbytes() for p in task.model.parameters())
+    return (
+        loss.detach(),
+        {name: p.grad.clone() for name, p in task.model.named_parameters()},
+        sum(kept.values()) - weights,
+    )
 
 
 def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task) -> None:
@@ -63,8 +67,8 @@ def test_recomputed_activations_are_not_kept_and_gradients_are_the_same(task) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, monkeypatch) -> None:
-    task.eval()  # dropout is drawn in another order once compiled
+def test_layers_of_one_kind_share_a_program_for_all_depths_and_text_lengths(task, monkeypatch) -> None:
+    task.eval()  # compiled layers draw dropout in another order
     names = list(task.state_dict())
     expected = {words: gradients(task, words)[:2] for words in (4, 7, 9)}
     counter = CompileCounterWithBackend("aot_eager")
@@ -76,15 +80,15 @@ def test_layers_of_a_kind_share_one_program_for_all_depths_and_lengths(task, mon
     for words, result in expected.items():
         torch.testing.assert_close(gradients(task, words)[:2], result, atol=1e-5, rtol=1e-4)
         programs.append(counter.frame_count)
-    assert 0 < programs[0] <= 12, "of 12 layers, each in up to 4 roles"
-    assert programs[1:] == programs[:1] * 2, "another text length compiled again"
+    assert 0 < programs[0] <= 12, "12 layers, each in up to 4 roles"
+    assert programs[1:] == programs[:1] * 2, "another text length was compiled again"
     with disable_compile(task), torch.no_grad():
         task(batch(task, 3), START)
     assert counter.frame_count == programs[0]
     torch._dynamo.reset()
 
 
-def test_compiles_on_a_gpu_unless_told_otherwise(task, monkeypatch) -> None:
+def test_layers_are_compiled_on_a_gpu_by_default(task, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
@@ -97,4 +101,4 @@ def test_compiles_on_a_gpu_unless_told_otherwise(task, monkeypatch) -> None:
         compiled.clear()
         prepare_layers(task, TrainConfig(steps=1, compile=setting), device)
         assert bool(compiled) == expected
-    assert torch._dynamo.config.optimize_ddp is False  # it would cut layers where DDP's buckets end
+    assert torch._dynamo.config.optimize_ddp is False  # would split layers at the borders of DDP's buckets

@@ -1,4 +1,4 @@
-"""Learning rates against the official formulas, and which parameters are trained how."""
+"""Learning rates against the official formulas, and the parameters that AdamW trains."""
 
 import math
 
@@ -13,7 +13,7 @@ def rates(config: TrainConfig) -> list[float]:
     return [learning_rate(step, config) for step in range(config.steps)]
 
 
-def test_cosine_over_the_steps_after_the_warm_up() -> None:
+def test_the_cosine_schedule_starts_after_the_warm_up() -> None:
     config = TrainConfig(steps=110, lr=2.0, min_lr=0.5, warmup_steps=10, warmup_lr=1.0)
     lr = rates(config)
     assert lr[:10] == pytest.approx([1.0 + 0.1 * step for step in range(10)])
@@ -22,7 +22,7 @@ def test_cosine_over_the_steps_after_the_warm_up() -> None:
 
 
 def test_the_official_pretraining_schedule() -> None:
-    """3e-4 * 0.9^epoch but at least 1e-6, and in the first steps at most the warm-up's line."""
+    """3e-4 * 0.9^epoch, at least 1e-6, and during the warm-up at most its line."""
     config = TrainConfig(
         steps=60000, lr=3e-4, min_lr=1e-6, warmup_steps=3000, schedule="exponential", decay=0.9, decay_steps=1000
     )
@@ -34,13 +34,13 @@ def test_the_official_pretraining_schedule() -> None:
 
 
 def test_the_official_finetuning_schedule() -> None:
-    """init/2 (1 + cos(pi e/E)), set as epoch e of E begins: 1, .905, .655, .345, .095 for five."""
+    """lr/2 (1 + cos(pi e/E)) in epoch e of E: 1, .905, .655, .345, .095 for five."""
     config = TrainConfig(steps=50, lr=1e-5, schedule="cosine_by_epoch", decay_steps=10)
     official = [1e-5 * 0.5 * (1 + math.cos(math.pi * epoch / 5)) for epoch in range(5)]
     assert rates(config) == pytest.approx([rate for rate in official for _ in range(10)])
 
 
-def test_constant_and_unknown() -> None:
+def test_the_constant_schedule_and_an_unknown_one() -> None:
     assert set(rates(TrainConfig(steps=5, lr=0.1, schedule="constant"))) == {0.1}
     config = TrainConfig(steps=5)
     config.schedule = "linear"
@@ -48,7 +48,7 @@ def test_constant_and_unknown() -> None:
         learning_rate(0, config)
 
 
-def test_steps_or_epochs() -> None:
+def test_either_steps_or_epochs_are_given() -> None:
     assert TrainConfig(steps=7).total_steps(1000) == 7
     assert TrainConfig(epochs=2.5, batch_size=10, accumulate=2).total_steps(1000, ranks=5) == 25
     assert TrainConfig(epochs=0.001).total_steps(10) == 1
@@ -58,7 +58,7 @@ def test_steps_or_epochs() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"batch_size": 0}, {"keep": 0}, {"lr": -1.0}, {"warmup_steps": -1}, {"seed": -1}])
-def test_impossible_numbers_are_refused(bad) -> None:
+def test_impossible_settings_are_refused(bad) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         TrainConfig(**bad)
 
