@@ -23,7 +23,7 @@ RELEASED = {"text_width": 768, "text_heads": 12, "vision_eps": 1e-6}
 DROPOUT = LABEL_SMOOTHING = 0.1
 TRANSFORMERS_VISION_EPS = 1e-5
 # The transformers class for (text roles, heads); other combinations have none.
-HF_CLASSES = {
+HF_CLASSES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     (("decode",), ()): "BlipForConditionalGeneration",
     (("encode",), ("itc", "itm")): "BlipForImageTextRetrieval",
     (("encode",), ("vqa",)): "BlipForQuestionAnswering",

@@ -101,6 +101,7 @@ class GraphBuilder:
         if isinstance(self.encoder.norm_pre, nn.LayerNorm):
             x = self.norm(x, self.encoder.norm_pre)
         for block in self.encoder.blocks:
+            assert isinstance(block, Block)
             x = self.block(x, block)
         return self.openvino.Model([self.norm(x, self.encoder.norm)], [pixels], "image_encoder")
 

@@ -14,6 +14,7 @@ and decoding steps.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ from blipcore.model.attention import (
     init_std,
 )
 from blipcore.model.config import TextConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Embeddings(nn.Module):
@@ -69,11 +72,13 @@ class FeedForward(nn.Module):
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
-def build_per_role(config: TextConfig, shared: bool, build: Callable[[], nn.Module]) -> tuple[nn.Module | None, ...]:
+def build_per_role(config: TextConfig, shared: bool, build: Callable[[], M]) -> tuple[M | None, M | None]:
     """Return the encoder's and the decoder's module: (module, None) if shared, else None for a role the model lacks."""
     if shared:
         return build(), None
-    return tuple(build() if role in config.roles else None for role in ("encode", "decode"))
+    encoder = build() if "encode" in config.roles else None
+    decoder = build() if "decode" in config.roles else None
+    return encoder, decoder
 
 
 class TextLayer(nn.Module):
@@ -83,11 +88,13 @@ class TextLayer(nn.Module):
         super().__init__()
         share = config.share
         self.encode, self.decode = build_per_role(config, share in ("all", "all-but-ca"), lambda: SelfAttention(config))
-        if config.merge_from is None:
-            cross = partial(CrossAttention, config)
-        else:
-            cross = partial(TwinCrossAttention, config, merge=index >= config.merge_from)
-        self.cross, self.decode_cross = build_per_role(config, share in ("all", "all-but-sa"), cross)
+
+        def build_cross() -> CrossAttention | TwinCrossAttention:
+            if config.merge_from is None:
+                return CrossAttention(config)
+            return TwinCrossAttention(config, merge=index >= config.merge_from)
+
+        self.cross, self.decode_cross = build_per_role(config, share in ("all", "all-but-sa"), build_cross)
         self.ffn, self.decode_ffn = build_per_role(config, share != "none", lambda: FeedForward(config))
 
     def forward(
@@ -105,6 +112,7 @@ class TextLayer(nn.Module):
         attention, cross, ffn = self.encode, self.cross, self.ffn
         if role == "decode":
             attention, cross, ffn = self.decode or attention, self.decode_cross or cross, self.decode_ffn or ffn
+        assert attention is not None and cross is not None and ffn is not None, f"no role {role!r}"
         x = attention(x, mask, append)
         if kv is not None:
             x = cross(x, kv, image_mask, others, maps)
@@ -165,8 +173,9 @@ class TextTransformer(nn.Module):
         `text_tokens` is the number of text tokens that will attend to each image (not to a pair). Given a small one,
         the result holds the image tokens instead, which is less work (see `MultiHeadCrossAttention`).
         """
-        crosses = [layer.cross for layer in self.layers] + [layer.decode_cross for layer in self.layers]
-        crosses = [cross for cross in crosses if cross is not None]
+        layers = cast("list[TextLayer]", list(self.layers))
+        candidates = [layer.cross for layer in layers] + [layer.decode_cross for layer in layers]
+        crosses = [cross for cross in candidates if cross is not None]
         if text_tokens is None:
             return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
         if text_tokens < self.config.width / self.config.heads:
@@ -180,17 +189,17 @@ class TextTransformer(nn.Module):
         One look-up serves all passes of a training step: the gradient of each is as large as the vocabulary.
         """
         if self.decode_embeddings is None:
-            return self.embeddings.word(torch.stack([*encode, *decode])).unbind()
-        encoded = [self.embeddings.word(ids) for ids in encode]
+            return self._encoder_embeddings().word(torch.stack([*encode, *decode])).unbind()
+        encoded = [self._encoder_embeddings().word(ids) for ids in encode]
         return (*encoded, *(self.decode_embeddings.word(ids) for ids in decode))
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return unimodal text states (R, L, D); position 0 holds [CLS]."""
-        return self._encode(self.embeddings(ids), mask, None)
+        return self._encode(self._encoder_embeddings()(ids), mask, None)
 
     def encode_words(self, words: Tensor, mask: Tensor) -> Tensor:
         """`encode` for word vectors (R, L, D)."""
-        return self._encode(self.embeddings.embed_words(words), mask, None)
+        return self._encode(self._encoder_embeddings().embed_words(words), mask, None)
 
     def fuse(
         self,
@@ -208,11 +217,11 @@ class TextTransformer(nn.Module):
 
         Attention probabilities (R, H, L, N) are appended to `maps`, one tensor per layer and image of a pair.
         """
-        return self._encode(self.embeddings(ids), mask, kv, others, maps)
+        return self._encode(self._encoder_embeddings()(ids), mask, kv, others, maps)
 
     def fuse_words(self, words: Tensor, mask: Tensor, kv: ImageKV, others: Tensor | None = None) -> Tensor:
         """`fuse` for word vectors (R, L, D)."""
-        return self._encode(self.embeddings.embed_words(words), mask, kv, others)
+        return self._encode(self._encoder_embeddings().embed_words(words), mask, kv, others)
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, *, maps: list[Tensor] | None = None) -> Tensor:
         """Return causal image-grounded states (R, L, D) of whole texts; position 0 holds [DEC]. For `maps` see `fuse`.
@@ -280,11 +289,16 @@ class TextTransformer(nn.Module):
                 x = layer(*inputs)
         return x
 
+    def _encoder_embeddings(self) -> Embeddings:
+        assert self.embeddings is not None, "the model has no text encoder"
+        return self.embeddings
+
     def _decoder_embeddings(self) -> Embeddings:
-        return self.embeddings if self.decode_embeddings is None else self.decode_embeddings
+        return self._encoder_embeddings() if self.decode_embeddings is None else self.decode_embeddings
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return vocabulary logits (..., V) of decoder states (..., D)."""
+        assert self.lm_head is not None, "the model has no text decoder"
         return self.lm_head(hidden, self._decoder_embeddings().word.weight)
 
     def new_cache(self, rows: int, length: int) -> KVCache:

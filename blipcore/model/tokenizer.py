@@ -76,9 +76,9 @@ class Tokenizer:
         ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
         self.backend = backend
-        self.pad, self.unk, self.cls, self.sep, self.mask = (backend.token_to_id(token) for token in BERT_SPECIALS)
-        self.bos: int = backend.token_to_id(DEC)
-        self.enc: int = backend.token_to_id(ENC)
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.pad, self.unk, self.cls, self.sep, self.mask = (vocab[token] for token in BERT_SPECIALS)
+        self.bos, self.enc = vocab[DEC], vocab[ENC]
 
     @classmethod
     def from_vocab(cls, vocab: Sequence[str] | str | Path) -> "Tokenizer":
