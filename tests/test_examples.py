@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image, ImageDraw
-from s3 import Store, files, upload
+from s3 import S3Server, remote_contents, upload
 from vlm_server import KEY, VlmServer
 from web import Web
 
@@ -210,14 +210,14 @@ def test_a_ray_cluster_with_s3(models: Path, photos: Path, monkeypatch: pytest.M
     pytest.importorskip("ray", reason="--engine ray needs the extra ray")
     pytest.importorskip("s3fs", reason="S3 needs the extra s3")
     pytest.importorskip("moto", reason="the S3 server is moto's")
-    store = Store()
+    store = S3Server()
     for name, value in store.variables.items():
         monkeypatch.setenv(name, value)
     pack, *others = commands("ray_s3.md")
     run(models, [pack])
     upload(models / "data", "s3://pictures/data")
     run(models, others)
-    stored = set(files("s3://pictures/data"))
+    stored = set(remote_contents("s3://pictures/data"))
     store.close()
     assert {"captions/blip/00000.parquet", "filtered/r1/00000.parquet", "filtered/r2/00000.parquet"} <= stored
     assert (models / "report.html").is_file()

@@ -19,31 +19,31 @@ from typing import Any
 from unittest import mock
 
 import stages
-from s3 import Store, upload
+from s3 import S3Server, upload
 
 from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
 from capfilt.engine.worker import Worker
 
 
-class SlowStore(Store):
+class SlowServer(S3Server):
     """An S3 server that waits `latency` seconds before each answer."""
 
     latency = 0.0
 
-    def _gate(self, *request: Any) -> Any:
+    def _handle(self, *request: Any) -> Any:
         time.sleep(self.latency)
-        return super()._gate(*request)
+        return super()._handle(*request)
 
 
-def serve_store(pipe: Connection) -> None:
-    """Run a store: send its environment variables, then receive latencies until the parent closes the pipe."""
-    store = SlowStore()
-    pipe.send(store.variables)
+def serve_s3(pipe: Connection) -> None:
+    """Run a server: send its environment variables, then receive latencies until the parent closes the pipe."""
+    server = SlowServer()
+    pipe.send(server.variables)
     try:
         while True:
-            store.latency = pipe.recv()
+            server.latency = pipe.recv()
     except EOFError:
-        store.close()
+        server.close()
 
 
 def make_shards(folder: Path, shards: int, pictures: int, size: int) -> None:
@@ -69,7 +69,7 @@ def caption(data: str, model: Path, out: Path, read_ahead: bool) -> dict[str, fl
 def measure(args: argparse.Namespace) -> list[dict[str, object]]:
     rows = []
     pipe, child_pipe = multiprocessing.get_context("spawn").Pipe()
-    multiprocessing.get_context("spawn").Process(target=serve_store, args=(child_pipe,), daemon=True).start()
+    multiprocessing.get_context("spawn").Process(target=serve_s3, args=(child_pipe,), daemon=True).start()
     os.environ.update(pipe.recv())
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
