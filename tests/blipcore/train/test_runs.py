@@ -1,4 +1,4 @@
-"""Runs from their settings, on pictures of one colour: what the commands train, save and refuse."""
+"""Pre-training and finetuning runs from their settings, and the evaluation of their models, on one-colour pictures."""
 
 import functools
 import json
@@ -49,7 +49,7 @@ def annotations(tmp_path_factory) -> Path:
 
 
 def colour_folders(tmp_path: Path) -> str:
-    """A folder of one picture for each colour."""
+    """A folder per colour with one picture."""
     for colour in COLOURS:
         (tmp_path / "classes" / colour).mkdir(parents=True)
         Image.new("RGB", (20, 20), colour).save(tmp_path / "classes" / colour / "a.png")
@@ -93,7 +93,7 @@ def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path) -> N
 
 
 def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annotations, tmp_path) -> None:
-    """nocaps_test.json: nothing to score here, a file to send off."""
+    """As nocaps_test.json: the captions are for an evaluation server."""
     rows = [{"image": f"{colour}.png", "img_id": 7 + n} for n, colour in enumerate(COLOURS)]
     (annotations.parent / "nocaps.json").write_text(json.dumps(rows))
     run = EvaluateRun("caption", str(annotations.parent / "nocaps.json"), pretrained)
@@ -105,15 +105,19 @@ def test_pictures_without_captions_are_captioned_for_a_server(pretrained, annota
     assert [row["image_id"] for row in results] == list(range(7, 13)) and results[0].keys() == {"image_id", "caption"}
 
 
-def test_a_captioner_is_judged_with_the_prompt_that_it_learns(pretrained, annotations, tmp_path, monkeypatch) -> None:
-    asked = []
-    evaluate = evaluate_captioning
-    monkeypatch.setattr(evaluation, "evaluate_captioning", lambda *args: asked.append(args[3]) or evaluate(*args))
+def test_validation_captions_start_with_the_prompt_of_the_task(pretrained, annotations, tmp_path, monkeypatch) -> None:
+    configs: list[GenerateConfig] = []
+
+    def recording_evaluation(model, tokenizer, pictures, config, *options) -> tuple:
+        configs.append(config)
+        return evaluate_captioning(model, tokenizer, pictures, config, *options)
+
+    monkeypatch.setattr(evaluation, "evaluate_captioning", recording_evaluation)
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN)
     run.caption = CaptioningConfig(prompt="this is ")
     run.validation = ValidationConfig(str(annotations), words="plain", generate=GenerateConfig(mode="greedy"))
     finetune(run, tmp_path / "captioner")
-    assert asked and {(config.mode, config.prompt) for config in asked} == {("greedy", "this is ")}
+    assert configs and {(config.mode, config.prompt) for config in configs} == {("greedy", "this is ")}
 
 
 def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path) -> None:
@@ -134,10 +138,10 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path) -> N
         evaluate(EvaluateRun("retrieval", str(annotations), pretrained, results="r.json"))
 
 
-def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_path) -> None:
-    still = TrainConfig(steps=1, batch_size=4, lr=0.0, weight_decay=0.0, device="cpu", dtype="fp32")
+def test_a_run_with_init_starts_from_the_weights_of_the_checkpoint(pretrained, annotations, tmp_path) -> None:
+    no_update = TrainConfig(steps=1, batch_size=4, lr=0.0, weight_decay=0.0, device="cpu", dtype="fp32")
     run = PretrainRun(
-        [str(annotations)], init=pretrained, augment=PLAIN, train=still, task=PretrainConfig(queue_size=8)
+        [str(annotations)], init=pretrained, augment=PLAIN, train=no_update, task=PretrainConfig(queue_size=8)
     )
     pretrain(run, tmp_path / "again")
     first, _ = load_model(pretrained)
@@ -145,33 +149,43 @@ def test_a_second_run_starts_where_it_is_told_to(pretrained, annotations, tmp_pa
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_training_goes_on_with_the_momentum_and_the_queues_of_an_official_file(
+def test_training_loads_the_momentum_encoders_and_queues_of_an_official_file(
     pretrained, annotations, tmp_path, monkeypatch
 ) -> None:
-    """As the official finetuning does, whose non-strict load takes all that has its shape."""
+    """As the official finetuning does, with a non-strict load."""
     model, _ = load_model(pretrained)
-    slow = {f"momentum.{name}": -tensor for name, tensor in model.select_parts("encode", "itc").state_dict().items()}
-    del slow["momentum.temp"]
+    momentum = {
+        f"momentum.{name}": -tensor for name, tensor in model.select_parts("encode", "itc").state_dict().items()
+    }
+    del momentum["momentum.temp"]
     queues = {name: torch.randn(model.config.embed_dim, 8) for name in ("image_queue", "text_queue")}
-    left = slow | queues | {"queue_ptr": torch.tensor([3])}
-    torch.save({"model": to_official({**model.state_dict(), **left})}, tmp_path / "pretrain.pth")
+    extra = momentum | queues | {"queue_ptr": torch.tensor([3])}
+    torch.save({"model": to_official({**model.state_dict(), **extra})}, tmp_path / "pretrain.pth")
     heads = {"vision": {"heads": 2}, "text": {"heads": 2}}
     monkeypatch.setattr(convert, "read_checkpoint", functools.partial(convert.read_checkpoint, overrides=heads))
-    seen = []
-    monkeypatch.setattr(Trainer, "fit", lambda trainer: seen.append(trainer.task) or {})
-    place = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
-    for size, image_size in ((8, 32), (16, 16)):  # the position table is resized; a queue of another length is noise
-        run = FinetuneRun("retrieval", [str(annotations)], image_size=image_size, **place)
+    tasks = []
+
+    def record_task(trainer: Trainer) -> dict:
+        tasks.append(trainer.task)
+        return {}
+
+    monkeypatch.setattr(Trainer, "fit", record_task)
+    settings = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
+    for size, image_size in (
+        (8, 32),
+        (16, 16),
+    ):  # the position table is resized; a queue of another length is not loaded
+        run = FinetuneRun("retrieval", [str(annotations)], image_size=image_size, **settings)
         run.retrieval = RetrievalConfig(queue_size=size)
         finetune(run, tmp_path / "filter")
-        pretrain(PretrainRun([str(annotations)], task=PretrainConfig(queue_size=size), **place), tmp_path / "again")
-    for task in seen:
-        assert_close(task.momentum.text_proj.weight, slow["momentum.text_proj.weight"], rtol=0, atol=0)
+        pretrain(PretrainRun([str(annotations)], task=PretrainConfig(queue_size=size), **settings), tmp_path / "again")
+    for task in tasks:
+        assert_close(task.momentum.text_proj.weight, momentum["momentum.text_proj.weight"], rtol=0, atol=0)
         assert (task.image_queue.shape == (model.config.embed_dim, 8)) == torch.equal(
             task.image_queue[:, :8], queues["image_queue"]
         )
-    assert seen[0].momentum.visual_encoder.pos_embed.shape == seen[0].model.visual_encoder.pos_embed.shape
-    assert seen[0].idx_queue.eq(-100).all() and len(seen) == 4
+    assert tasks[0].momentum.visual_encoder.pos_embed.shape == tasks[0].model.visual_encoder.pos_embed.shape
+    assert tasks[0].idx_queue.eq(-100).all() and len(tasks) == 4
 
 
 def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path) -> None:
@@ -182,7 +196,7 @@ def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path) -> None:
 
 @pytest.fixture
 def parts(tmp_path) -> tuple[VisionTransformer, Path, Path]:
-    """An image encoder, the file of its weights, and a BERT folder as the hub has it, with its vocabulary."""
+    """An image encoder, the file of its weights, and a BERT folder as on the hub."""
     encoder = VisionTransformer(VisionConfig(16, 8, 64, 1, 1))
     save_file(encoder.state_dict(), tmp_path / "vit.safetensors")
     vocab = [*BERT_SPECIALS, "a", "square", "something", *COLOURS, "猫"]
@@ -200,12 +214,12 @@ def parts(tmp_path) -> tuple[VisionTransformer, Path, Path]:
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "num_attention_heads": 4}))
     (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')  # as bert-base-chinese
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')  # as in bert-base-chinese
     return encoder, tmp_path / "vit.safetensors", folder
 
 
-def test_a_model_starts_from_its_parts(annotations, parts, tmp_path) -> None:
-    """Without a preset, sizes, heads and vocabulary are those of the parts."""
+def test_a_new_model_starts_from_a_vit_and_a_bert(annotations, parts, tmp_path) -> None:
+    """Without a preset, sizes, heads and vocabulary come from them."""
     encoder, vision, text = parts
     run = PretrainRun([str(annotations)], vision=str(vision), text=str(text), augment=PLAIN)
     run.model = {"vision": {"image_size": 16}, "embed_dim": 8}
@@ -221,22 +235,22 @@ def test_a_model_starts_from_its_parts(annotations, parts, tmp_path) -> None:
     assert_close(model.text.layers[0].decode.qkv.weight, model.text.layers[0].encode.qkv.weight)
 
 
-def test_parts_and_checkpoints_of_another_size_than_asked_for(annotations, parts, pretrained, tmp_path) -> None:
+def test_parts_and_checkpoints_of_another_size_are_refused(annotations, parts, pretrained, tmp_path) -> None:
     _, vision, text = parts
 
-    def told(**options) -> str:
+    def error_of(**options) -> str:
         run = PretrainRun([str(annotations)], augment=PLAIN, train=TRAIN, **options)
         with pytest.raises(ValueError) as caught:
             pretrain(run, tmp_path / "run")
         return str(caught.value)
 
     tiny = {"preset": "tiny", "model": {"vision": {"image_size": 16}}, "tokenizer": str(text)}
-    assert "vit.safetensors has width 64, depth 1, but the model has width 128, depth 3" in told(
+    assert "vit.safetensors has width 64, depth 1, but the model has width 128, depth 3" in error_of(
         vision=str(vision), **tiny
     )
-    assert "bert has width 32, depth 1, hidden 48" in told(text=str(text), **tiny)
-    assert "has vision width 32, not the requested 768" in told(init=pretrained, preset="base")
-    assert "has text depth 1, not the requested 6" in told(init=pretrained, model={"text": {"depth": 6}})
+    assert "bert has width 32, depth 1, hidden 48" in error_of(text=str(text), **tiny)
+    assert "has vision width 32, not the requested 768" in error_of(init=pretrained, preset="base")
+    assert "has text depth 1, not the requested 6" in error_of(init=pretrained, model={"text": {"depth": 6}})
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +270,8 @@ def test_a_new_vqa_model_learns_its_questions(questions, tmp_path) -> None:
     run.train = TrainConfig(steps=120, batch_size=18, lr=5e-3, device="cpu", dtype="fp32", save_every=1000)
     run.validation = ValidationConfig(str(questions), every=60)
     best = finetune(run, tmp_path / "vqa")["best"]
-    judged = evaluate(EvaluateRun("vqa", str(questions), str(tmp_path / "vqa" / "best")))["accuracy"]
-    assert best["step"] in (60, 120) and best["value"] == best["accuracy"] == pytest.approx(judged)
+    accuracy = evaluate(EvaluateRun("vqa", str(questions), str(tmp_path / "vqa" / "best")))["accuracy"]
+    assert best["step"] in (60, 120) and best["value"] == best["accuracy"] == pytest.approx(accuracy)
     model = str(tmp_path / "vqa" / "model")
     (tmp_path / "answers.txt").write_text("\n".join([*COLOURS, "yes", "no"]))
     written = evaluate(EvaluateRun("vqa", str(questions), model, results=str(tmp_path / "r.json")))
@@ -287,7 +301,7 @@ def test_vqa_starts_from_a_pretrained_or_a_vqa_model(pretrained, questions, anno
         evaluate(EvaluateRun("vqa", str(questions), pretrained))
 
 
-def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path) -> None:
+def test_nlvr_is_finetuned_from_a_pretrained_model(pretrained, annotations, tmp_path) -> None:
     rows = [
         {"images": [f"{left}.png", f"{right}.png"], "sentence": "both are red", "label": str(left == right == "red")}
         for left in COLOURS[:2]
@@ -306,23 +320,23 @@ def test_nlvr_from_a_pretrained_model(pretrained, annotations, tmp_path) -> None
         evaluate(EvaluateRun("retrieval", str(annotations), str(tmp_path / "nlvr" / "model")))
 
 
-def test_questions_without_answers_need_a_place_for_ours(questions, pretrained, tmp_path) -> None:
+def test_questions_without_answers_need_a_results_file(questions, pretrained, tmp_path) -> None:
     rows = [{"question_id": 1, "question": "what?", "image": "images/0.png"}]
     (questions.parent / "test.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match="no answers to score against: use --results"):
         evaluate(EvaluateRun("vqa", str(questions.parent / "test.json"), pretrained))
 
 
-def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp_path, monkeypatch) -> None:
+def test_annotations_without_scores_are_refused_before_a_model_is_loaded(annotations, tmp_path, monkeypatch) -> None:
     rows = [{"image": "0.png", "caption": ["red"]}, {"image": "1.png", "caption": []}]
     (tmp_path / "some.json").write_text(json.dumps(rows))
-    for how, words in [
+    for options, message in [
         ({"annotations": str(tmp_path / "some.json")}, "no caption for 1.png"),
         ({"k": 0}, "k and batch_size must be at least 1"),
         ({"results": str(tmp_path)}, "is a folder; --results needs"),
     ]:
-        with pytest.raises(ValueError, match=words):
-            evaluate(EvaluateRun(**{"task": "caption", "annotations": str(annotations), "model": "nowhere"} | how))
+        with pytest.raises(ValueError, match=message):
+            evaluate(EvaluateRun(**{"task": "caption", "annotations": str(annotations), "model": "nowhere"} | options))
     monkeypatch.setattr("blipcore.metrics.captions.has_java", lambda: False)
     with pytest.raises(ValueError, match="needs Java"):
         evaluate(EvaluateRun("caption", str(annotations), "nowhere", words="ptb"))
@@ -331,7 +345,7 @@ def test_what_cannot_be_scored_is_said_before_a_model_is_loaded(annotations, tmp
         evaluate(EvaluateRun("caption", str(annotations), "nowhere"))
 
 
-def test_finetuning_starts_from_one_thing() -> None:
+def test_finetuning_needs_a_checkpoint_or_a_preset() -> None:
     for start in ({}, {"init": "a", "preset": "tiny"}):
         with pytest.raises(ValueError, match="from a checkpoint or from a new model"):
             FinetuneRun("vqa", ["x.json"], **start)
