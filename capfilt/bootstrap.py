@@ -6,7 +6,7 @@
               filter, with captions  one pass over the pictures of `data` -> captions/round-r, filtered/round-r
               report                 round r compared with the earlier rounds
               pretrain               a new model, from scratch, on filtered/round-r and the human pairs
-    after each round's model         evaluate, on the test sets that are given
+    after each round                 evaluate its model, if `tests` are given
 
 Each step is a command that a user could type. It runs in its own process, with its settings in `out/configs` and its
 log and summary in `out/logs`. A step that has a summary is done, so the same command resumes the loop.

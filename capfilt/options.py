@@ -115,11 +115,9 @@ DataFolder = Annotated[str, argument("DATA", "Folder for the data.")]
 
 # --- What to read ---------------------------------------------------------------------------------------------------
 
-UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="found by its usual names")]
-CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="found by its usual names")]
-ImageColumn = Annotated[
-    str | None, option(READ, "Column of the pictures or their paths.", default="found by its usual names")
-]
+UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="by its usual name")]
+CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="by its usual name")]
+ImageColumn = Annotated[str | None, option(READ, "Column of the pictures or their paths.", default="by its usual name")]
 Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file for the pictures of SOURCE.")]
 ImageRoot = Annotated[str | None, option(READ, "Folder that relative picture paths start from.")]
 Sources = Annotated[list[str] | None, option(READ, "web or a captioner's name; repeatable.", default="all")]

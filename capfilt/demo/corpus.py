@@ -40,6 +40,7 @@ from capfilt.demo.scenes import INVERSE, Scene, description, draw_scene, sample_
 PICTURE_QUALITY = 92
 FATES = ("dead", "corrupt", "slow", "opted_out")
 REGIONS = (None, *INVERSE)  # of a thing in a picture: the whole picture, or one side
+QuarterLabel = tuple[int, int, int]  # noun, number - 1, region
 ROWS, COLUMNS = ("above", "below"), ("left of", "right of")  # regions of the rows and columns of quarters
 ERROR_PAGE = b"<!doctype html><title>Sign in</title><p>Please sign in to see this picture.</p>\n"
 
@@ -67,7 +68,7 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         if self.lang not in ("en", "zh"):
             raise ValueError(f"lang must be 'en' or 'zh', not '{self.lang}'.")
-        art.nouns(self.nouns)  # raises ValueError if there are not as many
+        art.nouns(self.nouns)  # raises ValueError if the number is too large
         if sum(self.fate_shares()) > 1:
             raise ValueError(f"The shares of {', '.join(FATES)} URLs add up to more than 1.")
 
@@ -104,9 +105,6 @@ def url_table(out: Path, base_url: str) -> pa.Table:
     table = pq.read_table(Path(out) / "web" / "urls.parquet")
     urls = [f"{base_url.rstrip('/')}/{url}" for url in table["url"].to_pylist()]
     return table.set_column(0, "url", pa.array(urls))
-
-
-QuarterLabel = tuple[int, int, int]
 
 
 def labelled_pictures(
@@ -151,7 +149,7 @@ def _write_web(config: CorpusConfig, out: Path, nouns: Sequence[str]) -> None:
         fate = rng.choices((*FATES, "ok"), [*shares, 1 - sum(shares)])[0]
         path = out / "www" / url
         if fate == "dead":
-            path.unlink(missing_ok=True)  # left by an interrupted run with another config
+            path.unlink(missing_ok=True)  # an interrupted run with another config may have written it
         else:
             _save_jpeg(draw_scene(scene, config.px), path)
         if fate == "corrupt":

@@ -1,4 +1,4 @@
-"""Grades of the demo's captions and of its filter, exact because the demo knows what it drew.
+"""Grades of the demo's captions and of its filter. They are exact, because the content of every picture is known.
 
 In: tables and captions written by the public commands, and the `truth/` of the corpus. Out: the numbers of the demo's
 tables and of `summary.json`.
@@ -59,7 +59,7 @@ def read_pairs(filtered: Path, corpus: Path) -> list[GradedPair]:
     for table in sorted(filtered.glob("*.parquet")):
         for row in pq.read_table(table).to_pylist():
             if row["itm"] is None:
-                continue  # not scored: there is no text, or the picture cannot be read
+                continue  # not scored: it has no text, or the picture cannot be read
             web_pair = truth["/".join(row["url"].split("/")[-2:])]
             kind, matches = web_pair["kind"], web_pair["matches"]
             if row["source"] != WEB:

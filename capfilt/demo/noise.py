@@ -7,7 +7,7 @@ Right texts are as incomplete as on the real web: titles and keyword lists name 
 and often not the count. `wrong_*` texts state one false thing in the same styles. `other_image` is the text of another
 picture. `marketing` and `filename` describe no picture. `other_language` is right, but in a language that the corpus is
 not meant to teach, so a perfect filter drops it. Wrong texts use only combinations of the train split, as the pictures
-do, so that training never reads of a held-out one.
+do, so that no training text names a held-out one.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 HUMAN_CAPTIONS = 5  # per human picture, as in COCO
 RERANKED = 16  # candidates that ITM re-ranks: recall is at most at 10, among about 600 pictures
 CAPTIONER = "captioner"
-# Recipe -> section of its settings with the task's own.
+# Recipe -> section with the settings of its task.
 TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}
 
 
@@ -85,7 +85,7 @@ class Recipe:
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
     """Run the demo into `config.out`, or resume it; return the content of `summary.json`."""
-    # A terminal knows its own width; a file gets the width of the widest table.
+    # rich asks a terminal for its width. In a file, the widest table needs 120 columns.
     console = console or Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     return Demo(config, console).run()
 
@@ -185,7 +185,7 @@ class Demo:
 
     def filter(self, name: str) -> Command:
         """Return the command that filters for a row."""
-        # The filter of a quick run knows little more than its prior of one third.
+        # The filter of a quick run has learned little more than its prior of one third.
         options = ["--threshold", "0.1"] if self.config.quick else []
         options = ["--threshold", "0"] if name == "captioner_only" else options
         options += ["--sources", "web"] if name == "filter_only" else []
@@ -268,5 +268,5 @@ class Demo:
 
 
 def short_path(path: Path) -> str:
-    """Return a path relative to the working directory if it is below it, otherwise the whole path."""
+    """Return a path relative to the working directory if it is below it, otherwise unchanged."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -25,7 +25,7 @@ def print_tables(console: Console, summary: dict[str, Any], out: Path) -> None:
     console.print(filter_table(summary))
     console.print(kinds_table(summary))
     print_samples(console, summary, out)
-    console.print(f"[bold]Files[/]  {out}/data/filtered/bootstrapped/*.parquet  the rewritten data set, one row a text")
+    console.print(f"[bold]Files[/]  {out}/data/filtered/bootstrapped/*.parquet  the filtered set, one row per text")
     console.print(f"       {out}/runs/*/model  the models;  {out}/logs  the log of each command;  {out}/summary.json")
 
 

@@ -1,9 +1,10 @@
-"""Capfilt commands as child processes, each with a log and a summary: the steps of a longer job.
+"""Runs capfilt commands as child processes, each with a log and a summary: the steps of a longer job.
 
 Each command writes two files into one folder: NAME.log, its messages, and NAME.json, its summary. The summary exists
-only after success, so a job that is launched again skips the commands that have one. A job that gets Ctrl-C or SIGTERM
-ends its commands. A job that is killed cannot, so every command holds a lock on NAME.json.partial, its stdout, while it
-lives, and is not started a second time.
+only after success, so a job that is launched again skips the commands that have one.
+
+On Ctrl-C or SIGTERM a job ends its commands. After a SIGKILL they continue without it. Therefore each command holds a
+lock on NAME.json.partial, its stdout, until it ends, and a second job does not start it again.
 """
 
 from __future__ import annotations

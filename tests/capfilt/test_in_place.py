@@ -56,10 +56,10 @@ def test_img2dataset_folders_are_used_as_they_are(data: Path, tiny_captioner: Pa
     assert {source: counts["texts"] for source, counts in summary["by_source"].items()} == {"web": 8, "tiny": 8}
     assert summary["by_source"]["web"]["dropped"]["no_text"] == 1
     for shard in ("00000", "00001"):
-        there = {str(row["key"]): row for row in read_table(data / f"{shard}.parquet").to_pylist()}
+        downloaded = {str(row["key"]): row for row in read_table(data / f"{shard}.parquet").to_pylist()}
         for row in read_table(data / "filtered" / "capfilt" / f"{shard}.parquet").to_pylist():
-            assert (row["url"], row["sha256"]) == (there[row["key"]]["url"], there[row["key"]]["sha256"])
-            assert there[row["key"]]["status"] == "success"
+            assert (row["url"], row["sha256"]) == (downloaded[row["key"]]["url"], downloaded[row["key"]]["sha256"])
+            assert downloaded[row["key"]]["status"] == "success"
             if row["source"] == "web":
-                assert (row["text"] or None) == there[row["key"]]["caption"]
+                assert (row["text"] or None) == downloaded[row["key"]]["caption"]
     assert {path.name: path.read_bytes() for path in data.iterdir() if path.is_file()} == before

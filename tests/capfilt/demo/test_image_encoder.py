@@ -28,8 +28,8 @@ def test_tokens_of_the_shipped_encoder_depend_on_their_quarter():
     gallery = torch.nn.functional.normalize(tokens[:, 1, 1], dim=1)  # the opposite corner of all pictures
     similarity = feats @ gallery.T
     similarity[torch.arange(len(two_nouns)), two_nouns] = -1
-    found = labels[:, 1, 1][similarity.argmax(1)] == labels[two_nouns, 0, 0]
-    assert found.float().mean() > 0.8
+    correct = labels[:, 1, 1][similarity.argmax(1)] == labels[two_nouns, 0, 0]
+    assert correct.float().mean() > 0.8
 
 
 def test_training_writes_weights_that_load(tmp_path):

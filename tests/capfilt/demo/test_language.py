@@ -64,9 +64,9 @@ def test_captions_are_varied() -> None:
 
 
 def test_sizes_and_background_are_stated_sometimes() -> None:
-    said = [parse(write_caption(PAIR, Random(index))) for index in range(1000)]
-    assert 0.5 < sum(claims.background is not None for claims in said) / 1000 < 0.7
-    assert 0.5 < sum(claims.things[0].size is not None for claims in said) / 1000 < 0.7
+    texts = [parse(write_caption(PAIR, Random(index))) for index in range(1000)]
+    assert 0.5 < sum(claims.background is not None for claims in texts) / 1000 < 0.7
+    assert 0.5 < sum(claims.things[0].size is not None for claims in texts) / 1000 < 0.7
     assert all(parse(write_caption(PAIR, Random(i), detail=1.0)).background == "blue" for i in range(50))
 
 

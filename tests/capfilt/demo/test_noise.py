@@ -54,30 +54,30 @@ def test_marketing_and_file_names_name_no_object(texts: list[tuple[Scene, WebTex
 
 def test_wrong_texts_are_wrong_in_the_way_of_their_kind(texts: list[tuple[Scene, WebText]]) -> None:
     for scene, web in texts:
-        there, named = {thing.noun for thing in scene.things}, object_set(web.text)
+        drawn, named = {thing.noun for thing in scene.things}, object_set(web.text)
         if web.kind in ("wrong_count", "wrong_relation"):
-            assert named == there
+            assert named == drawn
         if web.kind == "wrong_object":
-            assert len(named - there) == len(there - named) == 1
+            assert len(named - drawn) == len(drawn - named) == 1
 
 
 def test_no_text_names_a_held_out_combination(texts: list[tuple[Scene, WebText]]) -> None:
-    told = 0
+    checked = 0
     for _, web in texts:
         claims = parse(web.text)
         if claims.relation and all(mention.count for mention in claims.things):
             things = {mention.noun: Thing(mention.noun, mention.count) for mention in claims.things}
             first, relation, second = claims.relation
-            told += 1
+            checked += 1
             assert scene_split(0, Scene((things[first], things[second]), relation, "red")) == "train", web
-    assert told > 200
+    assert checked > 200
 
 
 def test_shares_are_as_stated(texts: list[tuple[Scene, WebText]]) -> None:
-    found = Counter(web.kind for _, web in texts)
-    stated = NOISE_MIX | {"wrong_relation": 0.03, "wrong_object": 0.09}  # see the note at NOISE_MIX
+    counts = Counter(web.kind for _, web in texts)
+    stated = NOISE_MIX | {"wrong_relation": 0.03, "wrong_object": 0.09}  # see the comment on NOISE_MIX
     for kind, share in stated.items():
-        assert found[kind] / N == pytest.approx(share, abs=0.02), kind
+        assert counts[kind] / N == pytest.approx(share, abs=0.02), kind
     assert sum(NOISE_MIX.values()) == pytest.approx(1)
     assert 0.40 <= sum(NOISE_MIX[kind] for kind in MATCHING_KINDS) <= 0.45
 

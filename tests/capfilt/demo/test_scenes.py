@@ -40,9 +40,9 @@ def scenes() -> dict[str, list[Scene]]:
 
 def test_mix_of_kinds_is_as_stated(scenes: dict[str, list[Scene]]) -> None:
     for stream in STREAMS:
-        found = Counter(map(kind, scenes[stream]))
+        counts = Counter(map(kind, scenes[stream]))
         for name, share in SCENE_KINDS.items():
-            assert found[name] / 4000 == pytest.approx(share, abs=0.025), (stream, name)
+            assert counts[name] / 4000 == pytest.approx(share, abs=0.025), (stream, name)
 
 
 def test_splits_share_no_combination(scenes: dict[str, list[Scene]]) -> None:
@@ -112,7 +112,7 @@ def centre(scene: Scene, px: int = 96) -> np.ndarray:
 @pytest.mark.parametrize("relation", INVERSE)
 def test_things_are_drawn_as_their_relation_states(relation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     things = (Thing("dog", 1, "large"), Thing("key", 1, "small"))
-    whole = [Scene(things, relation, "blue", jitter) for jitter in range(40)]
+    placements = [Scene(things, relation, "blue", jitter) for jitter in range(40)]
     sprite = art.sprite
 
     def only(noun: str):
@@ -121,7 +121,7 @@ def test_things_are_drawn_as_their_relation_states(relation: str, monkeypatch: p
         monkeypatch.setattr(
             art, "sprite", lambda name, px: sprite(name, px) if name == noun else blank.resize((px, px))
         )
-        return [centre(scene) for scene in whole]
+        return [centre(scene) for scene in placements]
 
     for dog, key in zip(only("dog"), only("key"), strict=True):
         x, y = dog - key
