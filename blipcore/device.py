@@ -67,7 +67,9 @@ def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal[
     return dtype
 
 
-def resolve_backend(device: str, dtype: Dtype = "auto", backend: Backend = "auto", previous: str | None = None) -> str:
+def resolve_backend(
+    device: str, dtype: Dtype = "auto", backend: Backend = "auto", previous: Backend | None = None
+) -> Backend:
     """Return `backend`; for "auto" the `previous` one, else openvino for bf16 on a CPU if installed, else torch.
 
     `previous` is the backend that unfinished work was started with. Raises ValueError for OpenVINO on a GPU, and for

@@ -13,7 +13,7 @@ from blipcore.device import Backend, Dtype, stack_on
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import encode_prompt, generate
 from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
-from blipcore.io.hub import fingerprint
+from blipcore.io.hub import model_fingerprint
 from capfilt.caption.captioner import Caption
 
 
@@ -34,7 +34,7 @@ class BlipCaptioner:
         backend: Backend = "torch",
     ) -> None:
         self.name = "blip"
-        self.fingerprint = fingerprint(model, tokenizer)
+        self.fingerprint = model_fingerprint(model, tokenizer)
         self.settings = settings or GenerateConfig()
         self.device = device
         blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)

@@ -19,7 +19,7 @@ from torch import Tensor
 from blipcore.device import Dtype, resolve_dtype
 from blipcore.generate.nucleus import draw_tokens
 from blipcore.generate.sample import sample_noise
-from blipcore.io.hub import download
+from blipcore.io.hub import download_from_hub
 from blipcore.io.messages import one_line
 from blipcore.torchvision_shim import repair_torchvision
 from capfilt.caption.captioner import Caption
@@ -61,7 +61,8 @@ class HfCaptioner:
         if device.startswith("cuda:"):
             # some models' own code moves tensors to "cuda", without a number
             torch.cuda.set_device(device)
-        self.model = loaded.to(device).eval()
+        # transformers wraps `to` without its types
+        self.model = loaded.to(device).eval()  # type: ignore[arg-type]
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
@@ -168,7 +169,7 @@ def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
 def _folder(model: str, trust_remote_code: bool) -> Path:
     path = Path(model)
     if not path.exists():
-        return download(model, (*FILES, CODE) if trust_remote_code else FILES)
+        return download_from_hub(model, (*FILES, CODE) if trust_remote_code else FILES)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path} is not a model folder: it has no config.json.")
     return path

@@ -11,7 +11,7 @@ from typing import Literal
 
 from blipcore.device import Backend, Dtype
 from blipcore.generate.config import GenerateConfig
-from blipcore.io.hub import fingerprint
+from blipcore.io.hub import model_fingerprint
 from capfilt.caption.captioner import Captioner
 from capfilt.caption.chat import ChatConfig
 from capfilt.caption.server import OpenAICaptioner, ServerConfig, openai_fingerprint
@@ -62,7 +62,7 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
         from capfilt.caption.hf import hf_fingerprint
 
         return hf_fingerprint(model, trust_remote_code)
-    return fingerprint(model, tokenizer)
+    return model_fingerprint(model, tokenizer)
 
 
 def captioner_kind(spec: str) -> CaptionerKind:
@@ -73,8 +73,10 @@ def captioner_kind(spec: str) -> CaptionerKind:
 def _parse(spec: str) -> tuple[CaptionerKind, str]:
     """Return the kind, and the name or path of the model."""
     kind, colon, model = spec.partition(":")
-    if (kind == "hf" or kind == "openai") and model:
-        return kind, model
+    if kind == "hf" and model:
+        return "hf", model
+    if kind == "openai" and model:
+        return "openai", model
     if colon and re.fullmatch(r"[A-Za-z_]\w+", kind) and not Path(spec).exists():
         raise ValueError(f"'{spec}' is not a captioner; give {ACCEPTED}.")
     return "blip", spec

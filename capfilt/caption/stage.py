@@ -76,7 +76,7 @@ class CaptionConfig(EngineConfig):
             last = self.model.rstrip("/").rpartition("/")[2].rpartition(":")[2]
             self.name = "blip" if kind == "blip" else re.sub(r"[^\w.+-]|^\W+", "", last)
         if not re.fullmatch(r"[\w][\w.+-]*", self.name) or self.name == WEB:
-            raise ValueError(f"name '{self.name}' must consist of letters, digits, . _ + or -, and not be '{WEB}'.")
+            raise ValueError(f"name '{self.name}' must be letters, digits, . _ + or -, and not '{WEB}'.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
         if kind == "blip" and self.chat != ChatConfig():
@@ -194,14 +194,14 @@ def open_captions(config: CaptionConfig) -> Iterator[CaptionJob]:
     with lock_folder(folder, config.rank, config.world_size):
         if config.world_size == 1:
             remove_manifest_if_empty(folder)
-        packages = (*PACKAGES[kind], "pillow", "pyarrow")
-        backend = (
-            resolve_backend(device, dtype, config.backend, recorded_backend(folder)) if kind == "blip" else "torch"
-        )
+        packages = [*PACKAGES[kind], "pillow", "pyarrow"]
+        backend: Backend = "torch"
+        if kind == "blip":
+            backend = resolve_backend(device, config.dtype, config.backend, recorded_backend(folder))
         # another backend rounds differently
         if backend != "torch":
             settings["backend"] = backend
-            packages = (*packages, *(["openvino"] if "openvino" in backend else ()))
+            packages += ["openvino"] if "openvino" in backend else []
         manifest = Manifest.begin(
             folder, "caption", settings, images=images.path, packages=packages, shared=config.world_size > 1
         )

@@ -25,7 +25,7 @@ from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
 # Columns that scoring reads of a captions table.
-CAPTION_COLUMNS = ["key", "index", "text"]
+CAPTIONS_TABLE_COLUMNS = ["key", "index", "text"]
 NO_CAPTIONS: Mapping[str, AnyPath] = MappingProxyType({})
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
@@ -120,7 +120,7 @@ def _require_finished(folder: AnyPath, images: ShardSet) -> None:
             "`capfilt caption` again to finish it, or leave it out with --sources."
         )
     # a table with other columns is reported before the model is loaded
-    read_table(tables[0], CAPTION_COLUMNS)
+    read_table(tables[0], CAPTIONS_TABLE_COLUMNS)
 
 
 def _origin(captions: AnyPath | None) -> str:

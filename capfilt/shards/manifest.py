@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from blipcore.device import Backend
 from blipcore.io.config_diff import diff_configs
 from blipcore.io.storage import AnyPath, existing, list_names, resolve_reference
 from blipcore.io.writing import remove_temporary_files, write_json
@@ -130,7 +131,7 @@ class Manifest:
             write_json(self.folder / MANIFEST, content)
 
 
-def recorded_backend(folder: AnyPath) -> str | None:
+def recorded_backend(folder: AnyPath) -> Backend | None:
     """Return the `backend` in the settings of a folder; None if it has no manifest."""
     manifest = read_manifest(folder)
     return None if manifest is None else manifest["config"].get("backend", "torch")

@@ -1,4 +1,4 @@
-"""Kill captioning and filtering with SIGKILL, full disks and lost folders, run them again: the same bytes."""
+"""Runs that end by SIGKILL, a full disk or a lost folder write the same bytes when they are run again."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ import pytest
 from folders import contents
 
 import capfilt
+from blipcore.io.lock import FolderLockedError
 from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
 from capfilt.config import resolve
+from capfilt.engine.worker import Worker
 from capfilt.errors import EngineError
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
-from capfilt.shards.lock import Occupied
 
 SHARDS = 4
 
-# Imports once and forks a child for every run, which saves seconds a kill. A child may be told to kill itself just
-# before its n-th rename: the file is then written and synced, but not there.
+# Imports once and forks a child per run, which saves seconds per kill. With `kill_at`, a child kills itself just before
+# that rename: the file is then written and synced, but not under its name.
 LAUNCHER = """
 import json, os, signal, sys
-from capfilt.caption import CaptionConfig, caption_shards
+from capfilt.caption.stage import CaptionConfig, caption_shards
+from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_filter
 from capfilt.config import resolve
-from capfilt.filter import FilterConfig, filter_shards
-from capfilt.one_pass import CaptionFilterConfig, caption_and_filter
+from capfilt.filter.config import FilterConfig
+from capfilt.filter.stage import filter_shards
 
 COMMANDS = {
     "caption": (CaptionConfig, caption_shards),
@@ -44,10 +46,10 @@ COMMANDS = {
 
 def launch(command, options, kill_at, environment):
     os.environ.update(environment)
-    replace, left = os.replace, [kill_at]
+    replace, remaining = os.replace, [kill_at]
     def replace_or_die(*paths):
-        left[0] -= 1
-        if left[0] == 0:
+        remaining[0] -= 1
+        if remaining[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*paths)
     os.replace = replace_or_die
@@ -55,11 +57,11 @@ def launch(command, options, kill_at, environment):
     function(resolve(config, overrides=options), progress=False)
 
 if __name__ == "__main__":
-    before = None
+    previous = None
     for line in sys.stdin:
-        if before:
-            os.waitpid(before, 0)
-        before = child = os.fork()
+        if previous:
+            os.waitpid(previous, 0)
+        previous = child = os.fork()
         if child == 0:
             try:
                 launch(*json.loads(line))
@@ -68,21 +70,21 @@ if __name__ == "__main__":
                 os._exit(1)
             os._exit(0)
         print("process", child, flush=True)
-        # Reaped when the next one begins: until then its number is nobody else's, and to kill it does no harm.
+        # It is reaped when the next child starts. Until then its number is not reused, and killing it is harmless.
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         print("exit", ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status, flush=True)
 """
 
 
 class Launcher:
-    """Runs `caption` and `filter` in processes that may be killed."""
+    """Runs commands in processes that may be killed."""
 
     def __init__(self, folder: Path):
         script = folder / "launcher.py"
         script.write_text(LAUNCHER)
         root = str(Path(capfilt.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-        self.environment: dict[str, str] = {}  # of the runs to come, beside that
+        self.environment: dict[str, str] = {}  # additional variables of later runs
         self.process = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -90,14 +92,14 @@ class Launcher:
     def start(self, command: str, options: dict, kill_at: int = 0) -> int:
         message = [command, {"device": "cpu", **options}, kill_at, self.environment]
         print(json.dumps(message), file=self.process.stdin, flush=True)
-        return self._hear("process")
+        return self._receive("process")
 
     def end(self) -> int:
-        return self._hear("exit")
+        return self._receive("exit")
 
-    def _hear(self, kind: str) -> int:
-        heard, number = self.process.stdout.readline().split()
-        assert heard == kind, "a test before this one has not heard the end of its run"
+    def _receive(self, kind: str) -> int:
+        received, number = self.process.stdout.readline().split()
+        assert received == kind, "an earlier test has not waited for the end of its run"
         return int(number)
 
     def run(self, command: str, options: dict, kill_at: int = 0) -> int:
@@ -115,7 +117,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.fixture(scope="module")
 def undisturbed(write_shards, tiny_blip: Path, launcher: Launcher, tmp_path_factory) -> dict[str, bytes]:
-    """The files of both commands when nothing happens to them."""
+    """Return the files of both commands without any kill."""
     data = write_shards(tmp_path_factory.mktemp("undisturbed") / "data", SHARDS, 24)
     for command in ("caption", "filter"):
         assert launcher.run(command, settings(data, tiny_blip)) == 0
@@ -124,7 +126,7 @@ def undisturbed(write_shards, tiny_blip: Path, launcher: Launcher, tmp_path_fact
 
 @pytest.fixture
 def disturbed(shards) -> Path:
-    """The same shard set, for a test to work on."""
+    """Write the same shard set for one test."""
     return shards(SHARDS, 24)
 
 
@@ -142,7 +144,7 @@ def tables(folder: Path) -> int:
 
 def test_caption_killed_between_writing_and_renaming(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
     options = settings(disturbed, tiny_blip)
-    # renames of a whole run: manifest, four tables, manifest with counts
+    # renames of a complete run: manifest, four tables, manifest with counts
     for kill_at, tables_then in ((1, 0), (3, 1), (2, 2), (3, 4)):
         assert launcher.run("caption", options, kill_at) == -signal.SIGKILL
         assert tables(disturbed) == tables_then
@@ -154,7 +156,7 @@ def test_caption_killed_between_writing_and_renaming(disturbed, tiny_blip, undis
 def test_filter_killed_between_writing_and_renaming(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
     options = settings(disturbed, tiny_blip)
     assert launcher.run("caption", options) == 0
-    # renames of a whole run: manifest, four score tables, manifest with counts, and the same again for the verdicts
+    # renames of a complete run: manifest, four score tables, manifest with counts, then the same for the verdicts
     for kill_at, tables_then in ((3, 1), (4, 4), (1, 4), (4, 5), (4, 8)):
         assert launcher.run("filter", options, kill_at) == -signal.SIGKILL
         assert tables(disturbed) - SHARDS == tables_then
@@ -164,8 +166,8 @@ def test_filter_killed_between_writing_and_renaming(disturbed, tiny_blip, undist
 
 def test_one_pass_killed_between_writing_and_renaming(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
     options = settings(disturbed, tiny_blip, captioner={"model": str(tiny_blip), "name": "b"})
-    # renames of a whole run: two manifests, captions and scores of each shard in turn, manifest of the scores with
-    # counts, those of the verdicts as above, manifest of the captions with counts
+    # renames of a complete run: two manifests, captions and scores of each shard, manifest of the scores with counts,
+    # those of the verdicts as above, manifest of the captions with counts
     for kill_at, tables_then in ((1, 0), (4, 1), (2, 2), (3, 4), (8, 9)):
         assert launcher.run("both", options, kill_at) == -signal.SIGKILL
         assert tables(disturbed) == tables_then
@@ -185,14 +187,14 @@ def test_killed_from_outside_with_two_workers(
     while tables(disturbed) == before:
         assert time.monotonic() < deadline, "no table in a minute"
         time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)  # the parent alone; its workers must notice by themselves
+    os.kill(child, signal.SIGKILL)  # the parent alone; its workers must notice
     assert launcher.end() == -signal.SIGKILL
     assert launcher.run(command, settings(disturbed, tiny_blip)) == 0
     assert contents(disturbed) == (only(undisturbed, "captions") if command == "caption" else undisturbed)
 
 
 def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, kills: int, seed: int, **more) -> None:
-    """Run both commands in turn, kill each at random moments, and start over when they have ended all the same."""
+    """Run both commands, killed at random moments, until `kills` is reached; compare the bytes whenever both are done."""
     rng, killed, longest = random.Random(seed), 0, 3.0
     while killed < kills:
         for folder in ("captions", "scores", "filtered"):
@@ -203,7 +205,7 @@ def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, k
                 child, start = launcher.start(command, settings(data, model, **more)), time.monotonic()
                 if killed < kills:
                     time.sleep(rng.uniform(0, longest))
-                    os.kill(child, signal.SIGKILL)  # one that has ended waits to be reaped
+                    os.kill(child, signal.SIGKILL)  # an ended child is not reaped yet
                 code = launcher.end()
                 assert code in (0, -signal.SIGKILL)
                 killed += code != 0
@@ -240,9 +242,6 @@ def test_killed_at_a_hundred_moments_on_ray(
         launcher.environment.clear()
 
 
-# ---------------------------------------------------------------------------------------------------- other ends
-
-
 def run_here(command: str, data: Path, model: Path, **more) -> dict:
     config, function = {"caption": (CaptionConfig, caption_shards), "filter": (FilterConfig, filter_shards)}[command]
     return function(resolve(config, overrides={"device": "cpu", **settings(data, model, **more)}), progress=False)
@@ -258,7 +257,7 @@ def test_ranks_write_the_same_bytes(disturbed, tiny_blip, undisturbed) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES])
-def test_a_disk_that_is_full_or_closed_ends_the_run_and_leaves_no_half(
+def test_a_full_or_read_only_disk_ends_the_run_without_a_partial_file(
     disturbed, tiny_blip, undisturbed, monkeypatch, error: int
 ) -> None:
     replace, calls = os.replace, []
@@ -282,10 +281,10 @@ def test_a_disk_that_is_full_or_closed_ends_the_run_and_leaves_no_half(
 def test_a_folder_that_is_removed_under_a_run_ends_it(disturbed, tiny_blip, undisturbed, monkeypatch) -> None:
     run_shard = CaptionStage.run
 
-    def run_and_remove(stage: CaptionStage, shard: str) -> dict[str, int]:
+    def run_and_remove(stage: CaptionStage, shard: str, worker: Worker) -> dict[str, int]:
         if shard == "00002":
             shutil.rmtree(disturbed / "captions")
-        return run_shard(stage, shard)
+        return run_shard(stage, shard, worker)
 
     monkeypatch.setattr(CaptionStage, "run", run_and_remove)
     with pytest.raises(EngineError, match="captions/b was removed while caption was writing it; run the command again"):
@@ -296,10 +295,10 @@ def test_a_folder_that_is_removed_under_a_run_ends_it(disturbed, tiny_blip, undi
     assert contents(disturbed) == only(undisturbed, "captions")
 
 
-def test_one_unreadable_shard_is_no_end_of_the_run(disturbed, tiny_blip) -> None:
+def test_one_unreadable_shard_does_not_end_the_run(disturbed, tiny_blip) -> None:
     tar = disturbed / "00001.tar"
     tar.rename(disturbed / "away")
-    tar.mkdir()  # whoever runs the tests, this cannot be read
+    tar.mkdir()  # unreadable for root too
     summary = run_here("caption", disturbed, tiny_blip)
     assert summary["shards"]["done"] == SHARDS - 1 and "Is a directory" in summary["shards"]["failed"]["00001"]
     manifest = json.loads((disturbed / "captions/b/manifest.json").read_text())
@@ -310,13 +309,13 @@ def test_one_unreadable_shard_is_no_end_of_the_run(disturbed, tiny_blip) -> None
     assert "failed" not in json.loads((disturbed / "captions/b/manifest.json").read_text())
 
 
-def test_a_second_run_leaves_the_first_alone(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
+def test_a_second_run_on_the_same_folder_exits(disturbed, tiny_blip, undisturbed, launcher: Launcher) -> None:
     launcher.start("caption", settings(disturbed, tiny_blip))
     deadline = time.monotonic() + 60
     while not tables(disturbed):
         assert time.monotonic() < deadline, "no table in a minute"
         time.sleep(0.001)
-    with pytest.raises(Occupied, match="captions/b is being written by process"):
+    with pytest.raises(FolderLockedError, match="captions/b is being written by process"):
         run_here("caption", disturbed, tiny_blip)
     assert launcher.end() == 0
     assert contents(disturbed) == only(undisturbed, "captions")

@@ -1,4 +1,4 @@
-"""`capfilt filter`: every text is a row with a verdict, and deciding anew looks at no picture."""
+"""`capfilt filter`: every text is a row with a verdict, and a new threshold reads no picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from blipcore.device import resolve_dtype
 from blipcore.generate.config import GenerateConfig
-from blipcore.io.samples import Picture
+from blipcore.io.samples import TarSample
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
@@ -42,30 +42,27 @@ def scores(summary: dict) -> list[dict]:
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """From here on nothing may look at a picture."""
+    """Return a function after which reading a picture fails the test."""
 
     def forbid() -> None:
-        monkeypatch.setattr(ReadAhead, "__iter__", lambda self: pytest.fail("a picture was looked at"))
+        monkeypatch.setattr(ReadAhead, "__iter__", lambda self: pytest.fail("a picture was read"))
 
     return forbid
 
 
-# ---------------------------------------------------------------------------------------------------- the whole
-
-
 @pytest.fixture
 def messy(tmp_path: Path, drawn) -> Path:
-    """Two shards: a text of every kind, a picture of every kind, a table beside the first of them."""
+    """Two shards with every kind of text and picture; the first one has a table beside it."""
     good = drawn(0).image
     write_shard(
         tmp_path / "data" / "00000.tar",
         [
-            Picture("fine", good, "A red dog, on the left!"),
-            Picture("empty", drawn(1).image, ""),
-            Picture("null", drawn(2).image, None),
-            Picture("half", good[: len(good) // 2], "a text of half a picture"),
-            Picture("junk", b"<html>404", "a text of no picture"),
-            Picture("emoji", drawn(3).image, "🙂 " * 40),
+            TarSample("fine", good, "A red dog, on the left!"),
+            TarSample("empty", drawn(1).image, ""),
+            TarSample("null", drawn(2).image, None),
+            TarSample("half", good[: len(good) // 2], "a text of half a picture"),
+            TarSample("junk", b"<html>404", "a text of no picture"),
+            TarSample("emoji", drawn(3).image, "🙂 " * 40),
         ],
     )
     table = {
@@ -89,7 +86,7 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
     assert len({(row["key"], row["source"], row["index"]) for row in out}) == len(out) == 44
     assert {row["source"] for row in out} == {"web", "c"}
     web = {row["key"]: row for row in out if row["source"] == "web"}
-    assert web["fine"]["text"] == "A red dog, on the left!"  # as it was, not as the model read it
+    assert web["fine"]["text"] == "A red dog, on the left!"  # as it was, not as it is cleaned for the model
     assert (web["fine"]["url"], web["fine"]["sha256"]) == ("http://a/fine", "f" * 64)
     assert web["null"]["text"] == "from the table"
     assert web["000010"]["url"] is None
@@ -102,10 +99,10 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
             assert row["keep"] == (row["itm"] >= 0.5) and -1 <= row["itc"] <= 1
     # the summary and the manifest say the same
     assert summary["texts"] == 44 == summary["kept"] + sum(summary["dropped"].values())
-    for source, told in summary["by_source"].items():
-        of_source = [row["reason"] for row in out if row["source"] == source]
-        assert Counter({"kept": told["kept"], **told["dropped"]}) == Counter(of_source)
-        assert told["texts"] == len(of_source)
+    for source, totals in summary["by_source"].items():
+        reasons = [row["reason"] for row in out if row["source"] == source]
+        assert Counter({"kept": totals["kept"], **totals["dropped"]}) == Counter(reasons)
+        assert totals["texts"] == len(reasons)
     assert summary["keep_share"] == round(summary["kept"] / 44, 4)
     rejected = summary["dropped"]["itm<0.5"]
     assert summary["noise_ratio"] == round(rejected / (rejected + summary["kept"]), 4)
@@ -115,7 +112,7 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
     assert manifest["parents"][1:] == ["../../captions/c"]
 
 
-def test_scores_of_another_backend_are_used_again_unless_one_is_named(
+def test_scores_of_another_backend_are_reused_unless_one_is_named(
     shards, tiny_blip: Path, no_pictures, monkeypatch
 ) -> None:
     data = shards(1, 4)
@@ -131,18 +128,18 @@ def test_scores_of_another_backend_are_used_again_unless_one_is_named(
 def test_scores_depend_neither_on_batches_nor_on_workers(shards, tiny_blip: Path) -> None:
     data = shards(2, 12)
     caption(data, tiny_blip)
-    told = [
+    tables = [
         scores(run(data, tiny_blip, name=name, scores=name, batch_size=batch_size, workers=workers))
         for name, batch_size, workers in (("a", 3, 1), ("b", 32, 1), ("c", 5, 2))
     ]
-    assert len({row["itm"] for row in told[0]}) > 20
-    for other in told[1:]:
-        for one, two in zip(told[0], other, strict=True):
-            assert all(one[name] == two[name] for name in ("key", "source", "index", "text"))
-            assert (one["itm"], one["itc"]) == pytest.approx((two["itm"], two["itc"]), abs=1e-5)
+    assert len({row["itm"] for row in tables[0]}) > 20
+    for other in tables[1:]:
+        for row, other_row in zip(tables[0], other, strict=True):
+            assert all(row[name] == other_row[name] for name in ("key", "source", "index", "text"))
+            assert (row["itm"], row["itc"]) == pytest.approx((other_row["itm"], other_row["itc"]), abs=1e-5)
 
 
-def test_another_threshold_or_fewer_sources_look_at_no_picture(shards, tiny_blip, tiny_filter, no_pictures) -> None:
+def test_another_threshold_or_fewer_sources_read_no_picture(shards, tiny_blip, tiny_filter, no_pictures) -> None:
     data = shards(2, 8)
     caption(data, tiny_blip, name="c")
     half = run(data, tiny_filter, name="half")
@@ -155,30 +152,31 @@ def test_another_threshold_or_fewer_sources_look_at_no_picture(shards, tiny_blip
     assert web["by_source"]["web"] == half["by_source"]["web"]
     strict = run(data, tiny_filter, name="strict", threshold=0.9, itc_threshold=0.2)
     assert set(strict["dropped"]) <= {"itm<0.9", "itc<0.2", "duplicate"} and strict["kept"] < half["kept"]
-    # made by another machine in its own number format they do as well, unless one is asked for
+    # scores from a machine with another number format are reused too, unless --dtype names one
     elsewhere = "fp32" if resolve_dtype("cpu") == "bf16" else "bf16"
     manifest = Path(half["scores"]) / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"dtype": "fp32"', f'"dtype": "{elsewhere}"'))
     assert run(data, tiny_filter, name="anywhere", dtype="auto")["scores"] == half["scores"]
-    # neither is the model needed where the scores are named
+    # named scores need no model
     named = run(data, None, name="named", scores=Path(half["scores"]).name, threshold=0.5)
     assert [row["reason"] for row in rows(named)] == [row["reason"] for row in rows(half)]
 
 
-def test_deciding_anew_needs_no_torch(shards, tiny_filter: Path) -> None:
+def test_a_rerun_with_existing_scores_needs_no_torch(shards, tiny_filter: Path) -> None:
     data = shards(1, 4)
     first = run(data, tiny_filter)
     code = (
         "import sys\n"
         "from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_filter\n"
-        f"told = caption_and_filter(CaptionFilterConfig(data={str(data)!r}, model={str(tiny_filter)!r}, name='anew'))\n"
-        "print(told['scores'], 'torch' in sys.modules)"
+        f"config = CaptionFilterConfig(data={str(data)!r}, model={str(tiny_filter)!r}, name='again')\n"
+        "summary = caption_and_filter(config)\n"
+        "print(summary['scores'], 'torch' in sys.modules)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.split() == [first["scores"], "False"]
 
 
-def test_what_scores_depend_on_gets_scores_of_its_own(
+def test_another_model_or_setting_gets_its_own_scores(
     shards, tiny_blip, tiny_filter, save_tiny_model, tmp_path
 ) -> None:
     data = shards(1, 4)
@@ -209,11 +207,11 @@ def test_captions_that_changed_after_scoring_are_refused(shards, tiny_blip: Path
     caption(data, tiny_blip, name="c")
     run(data, tiny_filter)
     table = read_table(data / "captions/c/00000.parquet")
-    # made anew with other settings: refused before anything runs
+    # written again with other settings: refused before anything runs
     for path in (data / "captions/c").iterdir():
         path.unlink()
     caption(data, tiny_blip, name="c", generate=GenerateConfig(seed=7))
-    with pytest.raises(ValueError, match=r"captions 'c' have been made anew since .* --scores NAME"):
+    with pytest.raises(ValueError, match=r"settings of the captions 'c' have changed since .* --scores NAME"):
         run(data, tiny_filter, name="r2")
     assert run(data, tiny_filter, name="r2", scores="again")["texts"] == 8
     # edited by hand: the settings still agree, the texts do not
@@ -239,21 +237,23 @@ def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> No
     assert summary["by_source"]["hand"] == {"texts": 3, "kept": 2, "dropped": {"duplicate": 1}}
     assert [row["text"] for row in rows(summary) if row["source"] == "web"] == read_back
     alone = run(data, tiny_filter, name="alone", threshold=0, sources=["hand"])
-    assert alone["kept"] == 3  # without the web texts there is nothing that it repeats
+    assert alone["kept"] == 3  # there are no web texts to repeat
 
 
 def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:
     data = shards(1, 8)
-    with pytest.raises(ValueError, match="clip_threshold asks for 'clip', and the scores are itm, itc; add --clip"):
+    with pytest.raises(
+        ValueError, match="clip_threshold needs the score 'clip', but the scores are itm, itc; add --clip"
+    ):
         run(data, tiny_filter, clip_threshold=0.1)
-    assert not (data / "scores").exists()  # told before any picture is scored
+    assert not (data / "scores").exists()  # raised before any picture is scored
     plain = run(data, tiny_filter)
     assert "clip" not in rows(plain)[0]
     both = run(data, tiny_filter, name="both", clip=tiny_clip)
     assert {row["clip"] for row in rows(both)}.isdisjoint({None}) and len({row["clip"] for row in rows(both)}) == 8
     assert [row["itm"] for row in rows(both)] == pytest.approx([row["itm"] for row in rows(plain)], abs=1e-6)
     (Path(both["scores"]) / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match="is not finished; give the model, and the --clip it was begun with"):
+    with pytest.raises(ValueError, match="is not finished; to finish it, give the same --model and --clip"):
         run(data, tiny_filter, name="both", scores=Path(both["scores"]).name)
     assert rows(run(data, tiny_filter, name="both", clip=tiny_clip)) == rows(both)
     no_pictures()
@@ -272,7 +272,7 @@ def test_several_clips_are_columns_in_the_same_pass(shards, tiny_filter: Path, t
     assert run(data, tiny_filter, name="none")["scores"] == both["scores"]
 
 
-def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny_clip: str, no_pictures) -> None:
+def test_the_best_of_several_captions_by_any_score_stays(shards, tiny_blip, tiny_clip: str, no_pictures) -> None:
     data = shards(1, 6)
     caption(data, tiny_blip, name="c", generate=GenerateConfig(num_captions=4))
     every = run(data, tiny_blip, clip=tiny_clip, threshold=0)
@@ -282,19 +282,21 @@ def test_of_several_captions_the_best_by_any_score_stays(shards, tiny_blip, tiny
         best = run(data, tiny_blip, name=name, clip=tiny_clip, threshold=0, best_of="clip", **options)
         highest: dict[tuple, dict] = {}
         for row in scored:
-            of = tuple(row[group] for group in groups)
-            highest[of] = max(highest.get(of, row), row, key=lambda row: row["clip"])
+            group = tuple(row[name] for name in groups)
+            highest[group] = max(highest.get(group, row), row, key=lambda row: row["clip"])
         assert [row["text"] for row in rows(best) if row["keep"]] == [
             row["text"] for row in scored if row in highest.values()
         ]
         assert best["kept"] == len(highest) and best["dropped"]["not_best"] == len(scored) - len(highest)
-    with pytest.raises(ValueError, match=r"best_of asks for 'clip2', and the scores are itm, itc, clip; add --clip"):
+    with pytest.raises(
+        ValueError, match=r"best_of needs the score 'clip2', but the scores are itm, itc, clip; add --clip"
+    ):
         run(data, tiny_blip, name="second", clip=tiny_clip, best_of="clip2")
-    with pytest.raises(ValueError, match=r"best_of is a score: itm, itc, clip, .*, not 'nice'"):
+    with pytest.raises(ValueError, match=r"best_of must be itm, itc, clip, .*, not 'nice'"):
         run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
 
 
-def test_a_truncated_tar_costs_only_what_is_cut(shards, tiny_filter: Path) -> None:
+def test_a_truncated_tar_keeps_its_complete_pictures(shards, tiny_filter: Path) -> None:
     data = shards(2, 10)
     tar = data / "00001.tar"
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
@@ -303,51 +305,55 @@ def test_a_truncated_tar_costs_only_what_is_cut(shards, tiny_filter: Path) -> No
     assert 10 < summary["texts"] < 20 and summary["texts"] == summary["kept"] + sum(summary["dropped"].values())
 
 
-def test_mistakes_with_captions_are_sentences(shards, tiny_blip: Path, tiny_filter: Path) -> None:
+def test_wrong_captions_raise(shards, tiny_blip: Path, tiny_filter: Path) -> None:
     data = shards(2, 3)
     caption(data, tiny_blip, name="c")
-    with pytest.raises(FileNotFoundError, match=r"No captions named 'd' in .*; the sources there are web, c\."):
+    with pytest.raises(FileNotFoundError, match=r"No captions named 'd' in .*; the sources are web, c\."):
         run(data, tiny_filter, sources=["web", "d"])
     good = read_table(data / "captions/c/00001.parquet")
     (data / "captions/c/00001.parquet").unlink()
-    with pytest.raises(ValueError, match=r"lacks 1 of 2 shards \(00001 first\); run the same `capfilt caption` again"):
+    with pytest.raises(ValueError, match=r"lacks 1 of 2 shards, 00001 first; run the same `capfilt caption` again"):
         run(data, tiny_filter)
     write_table(data / "captions/c/00001.parquet", good.set_column(0, "key", pa.array([f"x{n}" for n in range(3)])))
     failed = run(data, tiny_filter)["shards"]["failed"]
-    assert list(failed) == ["00001"] and "3 pictures that are not in its tar (x0 first)" in failed["00001"]
+    assert list(failed) == ["00001"] and "have 3 keys that are not in its tar, x0 first" in failed["00001"]
     write_table(data / "captions/c/00000.parquet", good.drop_columns("text"))
-    with pytest.raises(ValueError, match=r"00000.parquet has no column 'text'; it has key, index, logprob, error\."):
+    with pytest.raises(
+        ValueError, match=r"00000.parquet has no column 'text'; its columns are key, index, logprob, error\."
+    ):
         run(data, tiny_filter, name="r2")
 
 
-def test_captions_that_failed_to_begin_are_no_source(shards, tiny_filter: Path) -> None:
+def test_captions_without_a_table_are_no_source(shards, tiny_filter: Path) -> None:
     data = shards(1, 3)
     with pytest.raises(ValueError, match="needs the text decoder"):
         caption(data, tiny_filter, name="c")
     assert set(run(data, tiny_filter)["by_source"]) == {"web"}
 
 
-def test_other_mistakes_are_sentences(shards, tiny_captioner: Path, tiny_filter: Path, tmp_path: Path) -> None:
+def test_wrong_models_and_settings_raise(shards, tiny_captioner: Path, tiny_filter: Path, tmp_path: Path) -> None:
     data = shards(1, 3)
     with pytest.raises(ValueError, match=r"is a captioner.*; filtering needs the ITM head: use a retrieval checkpoint"):
         run(data, tiny_captioner)
     with pytest.raises(ValueError, match="filtering needs the ITM head"):
         run(data, tiny_captioner, scores="s")
-    assert run(data, tiny_filter, name="after", scores="s")["texts"] == 3  # what never began has settled nothing
+    assert (
+        run(data, tiny_filter, name="after", scores="s")["texts"] == 3
+    )  # a run without a table leaves the folder free
     with pytest.raises(ValueError, match="is not a shard set"):
         run(tiny_filter, tiny_filter)
-    with pytest.raises(ValueError, match="has no scores of web; give a model"):
+    with pytest.raises(ValueError, match="has no scores of web; give a --model"):
         run(data, None, scores="nowhere")
     scores = run(data, tiny_filter)["scores"]
     (Path(scores) / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match="is not finished; give the model"):
+    with pytest.raises(ValueError, match="is not finished; to finish it, give"):
         run(data, None, name="r2", scores=Path(scores).name)
     with pytest.raises(ValueError, match="Give a model to score with"):
         FilterConfig(data="data")
-    with pytest.raises(ValueError, match="threshold is a probability"):
+    with pytest.raises(ValueError, match="threshold must be a probability"):
         FilterConfig(data="data", model="m", threshold=50)
     for option in ("name", "scores"):
-        with pytest.raises(ValueError, match=rf"{option} '\.\./x' must be"):
+        with pytest.raises(ValueError, match=rf"{option} must consist of letters, digits and .*, not '\.\./x'"):
             FilterConfig(data="data", model="m", **{option: "../x"})
 
 
