@@ -47,8 +47,8 @@ class RefusedError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Request:
-    """The limits of one request, and its end by `clock`."""
+class _RequestLimits:
+    """The limits of one request, with its deadline by `clock`."""
 
     limits: FetchLimits
     deadline: float
@@ -73,7 +73,7 @@ class _TimedRequest(urllib.request.Request):
 class _Response(http.client.HTTPResponse):
     """A response whose body is read as a whole, within the limits."""
 
-    def __init__(self, sock: socket.socket, *args: Any, request: _Request, **options: Any) -> None:
+    def __init__(self, sock: socket.socket, *args: Any, request: _RequestLimits, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.request = request
         with _OPEN_LOCK:
@@ -109,7 +109,7 @@ class _Response(http.client.HTTPResponse):
 
 
 def _connect(
-    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, request: _Request
+    address: tuple[str, int], timeout: float | None = None, source: Any = None, *, request: _RequestLimits
 ) -> socket.socket:
     """Connect like socket.create_connection, but resolve the host once and check each address before its use."""
     host, port = address
@@ -132,7 +132,7 @@ def _connect(
 
 
 # Open sockets, for the watchdog. The lock keeps threads from adding one while it iterates.
-_OPEN_SOCKETS: weakref.WeakKeyDictionary[socket.socket, _Request] = weakref.WeakKeyDictionary()
+_OPEN_SOCKETS: weakref.WeakKeyDictionary[socket.socket, _RequestLimits] = weakref.WeakKeyDictionary()
 _OPEN_LOCK = threading.Lock()
 
 
@@ -156,7 +156,7 @@ def close_late_sockets() -> None:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _connection_class(kind: type[http.client.HTTPConnection], request: _Request) -> Any:
+def _connection_class(kind: type[http.client.HTTPConnection], request: _RequestLimits) -> Any:
     """Return a factory of connections that keep the limits, which urllib takes for a connection class."""
 
     def make_connection(host: str, **options: Any) -> http.client.HTTPConnection:
@@ -220,7 +220,7 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
             if not limits.allow_private and is_private_host(host):
                 raise RefusedError(f"{PRIVATE}: {host}")
             limits = replace(limits, allow_private=True)
-        limited = _Request(limits, cast(_TimedRequest, request).deadline, self.clock)
+        limited = _RequestLimits(limits, cast(_TimedRequest, request).deadline, self.clock)
         self.pauses.wait(_host_of(request), limited.deadline)
         try:
             response: Any = self.do_open(_connection_class(kind, limited), request, **options)

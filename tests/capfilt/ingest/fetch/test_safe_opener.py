@@ -190,7 +190,7 @@ def test_sockets_past_their_deadline_are_shut_down() -> None:
     clock = ManualClock()
     late, other = socket.socketpair()
     with late, other:
-        safe_opener._OPEN_SOCKETS[late] = safe_opener._Request(FetchLimits(1, 1, True), 101.0, clock)
+        safe_opener._OPEN_SOCKETS[late] = safe_opener._RequestLimits(FetchLimits(1, 1, True), 101.0, clock)
         safe_opener.close_late_sockets()
         assert late.send(b"x") == 1
         clock.now = 102.0
