@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blipcore.data.annotations import read_captioned_images, split_captions
 from blipcore.data.dataset import DatasetEntry, stable_id
-from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_rows
+from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_list
 
 
 class AnnotationDataset:
@@ -45,7 +45,7 @@ class AnnotationDataset:
 class QuestionDataset(AnnotationDataset):
     """A VQA file: an entry is a question, and a picture with several questions counts several times."""
 
-    split = staticmethod(split_rows)
+    split = staticmethod(split_list)
 
     def load(self, shard: int) -> list[DatasetEntry]:
         """Return the questions of a part, with their answers and the weights of these."""
@@ -64,7 +64,7 @@ class QuestionDataset(AnnotationDataset):
 class PairDataset(AnnotationDataset):
     """An NLVR2 file: an entry is a pair of pictures, its text the sentence."""
 
-    split = staticmethod(split_rows)
+    split = staticmethod(split_list)
 
     def load(self, shard: int) -> list[DatasetEntry]:
         """Return the pairs of a part, each with its label."""

@@ -85,7 +85,7 @@ def read_answers(path: str | Path) -> list[str]:
     return answers
 
 
-def split_rows(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
+def split_list(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
     """Split a file into parts of `rows` rows, so that a long list is never held; reads it once."""
     parts: list[ListPart] = []
     first, stop = FIRST_ROW, 0

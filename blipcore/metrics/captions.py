@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Words = Literal["auto", "ptb", "plain"]
 TokenizedTexts = dict[int, list[str]]  # picture -> its tokenized texts
-Scorer = Callable[[TokenizedTexts, TokenizedTexts], float]  # (references, captions) -> score from 0 to 1
+ScoreFunction = Callable[[TokenizedTexts, TokenizedTexts], float]  # (references, captions) -> score from 0 to 1
 
 JAVA_SCORES = ("METEOR", "SPICE")
 SCORE_ORDER = ("BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -119,14 +119,14 @@ def _package_folder() -> Path:
     return Path(pycocoevalcap.bleu.bleu.__file__).parents[1]
 
 
-def _load_scorers(java: bool) -> tuple[dict[str, Scorer], dict[str, str]]:
+def _load_scorers(java: bool) -> tuple[dict[str, ScoreFunction], dict[str, str]]:
     """Return the available scorers by name, and the reasons why others are not available."""
     package = _package_folder()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    scorers: dict[str, Scorer] = {
+    scorers: dict[str, ScoreFunction] = {
         "BLEU-4": lambda truth, captions: Bleu(4).compute_score(truth, captions, verbose=0)[0][3],
         "ROUGE-L": lambda truth, captions: Rouge().compute_score(truth, captions)[0],
         "CIDEr": lambda truth, captions: Cider().compute_score(truth, captions)[0],
@@ -149,7 +149,7 @@ def _load_scorers(java: bool) -> tuple[dict[str, Scorer], dict[str, str]]:
 
 
 def _score(
-    scorers: dict[str, Scorer], left_out: dict[str, str], truth: TokenizedTexts, captions: TokenizedTexts
+    scorers: dict[str, ScoreFunction], left_out: dict[str, str], truth: TokenizedTexts, captions: TokenizedTexts
 ) -> dict[str, float]:
     """Return scores in percent. If a Java program fails, its score moves to `left_out`."""
     scores = {}

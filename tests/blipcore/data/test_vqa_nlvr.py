@@ -10,7 +10,7 @@ from PIL import Image
 from blipcore.data.annotation_datasets import PairDataset, QuestionDataset
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import eval_transform
-from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions, split_rows
+from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions, split_list
 
 VQA = {"question_id": 9, "question": "what?", "image": "a.png", "dataset": "vqa", "answer": ["red"] * 7 + ["blue"] * 3}
 VG = {"question_id": 10, "question": "where?", "image": "b.png", "dataset": "vg", "answer": "here"}
@@ -86,7 +86,7 @@ def test_missing_and_empty_files(write, tmp_path) -> None:
 
 def test_parts_hold_every_row_once(write) -> None:
     path = write(*(VQA | {"question_id": n} for n in range(7)))
-    parts = split_rows(path, rows=3)
+    parts = split_list(path, rows=3)
     assert [part.pictures for part in parts] == [3, 3, 1]
     assert [[q["question_id"] for q in read_questions(path, part=part)] for part in parts] == [
         [0, 1, 2],
