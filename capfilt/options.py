@@ -77,9 +77,10 @@ def option(
 
 
 def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str | None] | None = None) -> T:
-    """Build the config of a command from its options, `--set`, `--config` and its defaults; raise ValueError.
+    """Build the config of a command from its options, `--set`, `--config` and its defaults.
 
     `fields` maps an option to a field of another name, with dots for nested fields, or to None if it is no setting.
+    Raises ValueError for a wrong setting.
     """
     fields = fields or {}
     overrides = {}
@@ -98,7 +99,7 @@ Source = Annotated[str, argument("SOURCE", "Folder, annotation file, Parquet, da
 NewShards = Annotated[str, argument("DATA", "Folder or URL for the shards.")]
 Shards = Annotated[str, argument("DATA", "Shard set with the pictures.")]
 Datasets = Annotated[list[str], argument("DATASET...", "Filtered folder, shard set or JSON; =WEIGHT on all or none.")]
-FinetuneArgument = Annotated[FinetuneTask, argument(None, "caption trains a captioner, retrieval a filter; vqa, nlvr.")]
+FinetuneArgument = Annotated[FinetuneTask, argument(None, "caption: a captioner; retrieval: a filter; vqa; nlvr.")]
 TrainFiles = Annotated[list[str], argument("ANNOTATIONS...", "JSON of pictures with captions, questions or sentences.")]
 EvaluateArgument = Annotated[
     EvaluateTask, argument(None, "caption: CIDEr and others; retrieval: recall; vqa, nlvr, classify: accuracy.")
@@ -176,8 +177,8 @@ NumCaptions = Annotated[int | None, option(CAPTION, "Captions per picture.", def
 # --- How to decide --------------------------------------------------------------------------------------------------
 
 Threshold = Annotated[str | None, option(DECIDE, "Least ITM probability, or auto to reach --target.", default=0.5)]
-Labels = Annotated[str | None, option(DECIDE, "auto: table of key, source, index, match.")]
-Target = Annotated[str | None, option(DECIDE, "auto: precision=SHARE or recall=SHARE.", default="precision=0.9")]
+Labels = Annotated[str | None, option(DECIDE, "For auto: labelled texts (key, source, index, match).")]
+Target = Annotated[str | None, option(DECIDE, "For auto: precision=X or recall=X.", default="precision=0.9")]
 TopFraction = Annotated[float | None, option(DECIDE, "Keep this share of the texts, by highest ITM.")]
 BestOf = Annotated[str | None, option(DECIDE, "Keep the best text per picture and source, by itm, itc or clip.")]
 Explain = Annotated[bool, option(DECIDE, "Print what each threshold keeps; write no data set.", "--explain")]
@@ -212,7 +213,7 @@ IngestWorkers = Annotated[int | None, option(RUN, "Worker processes.", default="
 DecodeWorkers = Annotated[int | None, option(RUN, "Extra processes that decode pictures.", default=0)]
 Nproc = Annotated[int, option(RUN, "Training processes on this machine: one per GPU.")]
 Engine = Annotated[str | None, option(RUN, "local, or ray for a cluster.", default="local", values=("local", "ray"))]
-Rank = Annotated[int | None, option(RUN, "Number of this task, from 0, of --world-size.", default=0)]
+Rank = Annotated[int | None, option(RUN, "Index of this task, from 0 to --world-size - 1.", default=0)]
 WorldSize = Annotated[int | None, option(RUN, "Tasks that share the shards.", default=1)]
 
 # --- Output ---------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ PictureSize = Annotated[int | None, option(OUTPUT, "Longest side in pixels; 0 ke
 Duplicates = Annotated[
     str | None, option(OUTPUT, "Mark duplicates: exact or near.", default="off", values=("exact", "near"))
 ]
-MinSuccess = Annotated[float | None, option(OUTPUT, "Least share of ok rows for exit code 0.", default=0.2)]
+MinSuccess = Annotated[float | None, option(OUTPUT, "Exit with code 1 below this share of ok rows.", default=0.2)]
 Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip or MODEL")]
 FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered folder.", default="capfilt")]
 Out = Annotated[str | None, option(OUTPUT, "Other root folder or URL for the tables.", default="DATA")]
@@ -250,7 +251,7 @@ DryRun = Annotated[bool, option(SETTINGS, "Print the plan; run nothing.", "--dry
 Scale = Annotated[float | None, option(SETTINGS, "Size of the corpus and the training runs.", default=1.0)]
 Rows = Annotated[
     str | None,
-    option(SETTINGS, "main, or all: filter only and captioner only too.", default="main", values=("main", "all")),
+    option(SETTINGS, "Rows of the result table: main or all.", default="main", values=("main", "all")),
 ]
 Quick = Annotated[bool | None, option(SETTINGS, "Two-minute smoke run; its scores mean nothing.", "--quick")]
 Language = Annotated[
