@@ -1,7 +1,6 @@
-"""`capfilt doctor`: checks whether this machine can run capfilt, and prints a remedy for each problem.
+"""`capfilt doctor`: checks whether this machine can run capfilt, with a remedy for each problem.
 
-Each check is a function that returns a `Finding`. No check changes anything; the img2dataset check downloads one
-picture from a local server into a temporary folder.
+Each check returns a `Finding` and changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ NOTE: Final = "note"
 BAD: Final = "bad"
 MARKS = {GOOD: "✓", NOTE: "–", BAD: "✗"}
 # Extra of pyproject.toml -> (modules that it installs, purpose).
-EXTRAS = {
+EXTRA_MODULES = {
     "demo": (("resvg_py", "pycocoevalcap"), "capfilt demo"),
     "eval": (("pycocoevalcap",), "caption scores"),
     "datasets": (("datasets",), "packing of saved Hugging Face datasets"),
@@ -66,7 +65,7 @@ class Finding:
 
 
 def run_checks(folder: str = ".", hosts: Iterable[str] = HOSTS, *, download: bool = True) -> list[Finding]:
-    """Run all checks; `folder` is the future location of the data. A check that raises gives a bad finding."""
+    """Run all checks; `folder` is for the data. A check that raises gives a bad finding."""
     checks: dict[str, Callable[[], Finding]] = {
         "python": check_python,
         "torch": check_torch_build,
@@ -78,14 +77,14 @@ def run_checks(folder: str = ".", hosts: Iterable[str] = HOSTS, *, download: boo
         "dns": partial(check_dns, hosts),
         "img2dataset": partial(check_img2dataset, download),
         "java": check_java,
-        **{f"extra {name}": partial(check_extra, name) for name in EXTRAS},
+        **{f"extra {name}": partial(check_extra, name) for name in EXTRA_MODULES},
     }
     findings = []
     for name, check in checks.items():
         try:
             findings.append(check())
         except Exception as error:
-            # Any exception may come from the broken set-up that this command is run to find.
+            # Whatever is broken here is what this command is for.
             findings.append(Finding(name, BAD, f"{type(error).__name__}: {one_line(error)}"))
     return findings
 
@@ -168,7 +167,7 @@ def check_device() -> Finding:
 
 
 def check_torchvision() -> Finding:
-    """Check that torchvision can be imported; open_clip and some models of transformers need it."""
+    """Check that torchvision can be imported, for open_clip and some models of transformers."""
     if find_spec("torchvision") is None:
         advice = "needed for --clip and for some captioners of transformers: pip install torchvision"
         return Finding("torchvision", NOTE, "not installed", advice)
@@ -210,7 +209,7 @@ def check_disk(folder: str) -> Finding:
 
 
 def check_open_files() -> Finding:
-    """Check the limit on open files, which includes connections: img2dataset opens up to 64 per process."""
+    """Check the limit on open files: img2dataset opens up to 64 connections per process."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -236,7 +235,7 @@ def check_dns(hosts: Iterable[str], timeout: float = DNS_TIMEOUT) -> Finding:
     for thread in threads:
         thread.start()
     for thread in threads:
-        # getaddrinfo has no timeout of its own, so a thread may stay behind.
+        # getaddrinfo has no timeout: a thread may stay behind
         thread.join(max(0.0, deadline - time.monotonic()))
     answers = [value for value in seconds.values() if value is not None]
     if not answers:
@@ -315,7 +314,7 @@ def check_java() -> Finding:
 
 def check_extra(name: str) -> Finding:
     """Check that the modules of an extra are installed."""
-    modules, purpose = EXTRAS[name]
+    modules, purpose = EXTRA_MODULES[name]
     if all(find_spec(module) is not None for module in modules):
         return Finding(f"extra {name}", GOOD, purpose)
     return Finding(f"extra {name}", NOTE, f"{purpose}: not installed", f"pip install 'capfilt[{name}]'")

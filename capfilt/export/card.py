@@ -35,10 +35,7 @@ SIZE_CATEGORIES = (
 def dataset_card(
     data: FilteredSet, form: str, counts: dict[str, int], decontaminated: list[str], licence: str | None
 ) -> str:
-    """Return the card as Markdown with YAML front matter.
-
-    `counts` are those of the export, `decontaminated` the folders of evaluation pictures.
-    """
+    """Return the card as Markdown with YAML front matter; `counts` are those of the export."""
     limits = ", ".join(f"{name.upper()} >= {limit:g}" for name, limit in data.limits.items())
     lines = [
         f"# {data.folder.name}",
@@ -60,7 +57,7 @@ def dataset_card(
         "",
         "## How it was made",
         "",
-        *_steps(data, limits),
+        *_step_lines(data, limits),
     ]
     if decontaminated:
         folders = ", ".join(f"`{folder}`" for folder in decontaminated)
@@ -80,7 +77,6 @@ def dataset_card(
 
 
 def _source_rows(data: FilteredSet) -> list[str]:
-    """Return a table row per source with all texts and kept texts."""
     totals: dict[str, int] = {}
     kept: dict[str, int] = {}
     for name, number in data.manifest.get("counts", {}).items():
@@ -90,8 +86,7 @@ def _source_rows(data: FilteredSet) -> list[str]:
     return [f"| {source} | {totals[source]:,} | {kept[source]:,} |" for source in sorted(totals)]
 
 
-def _steps(data: FilteredSet, limits: str) -> list[str]:
-    """Return a line per step: captioning and scoring from the parent manifests, then the filter."""
+def _step_lines(data: FilteredSet, limits: str) -> list[str]:
     lines = []
     for parent in data.manifest.get("parents", []):
         manifest = read_manifest(resolve_reference(data.folder, parent)) or {}
@@ -117,8 +112,7 @@ def _front_matter(data: FilteredSet, form: str, pictures: int, licence: str | No
     if licence:
         front["license"] = licence
     if form == "parquet":
-        # `datasets` reuses its cache of a folder as long as the config name is the same, so another export into the
-        # same folder needs another name.
+        # `datasets` caches by folder and config name, so another export into the folder needs another name.
         name = f"{data.folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         front["configs"] = [{"config_name": name, "data_files": "*.parquet"}]
     return front

@@ -13,10 +13,10 @@ from capfilt.pictures.look_alikes import LookAlikes
 
 
 class EvaluationPictures:
-    """The pictures below some folders: `image in evaluation_pictures` is True for the bytes of a copy.
+    """The pictures below some folders: `image in pictures` is True for the bytes of a copy.
 
-    Exact copies are found by SHA-256, near copies by difference hash. Pictures of nearly one colour are compared by
-    SHA-256 only, because their difference hashes are all alike. Raises FileNotFoundError for a missing folder.
+    Exact copies are found by SHA-256, near copies by difference hash. Pictures of nearly one colour have similar
+    difference hashes and are compared by SHA-256 only.
     """
 
     def __init__(self, folders: Iterable[str]) -> None:
@@ -34,12 +34,12 @@ class EvaluationPictures:
         try:
             return difference_hash(image) in self.look_alikes
         except DecodeError:
-            # A picture with kept texts could be decoded when it was scored; one that cannot be now is no copy.
+            # It could be decoded when it was scored, so it has changed since and is no copy.
             return False
 
 
 def _hash_pictures(folder: Path) -> Iterator[tuple[bytes, str]]:
-    """Yield SHA-256 and difference hash of each picture below a folder; skips files that cannot be decoded."""
+    """Yield SHA-256 and difference hash of each picture that can be decoded."""
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder of pictures at {folder}.")
     for path in sorted(folder.rglob("*")):

@@ -4,9 +4,9 @@
     parquet      NNNNN.parquet with pictures and declared features, for `datasets.load_dataset` and the hub's viewer
     json         images/NNNNN/KEY.jpg and pairs.json, one row per text, as BLIP's annotation files
 
-Each picture with a kept text is exported once. `text` is its text with the highest ITM, `caption_<source>` the best of
-each source. With `decontaminate`, copies of evaluation pictures are left out. `.index/NNNNN.parquet` records the
-outcome of every picture, and README.md is a dataset card.
+Each picture with a kept text is exported once: `text` has the highest ITM, `caption_<source>` is the best of each
+source. With `decontaminate`, copies of evaluation pictures are left out. `.index/NNNNN.parquet` has the outcome of
+every picture, README.md is a dataset card.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EXPORTED, CONTAMINATED, MISSING = "exported", "contaminated", "missing"
 INDEX = pa.schema([("key", pa.string()), ("outcome", pa.string()), ("texts", pa.int32())])
 # A picture and its kept texts, best first.
 KeptPicture = tuple[TarSample, list[dict[str, Any]]]
-# Rows per Parquet row group. The hub's viewer reads whole row groups, pictures included.
+# Rows per Parquet row group; the hub's viewer reads whole groups, pictures included.
 ROW_GROUP_ROWS = 100
 
 
@@ -91,7 +91,7 @@ class ExportStage:
         return counts
 
     def _kept_pictures(self, shard: str, outcomes: dict[str, tuple[str, int]]) -> Iterator[KeptPicture]:
-        """Yield the pictures to export; adds (outcome, number of texts) of every picture to `outcomes`."""
+        """Yield the pictures to export; record outcome and number of texts of each picture in `outcomes`."""
         columns = ["key", "source", "index", "text", *self.scores, "keep", "url", "sha256"]
         table = read_table(self.filtered / f"{shard}.parquet", columns)
         kept: dict[str, list[dict[str, Any]]] = {}
@@ -175,10 +175,9 @@ class ExportStage:
 
 
 def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Export the kept pictures of a filtered set and return a summary, whose counts include earlier runs.
+    """Export the kept pictures of a filtered set; returns a summary with the counts of all runs.
 
-    Raises ValueError or FileNotFoundError if the set is not filtered, its pictures have moved, no evaluation picture
-    can be read, or `out` was made with other settings.
+    Raises ValueError or FileNotFoundError if the set or its pictures cannot be read, or `out` has other settings.
     """
     data, folder = FilteredSet.open(config.dataset), to_path(config.out)
     images = ShardSet.open(data.images)
@@ -230,17 +229,14 @@ def _finish(
 
 
 def _export_key(shard: str, picture: TarSample) -> str:
-    """Return a key that is unique in the export.
-
-    Dots of the shard's name become underscores, because a webdataset key ends at the first dot.
-    """
+    """Return a key that is unique in the export; it has no dots of the shard, because webdataset ends a key there."""
     return f"{shard.replace('.', '_')}_{picture.key}"
 
 
 def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
-    """Return a file name that is not in `names`, numbered if need be, and add it.
+    """Return a file name, numbered if need be, that is not in `names`, and add it.
 
-    Names are compared as file systems of macOS and Windows do: without case and in one Unicode form.
+    Names that differ in case or Unicode form only are one file on macOS.
     """
     name, number = f"{stem}{suffix}", 1
     while normalize("NFC", name.casefold()) in names:
@@ -251,7 +247,7 @@ def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
 
 
 def _join_lists(folder: AnyPath, shards: list[str]) -> None:
-    """Join the parts of all shards to one JSON list, pairs.json, with one part in memory at a time."""
+    """Join the shards' parts to pairs.json, a JSON list, with one part in memory."""
     with atomic_write(folder / "pairs.json") as file:
         separator = b"[\n"
         for shard in shards:

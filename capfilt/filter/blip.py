@@ -16,7 +16,7 @@ from blipcore.model.attention import ImageKV
 from blipcore.model.tokenizer import TEXT_TOKENS, clean_caption
 from capfilt.filter.scorer import BLIP_COLUMNS, PAIRS_PER_PASS, FirstToken, group_by_picture
 
-# On a CPU larger batches are no faster, and texts of a small batch differ less in length, which saves padding.
+# On a CPU larger batches are no faster, and smaller ones need less padding.
 CPU_PAIRS_PER_PASS = 16
 
 
@@ -68,7 +68,7 @@ class BlipScorer:
         image_embeds = self.model.encode_image(images)  # (B, N, W)
         image_feat = self.model.image_feat(image_embeds)  # (B, E)
         kv = self.model.text.image_kv(image_embeds, text_tokens=int(lengths.sum()) / len(inputs))
-        # Texts of similar length share a forward pass, which saves padding.
+        # Sorted by length, to save padding.
         for rows in lengths.argsort(stable=True).split(self.pairs_per_pass):
             images_of_rows = image_index[rows].to(self.device)
             row_ids, row_mask = (part[rows, : lengths[rows[-1]]].to(self.device) for part in (ids, mask))

@@ -26,17 +26,17 @@ class ScoreConfig(EngineConfig):
     out: str | None = None
     # "web" and names of captioners; empty means all
     sources: list[str] = field(default_factory=list)
-    # one or several open_clip:ARCH/TAG, scored as clip, clip2, ...
+    # open_clip:ARCH/TAG, one or several, scored as clip, clip2, ...
     clip: str | list[str] | None = None
-    # "cls" reproduces the scores of the official demo class and of Hugging Face
+    # "cls" reproduces the official demo class and Hugging Face
     first_token: FirstToken = "enc"
-    # folder under scores/; default: existing scores that cover this request, otherwise a new folder
+    # folder under scores/; default: existing scores that cover this, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
     tokenizer: str | None = None
     # pictures per forward pass; default: 32 on a CPU, adapted to the memory on a GPU
     batch_size: int | None = None
-    # auto: bf16 where the device supports it; fp32 is for parity with the official code
+    # auto: bf16 where the device supports it
     dtype: Dtype = "auto"
     # of the image encoder; auto: openvino on a CPU where it is installed, otherwise torch
     backend: Backend = "auto"
@@ -67,9 +67,9 @@ class FilterConfig(ScoreConfig):
 
     # folder under filtered/
     name: str = "capfilt"
-    # lowest ITM probability of a kept text, 0.5 in the paper; auto chooses one that reaches `target` on `labels`
+    # lowest ITM probability of a kept text, 0.5 in the paper; auto: reaches `target` on `labels`
     threshold: float | Literal["auto"] = 0.5
-    # CSV, JSON lines or Parquet with key, source, index and match, see labels.py
+    # file of labels, see labels.py
     labels: str | None = None
     # of threshold auto: precision=SHARE or recall=SHARE
     target: str = "precision=0.9"
@@ -81,9 +81,9 @@ class FilterConfig(ScoreConfig):
     clip_threshold: float | None = None
     # most texts to keep per picture and source; 0 means all
     best: int = 0
-    # score that ranks texts for `best`; default: itm. Given without `best`, one text is kept
+    # score that ranks texts for `best`, default itm; without `best`, one text is kept
     best_of: str | None = None
-    # rank the texts of all sources together: `best` then limits the texts per picture
+    # rank the texts of all sources together
     best_across: bool = False
 
     def __post_init__(self) -> None:
@@ -111,12 +111,12 @@ class FilterConfig(ScoreConfig):
         return BestTexts(self.best or 1, self.best_of or "itm", self.best_across)
 
     def limits(self, threshold: float) -> dict[str, float]:
-        """Return the lowest value that keeps a text per score column, given the ITM threshold."""
+        """Return the lowest value of a kept text per score column."""
         limits = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
         return {column: limit for column, limit in limits.items() if limit is not None}
 
     def required_columns(self) -> dict[str, str]:
-        """Return the setting that needs a score column, per column that is not always there."""
+        """Return the setting that needs each score column."""
         required = {}
         if self.best_texts().number:
             required[self.best_texts().score] = "best_of"

@@ -1,9 +1,4 @@
-"""Decides which texts to keep: a table of scores and limits in, a reason per row out.
-
-`decide` is the middle step of `capfilt filter`. It reads tables only, about a million rows per second.
-`decided_by_itm` finds the rows whose verdict depends on the ITM threshold alone, so that a report or a search for a
-threshold can count kept texts without calling `decide` again.
-"""
+"""Decides which texts to keep: a table of scores and limits in, a reason per row out, a million rows per second."""
 
 from __future__ import annotations
 
@@ -38,11 +33,10 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
     - `undecodable: <error>`: the picture cannot be decoded.
     - `no_text`: the text is missing, or empty after BLIP's cleaning.
     - `duplicate`: an earlier text of the picture is the same after cleaning.
-    - `itm<0.5`: the score is below its limit; the first such score in the order of `limits`.
+    - `itm<0.5`: the score is below its limit; the first such score of `limits`.
     - `not_best`: the picture has `best.number` better texts.
 
-    Texts are ranked for `not_best` after all limits except that of ITM. If the best text then fails the ITM limit, no
-    other text replaces it.
+    The limit of ITM applies after the ranking: if the best text fails it, no other text replaces it.
     """
     scores = scores.combine_chunks()
     cleaned, error = clean_texts(scores["text"]), scores["error"].cast(pa.string())
@@ -53,7 +47,7 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
         (empty, pa.scalar(NO_TEXT)),
         (pa.array(_find_duplicates(scores["key"], cleaned, usable)), pa.scalar(DUPLICATE)),
     ]
-    # A NaN score passes no comparison, so it counts as below the limit.
+    # NaN passes no comparison, so it is below every limit.
     passes = {name: _to_floats(scores[name]) >= limit for name, limit in limits.items()}
     for name, limit in limits.items():
         cases.append((pa.array(~passes[name]), pa.scalar(f"{name}<{format_threshold(limit)}")))
@@ -61,7 +55,7 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
     reasons = as_one_array(pc.case_when(pc.make_struct(*masks), *reasons_by_case, pa.scalar(KEPT)))
     if best.number:
         candidates = _to_mask(pc.or_(pc.equal(reasons, KEPT), pc.starts_with(reasons, ITM_BELOW)))
-        # The reason names the first limit only: a row below the ITM limit may fail another one too.
+        # A row with the reason itm<... may fail another limit too.
         for name in limits:
             if name != "itm":
                 candidates &= passes[name]
@@ -71,10 +65,7 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
 
 
 def format_threshold(threshold: float) -> str:
-    """Format a threshold with as many digits as it takes to read the same number back.
-
-    ITM scores crowd at 1, where `0.999999:g` would become 1.
-    """
+    """Format a threshold with all its digits: ITM scores crowd at 1, and `:g` rounds 0.9999999 to 1."""
     short = f"{threshold:g}"
     return short if float(short) == threshold else repr(float(threshold))
 
@@ -96,7 +87,7 @@ def select_best(scores: pa.Table, candidates: np.ndarray, best: BestTexts) -> np
 def decided_by_itm(filtered: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEXTS) -> np.ndarray:
     """Return a mask of the rows of a filtered table that are kept if and only if ITM reaches the threshold.
 
-    The mask is the same for every ITM threshold.
+    It is the same for every threshold, so kept texts can be counted without calling `decide` again.
     """
     reason = filtered["reason"]
     excluded = pc.or_(pc.is_in(reason, pa.array([NO_TEXT, DUPLICATE])), pc.starts_with(reason, UNDECODABLE))
@@ -109,7 +100,7 @@ def decided_by_itm(filtered: pa.Table, limits: dict[str, float], best: BestTexts
 
 
 def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.ndarray) -> np.ndarray:
-    """Return a mask of those `rows` (a mask) whose picture has the same cleaned text in an earlier one of them."""
+    """Return a mask of the `rows` (a mask) that repeat an earlier text of their picture."""
     positions = np.flatnonzero(rows)
     text = _to_codes(cleaned)[positions]
     _, first = np.unique(_to_codes(key)[positions] * (text.max(initial=0) + 1) + text, return_index=True)

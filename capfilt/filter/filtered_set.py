@@ -1,4 +1,4 @@
-"""Filtered sets: opens an output folder of `capfilt filter` and reads its tables, for reports and exports."""
+"""Filtered sets: the output folders of `capfilt filter`, read by reports and exports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from capfilt.shards.tables import read_table
 
 @dataclass(frozen=True)
 class FilteredShard:
-    """The rows of one shard of a filtered set, as a table and as arrays with one entry per row."""
+    """The rows of one shard, as a table and as arrays."""
 
     shard: str
     table: pa.Table
@@ -31,7 +31,7 @@ class FilteredShard:
     kept: np.ndarray
     # score column -> float64, NaN where there is no score
     values: dict[str, np.ndarray]
-    # bool: kept if and only if ITM reaches the threshold, see `decide.decided_by_itm`
+    # bool, see `decide.decided_by_itm`
     decided_by_itm: np.ndarray
 
 
@@ -51,11 +51,7 @@ class FilteredSet:
 
     @staticmethod
     def open(path: str | AnyPath) -> FilteredSet:
-        """Open `filtered/<name>`, or a shard set that was filtered once.
-
-        Raises FileNotFoundError if there is no such folder. Raises ValueError if it is no filtered set, holds several,
-        or has no table yet.
-        """
+        """Open `filtered/<name>`, or a shard set that was filtered once; raises FileNotFoundError or ValueError."""
         folder = _find_filtered_folder(to_path(path))
         manifest = read_manifest(folder) or {}
         tables = _list_tables(folder)
@@ -69,7 +65,7 @@ class FilteredSet:
 
     @property
     def images(self) -> AnyPath:
-        """The shard set with the pictures; it may no longer exist there."""
+        """The shard set with the pictures, which may have been moved."""
         return image_folder(self.folder)
 
     @property
@@ -111,13 +107,13 @@ def _find_filtered_folder(folder: AnyPath) -> AnyPath:
 
 
 def count_downloads(images: AnyPath) -> dict[str, int]:
-    """Count the rows of a shard set's own tables by status, most frequent first; empty without tables."""
+    """Count the rows of a shard set's own tables by status, most frequent first."""
     counts: Counter[str] = Counter()
     for path in _list_tables(images):
         try:
             table = read_table(path, [], optional=("status",))
         except ValueError:
-            # Another tool may have left a truncated table; the pictures are complete all the same.
+            # A truncated table of another tool says nothing about the pictures.
             continue
         if table.column_names:
             for row in pc.value_counts(table["status"]).to_pylist():

@@ -1,8 +1,7 @@
-"""Labels written by hand: reads the file, splits it in two halves, parses the target that a threshold must reach.
+"""Labels written by hand, and the target that a threshold must reach on them.
 
-A labels file is CSV, TSV, JSON lines or Parquet with the columns `key` and `match` (1 or 0, true or false, yes or
-no), and optionally `source` (default: web) and `index` (default: 0), as in the score tables. Labelled texts should be
-drawn at random.
+A labels file is CSV, TSV, JSON lines or Parquet with `key` and `match` (1 or 0, true or false, yes or no), and
+optionally `source` (default: web) and `index` (default: 0), for texts drawn at random.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _TEXT_COLUMNS = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), 
 
 
 def held_out_mask(keys: pa.ChunkedArray) -> np.ndarray:
-    """Return a mask of the rows of half of the pictures, drawn by a hash of the key: the same in every run."""
+    """Return a mask of the rows of half of the pictures, drawn by a hash of their keys."""
     key_list = keys.to_pylist()
     order = sorted(set(key_list), key=lambda key: hashlib.blake2b(key.encode()).digest())
     held_out = set(order[1::2])
@@ -38,7 +37,7 @@ def held_out_mask(keys: pa.ChunkedArray) -> np.ndarray:
 def read_labels(path: AnyPath) -> pa.Table:
     """Read a labels file as a table of key, source, index and match (0 or 1), one row per text.
 
-    Raises ValueError for an unknown format, a missing column, a value that is no label, or a text labelled both ways.
+    Raises ValueError or FileNotFoundError.
     """
     table = _read_file(path)
     for name in ("key", "match"):

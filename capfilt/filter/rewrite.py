@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from blipcore.io.storage import AnyPath
 from capfilt.engine.worker import Worker
 from capfilt.filter.decide import KEPT, BestTexts, decide
-from capfilt.filter.find_scores import CAPTION_COLUMNS, rescore_advice
+from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
 from capfilt.shards.format import filtered_schema
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
@@ -18,10 +18,7 @@ from capfilt.shards.tables import read_table, write_table
 
 @dataclass
 class RewriteStage:
-    """Writes the filtered table of a shard: scores, verdict, and the url and sha256 of the picture.
-
-    Reads tables only, no pictures.
-    """
+    """Writes the filtered table of a shard: scores, verdict, url and sha256 of the picture. Reads tables only."""
 
     images: ShardSet
     scores: AnyPath
@@ -56,7 +53,7 @@ class RewriteStage:
         return {"texts": rewritten.num_rows}
 
     def _picture_columns(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """Return url and sha256 of the picture of each key, null where the shard's own table has none."""
+        """Return url and sha256 of each key's picture, null if unknown."""
         nulls = pa.nulls(len(keys), pa.string())
         table = self.images.read_own_table(shard, ("url", "sha256"))
         if not table.column_names:
@@ -65,15 +62,14 @@ class RewriteStage:
         return {name: table[name].take(row) if name in table.column_names else nulls for name in ("url", "sha256")}
 
     def _check_unchanged(self, table: pa.Table, source: str, path: AnyPath) -> None:
-        """Check that the captions at `path` are those that were scored; the order of rows may differ."""
-        scored = table.filter(pc.equal(table["source"], source)).select(CAPTION_COLUMNS)
-        current = read_table(path, CAPTION_COLUMNS).cast(scored.schema)
+        """Check that the captions at `path` are those that were scored, in any order."""
+        scored = table.filter(pc.equal(table["source"], source)).select(CAPTIONS_TABLE_COLUMNS)
+        current = read_table(path, CAPTIONS_TABLE_COLUMNS).cast(scored.schema)
         order = [("key", "ascending"), ("index", "ascending")]
         if not (scored.equals(current) or scored.sort_by(order).equals(current.sort_by(order))):
             raise ValueError(f"{path} has changed since it was scored; {rescore_advice(self.scores)}.")
 
     @staticmethod
     def _count_reasons(table: pa.Table) -> dict[str, int]:
-        """Count the rows per "source/reason"."""
         groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
         return {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}

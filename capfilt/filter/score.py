@@ -22,13 +22,13 @@ from blipcore.io.storage import AnyPath
 from capfilt.engine.run import RunSummary, run_shards
 from capfilt.engine.worker import Stage, Worker
 from capfilt.filter.config import ScoreConfig
-from capfilt.filter.find_scores import CAPTION_COLUMNS, ScoreFolder
+from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder
 from capfilt.filter.scorer import Scorer, clip_columns
 from capfilt.filter.texts import clean_texts
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
-from capfilt.shards.format import WEB, read_manifest, scores_schema
-from capfilt.shards.manifest import Manifest
+from capfilt.shards.format import WEB, scores_schema
+from capfilt.shards.manifest import Manifest, read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
 
@@ -146,7 +146,7 @@ class ScoreStage:
                 captions[source] = _read_caption_texts(folder / f"{shard}.parquet")
         if WEB not in self.captions:
             return ScoreTable(None, captions)
-        own_table = self.images.about(shard, ("caption",))
+        own_table = self.images.read_own_table(shard, ("caption",))
         is_unreadable = not own_table.column_names and self.images.table(shard).exists()
         return ScoreTable(_texts_of_table(own_table), captions, is_unreadable)
 
@@ -172,9 +172,9 @@ class ScoreStage:
 
 
 def _read_caption_texts(path: AnyPath) -> TextsByKey:
-    table = read_table(path, CAPTION_COLUMNS)
+    table = read_table(path, CAPTIONS_TABLE_COLUMNS)
     texts: TextsByKey = defaultdict(list)
-    for key, index, text in zip(*(table[name].to_pylist() for name in CAPTION_COLUMNS), strict=True):
+    for key, index, text in zip(*(table[name].to_pylist() for name in CAPTIONS_TABLE_COLUMNS), strict=True):
         texts[key].append((index, text))
     return dict(texts)
 
@@ -243,5 +243,5 @@ def score_shards(
             engine=config.engine,
             progress=progress,
         )
-        counts = manifest.settle(tables, shards, run.failed, changed=run.done > 0)
+        counts = manifest.record_run(tables, shards, run.failed, changed=run.done > 0)
     return ScoredSet(scores, counts, run)

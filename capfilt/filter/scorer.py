@@ -4,7 +4,7 @@
     itc    cosine of BLIP's image and text features, -1 to 1; not a probability
     clip   cosine of an open_clip model's features, -1 to 1; further models give clip2, clip3, ...
 
-Higher is better in every column. This file loads no model, so `capfilt filter` can reuse existing scores without one.
+Higher is better in every column. This file loads no model, so existing scores are reused without one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 FirstToken = Literal["enc", "cls"]
 BLIP_COLUMNS = ("itm", "itc")
-# (picture, text) pairs per forward pass. Each pair holds a copy of its picture's keys and values, which limits memory.
+# (picture, text) pairs per forward pass; each has a copy of its picture's keys and values in memory.
 PAIRS_PER_PASS = 128
 
 
@@ -31,14 +31,10 @@ class Scorer(Protocol):
     columns: tuple[str, ...]
 
     def prepare(self, image: Image.Image, /) -> Any:
-        """Turn an RGB picture into an input of `score`; called from reading threads, ahead of the model."""
+        """Return the input of `score` for an RGB image. Decoding threads call it, ahead of the model."""
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """Return a list per column with one list of scores per picture, one score per text.
-
-        `inputs` are prepared pictures and `texts` the uncleaned texts of each. A picture is encoded once for all of
-        its texts.
-        """
+        """Return per column one list of scores per picture; `texts` are the uncleaned texts of each picture."""
 
 
 def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> list[list[float]]:

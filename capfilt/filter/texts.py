@@ -1,12 +1,7 @@
-"""Text columns: cleaning as BLIP cleans, splitting into words, hashing of texts and n-grams.
+"""Text columns: BLIP's cleaning, words, hashes of texts and n-grams, on Arrow buffers for millions of texts.
 
-Everything works on Arrow buffers, because `capfilt filter` decides on millions of texts and `capfilt report` counts
-them.
-
-Tables always hold texts as they were found; nothing stores a cleaned text. A text is cleaned where it is compared or
-tokenized: `decide` cleans to find empty and repeated texts, `score` to skip empty texts, and the scorer cleans the
-input of the tokenizer (one text at a time, with `clean_caption`). All three use the same rule, so a text that
-`decide` calls empty never reaches the model.
+No table stores cleaned texts. A text is cleaned where it is compared or tokenized, by the same rule: `score` cleans to
+skip empty texts, the BLIP scorer cleans the tokenizer's input, `decide` cleans to find empty and repeated texts.
 """
 
 from __future__ import annotations
@@ -17,8 +12,7 @@ import pyarrow.compute as pc
 
 # Longest cleaned text, in words, as in BLIP's `pre_caption`.
 MAX_WORDS = 30
-# The lower case of Σ depends on its neighbours and that of İ is two characters. Arrow lowers letter by letter, so
-# texts with these letters are lowered by Python.
+# Arrow lowers letter by letter: wrong for Σ, which depends on its neighbours, and for İ, which becomes two letters.
 _LOWERED_BY_PYTHON = "[İΣ]"
 _WITHOUT_PUNCTUATION = np.arange(256, dtype=np.uint8)
 _WITHOUT_PUNCTUATION[list(b'.!"()*#:;~')] = ord(" ")
@@ -28,7 +22,7 @@ _CONTROL = np.isin(np.arange(256), [*b"\t\n\v\f\r\x1c\x1d\x1e\x1f"])
 _SPACE = r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 _SCRIPTS_WITHOUT_SPACES = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 _NOT_IN_WORDS = r"[^\p{L}\p{M}\p{N}]+"
-# The base of the polynomial hash is odd, so that multiplying by it modulo 2^64 loses nothing.
+# Base of the polynomial hash: odd, so that multiplication modulo 2^64 can be inverted.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BYTE_CODES = np.random.Generator(np.random.Philox(20220128)).integers(1, 2**64, 256, np.uint64)
 
@@ -43,10 +37,7 @@ def clean_texts(texts: pa.ChunkedArray | pa.Array) -> pa.StringArray:
 
 
 def split_words(texts: pa.ChunkedArray | pa.Array) -> pa.ListArray:
-    """Split each text into lower-case words: runs of letters and digits.
-
-    In scripts written without spaces (Chinese, Japanese, Thai, ...) each character is a word.
-    """
+    """Split each text into lower-case runs of letters and digits; scripts without spaces into characters."""
     spaced = pc.replace_substring_regex(_lower(texts), _SCRIPTS_WITHOUT_SPACES, r" \1 ")
     trimmed = pc.utf8_trim(pc.replace_substring_regex(spaced, _NOT_IN_WORDS, " "), characters=" ")
     split = pc.split_pattern(trimmed, " ")
@@ -101,9 +92,9 @@ def _lower(texts: pa.ChunkedArray | pa.Array) -> pa.StringArray:
 
 
 def _may_hold_runs(texts: pa.StringArray) -> pa.BooleanArray:
-    """Return a mask of the texts that may hold two white-space characters in a row.
+    """Return a mask that includes all texts with two white-space characters in a row.
 
-    The mask is a cheap upper bound: the exact test costs as much as the rest of the cleaning.
+    The exact mask would cost as much as the rest of the cleaning.
     """
     _, _, data = texts.buffers()
     if data is not None and _CONTROL[np.frombuffer(data, np.uint8)].any():
@@ -119,7 +110,7 @@ def _replace_regex(texts: pa.StringArray, rows: pa.BooleanArray, pattern: str, r
 
 
 def _replace_bytes(texts: pa.StringArray, table: np.ndarray) -> pa.StringArray:
-    """Map each byte through a table of 256; the table must leave bytes above 127 alone, or UTF-8 breaks."""
+    """Map bytes through a table of 256 that leaves those above 127, of UTF-8 sequences, as they are."""
     validity, offsets, data = texts.buffers()
     if data is None:
         return texts

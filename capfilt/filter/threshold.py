@@ -1,16 +1,11 @@
-"""ITM thresholds: choose one from labels or from a share to keep, and report what a threshold keeps.
+"""ITM thresholds: chosen on labels or by the share of texts to keep, and reported with what they keep.
 
-    collect_itm_scores    score tables, labels -> the ITM scores that the threshold decides about
-    choose_by_target      -> the threshold that reaches a precision or recall on the labels
-    choose_by_fraction    -> the threshold that keeps a share of the texts
-    threshold_table       -> what each of several thresholds keeps
+Precision and recall are too high on the labels that a threshold was chosen on. `--threshold auto` therefore chooses it
+on half of the labelled pictures, the selection half, and measures on the other, the held-out half. A given threshold
+is measured on all labels.
 
-Precision and recall on the labels that a threshold was chosen on are too high. `--threshold auto` therefore splits the
-labelled pictures: the threshold is chosen on the selection half, and precision and recall are measured on the held-out
-half. A threshold given by the user is measured on all labels.
-
-Confidence intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, which
-holds if few pictures have more than one labelled text.
+Intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, so few pictures
+should have more than one labelled text.
 """
 
 from __future__ import annotations
@@ -29,16 +24,13 @@ from capfilt.filter.labels import held_out_mask, parse_target
 from capfilt.filter.texts import as_one_array
 
 TABLE_THRESHOLDS = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
-# Significance level: the share of intervals that miss the true value is at most this.
+# Significance level of the intervals.
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class ItmScores:
-    """ITM scores of the texts that the ITM threshold alone decides about, with their labels.
-
-    The arrays have one entry per such text. `total` counts all texts, those that no threshold keeps included.
-    """
+    """ITM scores and labels of the texts that the ITM threshold decides about, as arrays; `total` counts all texts."""
 
     total: int
     itm: np.ndarray
@@ -47,7 +39,7 @@ class ItmScores:
     # 1 match, 0 no match, -1 no label
     label: np.ndarray
     sources: list[str]
-    # mask of the texts of the held-out half of the labelled pictures; None: no split
+    # mask of the held-out half; None: no split
     held_out: np.ndarray | None = None
     # labels whose text has no score
     unknown_labels: int = 0
@@ -57,11 +49,11 @@ class ItmScores:
         return self.itm >= threshold
 
     def selection_half(self) -> ItmScores:
-        """Return the same scores with the labels of the selection half only."""
+        """Return the scores without the labels of the held-out half."""
         return self if self.held_out is None else replace(self, label=np.where(self.held_out, -1, self.label))
 
     def held_out_half(self) -> ItmScores:
-        """Return the same scores with the labels of the held-out half only."""
+        """Return the scores without the labels of the selection half."""
         return self if self.held_out is None else replace(self, label=np.where(self.held_out, self.label, -1))
 
 
@@ -72,9 +64,9 @@ def collect_itm_scores(
     best: BestTexts,
     labels: pa.Table | None = None,
 ) -> ItmScores:
-    """Collect the ITM scores that the threshold decides about from score tables, given the other limits.
+    """Collect the ITM scores that the threshold decides about, given the other limits.
 
-    A label belongs to the row with the same key, source and index. Raises ValueError if no label has a row.
+    Labels are joined on key, source and index. Raises ValueError if no label has a row.
     """
     total, matched, parts = 0, 0, []
     label_ids = None if labels is None else _text_ids(labels)
@@ -104,11 +96,9 @@ def collect_itm_scores(
 
 
 def choose_by_target(scores: ItmScores, target: str) -> tuple[float, str]:
-    """Return the threshold that reaches a target such as "precision=0.9" on the selection half, and a description.
+    """Return a threshold that reaches a target such as "precision=0.9" on the selection half, and its description.
 
-    For precision this is the lowest such threshold, for recall the highest: both keep as many texts as the target
-    allows. The description gives precision and recall on the held-out half. Raises ValueError if no label matches or
-    no threshold reaches the target.
+    It is the lowest such threshold for precision, the highest for recall. Raises ValueError if there is none.
     """
     measure, share = parse_target(target)
     selection, held_out = scores.selection_half(), scores.held_out_half()
@@ -139,9 +129,9 @@ def choose_by_target(scores: ItmScores, target: str) -> tuple[float, str]:
 
 
 def choose_by_fraction(scores: ItmScores, fraction: float) -> tuple[float, str]:
-    """Return the threshold that keeps the given share of all texts, those with the highest ITM, and a description.
+    """Return the threshold that keeps this share of all texts, and its description.
 
-    Texts with equal ITM are kept together. Raises ValueError if the share is less than one text.
+    Texts with equal ITM are kept together. Raises ValueError for less than one text.
     """
     number = min(round(fraction * scores.total), len(scores.itm))
     if number == 0:
@@ -165,9 +155,9 @@ def _shortest_decimal(lower: float, upper: float) -> float:
 
 
 def evaluate_threshold(scores: ItmScores, threshold: float) -> dict[str, Any]:
-    """Return what a threshold keeps, with precision and recall on the labels where there are some.
+    """Return what a threshold keeps, with precision and recall if there are labels.
 
-    Precision and recall are {"right": matches kept, "of": count, "share": right / of, "interval": (low, high)}.
+    Both are {"right": kept matches, "of": denominator, "share": their ratio, "interval": (low, high)}.
     """
     kept = scores.kept(threshold)
     row: dict[str, Any] = {
@@ -179,13 +169,18 @@ def evaluate_threshold(scores: ItmScores, threshold: float) -> dict[str, Any]:
     match = scores.label == 1
     for name, denominator in (("precision", kept & (scores.label >= 0)), ("recall", match)):
         if denominator.any():
-            right, of = int((kept & match).sum()), int(denominator.sum())
-            row[name] = {"right": right, "of": of, "share": right / of, "interval": clopper_pearson(right, of)}
+            right, total = int((kept & match).sum()), int(denominator.sum())
+            row[name] = {
+                "right": right,
+                "of": total,
+                "share": right / total,
+                "interval": clopper_pearson(right, total),
+            }
     return row
 
 
 def threshold_table(scores: ItmScores, current: float) -> list[dict[str, Any]]:
-    """Evaluate a range of thresholds, the current one included, in ascending order."""
+    """Evaluate a range of thresholds, the current one included."""
     return [evaluate_threshold(scores, threshold) for threshold in sorted({*TABLE_THRESHOLDS, current})]
 
 
@@ -210,7 +205,7 @@ def format_threshold_table(rows: list[dict[str, Any]], current: float) -> list[s
 
 
 def describe_threshold(scores: ItmScores, threshold: float) -> str:
-    """Describe in words what a threshold keeps, with precision and recall on the labels."""
+    """Return in words what `evaluate_threshold` returns in numbers."""
     row = evaluate_threshold(scores, threshold)
     phrases = [f"keeps {row['kept']:,} of {scores.total:,} texts ({row['share']:.1%})"]
     templates = {
@@ -232,8 +227,7 @@ def describe_threshold(scores: ItmScores, threshold: float) -> str:
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     """Return the 95% Clopper-Pearson interval of a binomial proportion.
 
-    The bounds are the proportions under which at least (lower) or at most (upper) `successes` of `trials` have
-    probability ALPHA / 2.
+    At its bounds, at least (lower) or at most (upper) `successes` have probability ALPHA / 2.
     """
     numbers = np.arange(trials + 1)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(numbers[1:]))])
@@ -262,6 +256,6 @@ def _bisect(increasing: Callable[[float], float]) -> float:
 
 
 def _text_ids(table: pa.Table) -> pa.Array:
-    """Return a string per row made of key, source and index, which identify a text."""
+    """Return a string per row that identifies its text."""
     index = table["index"].cast(pa.string())
     return as_one_array(pc.binary_join_element_wise(table["key"], table["source"], index, "\t"))

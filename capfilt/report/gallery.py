@@ -1,12 +1,12 @@
-"""The gallery of the report: selects pictures while the tables are read, then cuts thumbnails from the tars.
+"""The gallery of the report: selects pictures while the tables are read, then makes thumbnails from the tars.
 
-    threshold   pictures with a text whose ITM is close to the threshold
-    random      random pictures
-    disagree    pictures with a text kept by ITM and scored lowest by CLIP (or by ITC, without CLIP scores)
-    repeated    one picture for each of the most frequent texts
-    changed     pictures with a text that only one of two sets keeps, largest change of ITM first
+    threshold   with a text whose ITM is close to the threshold
+    random      any
+    disagree    with a text that ITM keeps and CLIP (without CLIP: ITC) scores lowest
+    repeated    one for each of the most frequent texts
+    changed     with a text that only one of two sets keeps, largest change of ITM first
 
-If the report compares sets, each picture also shows its texts and verdicts in the other sets that have it.
+In a comparison, a picture also has its texts and verdicts in the other sets.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from capfilt.shards.tables import read_table
 # Pixels of a thumbnail's longer side.
 THUMBNAIL_SIDE = 360
 JPEG_QUALITIES = (80, 60, 40)
-# Texts shown per picture, over all compared sets, and the least number per set.
+# Texts shown per picture: in all sets together, and at least in each set.
 MAX_TEXTS = 16
 MIN_TEXTS_PER_SET = 4
 # Characters shown per text.
 MAX_CHARACTERS = 400
-# Several rows of one picture give one pick, so more rows are collected than pictures are shown.
+# Rows collected per picture shown: several rows may be of one picture.
 ROWS_PER_PICTURE = 4
 
 # (source, index) of a text
@@ -62,7 +62,7 @@ class Pick:
 
 @dataclass
 class GalleryCandidates:
-    """Rows of the kinds threshold, random and disagree, collected shard by shard; `picks` adds repeated."""
+    """Candidates of the kinds threshold, random and disagree, collected shard by shard."""
 
     data: FilteredSet
     # pictures per kind
@@ -85,7 +85,7 @@ class GalleryCandidates:
         self.kinds["disagree"].offer(rows, np.where(kept_by_itm, shard.values[self.other_score], np.nan))
 
     def picks(self, texts: TextStatistics) -> dict[str, list[Pick]]:
-        """Return at most `number` picks per kind, each of another picture."""
+        """Return at most `number` pictures per kind, repeated texts included."""
         picks = {kind: _to_picks(lowest) for kind, lowest in self.kinds.items()}
         picks["repeated"] = [
             Pick(table.stem, **_read_row(table, row), times=times)
@@ -95,10 +95,9 @@ class GalleryCandidates:
 
 
 def changed_verdicts(data: FilteredSet, others: Sequence[FilteredSet], number: int) -> list[Pick]:
-    """Return at most `number` pictures with a text that either `data` or one of the others keeps, not both.
+    """Return at most `number` pictures with a text that `data` or another set keeps, but not both.
 
-    The largest changes of ITM come first. Equal changes, as between two thresholds on the same scores, are in random
-    order.
+    Largest changes of ITM first; equal ones, as between two thresholds on the same scores, in random order.
     """
     lowest, random = LowestRows(ROWS_PER_PICTURE * number), np.random.Generator(np.random.Philox(2))
     for other in others:
@@ -119,9 +118,9 @@ def changed_verdicts(data: FilteredSet, others: Sequence[FilteredSet], number: i
 
 
 def _read_with_text_ids(data: FilteredSet, path: AnyPath) -> tuple[pa.Table, pa.Array]:
-    """Read a table with an id per row that is the same for the same text of the same picture in another set.
+    """Read a table, with an id per row that the same text of the same picture has in any set.
 
-    Pictures are the same if their sha256 is. Without it, two sets of the same shard set have the same pictures.
+    A picture is identified by its sha256, otherwise by the shard set.
     """
     table = read_table(path, ["key", "source", "index", "text", "itm", "reason", "sha256"]).combine_chunks()
     picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))
@@ -160,8 +159,7 @@ def build_gallery(
 ) -> dict[str, Any]:
     """Return the picks with their texts and thumbnails, in about `budget` bytes of JSON.
 
-    A picture without thumbnail has the reason in `missing`; the tars may have been moved. With `others`, a picture
-    lists its texts in each other set, None for a set without the picture.
+    `missing` is the reason why a picture has no thumbnail. `others` are its entries in the other sets, or None.
     """
     text_ids: dict[str, dict[str, set[TextId]]] = defaultdict(lambda: defaultdict(set))
     for of_kind in picks.values():
@@ -194,17 +192,13 @@ def build_gallery(
 
 
 def _same_picture(other: dict[str, Any] | None, entry: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the other set's entry of a key if it is of the same picture."""
     return other if other is not None and other["origin"] == entry["origin"] else None
 
 
 def _read_entries(
     data: FilteredSet, shard: str, keys: dict[str, set[TextId]], max_texts: int
 ) -> dict[str, dict[str, Any]]:
-    """Read the entries of pictures from a filtered table: host, origin and texts, by key.
-
-    An entry has at most `max_texts` texts. Those that the picture was selected for, in `keys`, come first in line.
-    """
+    """Read host, origin and at most `max_texts` texts per key, those in `keys` with priority."""
     path = data.folder / f"{shard}.parquet"
     if path not in data.tables:
         return {}
@@ -220,7 +214,7 @@ def _read_entries(
         shown = sorted((selected + others)[:max_texts])
         entries[key] = {
             "key": key,
-            "host": _host(rows[0]["url"]),
+            "host": _url_host(rows[0]["url"]),
             "origin": rows[0]["sha256"] or str(data.images),
             "texts": [_text_entry(rows[n], data.columns) for n in shown],
             "more": len(rows) - len(shown),
@@ -229,7 +223,7 @@ def _read_entries(
 
 
 def _text_entry(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
-    """Return a text with its scores and reason; JSON has no NaN, so a NaN score becomes None."""
+    """Return a text with its scores and reason; NaN, which JSON lacks, becomes None."""
     entry = {name: row[name] for name in ("source", "index", "reason", "decided_by_itm")}
     for name in columns:
         score = row[name]
@@ -238,7 +232,7 @@ def _text_entry(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     return entry | {"text": text[:MAX_CHARACTERS], "cut": max(0, len(text) - MAX_CHARACTERS)}
 
 
-def _host(url: str | None) -> str | None:
+def _url_host(url: str | None) -> str | None:
     try:
         return urlsplit(url or "").hostname
     except ValueError:
@@ -262,7 +256,7 @@ def _read_thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[
 
 
 def _thumbnail(image: Image.Image, size: int) -> bytes:
-    """Encode a JPEG thumbnail of at most `size` bytes, by lower quality first, then by fewer pixels."""
+    """Return a JPEG of at most `size` bytes: lower the quality first, then the number of pixels."""
     side = THUMBNAIL_SIDE
     while True:
         small = image.copy()

@@ -1,12 +1,11 @@
 """`capfilt report`: writes one self-contained HTML page about one or several filtered sets.
 
-    statistics.py, gallery.py   read the tables of each set once and return numbers, texts and thumbnails
-    page/page.html              the template, with the result as JSON inside
-    page/*.js, page/page.css    draw the page from the JSON, inlined into it
+    statistics.py, gallery.py   read each set's tables once and return numbers, texts and thumbnails
+    page/page.html              the template; the result is inserted as JSON
+    page/*.js, page/page.css    draw the page from the JSON; they are inlined too
 
-The page opens from disk and sends no request. Texts of the data set are untrusted: they reach the page as JSON only,
-and the scripts write them as text nodes only. The page's content security policy allows its own script and style, by
-hash, and nothing else.
+The page sends no request. Texts of the data set are untrusted: they are JSON in the file and text nodes in the page,
+and its content security policy allows its own script and style only.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from capfilt.report.statistics import (
 )
 
 PAGE = Path(__file__).parent / "page"
-# In this order; each file uses names of those before it.
+# In the order of their dependencies.
 SCRIPTS = (
     "elements.js",
     "verdicts.js",
@@ -73,16 +72,16 @@ class ReportConfig:
 
 
 def write_report(config: ReportConfig) -> dict[str, Any]:
-    """Write the page and return a summary. Raises ValueError or FileNotFoundError for a folder that cannot be read."""
+    """Write the page and return a summary. Raises ValueError or FileNotFoundError."""
     start = time.monotonic()
     main, *others = (FilteredSet.open(path) for path in (config.dataset, *config.compare))
     bins = itm_bins(data.threshold for data in (main, *others))
-    main_result, picks = _read(main, bins, config.pictures)
-    results = [main_result, *(_read(other, bins, pictures=0)[0] for other in others)]
+    main_result, picks = _read_set(main, bins, config.pictures)
+    results = [main_result, *(_read_set(other, bins, pictures=0)[0] for other in others)]
     if config.pictures and others:
         picks = {"changed": changed_verdicts(main, others, config.pictures), **picks}
     gallery = build_gallery(main, picks, GALLERY_BUDGET, others)
-    page = render({"datasets": results, "gallery": gallery, "created_by": f"capfilt {_version()}"})
+    page = render({"datasets": results, "gallery": gallery, "created_by": f"capfilt {_capfilt_version()}"})
     write_text(to_path(config.out), page)
     return {
         "stage": "report",
@@ -101,8 +100,8 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
     }
 
 
-def _read(data: FilteredSet, bins: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, list[Pick]]]:
-    """Read the tables of a set once; return its part of the page and the picks of `pictures` pictures per kind."""
+def _read_set(data: FilteredSet, bins: list[float], pictures: int) -> tuple[dict[str, Any], dict[str, list[Pick]]]:
+    """Return a set's part of the page, and picks of `pictures` pictures per kind."""
     texts = TextStatistics(data)
     statistics: list[Statistic] = [VerdictCounts(data), ScoreHistograms(data, bins), texts, HostCounts(data)]
     candidates = GalleryCandidates(data, pictures) if pictures else None
@@ -111,7 +110,7 @@ def _read(data: FilteredSet, bins: list[float], pictures: int) -> tuple[dict[str
             statistic.add(shard)
         if candidates is not None:
             candidates.add(shard)
-    result = _describe(data)
+    result = _describe_set(data)
     for statistic in statistics:
         result |= statistic.result()
     return result, {} if candidates is None else candidates.picks(texts)
@@ -140,12 +139,11 @@ def _read_page(names: Iterable[str]) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """Return the hash by which a content security policy allows an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
-def _describe(data: FilteredSet) -> dict[str, Any]:
-    """Return name, settings and origin of a set, and the command that filters it with another threshold."""
+def _describe_set(data: FilteredSet) -> dict[str, Any]:
+    """Return name, settings and filter command of a set."""
     return {
         "name": data.folder.name,
         "path": str(data.folder),
@@ -159,10 +157,10 @@ def _describe(data: FilteredSet) -> dict[str, Any]:
 
 
 def _filter_command(data: FilteredSet) -> list[str]:
-    """Return the words of the `capfilt filter` command with the set's settings, without name and threshold."""
+    """Return the words of the set's `capfilt filter` command, without name and threshold."""
     root = data.folder.parent.parent
     reference = data.manifest["images"]
-    # A local set in a relative reference is shown as a relative path, as the user would type it.
+    # A relative reference stays relative, as the user typed it.
     images = data.images
     if isinstance(data.folder, Path) and "://" not in reference:
         images = Path(os.path.normpath(data.folder / reference))
@@ -181,7 +179,7 @@ def _filter_command(data: FilteredSet) -> list[str]:
     return words
 
 
-def _version() -> str:
+def _capfilt_version() -> str:
     try:
         return metadata.version("capfilt")
     except metadata.PackageNotFoundError:

@@ -1,8 +1,6 @@
 """Statistics of a filtered set: verdicts, score histograms, properties of the texts, hosts.
 
-Each class is a `Statistic`: `add` takes one shard at a time, `result` returns plain numbers for the page.
-
-Memory: 17 bytes per text (to find repeated texts), the hosts, and samples of fixed size.
+In memory are 17 bytes per text (to find repeated texts), the hosts, and samples of fixed size.
 """
 
 from __future__ import annotations
@@ -24,25 +22,25 @@ from capfilt.shards.format import WEB
 
 # Texts per source on which lengths, vocabulary and distinct-n are counted.
 SAMPLE_SIZE = 20_000
-# Vocabulary and distinct-n are counted on the same number of texts in every column, but not on fewer than this.
+# Vocabulary and distinct-n are counted on this many texts, even if another column has fewer.
 MIN_COMMON_TEXTS = 500
-# Words; the last bar of the length histogram holds all longer texts.
+# The last bar of the length histogram holds all longer texts.
 MAX_WORDS_SHOWN = 40
 HOSTS_SHOWN = 20
-# The grid is denser at both ends, where ITM scores crowd.
+# Denser at both ends, where ITM scores crowd.
 ITM_GRID = [0, 0.001, 0.002, 0.005, *(n / 100 for n in range(1, 100)), 0.995, 0.998, 0.999]
-# All sets have the same bins, so that their histograms can be compared.
+# The same bins for all sets, so that histograms can be compared.
 COSINE_BINS = [n / 100 for n in range(-100, 101)]
 _HOST = r"(?i)^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/:?#]+)"
 
 
 def itm_bins(thresholds: Iterable[float]) -> list[float]:
-    """Return the lower edges of the ITM bins: a fixed grid and the thresholds of the filtered sets."""
+    """Return the lower edges of the ITM bins: a grid and the thresholds in use."""
     return sorted({*ITM_GRID, *(float(threshold) for threshold in thresholds)})
 
 
 class Statistic(Protocol):
-    """A part of the report, computed shard by shard."""
+    """A part of the report: `add` takes shard by shard, `result` returns plain numbers."""
 
     def add(self, shard: FilteredShard) -> None: ...
 
@@ -79,8 +77,8 @@ class VerdictCounts:
 class ScoreHistograms:
     """A histogram per score and source; bin n counts values from `bins[n]` to below `bins[n + 1]`.
 
-    `decided_by_itm` is the ITM histogram of the texts that the ITM threshold alone decides about. Its sum from a bin
-    on is the number of texts that the bin's lower edge would keep as a threshold.
+    `decided_by_itm` counts the texts that ITM alone decides about: its tail from a bin on is the number of texts that
+    the bin's lower edge keeps as a threshold.
     """
 
     data: FilteredSet
@@ -106,25 +104,24 @@ class ScoreHistograms:
 
 
 def _add_counts(counts: np.ndarray, bins: np.ndarray, source: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:
-    """Add the values at `rows` (a mask) to `counts` (sources, bins), in place."""
+    """Add the values at `rows` (a mask) to `counts` (sources, bins)."""
     value_bin = np.clip(np.searchsorted(bins, values[rows], side="right") - 1, 0, len(bins) - 1)
     cell = source[rows].astype(int) * len(bins) + value_bin
     counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
 
 
 class TextStatistics:
-    """Length, vocabulary, distinct-n and repeated texts per source, for all texts and for the kept ones.
+    """Length, vocabulary, distinct-n and repeated texts per source, of all texts and of the kept ones.
 
-    Distinct-n is the number of different n-grams divided by the number of n-grams (Li et al. 2016). It and the
-    vocabulary depend on the number of texts, so every column is counted on the same number, where there are enough.
+    Distinct-n (Li et al. 2016) is different n-grams / n-grams. It and the vocabulary depend on the number of texts, so
+    all columns are counted on the same number, if they have as many.
     """
 
     def __init__(self, data: FilteredSet) -> None:
         self.data = data
-        # A fixed seed: the same tables give the same report.
         self.random = np.random.Generator(np.random.Philox(0))
         self.samples = {(source, kept): LowestRows(SAMPLE_SIZE) for source in data.sources for kept in (False, True)}
-        # One array per shard: a hash per text, its column (2 * source + kept), its location (shard << 32 | row).
+        # per shard: hash of each text, its column (2 * source + kept), its location (shard << 32 | row)
         self.hashes: list[np.ndarray] = []
         self.columns: list[np.ndarray] = []
         self.locations: list[np.ndarray] = []
@@ -154,10 +151,7 @@ class TextStatistics:
         return {"texts": texts}
 
     def most_repeated(self, number: int) -> list[tuple[AnyPath, int, int]]:
-        """Return (table, row, occurrences) of the first occurrence of each of the most frequent texts.
-
-        Texts that occur once are left out.
-        """
+        """Return (table, row, occurrences) of the first occurrence of each text that is most frequent."""
         locations = np.concatenate(self.locations)
         _, first, occurrences = np.unique(np.concatenate(self.hashes), return_index=True, return_counts=True)
         repeated = []
@@ -175,7 +169,7 @@ def _repeated(hashes: np.ndarray) -> float | None:
 
 
 def _diversity(texts: pa.ChunkedArray | pa.Array, common: int) -> dict[str, Any]:
-    """Measure lengths on all `texts`, vocabulary and distinct-n on the first `common` of them."""
+    """Measure lengths on all texts, vocabulary and distinct-n on the first `common`."""
     words = split_words(texts)
     lengths = pc.list_value_length(words).to_numpy(zero_copy_only=False)
     ngrams = [hash_ngrams(words.slice(0, common), n) for n in (1, 2, 3)]
@@ -193,7 +187,7 @@ def _diversity(texts: pa.ChunkedArray | pa.Array, common: int) -> dict[str, Any]
 
 @dataclass
 class HostCounts:
-    """Web and synthetic texts, and how many of each are kept, per host of the picture's URL."""
+    """Web and synthetic texts, in all and kept, per host of the picture's URL."""
 
     data: FilteredSet
     tables: list[pa.Table] = field(default_factory=list)

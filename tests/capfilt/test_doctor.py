@@ -28,7 +28,7 @@ def fake_python(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str = "", st
 
 def test_the_extras_are_those_of_the_project() -> None:
     extras = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert set(doctor.EXTRAS) == set(extras) - {"dev"}
+    assert set(doctor.EXTRA_MODULES) == set(extras) - {"dev"}
 
 
 def test_the_output_fits_a_screen_and_ends_with_a_conclusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ def test_tars_contain_the_kept_pictures_with_their_texts(filtered: Path, kept: d
 
 
 def test_output_does_not_depend_on_the_number_of_workers(filtered: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
+    first, second = tmp_path / "first", tmp_path / "second"
     for form in ("webdataset", "parquet", "json"):
-        export_shards(ExportConfig(str(filtered), str(one / form), form), progress=False)
-        export_shards(ExportConfig(str(filtered), str(two / form), form, workers=2), progress=False)
-    files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file() and path.name != ".lock"]
+        export_shards(ExportConfig(str(filtered), str(first / form), form), progress=False)
+        export_shards(ExportConfig(str(filtered), str(second / form), form, workers=2), progress=False)
+    files = [path.relative_to(first) for path in sorted(first.rglob("*")) if path.is_file() and path.name != ".lock"]
     assert len(files) > 40
-    assert not [path for path in files if (one / path).read_bytes() != (two / path).read_bytes()]
-    again = export_shards(ExportConfig(str(filtered), str(one / "json"), "json"), progress=False)
+    assert not [path for path in files if (first / path).read_bytes() != (second / path).read_bytes()]
+    again = export_shards(ExportConfig(str(filtered), str(first / "json"), "json"), progress=False)
     assert again["shards"]["done"] == 0 and again["counts"]["exported"] > 20
 
 

@@ -95,7 +95,7 @@ def random_table(rng: random.Random, rows: int) -> pa.Table:
 def decide_row_by_row(table: pa.Table, limits: dict[str, float], best: BestTexts) -> list[str]:
     """Apply the rules in a plain loop."""
     reasons: list[str] = []
-    seen: set[tuple[str, str]] = set()
+    earlier: set[tuple[str, str]] = set()
     groups = defaultdict(list)
     for position, row in enumerate(table.to_pylist()):
         words = clean_caption(row["text"] or "")
@@ -104,10 +104,10 @@ def decide_row_by_row(table: pa.Table, limits: dict[str, float], best: BestTexts
             reasons.append("undecodable: " + row["error"])
         elif not words:
             reasons.append("no_text")
-        elif (row["key"], words) in seen:
+        elif (row["key"], words) in earlier:
             reasons.append("duplicate")
         else:
-            seen.add((row["key"], words))
+            earlier.add((row["key"], words))
             reasons.append(failed[0] if failed else "kept")
             if not [reason for reason in failed if not reason.startswith("itm<")]:
                 group = row["key"], None if best.across_sources else row["source"]

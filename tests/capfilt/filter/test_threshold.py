@@ -163,14 +163,14 @@ def test_explain_agrees_with_filter_and_writes_nothing(data: Path, labels: Path)
 
 def test_clopper_pearson_against_published_values() -> None:
     # Newcombe 1998, Statistics in Medicine 17, table I, method 5: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    for right, whole, low, high in [
+    for right, total, low, high in [
         (81, 263, 0.2527, 0.3676),
         (15, 148, 0.0578, 0.1617),
         (0, 20, 0, 0.1684),
         (1, 29, 0.0009, 0.1776),
     ]:
-        assert clopper_pearson(right, whole) == pytest.approx((low, high), abs=5e-5)
-        assert clopper_pearson(whole - right, whole) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+        assert clopper_pearson(right, total) == pytest.approx((low, high), abs=5e-5)
+        assert clopper_pearson(total - right, total) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_a_threshold_is_printed_with_all_its_digits(data: Path) -> None:

@@ -178,26 +178,26 @@ def test_the_slider_respects_the_limit_on_texts_per_picture(
     write_report(ReportConfig(str(filter_set(data, "best", **best)), out=str(tmp_path / "best.html"), pictures=6))
     page = open_page(tmp_path / "best.html")
     page.get_by_role("tab", name="Random").click()
-    seen: set[str] = set()
+    all_reasons: set[str] = set()
     for number, threshold in enumerate(("0.5", "0.05", "0.9")):
         again = rows_of(filter_set(data, f"best{number}", threshold=float(threshold), **best))
         move(page, threshold)
         reasons = {(row["key"], row["source"]): row["reason"] for row in again}
         shown = shown_verdicts(page)
         assert shown == {pair: reasons[pair] for pair in shown}
-        seen |= set(shown.values())
+        all_reasons |= set(shown.values())
         assert f"{sum(row['keep'] for row in again)} of {len(again)} texts" in page.inner_text(".control output")
-    assert "not_best" in seen
+    assert "not_best" in all_reasons
 
 
 def test_the_gallery_has_pages(open_page, html: Path) -> None:
     page = open_page(html)
     page.get_by_role("tab", name="Random").click()
     previous, following = (page.get_by_role("button", name=name) for name in ("Previous", "Next"))
-    seen, pages = [], 1
+    keys, pages = [], 1
     assert previous.is_disabled()
     while True:
-        seen += page.locator(".card .key").all_inner_texts()
+        keys += page.locator(".card .key").all_inner_texts()
         assert page.locator(".pager [role=status]").inner_text() == f"Page {pages} of 5"
         assert page.evaluate(
             "[...document.querySelectorAll('.card img')].every((image) => image.complete && image.naturalWidth)"
@@ -206,7 +206,7 @@ def test_the_gallery_has_pages(open_page, html: Path) -> None:
             break
         following.click()
         pages += 1
-    assert (len(seen), len(set(seen)), pages) == (30, 30, 5)
+    assert (len(keys), len(set(keys)), pages) == (30, 30, 5)
     previous.click()
     assert page.locator(".pager [role=status]").inner_text() == "Page 4 of 5"
 
