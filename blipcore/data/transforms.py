@@ -160,7 +160,7 @@ def _sign(rng: random.Random) -> int:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Apply a matrix from output to input coordinates, in which pixel centres are integers as in OpenCV (PIL: halves)."""
+    """Apply a matrix from output to input coordinates; pixel centres are integers, as in OpenCV (PIL: halves)."""
     a, b, c, d, e, f = matrix
     shifted = (a, b, c + 0.5 - 0.5 * (a + b), d, e, f + 0.5 - 0.5 * (d + e))
     return image.transform(image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=GREY)

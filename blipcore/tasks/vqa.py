@@ -68,7 +68,7 @@ class CollateQuestions:
 
 
 class VQATask(Task):
-    """`loss` and `loss_lm` are the mean over questions of the weighted LM losses of their answers, summed over tokens."""
+    """`loss` and `loss_lm`: weighted LM losses of answers, summed over tokens and answers, mean over questions."""
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: VQAConfig) -> None:
         super().__init__(model, tokenizer, config)

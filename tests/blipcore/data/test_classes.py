@@ -1,4 +1,4 @@
-"""Pictures of named classes from folders and lists, and what is said when names and pictures do not fit."""
+"""Pictures of named classes from folders and lists, and errors when names and labels do not match."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def write(tmp_path, name: str, content: object) -> str:
     return str(path)
 
 
-def test_a_folder_a_class(folder) -> None:
+def test_a_folder_per_class(folder) -> None:
     (folder / "n01").rename(folder / "polar_bear")
     records, names = read_classes(folder)
     assert names == ["n02", "polar bear"]
@@ -47,19 +47,19 @@ def test_names_of_folders_come_from_a_file(folder, tmp_path, name, content) -> N
     assert names == ["tench", "goldfish"] and [row["label"] for row in records] == [0, 1, 1]
 
 
-def test_a_list_of_names_and_pictures(tmp_path) -> None:
+def test_a_list_with_class_names(tmp_path) -> None:
     rows = [{"image": "a.jpg", "label": "dog"}, {"image": "b.jpg", "label": "cat"}]
     path = write(tmp_path, "set.json", rows)
     records, names = read_classes(path)
     assert names == ["cat", "dog"] and [row["label"] for row in records] == [1, 0]
     assert records[0]["image"] == tmp_path / "a.jpg"
-    # more classes than there are pictures of
+    # Some classes have no pictures.
     records, names = read_classes(path, write(tmp_path, "names.txt", "bird\ncat\ndog"), image_root="/data")
     assert len(names) == 3 and [row["label"] for row in records] == [2, 1]
     assert str(records[0]["image"]) == "/data/a.jpg"
 
 
-def test_a_list_of_numbers(tmp_path) -> None:
+def test_a_list_with_class_numbers(tmp_path) -> None:
     path = write(tmp_path, "set.jsonl", '{"image": "a.jpg", "label": 2}\n{"image": "b.jpg", "label": 0}\n')
     names = write(tmp_path, "names.txt", "bird\ncat\ndog")
     assert [row["label"] for row in read_classes(path, names)[0]] == [2, 0]
@@ -70,7 +70,7 @@ def test_a_list_of_numbers(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "message"),
     [
         ([], "holds no pictures"),
         ([{"label": "x"}], 'row 0: a row must be an object with "image"'),
@@ -78,14 +78,14 @@ def test_a_list_of_numbers(tmp_path) -> None:
         ([{"image": "a", "label": "x"}, {"image": "a", "label": [1]}], 'row 1: "label" must be'),
     ],
 )
-def test_bad_rows_are_named(tmp_path, rows, words) -> None:
-    with pytest.raises(ValueError, match=words) as error:
+def test_errors_name_the_bad_row(tmp_path, rows, message) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         read_classes(write(tmp_path, "set.json", rows))
     assert "set.json" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "error", "words"),
+    ("content", "error", "message"),
     [
         (["tench"], ValueError, "has 1 class names, but .* has 2 classes"),
         ({"n01": "tench"}, ValueError, "has the class 'n02', which"),
@@ -95,13 +95,13 @@ def test_bad_rows_are_named(tmp_path, rows, words) -> None:
         (None, FileNotFoundError, "no file"),
     ],
 )
-def test_names_that_do_not_fit(folder, tmp_path, content, error, words) -> None:
+def test_names_that_do_not_match_the_classes_are_refused(folder, tmp_path, content, error, message) -> None:
     path = str(tmp_path / "absent.json") if content is None else write(tmp_path, "names.json", content)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         read_classes(folder, path)
 
 
-def test_templates(tmp_path) -> None:
+def test_templates_contain_the_class_name_once(tmp_path) -> None:
     assert read_templates(["a photo of a {}"]) == ["a photo of a {}"]
     with pytest.raises(ValueError, match="no templates"):
         read_templates([])

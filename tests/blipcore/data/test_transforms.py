@@ -1,4 +1,4 @@
-"""Pictures to tensors: exact evaluation transform, sound random crops, RandAugment as specified."""
+"""Pictures to tensors: the evaluation transform, random crops, RandAugment, and decoding."""
 
 import io
 import pickle
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def test_evaluation_is_a_bicubic_square_resize_with_clip_normalisation(picture) -> None:
     read = eval_transform(32)(picture, None)
-    assert read.dtype == torch.uint8 and read.is_contiguous()  # stacked and moved as it is
+    assert read.dtype == torch.uint8 and read.is_contiguous()  # for stacking and copying
     tensor = normalise_pixels(read)
     pixels = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = (pixels - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
@@ -47,7 +47,7 @@ def test_crops_stay_inside_and_keep_scale_and_ratio() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 2), (2, 5000)])
-def test_a_picture_too_long_for_any_ratio_is_cropped_in_the_middle(size) -> None:
+def test_a_picture_too_long_for_any_crop_ratio_is_cropped_in_the_middle(size) -> None:
     left, top, right, bottom = random_crop(size, 1.0, random.Random(0))
     assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
     assert abs((left + right) - size[0]) <= 1 and abs((top + bottom) - size[1]) <= 1
@@ -71,13 +71,13 @@ def test_flip_probability(picture) -> None:
 
 
 class NoCrop(random.Random):
-    """Draws that make the crop the whole square picture."""
+    """Draws for which the crop is the full square picture."""
 
     def uniform(self, low, high):
         return high if low == high or high == 1.0 else 0.0
 
 
-def test_half_of_the_augmentations_are_applied_and_three_of_ten_do_nothing(picture) -> None:
+def test_augmentations_change_pictures_with_the_expected_probability(picture) -> None:
     changed = sum(rand_augment(picture, random.Random(seed)) is not picture for seed in range(2000)) / 2000
     # One draw changes the object with probability 1/2 * 7/10; two draws: 1 - 0.65^2.
     assert changed == pytest.approx(1 - 0.65**2, abs=0.03)
@@ -152,12 +152,12 @@ def test_pictures_of_every_mode_become_rgb(picture) -> None:
         assert load_image(encoded(picture.convert(mode), kind)).mode == "RGB"
 
 
-def test_damage_is_an_os_error(picture, tmp_path) -> None:
+def test_a_damaged_picture_raises_os_error(picture, tmp_path) -> None:
     whole = encoded(picture, "JPEG")
     for damaged in (b"", b"no picture", whole[: len(whole) // 2], encoded(picture)[:60]):
         with pytest.raises(OSError):
             load_image(damaged)
-    if features.check("avif"):  # whose decoder raises RuntimeError
+    if features.check("avif"):  # its decoder raises RuntimeError
         whole = encoded(picture, "AVIF")
         data = whole.index(b"mdat") + 4
         with pytest.raises(OSError, match="damaged picture"):

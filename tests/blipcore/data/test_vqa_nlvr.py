@@ -1,4 +1,4 @@
-"""Annotation files of VQA and NLVR2: what is read from each format, and the sentences for what is not one."""
+"""Annotation files of VQA and NLVR2: each format, and errors that name the bad row."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def write(tmp_path):
     return to_file
 
 
-def test_vqa_and_visual_genome(write) -> None:
+def test_questions_of_vqa_and_visual_genome(write) -> None:
     first, second = read_questions(write(VQA, VG))
     assert (first["question_id"], first["question"], first["key"]) == (9, "what?", "a.png")
     assert first["answers"] == VQA["answer"] and first["weights"] == pytest.approx({"red": 0.7, "blue": 0.3})
@@ -34,14 +34,14 @@ def test_vqa_and_visual_genome(write) -> None:
     assert read_questions(write(VQA), image_root="/pictures")[0]["image"] == Path("/pictures/a.png")
 
 
-def test_easy_vqa(write) -> None:
+def test_questions_of_easy_vqa(write) -> None:
     path = write(["what shape is it?", "circle", 17], ["is it red?", "no", 17])
     first, second = read_questions(path)
     assert first["image"] == path.parent / "images" / "17.png" and first["weights"] == {"circle": 1.0}
     assert [first["question_id"], second["question_id"]] == [0, 1]
 
 
-def test_a_test_split_has_no_answers(write) -> None:
+def test_a_test_split_without_answers_is_refused_for_training(write) -> None:
     path = write({name: VQA[name] for name in ("question_id", "question", "image")})
     assert read_questions(path, need_answers=False)[0]["answers"] == []
     with pytest.raises(ValueError, match=r'rows\.json, row 0: training needs an "answer"'):
@@ -49,7 +49,7 @@ def test_a_test_split_has_no_answers(write) -> None:
 
 
 @pytest.mark.parametrize("label", ["True", True])
-def test_pairs(write, label) -> None:
+def test_pairs_of_nlvr2(write, label) -> None:
     (pair,) = read_image_pairs(write(PAIR | {"label": label}))
     assert pair["keys"] == ("a.png", "b.png") and pair["label"] is True and pair["sentence"] == "both are one"
 
@@ -70,14 +70,14 @@ def test_pairs(write, label) -> None:
         (read_image_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", found 1'),
     ],
 )
-def test_bad_rows_are_named(write, read, row, message) -> None:
+def test_errors_name_the_bad_row(write, read, row, message) -> None:
     good = PAIR if read is read_image_pairs else VQA
     with pytest.raises(ValueError, match=message) as caught:
         read(write(good, row))
     assert str(caught.value).startswith(f"{write(good, row)}, row 1: ")
 
 
-def test_missing_and_empty_files(write, tmp_path) -> None:
+def test_missing_and_empty_files_are_refused(write, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_questions(tmp_path / "none.json")
     with pytest.raises(ValueError, match="holds no rows"):
@@ -95,7 +95,7 @@ def test_parts_hold_every_row_once(write) -> None:
     ]
 
 
-def test_candidate_answers(tmp_path) -> None:
+def test_candidate_answers_come_from_text_or_json(tmp_path) -> None:
     (tmp_path / "answers.txt").write_text("red\n\nblue \nred\n")
     (tmp_path / "answers.json").write_text('["red", "blue"]')
     assert read_answers(tmp_path / "answers.txt") == read_answers(tmp_path / "answers.json") == ["red", "blue"]
@@ -106,7 +106,7 @@ def test_candidate_answers(tmp_path) -> None:
         read_answers(tmp_path / "none.txt")
 
 
-def test_samples_of_both_kinds(write, tmp_path) -> None:
+def test_streams_of_questions_and_pairs(write, tmp_path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
     stream = Stream([str(write(VQA, VG))], eval_transform(4), opener=QuestionDataset)
@@ -122,7 +122,7 @@ def test_samples_of_both_kinds(write, tmp_path) -> None:
     assert stream.sample(1)["epoch"] == 1
 
 
-def test_a_pair_without_one_of_its_pictures_is_named(write, tmp_path) -> None:
+def test_a_pair_with_a_missing_picture_is_replaced_and_named(write, tmp_path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "c.png")
     path = write(PAIR, PAIR | {"images": ["a.png", "c.png"]})

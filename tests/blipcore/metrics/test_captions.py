@@ -1,4 +1,4 @@
-"""Caption scores against hand-counted cases, COCO's own evaluation, and what is said where Java is absent."""
+"""Caption scores against hand-counted cases and COCO's evaluation, with and without Java."""
 
 import builtins
 import functools
@@ -29,7 +29,7 @@ caption_scores = functools.partial(module.caption_scores, words="plain")
         ("!?", ""),
     ],
 )
-def test_tokens(text, tokens) -> None:
+def test_plain_words(text, tokens) -> None:
     assert plain_words(text) == tokens
 
 
@@ -40,15 +40,15 @@ REFERENCES = [
 ]
 
 
-def test_captions_equal_to_a_reference_score_full_marks(capsys) -> None:
+def test_captions_equal_to_a_reference_have_the_highest_scores(capsys) -> None:
     scores = caption_scores([own[0].upper() + "." for own in REFERENCES], REFERENCES)
     assert scores["BLEU-4"] == pytest.approx(100, abs=1e-3) and scores["ROUGE-L"] == pytest.approx(100)
     assert scores["CIDEr"] > 300  # 1000 for a single reference; halved or so by the other one
     assert capsys.readouterr().out == ""
 
 
-def test_cider_of_the_only_reference_is_ten() -> None:
-    """CIDEr-D is 10 by definition where the caption is the only reference and no word is in every picture."""
+def test_cider_of_a_caption_equal_to_the_only_reference_is_1000() -> None:
+    """CIDEr-D is 10 by definition if no word is in every picture."""
     scores = caption_scores([own[0] for own in REFERENCES], [own[:1] for own in REFERENCES])
     assert scores["CIDEr"] == pytest.approx(1000)
 
@@ -68,7 +68,7 @@ def test_worse_captions_score_lower() -> None:
         assert right[name] > wrong[name] >= empty[name] >= 0
 
 
-def test_what_cannot_be_scored() -> None:
+def test_captions_without_references_are_refused() -> None:
     with pytest.raises(ValueError, match="2 captions cannot be scored against references of 1"):
         caption_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="no captions"):
@@ -77,7 +77,7 @@ def test_what_cannot_be_scored() -> None:
         caption_scores(["a", "b"], [["a"], []])
 
 
-def test_the_missing_package_is_named(monkeypatch) -> None:
+def test_a_missing_package_is_named(monkeypatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args, **kwargs):
@@ -104,7 +104,7 @@ AWKWARD = [
 
 
 @needs_java
-def test_words_are_those_of_coco() -> None:
+def test_ptb_words_equal_those_of_coco() -> None:
     official = PTBTokenizer().tokenize({n: [{"caption": text}] for n, text in enumerate(AWKWARD[:3])})
     assert ptb_words(AWKWARD[:3]) == [official[n][0] for n in range(3)]
     assert ptb_words(AWKWARD)[:3] == ["a dog 's toy is n't it", "", "two t-shirts 3 for $ 5 wow"]
@@ -127,13 +127,13 @@ def test_meteor_and_domains_with_java() -> None:
 
 
 @needs_java
-def test_a_tokenizer_that_fails_is_a_sentence(monkeypatch, tmp_path) -> None:
+def test_a_failing_tokenizer_is_an_error_of_one_sentence(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(module, "_package_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"COCO's tokenizer failed \(.*PTBTokenizer.*\): repair Java or"):
         ptb_words(["a"])
 
 
-def test_without_java_what_needs_it_is_left_out_and_said(monkeypatch) -> None:
+def test_without_java_the_scores_that_need_it_are_left_out_with_a_reason(monkeypatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     scores = module.caption_scores(["a red cat"], REFERENCES[:1])
     assert scores.keys() == NUMBERS | {"tokenizer", "left_out"} and scores["tokenizer"] == "plain"
@@ -143,8 +143,8 @@ def test_without_java_what_needs_it_is_left_out_and_said(monkeypatch) -> None:
 
 
 @pytest.fixture
-def java_in_name(monkeypatch):
-    """Java's place taken by Python, to see what becomes of METEOR and SPICE that start and fail."""
+def fake_java(monkeypatch):
+    """Let METEOR and SPICE start and fail without Java."""
     monkeypatch.setattr(module, "has_java", lambda: True)
     monkeypatch.setattr(module, "ptb_words", lambda texts: [plain_words(text) for text in texts])
     monkeypatch.setattr(Meteor, "__init__", lambda self: None)
@@ -152,14 +152,14 @@ def java_in_name(monkeypatch):
     monkeypatch.setattr(Meteor, "compute_score", lambda self, truth, found: (float(""), []))
 
 
-def test_java_programs_that_fail_are_left_out_and_said(java_in_name) -> None:
+def test_scores_of_failing_java_programs_are_left_out_with_a_reason(fake_java) -> None:
     scores = module.caption_scores(["a red cat"], REFERENCES[:1])
     assert scores.keys() == NUMBERS | {"tokenizer", "left_out"} and scores["tokenizer"] == "ptb"
     assert "its Java program failed" in scores["left_out"]["METEOR"]
     assert "get_stanford_models" in scores["left_out"]["SPICE"]
 
 
-def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path) -> None:
+def test_spice_runs_if_its_models_are_installed(fake_java, monkeypatch, tmp_path) -> None:
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for part in ("", "-models"):
         (tmp_path / "spice" / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
@@ -175,6 +175,6 @@ def test_spice_runs_where_its_models_are(java_in_name, monkeypatch, tmp_path) ->
     assert "its Java program failed" in module.caption_scores(["a red cat"], REFERENCES[:1])["left_out"]["SPICE"]
 
 
-def test_references_without_a_word_are_a_sentence() -> None:
+def test_references_without_a_word_are_refused() -> None:
     with pytest.raises(ValueError, match="the reference captions hold no word"):
         caption_scores(["a dog", "a cat"], [["!"], ["", "..."]])

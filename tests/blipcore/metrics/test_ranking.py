@@ -11,7 +11,7 @@ from blipcore.metrics.ranking import NEVER, retrieval_ranks, retrieval_recall, r
 
 
 def recall_of(i2t: torch.Tensor, t2i: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
-    """Recall from all scores (I, T) and (T, I), `owner` (T,) being the image of each text."""
+    """Recall from scores (I, T) and (T, I); `owner` (T,) is the image of each text."""
     right = owner[None] == torch.arange(len(i2t))[:, None]
     return retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
 
@@ -22,7 +22,7 @@ def test_perfect_retrieval() -> None:
     assert set(recall_of(scores, scores.T, owner).values()) == {100.0}
 
 
-def test_recall_counted_by_hand() -> None:
+def test_recall_equals_a_count_by_hand() -> None:
     """12 images with a text each; image 0's text ranks 2nd, image 1's 6th, image 2's 11th, the others 1st."""
     scores = torch.eye(12) * 10
     for image, better in ((0, 1), (1, 5), (2, 10)):
@@ -44,8 +44,8 @@ def test_an_image_is_ranked_by_its_best_text() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -100.0, float("-inf")])
-def test_ties_are_no_hits(value) -> None:
-    """A model that scores everything alike knows nothing; optimistic ranks would give it 100."""
+def test_ties_count_against_the_match(value) -> None:
+    """With ties as hits, a constant score would have a recall of 100."""
     scores = torch.full((20, 20), value)
     assert set(recall_of(scores, scores, torch.arange(20)).values()) == {0.0}
     scores[0, 0] = 1.0
@@ -70,13 +70,13 @@ def test_recall_equals_its_definition() -> None:
         assert recall[f"t2i_r@{k}"] == pytest.approx(100 * text_hits / 90)
 
 
-def test_a_right_answer_that_is_no_candidate_is_never_found() -> None:
+def test_a_match_that_is_no_candidate_is_never_found() -> None:
     ranks = retrieval_ranks(torch.eye(2), torch.tensor([[True, False], [False, False]]))
     assert ranks.tolist() == [0, NEVER]
     assert retrieval_recall(ranks, ranks)["i2t_r@10"] == 50.0
 
 
-def test_scores_must_fit_and_be_numbers() -> None:
+def test_scores_of_another_shape_and_nan_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         retrieval_ranks(torch.eye(3), torch.eye(4) > 0)
     with pytest.raises(ValueError, match="NaN"):

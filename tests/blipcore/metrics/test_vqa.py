@@ -13,7 +13,7 @@ from blipcore.metrics.vqa import normalize_answer, vqa_accuracy
         ("none", "0"),
         ("dont know", "don't know"),
         ("couldnt've", "couldn't've"),
-        ("were well", "were well"),  # words of their own
+        ("were well", "were well"),  # words without an apostrophe
         ("black/white", "black white"),
         ("black, white", "black white"),
         ("red-and-white", "red and white"),
@@ -23,7 +23,7 @@ from blipcore.metrics.vqa import normalize_answer, vqa_accuracy
         ("a", ""),
     ],
 )
-def test_normalized_answers(text, expected) -> None:
+def test_answers_are_normalized(text, expected) -> None:
     assert normalize_answer(text) == expected
 
 
@@ -38,12 +38,12 @@ def test_accuracy_leaves_each_person_out_in_turn() -> None:
     assert vqa_accuracy("yes", people(4)) == pytest.approx(1.0)
 
 
-def test_people_who_agree_are_compared_as_they_wrote() -> None:
+def test_answers_are_not_normalized_if_all_people_agree() -> None:
     assert vqa_accuracy("two", ["two"] * 10) == 1.0
     assert vqa_accuracy("2", ["two"] * 10) == 0.0
     assert vqa_accuracy("2", ["two"] * 9 + ["3"]) == 1.0
 
 
-def test_one_reference_is_equality() -> None:
+def test_a_single_reference_is_compared_after_normalization() -> None:
     assert vqa_accuracy("A triangle", ["triangle"]) == 1.0
     assert vqa_accuracy("circle", ["triangle"]) == 0.0
