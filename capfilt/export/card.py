@@ -89,7 +89,10 @@ def _source_rows(data: FilteredSet) -> list[str]:
 def _step_lines(data: FilteredSet, limits: str) -> list[str]:
     lines = []
     for parent in data.manifest.get("parents", []):
-        manifest = read_manifest(resolve_reference(data.folder, parent)) or {}
+        manifest = read_manifest(resolve_reference(data.folder, parent))
+        if manifest is None:
+            lines.append(f"- {parent.rpartition('/')[2]}: no record")
+            continue
         settings = manifest.get("config", {})
         shown = ("fingerprint", "generate", "chat", "clip", "dtype")
         described = "; ".join(f"`{name}`: {settings[name]}" for name in shown if settings.get(name))

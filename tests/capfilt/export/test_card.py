@@ -39,6 +39,7 @@ def test_counts_settings_and_rights(data: FilteredSet) -> None:
     web = [row for row in rows_of(Path(str(data.folder))) if row["source"] == "web"]
     assert f"| web | {len(web)} | {sum(row['keep'] for row in web)} |" in card
     assert "`fingerprint`: 0123456789abcdef" in card
+    assert "- c: no record" in card  # captions without a manifest
     assert "sources web, c; ITM >= 0.5; the best 1 per picture and source by ITM" in card
     assert "`coco/val2017`" in card and "Licence of texts and pictures: cc-by-4.0." in card
 
