@@ -184,7 +184,9 @@ class ShardSetDataset(_TarDataset):
             unlisted = [members for key, members in tar.samples.items() if members.image and key not in captions]
             unused = sum(bool((tar.read_text(members) or "").strip()) for members in unlisted)
             if unused:
-                self.problems[_table_name(name)] = f"{unused} pictures have a text in the tar alone and are not used"
+                self.problems[_table_name(name)] = (
+                    f"texts in the tar without a caption in this table, not used: {unused}"
+                )
         return entries
 
     def _count_captions(self, tar: str) -> int | None:

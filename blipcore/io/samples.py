@@ -97,7 +97,7 @@ class IndexedTar:
 def choose_text(*candidates: str | None) -> str | None:
     """Return the first text that is not blank; else the first that is not None, if any.
 
-    The text is returned as it was written. Whoever compares texts strips them; a blank one counts as none.
+    The text is returned as it was written. Callers that compare texts strip them; a blank text counts as none.
     """
     for text in candidates:
         if text and not text.isspace():

@@ -261,7 +261,7 @@ def _list_remote(folder: Remote) -> dict[str, int]:
 
 
 def can_rename(fs: Any) -> bool:
-    """Tell a file system, which renames, from an object store, which copies and deletes."""
+    """Return True for a file system, False for an object store, where renaming is a copy and a deletion."""
     from fsspec import AbstractFileSystem
 
     return type(fs).mv is not AbstractFileSystem.mv
@@ -283,7 +283,7 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def name_full_disk(path: str | Path) -> Iterator[None]:
-    """Add the path to the error of a full disk, which has none if it is raised by a write."""
+    """Add the path to the error of a full disk: the error of a write has none."""
     try:
         yield
     except OSError as error:

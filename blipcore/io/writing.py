@@ -81,7 +81,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     for leftover in (temporary, old):  # of a run that was killed
-        _remove(leftover)
+        _remove_path(leftover)
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
@@ -90,10 +90,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if path.exists():
         path.rename(old)
     temporary.rename(path)
-    _remove(old)
+    _remove_path(old)
 
 
-def _remove(path: Path) -> None:
+def _remove_path(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

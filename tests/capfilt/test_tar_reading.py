@@ -161,4 +161,4 @@ def test_a_text_that_the_table_denies_is_reported_not_trained_on(tmp_path: Path)
     )
     dataset = open_dataset(tmp_path)
     assert [entry.texts for entry in dataset.load(0)] == [("a red square",)]
-    assert dataset.problems == {"00000.parquet": "1 pictures have a text in the tar alone and are not used"}
+    assert dataset.problems == {"00000.parquet": "texts in the tar without a caption in this table, not used: 1"}
