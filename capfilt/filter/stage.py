@@ -35,7 +35,7 @@ from capfilt.filter.threshold import (
     threshold_table,
 )
 from capfilt.pictures.read_ahead import throughput
-from capfilt.shards.manifest import Manifest, forget_if_empty
+from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
@@ -83,7 +83,7 @@ def rewrite_shards(
         threshold, reason = _choose_threshold(config, _read_itm_scores(config, images, scored, labels))
     limits = config.limits(threshold)
     if config.world_size == 1:
-        forget_if_empty(folder)
+        remove_manifest_if_empty(folder)
     settings = {
         "limits": limits,
         **_best_settings(best),
@@ -106,7 +106,7 @@ def rewrite_shards(
     run = run_shards(stage, scored_shards, workers=workers, device="cpu", engine="threads", progress=progress)
     failed = scored.run.failed | run.failed
     tables = {shard: stage.output(shard) for shard in images.shards}
-    counts = manifest.settle(tables, shards, failed, changed=run.done > 0)
+    counts = manifest.record_run(tables, shards, failed, changed=run.done > 0)
     return {
         "stage": "filter",
         "name": config.name,

@@ -194,7 +194,7 @@ def test_killed_from_outside_with_two_workers(
 
 
 def rerun_until_done(data: Path, model: Path, undisturbed, launcher: Launcher, kills: int, seed: int, **more) -> None:
-    """Run both commands, killed at random moments, until `kills` is reached; compare the bytes whenever both are done."""
+    """Run both commands with `kills` kills at random moments; compare the bytes whenever both are done."""
     rng, killed, longest = random.Random(seed), 0, 3.0
     while killed < kills:
         for folder in ("captions", "scores", "filtered"):

@@ -1,39 +1,39 @@
-"""Pictures of every kind come out as the upright RGB that a person sees, or with the reason why not."""
+"""Pictures of every format are decoded to upright RGB as a viewer shows them, or raise with a reason."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from capfilt.pictures import decode as pictures
 from capfilt.pictures.decode import DecodeError, decode_picture, picture_size, to_jpeg
 
 
-def encode(image: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def corners() -> Image.Image:
-    """32 x 24, upper half red, lower left green, lower right blue."""
+    """Return a 32 x 24 image: upper half red, lower left green, lower right blue."""
     image = Image.new("RGB", (32, 24), "red")
     image.paste((0, 255, 0), (0, 12, 16, 24))
     image.paste((0, 0, 255), (16, 12, 32, 24))
     return image
 
 
-def near(pixel: tuple[int, ...], colour: tuple[int, int, int], slack: int = 12) -> bool:
-    return all(abs(a - b) <= slack for a, b in zip(pixel, colour, strict=True))
+def is_near(pixel: Any, colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+    return all(abs(a - b) <= tolerance for a, b in zip(pixel, colour, strict=True))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    undo = {
+    inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,17 +42,17 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }.get(orientation)
-    stored = corners() if undo is None else corners().transpose(undo)
+    stored = corners() if inverse is None else corners().transpose(inverse)
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = decode_picture(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0))
     assert image.size == (32, 24)
-    assert near(image.getpixel((16, 3)), (255, 0, 0))
-    assert near(image.getpixel((4, 20)), (0, 255, 0))
-    assert near(image.getpixel((28, 20)), (0, 0, 255))
+    assert is_near(image.getpixel((16, 3)), (255, 0, 0))
+    assert is_near(image.getpixel((4, 20)), (0, 255, 0))
+    assert is_near(image.getpixel((28, 20)), (0, 0, 255))
 
 
-def test_sixteen_bits_are_scaled_not_clipped() -> None:
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     grey = np.asarray(decode_picture(encode(Image.fromarray(ramp), "PNG")))
     assert grey.shape == (16, 16, 3)
@@ -61,7 +61,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert np.asarray(tiff)[..., 1].mean() == pytest.approx(127.5, abs=0.5)
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     image = corners().convert("RGBA")
     image.putpixel((0, 0), (0, 0, 0, 0))
     assert decode_picture(encode(image, "PNG")).getpixel((0, 0)) == (255, 255, 255)
@@ -71,22 +71,22 @@ def test_transparency_is_laid_on_white() -> None:
     decoded = decode_picture(encode(palette, "PNG", transparency=0))
     assert decoded.getpixel((0, 0)) == (255, 255, 255)
     assert decoded.getpixel((2, 2)) == (10, 20, 30)
-    two = Image.new("LA", (4, 4), (100, 255))
-    two.putpixel((1, 1), (0, 0))
-    assert decode_picture(encode(two, "PNG")).getpixel((1, 1)) == (255, 255, 255)
-    assert decode_picture(encode(two, "PNG")).getpixel((2, 2)) == (100, 100, 100)
+    grey = Image.new("LA", (4, 4), (100, 255))
+    grey.putpixel((1, 1), (0, 0))
+    assert decode_picture(encode(grey, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+    assert decode_picture(encode(grey, "PNG")).getpixel((2, 2)) == (100, 100, 100)
 
 
-def test_other_modes_and_kinds() -> None:
-    assert near(
+def test_other_modes_and_formats() -> None:
+    assert is_near(
         decode_picture(encode(corners().convert("CMYK"), "JPEG", quality=95)).getpixel((16, 3)), (255, 0, 0), 20
     )
     assert decode_picture(encode(corners().convert("L"), "JPEG")).mode == "RGB"
     assert decode_picture(encode(corners().convert("1"), "PNG")).mode == "RGB"
-    assert near(decode_picture(encode(corners(), "WEBP", lossless=True)).getpixel((4, 20)), (0, 255, 0))
+    assert is_near(decode_picture(encode(corners(), "WEBP", lossless=True)).getpixel((4, 20)), (0, 255, 0))
     frames = [corners(), Image.new("RGB", (32, 24), "black")]
-    moving = decode_picture(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    assert near(moving.getpixel((4, 20)), (0, 255, 0))
+    animation = decode_picture(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert is_near(animation.getpixel((4, 20)), (0, 255, 0))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +100,19 @@ def test_other_modes_and_kinds() -> None:
         (encode(corners(), "PNG")[:-30], "truncated"),
     ],
 )
-def test_what_cannot_be_read_is_named(data: bytes, reason: str) -> None:
+def test_unreadable_pictures_raise_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode_picture(data)
     assert caught.value.reason == reason
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_any_cut_or_flipped_byte_is_a_decode_error_or_a_picture() -> None:
+def test_damaged_files_raise_a_decode_error_or_give_a_picture() -> None:
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
-        whole = encode(corners(), kind)
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+        intact = encode(corners(), format)
         for _ in range(60):
-            data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+            data = bytearray(intact[: rng.integers(1, len(intact) + 1)])
             data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
             try:
                 assert decode_picture(bytes(data)).mode == "RGB"
@@ -120,57 +120,57 @@ def test_any_cut_or_flipped_byte_is_a_decode_error_or_a_picture() -> None:
                 assert error.reason in {"not_a_picture", "truncated", "corrupt", "too_many_pixels"}
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = encode(Image.new("1", (30_000, 30_000)), "PNG")
     with warnings.catch_warnings(), pytest.raises(DecodeError) as caught:
         warnings.simplefilter("error")
         decode_picture(bomb)
     assert caught.value.reason == "too_many_pixels"
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 32 * 24 - 1)
+    monkeypatch.setattr("capfilt.pictures.decode.MAX_PIXELS", 32 * 24 - 1)
     with pytest.raises(DecodeError, match="too_many_pixels: 32 x 24"):
         decode_picture(encode(corners(), "PNG"))
 
 
-def test_picture_size_reads_the_header_alone() -> None:
+def test_picture_size_reads_the_header_only() -> None:
     assert picture_size(encode(corners(), "PNG")[:60]) == (32, 24)
 
 
-def test_fit_keeps_the_bytes_of_a_sound_small_jpeg() -> None:
+def test_to_jpeg_keeps_the_bytes_of_an_intact_small_jpeg() -> None:
     data = encode(corners(), "JPEG")
     assert to_jpeg(data, 512) == (data, 32, 24, 32, 24)
     grey = encode(corners().convert("L"), "JPEG")
     assert to_jpeg(grey, 0).data == grey
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
-def test_fit_makes_a_jpeg_of_everything_else(kind: str) -> None:
-    fitted = to_jpeg(encode(corners(), kind), 512)
-    assert fitted[1:] == (32, 24, 32, 24)
-    assert fitted.data[:3] == b"\xff\xd8\xff"
-    assert near(decode_picture(fitted.data).getpixel((4, 20)), (0, 255, 0), 60)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_to_jpeg_converts_other_formats(format: str) -> None:
+    stored = to_jpeg(encode(corners(), format), 512)
+    assert stored[1:] == (32, 24, 32, 24)
+    assert stored.data[:3] == b"\xff\xd8\xff"
+    assert is_near(decode_picture(stored.data).getpixel((4, 20)), (0, 255, 0), 60)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_fit_turns_and_shrinks(kind: str) -> None:
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_to_jpeg_rotates_and_shrinks(format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     large = corners().resize((1280, 960), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_90)
-    fitted = to_jpeg(encode(large, kind, exif=exif), 256)
-    assert fitted[1:] == (256, 192, 1280, 960)
-    image = decode_picture(fitted.data)
+    stored = to_jpeg(encode(large, format, exif=exif), 256)
+    assert stored[1:] == (256, 192, 1280, 960)
+    image = decode_picture(stored.data)
     assert image.size == (256, 192)
-    assert near(image.getpixel((128, 20)), (255, 0, 0))
-    assert near(image.getpixel((40, 150)), (0, 255, 0))
-    assert near(image.getpixel((200, 150)), (0, 0, 255))
-    turned_only = to_jpeg(encode(large, kind, exif=exif))
-    assert turned_only[1:] == (1280, 960, 1280, 960)
-    assert Image.open(io.BytesIO(turned_only.data)).getexif().get(0x0112, 1) == 1
+    assert is_near(image.getpixel((128, 20)), (255, 0, 0))
+    assert is_near(image.getpixel((40, 150)), (0, 255, 0))
+    assert is_near(image.getpixel((200, 150)), (0, 0, 255))
+    rotated = to_jpeg(encode(large, format, exif=exif))
+    assert rotated[1:] == (1280, 960, 1280, 960)
+    assert Image.open(io.BytesIO(rotated.data)).getexif().get(0x0112, 1) == 1
 
 
-def test_fit_decodes_all_of_the_picture_and_gives_the_same_bytes_twice() -> None:
-    whole = encode(corners().resize((640, 480)), "JPEG")
-    for longest in (0, 64):
+def test_to_jpeg_decodes_all_pixels_and_is_deterministic() -> None:
+    data = encode(corners().resize((640, 480)), "JPEG")
+    for max_side in (0, 64):
         with pytest.raises(DecodeError, match="truncated"):
-            to_jpeg(whole[:-400], longest)
-    assert to_jpeg(whole, 100) == to_jpeg(whole, 100)
+            to_jpeg(data[:-400], max_side)
+    assert to_jpeg(data, 100) == to_jpeg(data, 100)
     assert to_jpeg(encode(Image.new("RGB", (2000, 3)), "PNG"), 100)[1:3] == (100, 1)
