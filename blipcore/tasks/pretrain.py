@@ -23,10 +23,10 @@ class PretrainConfig(ContrastiveConfig):
     lm_weight: float = 1.0
 
 
-def equal_texts(ids: Tensor, others: Tensor) -> Tensor:
-    """Return (B, P) True where padded ids (B, L) equal `others` (P, L'), with L <= L'."""
-    ids = F.pad(ids, (0, others.shape[1] - ids.shape[1]))
-    return (ids[:, None] == others[None]).all(-1)
+def equal_texts(ids: Tensor, pool_ids: Tensor) -> Tensor:
+    """Return (B, P) True where padded ids (B, L) equal `pool_ids` (P, L'), with L <= L'."""
+    ids = F.pad(ids, (0, pool_ids.shape[1] - ids.shape[1]))
+    return (ids[:, None] == pool_ids[None]).all(-1)
 
 
 class PretrainTask(ContrastiveTask):

@@ -1,4 +1,4 @@
-"""The interface between an objective and the trainer: a Task owns model and losses, the Trainer the loop."""
+"""The interface of an objective: a Task has the model and the losses, the Trainer runs the loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

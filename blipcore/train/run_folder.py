@@ -83,10 +83,10 @@ class RunFolder:
         differences = diff_configs(config, self.config, ignored)
         if differences:
             remaining = len(differences) - MAX_DIFFERENCES
-            more = f"; and {remaining} more" if remaining > 0 else ""
+            rest = f"; and {remaining} more" if remaining > 0 else ""
             raise ValueError(
                 f"{self.path} holds a run with another configuration; choose another folder or remove it. "
-                f"Stored -> requested: {'; '.join(differences[:MAX_DIFFERENCES])}{more}"
+                f"Stored -> requested: {'; '.join(differences[:MAX_DIFFERENCES])}{rest}"
             )
 
     def _same_pictures_per_step(self) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop. It knows steps, devices and files; the Task knows the model and the losses.
+"""The training loop: steps, devices and files. The Task provides the model and the losses.
 
 A Trainer trains a Task on a Stream into a run folder (contents: `run_folder.py`). Launched again after a kill, it
 resumes from the last checkpoint with the same samples, the same dropout and, on a CPU, the same bits. On several

@@ -28,7 +28,7 @@ def collate(samples: list[dict]) -> dict:
 class Brightness(nn.Module):
     """Regresses the number in the text, with dropout, a momentum copy and a queue: every kind of training state.
 
-    `seen` lists the keys of each batch; `on_batch` is called with the task and the batch.
+    `batch_keys` lists the keys of each batch; `on_batch` is called with the task and the batch.
     """
 
     def __init__(self, on_batch: "OnBatch | None" = None) -> None:
@@ -39,14 +39,14 @@ class Brightness(nn.Module):
         self.register_buffer("queue", torch.zeros(6))
         self.collate = collate
         self.on_batch = on_batch
-        self.seen: list[list[str]] = []
+        self.batch_keys: list[list[str]] = []
 
     def before_step(self, progress: Any) -> None:
         self.slow.weight.lerp_(self.model[3].weight.detach(), 0.1)
         assert 0 <= progress.fraction < 1
 
     def forward(self, batch: dict, progress: Any) -> dict:
-        self.seen.append(batch["keys"])
+        self.batch_keys.append(batch["keys"])
         if self.on_batch:
             self.on_batch(self, batch)
         guess = self.model(normalise_pixels(batch["pixels"]))[:, 0]
@@ -93,7 +93,7 @@ class Killed(Exception):
 
 def kill_at_batch(number: int) -> OnBatch:
     def on_batch(task: Brightness, batch: dict) -> None:
-        if len(task.seen) == number:
+        if len(task.batch_keys) == number:
             raise Killed
 
     return on_batch

@@ -98,9 +98,9 @@ def test_geometric_operations_equal_opencv(picture, name, sign) -> None:
     expected = cv2.warpAffine(
         np.asarray(picture), matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=(128, 128, 128)
     )
-    operation = next(one for one in OPERATIONS if one.__name__ == f"_{name}")
+    operation = next(operation for operation in OPERATIONS if operation.__name__ == f"_{name}")
     candidates = [operation(picture, Coin(side)) for side in (0.0, 0.9)]
-    differences = [np.abs(np.asarray(one).astype(int) - expected).max(axis=2) for one in candidates]
+    differences = [np.abs(np.asarray(image).astype(int) - expected).max(axis=2) for image in candidates]
     # Away from the uncovered border, where the two libraries blend differently by a pixel, they agree to rounding.
     assert min(float((difference > 3).mean()) for difference in differences) < 0.04
     assert max(float((difference > 3).mean()) for difference in differences) > 0.9  # the other sign is another picture
@@ -119,7 +119,7 @@ class Coin(random.Random):
 
 def test_auto_contrast_stretches_a_channel_whose_minimum_is_above_zero() -> None:
     image = Image.fromarray(np.linspace(100, 200, 48).astype(np.uint8).reshape(4, 4, 3))
-    operation = next(one for one in OPERATIONS if one.__name__ == "_auto_contrast")
+    operation = next(operation for operation in OPERATIONS if operation.__name__ == "_auto_contrast")
     pixels = np.asarray(operation(image, random.Random(0)))
     assert pixels.min(axis=(0, 1)).tolist() == [0, 0, 0] and pixels.max(axis=(0, 1)).tolist() == [255, 255, 255]
     assert len(np.unique(pixels)) > 10  # the official one would be all 255
@@ -131,10 +131,10 @@ def test_pictures_are_loaded_upright(picture) -> None:
     upright = load_image(encoded(picture, "JPEG", exif=exif, quality=100))
     assert upright.size == (40, 60)
     exif[0x010E] = "a text"
-    lying = encoded(picture, "JPEG", exif=exif, quality=100)
-    for odd in (1, 6, 7):  # cameras write tags of a wrong type
-        place = lying.index(b"\x01\x0e\x00\x02") + 3
-        assert load_image(lying[:place] + bytes([odd]) + lying[place + 1 :]).tobytes() == upright.tobytes()
+    rotated = encoded(picture, "JPEG", exif=exif, quality=100)
+    for tag_type in (1, 6, 7):  # cameras write tags of a wrong type
+        offset = rotated.index(b"\x01\x0e\x00\x02") + 3
+        assert load_image(rotated[:offset] + bytes([tag_type]) + rotated[offset + 1 :]).tobytes() == upright.tobytes()
     for turn in range(2, 9):
         exif[0x0112] = turn
         turned = encoded(picture, "PNG", exif=exif)
@@ -153,15 +153,15 @@ def test_pictures_of_every_mode_become_rgb(picture) -> None:
 
 
 def test_a_damaged_picture_raises_os_error(picture, tmp_path) -> None:
-    whole = encoded(picture, "JPEG")
-    for damaged in (b"", b"no picture", whole[: len(whole) // 2], encoded(picture)[:60]):
+    intact = encoded(picture, "JPEG")
+    for damaged in (b"", b"no picture", intact[: len(intact) // 2], encoded(picture)[:60]):
         with pytest.raises(OSError):
             load_image(damaged)
     if features.check("avif"):  # its decoder raises RuntimeError
-        whole = encoded(picture, "AVIF")
-        data = whole.index(b"mdat") + 4
+        intact = encoded(picture, "AVIF")
+        data = intact.index(b"mdat") + 4
         with pytest.raises(OSError, match="damaged picture"):
-            load_image(whole[:data] + bytes(len(whole) - data))
+            load_image(intact[:data] + bytes(len(intact) - data))
     with pytest.raises(OSError, match="no known picture format"):  # Pillow would start Ghostscript
         load_image(encoded(picture, "EPS"))
     with pytest.raises(FileNotFoundError):

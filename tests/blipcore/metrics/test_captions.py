@@ -41,7 +41,7 @@ REFERENCES = [
 
 
 def test_captions_equal_to_a_reference_have_the_highest_scores(capsys) -> None:
-    scores = caption_scores([own[0].upper() + "." for own in REFERENCES], REFERENCES)
+    scores = caption_scores([texts[0].upper() + "." for texts in REFERENCES], REFERENCES)
     assert scores["BLEU-4"] == pytest.approx(100, abs=1e-3) and scores["ROUGE-L"] == pytest.approx(100)
     assert scores["CIDEr"] > 300  # 1000 for a single reference; halved or so by the other one
     assert capsys.readouterr().out == ""
@@ -49,7 +49,7 @@ def test_captions_equal_to_a_reference_have_the_highest_scores(capsys) -> None:
 
 def test_cider_of_a_caption_equal_to_the_only_reference_is_1000() -> None:
     """CIDEr-D is 10 by definition if no word is in every picture."""
-    scores = caption_scores([own[0] for own in REFERENCES], [own[:1] for own in REFERENCES])
+    scores = caption_scores([texts[0] for texts in REFERENCES], [texts[:1] for texts in REFERENCES])
     assert scores["CIDEr"] == pytest.approx(1000)
 
 
@@ -61,7 +61,7 @@ def test_bleu_and_rouge_by_hand() -> None:
 
 
 def test_worse_captions_score_lower() -> None:
-    right = caption_scores([own[0] for own in REFERENCES], REFERENCES)
+    right = caption_scores([texts[0] for texts in REFERENCES], REFERENCES)
     wrong = caption_scores([REFERENCES[(row + 1) % 3][0] for row in range(3)], REFERENCES)
     empty = caption_scores([""] * 3, REFERENCES)
     for name in NUMBERS:
@@ -121,7 +121,7 @@ def test_meteor_and_domains_with_java() -> None:
     assert 0 < scores["METEOR"] < 100
     alone = caption_scores(captions[:1], REFERENCES[:1])
     assert {name: scores["in-domain"][name] for name in NUMBERS} == pytest.approx({n: alone[n] for n in NUMBERS})
-    reference = {n: [plain_words(text) for text in own] for n, own in enumerate(REFERENCES)}
+    reference = {n: [plain_words(text) for text in texts] for n, texts in enumerate(REFERENCES)}
     expected, _ = Meteor().compute_score(reference, {n: [text] for n, text in enumerate(captions)})
     assert scores["METEOR"] == pytest.approx(100 * expected)
 
@@ -149,7 +149,7 @@ def fake_java(monkeypatch):
     monkeypatch.setattr(module, "ptb_words", lambda texts: [plain_words(text) for text in texts])
     monkeypatch.setattr(Meteor, "__init__", lambda self: None)
     monkeypatch.setattr(Meteor, "__del__", lambda self: None)
-    monkeypatch.setattr(Meteor, "compute_score", lambda self, truth, found: (float(""), []))
+    monkeypatch.setattr(Meteor, "compute_score", lambda self, truth, captions: (float(""), []))
 
 
 def test_scores_of_failing_java_programs_are_left_out_with_a_reason(fake_java) -> None:
@@ -165,10 +165,10 @@ def test_spice_runs_if_its_models_are_installed(fake_java, monkeypatch, tmp_path
         (tmp_path / "spice" / "lib" / f"stanford-corenlp-3.6.0{part}.jar").touch()
     monkeypatch.setattr(module, "_package_folder", lambda: tmp_path)
     monkeypatch.setattr(Spice, "__init__", lambda self: None)
-    monkeypatch.setattr(Spice, "compute_score", lambda self, truth, found: (0.238, []))
+    monkeypatch.setattr(Spice, "compute_score", lambda self, truth, captions: (0.238, []))
     assert module.caption_scores(["a red cat"], REFERENCES[:1])["SPICE"] == pytest.approx(23.8)
 
-    def fail(self, truth, found):
+    def fail(self, truth, captions):
         raise subprocess.CalledProcessError(1, "java")
 
     monkeypatch.setattr(Spice, "compute_score", fail)

@@ -26,8 +26,8 @@ def test_recall_equals_a_count_by_hand() -> None:
     """12 images with a text each; image 0's text ranks 2nd, image 1's 6th, image 2's 11th, the others 1st."""
     scores = torch.eye(12) * 10
     for image, better in ((0, 1), (1, 5), (2, 10)):
-        others = [text for text in range(12) if text != image][:better]
-        scores[image, others] = 11.0
+        wrong_texts = [text for text in range(12) if text != image][:better]
+        scores[image, wrong_texts] = 11.0
     recall = recall_of(scores, torch.eye(12), torch.arange(12))
     assert recall["i2t_r@1"] == pytest.approx(900 / 12)
     assert recall["i2t_r@5"] == pytest.approx(1000 / 12)
@@ -64,8 +64,8 @@ def test_recall_equals_its_definition() -> None:
             best = max(i2t[image, text] for text in range(90) if owner[text] == image)
             image_hits += sum(bool(i2t[image, t] >= best) for t in range(90) if owner[t] != image) < k
         for text in range(90):
-            own = t2i[text, owner[text]]
-            text_hits += sum(bool(t2i[text, i] >= own) for i in range(30) if i != owner[text]) < k
+            match = t2i[text, owner[text]]
+            text_hits += sum(bool(t2i[text, i] >= match) for i in range(30) if i != owner[text]) < k
         assert recall[f"i2t_r@{k}"] == pytest.approx(100 * image_hits / 30)
         assert recall[f"t2i_r@{k}"] == pytest.approx(100 * text_hits / 90)
 

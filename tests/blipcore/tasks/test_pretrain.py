@@ -40,9 +40,9 @@ def test_one_picture_is_too_few_for_itm(model, tokenizer) -> None:
 
 def test_itm_on_a_share_of_the_batch_is_itm_on_a_smaller_batch(model, tokenizer) -> None:
     model.eval()
-    both = caption_samples()
+    samples = caption_samples()
     part = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4, negatives="argmax", itm_share=0.5)).eval()
-    whole = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4, negatives="argmax")).eval()
+    task = PretrainTask(model, tokenizer, PretrainConfig(queue_size=4, negatives="argmax")).eval()
     torch.testing.assert_close(
-        part(part.collate(both), START)["loss_itm"], whole(whole.collate(both[:2]), START)["loss_itm"]
+        part(part.collate(samples), START)["loss_itm"], task(task.collate(samples[:2]), START)["loss_itm"]
     )

@@ -14,7 +14,7 @@ def spoil(*batch_numbers: int) -> OnBatch:
     """Make the targets of these batches NaN."""
 
     def on_batch(task: Brightness, batch: dict) -> None:
-        if len(task.seen) in batch_numbers:
+        if len(task.batch_keys) in batch_numbers:
             batch["numbers"].fill_(torch.nan)
 
     return on_batch
@@ -26,7 +26,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_pictures(shards, 
     run.finite_check.check_every_step = check_every_step  # False on a GPU, which checks at the next log or save
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 5; the pictures of its batch: ") as error:
         run.fit()
-    assert ", ".join(run.task.seen[5]) in str(error.value)
+    assert ", ".join(run.task.batch_keys[5]) in str(error.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
     assert toy_trainer(shards, tmp_path).fit()["steps"] == 12  # resumes from the good checkpoint
 
@@ -49,7 +49,9 @@ def test_steps_with_a_loss_that_is_not_finite_can_be_skipped(shards, tmp_path) -
 
 def test_steps_with_a_gradient_that_is_not_finite_can_be_skipped(shards, tmp_path) -> None:
     run = toy_trainer(shards, tmp_path, nonfinite="skip", steps=3)
-    run.task.model[1].weight.register_hook(lambda gradient: gradient * (torch.nan if len(run.task.seen) == 2 else 1))
+    run.task.model[1].weight.register_hook(
+        lambda gradient: gradient * (torch.nan if len(run.task.batch_keys) == 2 else 1)
+    )
     assert run.fit()["skipped_steps"] == 1
     assert all(tensor.isfinite().all() for tensor in read_weights(tmp_path).values())
 
@@ -64,7 +66,9 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(shards, tmp_path, monkeypa
 def test_weights_that_are_not_finite_are_not_saved(shards, tmp_path) -> None:
     """The loss of the step that spoils them is finite, so a check of losses does not find it."""
     run = toy_trainer(shards, tmp_path)
-    run.task.model[1].weight.register_hook(lambda gradient: gradient * (torch.nan if len(run.task.seen) == 8 else 1))
+    run.task.model[1].weight.register_hook(
+        lambda gradient: gradient * (torch.nan if len(run.task.batch_keys) == 8 else 1)
+    )
     with pytest.raises(NonFiniteLossError, match="not finite after step 8"):
         run.fit()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]

@@ -34,7 +34,7 @@ def test_a_run_writes_summary_checkpoints_config_and_tensorboard(shards, tmp_pat
 def test_a_finished_run_returns_its_summary_without_training(shards, tmp_path) -> None:
     summary = toy_trainer(shards, tmp_path).fit()
     again = toy_trainer(shards, tmp_path)
-    assert again.fit() == summary and again.task.seen == []
+    assert again.fit() == summary and again.task.batch_keys == []
 
 
 def test_a_run_killed_between_summary_and_model_is_not_finished(shards, tmp_path, monkeypatch) -> None:
@@ -47,7 +47,7 @@ def test_a_run_killed_between_summary_and_model_is_not_finished(shards, tmp_path
     monkeypatch.undo()
     again = toy_trainer(shards, tmp_path)
     again.fit()
-    assert again.task.seen == [] and (tmp_path / "model" / "model.pt").exists()
+    assert again.task.batch_keys == [] and (tmp_path / "model" / "model.pt").exists()
 
 
 @pytest.mark.parametrize("finished", [False, True])

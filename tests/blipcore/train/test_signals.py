@@ -12,7 +12,7 @@ from blipcore.train.signals import stop_signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_exits(shards, tmp_path, number, capfd) -> None:
     def interrupt(task: Brightness, batch: dict) -> None:
-        if len(task.seen) == 7:
+        if len(task.batch_keys) == 7:
             os.kill(os.getpid(), number)
 
     handler = signal.getsignal(number)
@@ -23,7 +23,7 @@ def test_a_signal_saves_and_exits(shards, tmp_path, number, capfd) -> None:
     assert "stopped and saved at step 7; run the same command again" in capfd.readouterr().err
     resumed = toy_trainer(shards, tmp_path / "stopped")
     resumed.fit()
-    assert len(resumed.task.seen) == 5
+    assert len(resumed.task.batch_keys) == 5
     assert same_tensors(read_weights(tmp_path / "uninterrupted"), read_weights(tmp_path / "stopped"))
     assert untimed_records(tmp_path / "uninterrupted") == untimed_records(tmp_path / "stopped")
 
@@ -32,7 +32,7 @@ def test_under_a_launcher_a_signal_may_arrive_twice(shards, tmp_path, monkeypatc
     """A launcher forwards a signal that the process has also received directly."""
 
     def interrupt(task: Brightness, batch: dict) -> None:
-        if len(task.seen) == 7:
+        if len(task.batch_keys) == 7:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
 

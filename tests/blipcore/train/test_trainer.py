@@ -26,7 +26,7 @@ def test_a_killed_run_resumes_bit_for_bit(shards, tmp_path, step, accumulate) ->
     assert untimed_records(tmp_path / "uninterrupted") == untimed_records(tmp_path / "killed")
     assert [record["step"] for record in untimed_records(tmp_path / "killed")] == [5, 10, 12]
     # No sample is repeated and none is left out.
-    assert uninterrupted.task.seen[-len(resumed.task.seen) :] == resumed.task.seen
+    assert uninterrupted.task.batch_keys[-len(resumed.task.batch_keys) :] == resumed.task.batch_keys
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes(shards, tmp_path) -> None:
@@ -39,7 +39,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes(shards, tmp_path) -> None:
     file.write_text(json.dumps(state | {"judged_step": 4}))
     run = toy_trainer(shards, tmp_path)
     run.fit()
-    assert run.state.validated_step == 4 and len(run.task.seen) == 8
+    assert run.state.validated_step == 4 and len(run.task.batch_keys) == 8
 
 
 def test_workers_and_logging_do_not_change_the_result(shards, tmp_path) -> None:
