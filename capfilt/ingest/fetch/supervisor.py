@@ -40,11 +40,11 @@ def run_fetcher(
         open(folder / "log.txt", "wb") as log,
         subprocess.Popen(
             [sys.executable, "-m", "capfilt.ingest.fetch.fetcher", str(folder / "fetch.json")],
-            stdin=subprocess.PIPE,  # closed if this process ends, by which the child knows
+            stdin=subprocess.PIPE,  # closes when this process ends, and the child exits
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # a process group of its own: it can be killed as one, and Ctrl-C only comes here
+            start_new_session=True,  # a process group that can be killed as one, and that Ctrl-C does not reach
         ) as child,
     ):
         last_change, last_size = clock(), -1
