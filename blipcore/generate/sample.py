@@ -93,8 +93,9 @@ def constrain_scores(scores: Tensor, ids: Tensor, sep: int, config: GenerateConf
     """
     scores = scores.clone()
     if config.repetition_penalty != 1.0:
-        seen = scores.gather(1, ids)
-        penalised = torch.where(seen < 0, seen * config.repetition_penalty, seen / config.repetition_penalty)
+        repeated = scores.gather(1, ids)
+        penalty = config.repetition_penalty
+        penalised = torch.where(repeated < 0, repeated * penalty, repeated / penalty)
         scores.scatter_(1, ids, penalised)
     if ids.shape[1] < config.min_length:
         scores[:, sep] = -torch.inf

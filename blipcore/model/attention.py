@@ -276,5 +276,5 @@ class TwinCrossAttention(nn.Module):
         first_kv, second_kv = kv.chunk(2)
         first = self.first.attend_images(x, first_kv, mask, others, maps)
         second = self.second.attend_images(x, second_kv, mask, others, maps)
-        both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
-        return self.norm(x + self.dropout(both))
+        combined = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
+        return self.norm(x + self.dropout(combined))
