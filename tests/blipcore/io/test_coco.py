@@ -23,7 +23,7 @@ def test_annotations_without_a_caption_or_an_image_can_be_ignored(tmp_path: Path
     annotations = [{"image_id": 7, "bbox": [1]}, {"image_id": 8, "caption": "of another image"}, {"bbox": [1]}]
     path.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}))
     assert read_coco(path, require_captions=False) == [CocoImage(7, "b.jpg", None, [None])]
-    with pytest.raises(ValueError, match="annotation 0: .* is this a file of captions"):
+    with pytest.raises(ValueError, match=r"annotation 0: .* is this a file of captions"):
         read_coco(path)
 
 
