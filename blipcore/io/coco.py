@@ -20,8 +20,8 @@ class CocoImage(NamedTuple):
 def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     """Return the images of a COCO file in its order, each with all its captions; reads the whole file.
 
-    Raises ValueError with file and entry if an image has no id or no file name and, with `require_captions`, if an
-    annotation has no caption or belongs to no image. Without it, such annotations are ignored.
+    Raises ValueError with file and entry if an image has no id or no file name, if an annotation has no image id and,
+    with `require_captions`, if an annotation has no caption or belongs to no image. Without it, these two are ignored.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -43,7 +43,9 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
         captions[image["id"]] = []
     for number, annotation in enumerate(annotations):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if not isinstance(image_id, int | str) or image_id not in captions:
+        if not isinstance(image_id, int | str):
+            raise ValueError(f'{path}, annotation {number}: it has no "image_id"')
+        if image_id not in captions:
             if require_captions:
                 raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images')
             continue
