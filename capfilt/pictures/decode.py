@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from blipcore.io.images import EXIF_ORIENTATION, open_picture, orientation, upright_rgb
+from blipcore.io.images import EXIF_ORIENTATION, open_picture, read_orientation, upright_rgb
 from blipcore.io.messages import one_line
 
 # About 240 MB once decoded to RGB. A larger picture counts as a decompression bomb.
@@ -59,7 +59,7 @@ def to_jpeg(data: bytes, max_side: int = 0, quality: int = 95, default_orientati
             with suppress(Exception):  # unreadable EXIF raises struct.error and others
                 image.getexif().setdefault(EXIF_ORIENTATION, default_orientation)
         shrink = bool(max_side) and max(image.size) > max_side
-        is_jpeg, exif_orientation = image.format == "JPEG", orientation(image)
+        is_jpeg, exif_orientation = image.format == "JPEG", read_orientation(image)
         width, height = image.size[::-1] if exif_orientation >= 5 else image.size
         if shrink and is_jpeg:
             # skips most of the work on a large photograph

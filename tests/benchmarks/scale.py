@@ -75,7 +75,7 @@ def no_models() -> Iterator[None]:
         mock.patch.object(caption_stage, "open_captioner", ConstantModel),
         mock.patch.object(caption_stage, "captioner_fingerprint", lambda *_: "nothing"),
         mock.patch.object(scorer_blip, "BlipScorer", ConstantModel),
-        mock.patch.object(find_scores, "fingerprint", lambda *_: "nothing"),
+        mock.patch.object(find_scores, "model_fingerprint", lambda *_: "nothing"),
     ):
         yield
 
