@@ -182,8 +182,7 @@ def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoredSet, 
 def _summarize(counts: dict[str, int]) -> dict[str, Any]:
     """Return texts = kept + dropped by reason, in total and by source, from counts per "source/reason".
 
-    `noise_ratio` is the paper's: the share of texts with a score that the thresholds reject (25 % there, with nucleus
-    captions).
+    `noise_ratio` is the share of scored texts that the thresholds reject; the paper has 25 % with nucleus captions.
     """
     by_source: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
