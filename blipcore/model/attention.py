@@ -165,8 +165,9 @@ class MultiHeadCrossAttention(nn.Module):
     The image side comes as keys and values (2, B, H, N, d) from `image_kv`, or as image tokens (1, B, N, W):
 
     - Keys and values cost 4NWD operations per layer and serve all texts of the image.
-    - For a query q and a token t, q(Kt) = (qK)t, and sum(p Vt) = V sum(pt). Applying K and V to the text side costs
-      4NWH per text token, which is less for up to D/H text tokens per image: one caption, or a few short texts.
+    - Image tokens need none. With the projections K and V, a query q and a token t, q(Kt) = (qK)t and sum(p Vt) =
+      V sum(pt), so K and V can be applied on the text side. This costs 4NWH per text token, which is less for up to D/H
+      text tokens per image: one caption, or a few short texts.
     """
 
     def __init__(self, config: TextConfig) -> None:
