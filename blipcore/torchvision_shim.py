@@ -3,7 +3,7 @@
 torchvision's CUDA wheel cannot load its compiled operators into a CPU-only torch. Its import then fails while it
 registers shapes for two operators that nobody declared ("operator torchvision::nms does not exist"). Declaring their
 schemas first repairs the import; the operators themselves cannot be called, and nothing here calls them. The vision
-classes of transformers and open_clip import torchvision, so call `repair_torchvision` before them.
+classes of transformers and open_clip import torchvision, so call `heal_torchvision` before them.
 """
 
 import importlib
@@ -20,7 +20,7 @@ _SCHEMAS = {
 _libraries: list[torch.library.Library] = []
 
 
-def repair_torchvision() -> None:
+def heal_torchvision() -> None:
     """Make `import torchvision` work if its operators are missing. Do nothing if it works or is not installed."""
     if "torchvision" in sys.modules or _libraries:
         return
@@ -44,7 +44,7 @@ def repair_torchvision() -> None:
 
 def import_open_clip() -> Any:
     """Import open_clip. Raises ImportError with the install command if it is missing."""
-    repair_torchvision()
+    heal_torchvision()
     try:
         import open_clip
     except ImportError as error:
@@ -54,7 +54,7 @@ def import_open_clip() -> Any:
 
 def import_timm() -> Any:
     """Import timm. Raises ImportError with the install command if it is missing."""
-    repair_torchvision()
+    heal_torchvision()
     try:
         import timm
     except ImportError as error:

@@ -21,7 +21,7 @@ from blipcore.generate.nucleus import draw_tokens
 from blipcore.generate.sample import sample_noise
 from blipcore.io.hub import download_from_hub
 from blipcore.io.messages import one_line
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig, parse_answer
 
@@ -41,7 +41,7 @@ class HfCaptioner:
         device: str = "cpu",
         dtype: Dtype = "auto",
     ) -> None:
-        repair_torchvision()
+        heal_torchvision()
         from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
         logging.disable_progress_bar()

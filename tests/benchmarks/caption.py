@@ -30,7 +30,7 @@ import torch
 
 from blipcore.device import pick_device, supports_bf16
 from blipcore.generate.config import GenerateConfig
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 
 PEERS = ["transformers fp32", "transformers bf16"]
 
@@ -39,7 +39,7 @@ class Transformers:
     """The code of the model card, from a tar to a table."""
 
     def __init__(self, work: Path, dtype: str, device: str, pictures: int, tokens: int, batch_sizes: list[int]) -> None:
-        repair_torchvision()
+        heal_torchvision()
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
         self.work, self.device, self.pictures, self.tokens = work, device, pictures, tokens

@@ -31,7 +31,7 @@ import torch
 from caption import build_parser, set_defaults
 from PIL import Image
 
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 from capfilt.shards.format import CAPTIONS
 from capfilt.shards.tables import write_table
 
@@ -50,7 +50,7 @@ class Transformers:
     """Scores pairs with the code of the model card; `batch_sizes` [1] means one pair at a time."""
 
     def __init__(self, work: Path, dtype: str, device: str, pictures: int, batch_sizes: list[int]) -> None:
-        repair_torchvision()
+        heal_torchvision()
         from transformers import BlipForImageTextRetrieval, BlipProcessor
 
         self.work, self.device, self.pictures = work, device, pictures

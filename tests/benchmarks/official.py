@@ -17,7 +17,7 @@ from blipcore.tasks.contrastive import MIN_NEGATIVE_WEIGHT
 from blipcore.tasks.losses import IGNORE_INDEX, clamp_temperature, itc_loss, soft_targets
 from blipcore.tasks.pretrain import PretrainConfig
 from blipcore.tasks.task import Batch, Outputs, Progress, replace_first
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 
 
 class Official(nn.Module):
@@ -25,7 +25,7 @@ class Official(nn.Module):
 
     def __init__(self, model: Blip, config: PretrainConfig) -> None:
         super().__init__()
-        repair_torchvision()
+        heal_torchvision()
         import transformers
 
         sizes, text = model.config.vision, model.config.text

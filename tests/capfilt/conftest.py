@@ -76,9 +76,9 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return `open_clip:ARCH/FILE` of a random model, whose architecture exists only in the tests."""
     import torch
 
-    from blipcore.torchvision_shim import repair_torchvision
+    from blipcore.torchvision_shim import heal_torchvision
 
-    repair_torchvision()
+    heal_torchvision()
     import open_clip
 
     folder = tmp_path_factory.mktemp("clip")

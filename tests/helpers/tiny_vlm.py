@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 
 WORDS = ["user", "system", "assistant", "describe", "this", "image", "a", "red", "green", "dog", "cat", "tree", "on"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -16,7 +16,7 @@ ENDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 
 def save_tiny_vlm(folder: Path, kind: str = "llava", template: bool = True, seed: int = 0) -> Path:
     """Save a model with short answers that depend on the picture; `kind` is llava, qwen2_vl or idefics3."""
-    repair_torchvision()
+    heal_torchvision()
     torch.manual_seed(seed)
     model, processor = {"llava": _llava, "qwen2_vl": _qwen2_vl, "idefics3": _idefics3}[kind](template)
     with torch.no_grad():

@@ -24,9 +24,9 @@ from blipcore.model.config import TextConfig, VisionConfig
 from blipcore.model.text import TextTransformer
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
 from blipcore.model.vit import VisionTransformer
-from blipcore.torchvision_shim import import_open_clip, import_timm, repair_torchvision
+from blipcore.torchvision_shim import import_open_clip, import_timm, heal_torchvision
 
-repair_torchvision()
+heal_torchvision()
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 State = dict[str, torch.Tensor]
 WriteBert = Callable[..., tuple[Any, Path]]

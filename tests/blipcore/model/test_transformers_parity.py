@@ -16,9 +16,9 @@ from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD
-from blipcore.torchvision_shim import repair_torchvision
+from blipcore.torchvision_shim import heal_torchvision
 
-repair_torchvision()
+heal_torchvision()
 transformers = pytest.importorskip("transformers")
 
 VOCAB = [*BERT_SPECIALS, "a", "picture", "of", *(f"w{i}" for i in range(20)), "##s", ",", "'", "n", "t", "cafe", "猫"]

@@ -67,9 +67,9 @@ def test_output_does_not_depend_on_the_number_of_workers(filtered: Path, tmp_pat
 
 def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path) -> None:
     export_shards(ExportConfig(str(filtered), str(tmp_path)), progress=False)
-    from blipcore.torchvision_shim import repair_torchvision
+    from blipcore.torchvision_shim import heal_torchvision
 
-    repair_torchvision()
+    heal_torchvision()
     import open_clip
     import torch
     from open_clip_train.data import get_wds_dataset
