@@ -76,11 +76,11 @@ def process_group(device: str) -> Iterator[None]:
 def _set_gpu(device: str, number: int) -> None:
     """Use GPU `number` of this machine; raise ValueError if it does not exist or `device` names another one."""
     if device not in ("cuda", f"cuda:{number}"):
-        raise ValueError(f"each process uses its own GPU: give --device cuda, not {device}")
+        raise ValueError(f"Each process uses its own GPU: give --device cuda, not {device}.")
     if number >= torch.cuda.device_count():
         raise ValueError(
-            f"process {number} of this machine has no GPU, there are {torch.cuda.device_count()}: start as many "
-            "processes as there are GPUs"
+            f"Process {number} of this machine has no GPU, there are {torch.cuda.device_count()}: start as many "
+            "processes as there are GPUs."
         )
     torch.cuda.set_device(number)
 

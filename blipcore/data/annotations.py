@@ -105,7 +105,7 @@ def _rows(
         is_empty = False
         yield row_start, _parse_row(row, path, row_start.number, root, need_texts)
     if is_empty:
-        raise ValueError(f"annotation file {path} holds no rows")
+        raise ValueError(f"{path} holds no rows.")
 
 
 def _coco_rows(path: Path) -> list[dict[str, Any]]:
@@ -125,22 +125,22 @@ def _coco_rows(path: Path) -> list[dict[str, Any]]:
 def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: bool) -> CaptionedImage:
     where = f"{path}, row {number}"
     if not isinstance(row, dict):
-        raise ValueError(f'{where}: a row must be an object with "image" and "caption", not a {type(row).__name__}')
+        raise ValueError(f'{where}: a row must be an object with "image" and "caption", not a {type(row).__name__}.')
     image, caption = row.get("image"), row.get("caption", [])
     if image is None and "url" in row:
         raise ValueError(
-            f"{where}: it has a URL but no picture yet; fetch the list with `capfilt download {path} DATA` and use "
-            "DATA in its place"
+            f"{where} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
+            "in its place."
         )
     if not isinstance(image, str) or not image:
-        raise ValueError(f'{where}: "image" must be a path, found {image!r}')
+        raise ValueError(f'{where}: "image" must be a path, not {image!r}.')
     texts = [caption] if isinstance(caption, str) else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or (need_texts and not texts):
-        raise ValueError(f'{where}: "caption" must be a text or a list of texts, found {row.get("caption")!r}')
+        raise ValueError(f'{where}: "caption" must be a text or a list of texts, not {row.get("caption")!r}.')
     coco_name = COCO_FILE_NAME.search(image)
     image_id = row.get("image_id", row.get("img_id", int(coco_name[1]) if coco_name else image))
     if not isinstance(image_id, int | str):
-        raise ValueError(f'{where}: "image_id" must be a number or a string, found {image_id!r}')
+        raise ValueError(f'{where}: "image_id" must be a number or a string, not {image_id!r}.')
     picture: CaptionedImage = {"key": image, "image": root / image, "texts": list(texts), "image_id": image_id}
     if isinstance(row.get("domain"), str):
         picture["domain"] = row["domain"]

@@ -45,7 +45,7 @@ def read_classes(
         rows = [(image, root / image, label) for image, label in _labelled_images(path)]
         labels = sorted({label for *_, label in rows}, key=lambda label: (isinstance(label, str), label))
     if not rows:
-        raise ValueError(f"{path} holds no pictures: expected a folder of pictures per class, or a list of rows")
+        raise ValueError(f"{path} holds no pictures: give a folder with a folder per class, or a list of rows.")
     index, class_names = _index_labels(labels, names, path)
     return [{"key": key, "image": image, "label": index[label]} for key, image, label in rows], class_names
 
@@ -56,9 +56,9 @@ def read_templates(templates: str | Path | Sequence[str]) -> list[str]:
     texts = [text.replace("{c}", "{}") for text in texts]
     for text in texts:
         if text.count("{}") != 1:
-            raise ValueError(f"the template {text!r} must contain {{}} once, for the name of the class")
+            raise ValueError(f"The template {text!r} must contain {{}} once, for the name of the class.")
     if not texts:
-        raise ValueError("there are no templates: give at least one, such as 'a photo of a {}'")
+        raise ValueError("There are no templates: give at least one, such as 'a photo of a {}'.")
     return texts
 
 
@@ -74,9 +74,9 @@ def _labelled_images(path: Path) -> Iterator[tuple[str, Label]]:
     for start, row in read_json_rows(path):
         location = f"{path}, row {start.number}"
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise ValueError(f'{location}: a row must be an object with "image", a path, and "label"')
+            raise ValueError(f'{location}: a row must be an object with "image", a path, and "label".')
         if not isinstance(row.get("label"), str | int):
-            raise ValueError(f'{location}: "label" must be the name or the number of a class, not {row.get("label")!r}')
+            raise ValueError(f'{location}: "label" must be the name or number of a class, not {row.get("label")!r}.')
         yield row["image"], row["label"]
 
 
@@ -87,7 +87,7 @@ def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> 
         numbers = [label for label in labels if isinstance(label, int)]
         if numbers:
             raise ValueError(
-                f"{path} labels its pictures by numbers ({numbers[0]}): name the classes with classes=FILE"
+                f"{path} labels its pictures by numbers ({numbers[0]}): name the classes with classes=FILE."
             )
         return {label: i for i, label in enumerate(labels)}, [str(label).replace("_", " ") for label in labels]
     known = _read_names(Path(names))
@@ -101,10 +101,10 @@ def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> 
     elif len(labels) == len(known):
         index = {label: i for i, label in enumerate(labels)}
     else:
-        raise ValueError(f"{names} has {len(known)} class names, but {path} has {len(labels)} classes")
+        raise ValueError(f"{names} has {len(known)} class names, but {path} has {len(labels)} classes.")
     unknown = [label for label in labels if label not in index]
     if unknown:
-        raise ValueError(f"{path} has the class {unknown[0]!r}, which {names} does not name")
+        raise ValueError(f"{path} has the class {unknown[0]!r}, which {names} does not name.")
     return index, class_names
 
 
@@ -119,15 +119,15 @@ def _read_names(path: Path) -> list[str] | dict[str, str]:
 def _read_texts(path: Path, content_name: str) -> list[str]:
     """Read a text file with one text per line, or a JSON list of texts; errors call its content `content_name`."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file of {content_name} at {path}")
+        raise FileNotFoundError(f"No file of {content_name} at {path}.")
     if path.suffix.lower() == ".json":
         texts = _read_json(path)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{path} must be a JSON list of {content_name}")
+            raise ValueError(f"{path} must be a JSON list of {content_name}.")
     else:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
-        raise ValueError(f"{path} holds no {content_name}")
+        raise ValueError(f"{path} holds no {content_name}.")
     return texts
 
 
@@ -135,6 +135,6 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"no file at {path}") from None
+        raise FileNotFoundError(f"No file at {path}.") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None

@@ -50,4 +50,4 @@ class EvalBatches:
         try:
             return self.transform(load_image(path), None)
         except OSError as error:
-            raise ValueError(f"evaluation picture {path} cannot be read: {error}") from error
+            raise ValueError(f"The picture {path} cannot be read: {error}.") from error

@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 from blipcore.data.annotation_datasets import AnnotationDataset
 from blipcore.data.dataset import DatasetEntry, ShardedDataset, stable_id
 from blipcore.io.json_rows import JSON_LINES_SUFFIXES
+from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.samples import choose_text
 from blipcore.io.storage import AnyPath, list_names, resolve_reference, to_path
 from blipcore.io.tar_cache import TarCache
-from blipcore.io.tar_reader import TarReader
+from blipcore.io.tar_reader import TarReader, summarise_problems
 
 T = TypeVar("T")
 
@@ -51,10 +52,10 @@ def open_dataset(path: str | AnyPath, image_root: str | Path | None = None) -> S
     elif location.exists():
         raise _not_a_dataset(location)
     else:
-        raise FileNotFoundError(f"data set {path} does not exist")
+        raise FileNotFoundError(f"No data set at {path}.")
     if not sum(dataset.counts):
         problem = next((f" ({name}: {reason})" for name, reason in dataset.problems.items()), "")
-        raise ValueError(f"{path} holds no picture with a text to train on{problem}")
+        raise ValueError(f"{path} holds no picture with a text to train on{problem}.")
     return dataset
 
 
@@ -71,8 +72,8 @@ def _open_folder(folder: AnyPath) -> ShardedDataset:
 
 def _not_a_dataset(path: AnyPath) -> ValueError:
     return ValueError(
-        f"{path} is no data set: expected a filtered folder (tables and manifest.json), a shard set (a folder of "
-        ".tar files) or an annotation .json or .jsonl"
+        f"{path} is no data set: give a filtered set (tables and manifest.json), a shard set (a folder of .tar files) "
+        "or an annotation file (.json or .jsonl)."
     )
 
 
@@ -108,7 +109,7 @@ class FilteredDataset(_TarDataset):
         present = set(list_names(images))
         for table, tar in zip(tables, self.tars, strict=True):
             if tar not in present:
-                raise FileNotFoundError(f"{folder / table} needs the pictures of {images / tar}, which does not exist")
+                raise FileNotFoundError(f"{folder / table} needs the pictures of {images / tar}, which does not exist.")
         self.counts = _count_shards(self._count, tables)
 
     def load(self, shard: int) -> list[DatasetEntry]:
@@ -128,7 +129,7 @@ class FilteredDataset(_TarDataset):
         table = _read_columns(path, FILTERED_COLUMNS)
         missing = [column for column in FILTERED_COLUMNS if column not in table.column_names]
         if missing:
-            raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}")
+            raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}.")
         text = pc.utf8_trim_whitespace(table["text"])
         kept = table.set_column(table.column_names.index("text"), "text", text)
         return kept.filter(pc.and_(table["keep"], pc.greater(pc.utf8_length(text), 0))).select(["key", "text"])
@@ -141,13 +142,13 @@ def _read_image_folder(folder: AnyPath) -> AnyPath:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         images = resolve_reference(folder, manifest["images"])
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds tables but no manifest.json that gives the path of its shard set") from None
+        raise ValueError(f"{folder} holds tables but no manifest.json that gives the path of its shard set.") from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{path} has no "images": the path of the shard set') from None
+        raise ValueError(f'{path} has no "images": the path of the shard set.') from None
     if "stage" in manifest and "counts" not in manifest:
-        raise ValueError(f"{folder} is not finished: run the command that writes it again")
+        raise ValueError(f"{folder} is not finished: repeat the command that writes it.")
     if not images.exists():
-        raise FileNotFoundError(f"{folder} takes its pictures from {images}, which does not exist")
+        raise FileNotFoundError(f"{folder} takes its pictures from {images}, which does not exist.")
     return images
 
 
@@ -180,8 +181,13 @@ class ShardSetDataset(_TarDataset):
             text = choose_text(tar.read_text(members) if members else None, caption)
             if text and not text.isspace():
                 entries.append(DatasetEntry(key, (text.strip(),), stable_id(key)))
+        without_picture = sum(not members.image and members.text is not None for members in tar.samples.values())
+        if without_picture:
+            problem = f"texts without a picture, not used: {without_picture}"
+            self.problems[name] = "; ".join(filter(None, [summarise_problems(tar.problems), problem]))
         if table is not None:
-            unlisted = [members for key, members in tar.samples.items() if members.image and key not in captions]
+            listed = {key.removeprefix("./") for key in captions}
+            unlisted = [members for key, members in tar.samples.items() if members.image and key not in listed]
             unused = sum(bool((tar.read_text(members) or "").strip()) for members in unlisted)
             if unused:
                 self.problems[_table_name(name)] = (
@@ -221,7 +227,7 @@ def _read_columns(path: AnyPath, columns: tuple[str, ...]) -> pa.Table:
         with open_read(path) as opened, pq.ParquetFile(opened) as file:
             return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from error
 
 
 def _count_shards(count: Callable[[str], T], names: list[str]) -> list[T]:

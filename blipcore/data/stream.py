@@ -57,12 +57,12 @@ class Stream:
         opener: Callable[[Any, str | Path | None], ShardedDataset] = open_dataset,
     ) -> None:
         if not specs:
-            raise ValueError("no data set was given to train on")
+            raise ValueError("Give at least one data set to train on.")
         paths, weights = zip(*map(parse_spec, specs), strict=True)
         if None in weights and any(weights):
             raise ValueError(
-                f"give every data set a weight or none: {specs[weights.index(None)]} has none and would count by its "
-                "number of pictures, beside which a share is next to nothing"
+                f"Give every data set a weight or none: {specs[weights.index(None)]} has none, and would count by its "
+                "number of pictures."
             )
         self.datasets = [opener(to_path(path), image_root) for path in paths]
         sizes = [sum(dataset.counts) for dataset in self.datasets]
@@ -100,7 +100,7 @@ class Stream:
                 problem = error
                 self._add_problem(error.name, error.reason)
         raise ValueError(
-            f"{MAX_REPLACEMENTS} pictures in a row of {self.datasets[index].name} cannot be read, the last: {problem}"
+            f"{MAX_REPLACEMENTS} pictures in a row of {self.datasets[index].name} cannot be read, the last: {problem}."
         )
 
     def pop_problems(self) -> dict[str, str]:
@@ -172,5 +172,5 @@ def parse_spec(spec: str) -> tuple[str, Fraction | None]:
     if to_path(spec).exists():
         return spec, None
     if weight <= 0:
-        raise ValueError(f"the weight of a data set must be above 0, not {number} as in {spec}")
+        raise ValueError(f"The weight of a data set must be above 0, not {number} as in {spec}.")
     return path, weight

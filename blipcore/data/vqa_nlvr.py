@@ -71,17 +71,17 @@ def read_answers(path: str | Path) -> list[str]:
     """Read candidate answers from a JSON list (BLIP's answer_list.json) or from a text file, without repetitions."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"answer list {path} does not exist")
+        raise FileNotFoundError(f"No answer list at {path}.")
     text = path.read_text(encoding="utf-8-sig")
     try:
         answers = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except ValueError as error:
-        raise ValueError(f"answer list {path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"answer list {path} must be a JSON list of texts, or a .txt with one answer per line")
+        raise ValueError(f"{path} must be a JSON list of answers, or a text file with one per line.")
     answers = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
     if not answers:
-        raise ValueError(f"answer list {path} holds no answers")
+        raise ValueError(f"{path} holds no answers.")
     return answers
 
 
@@ -106,7 +106,7 @@ def _rows(path: Path, part: ListPart | None) -> Iterator[tuple[RowStart, object]
         is_empty = False
         yield start, row
     if is_empty:
-        raise ValueError(f"annotation file {path} holds no rows")
+        raise ValueError(f"{path} holds no rows.")
 
 
 def _parse_question(row: object, path: Path, number: int, root: Path, need_answers: bool) -> Question:
@@ -114,20 +114,20 @@ def _parse_question(row: object, path: Path, number: int, root: Path, need_answe
     if isinstance(row, list) and len(row) == 3 and isinstance(row[2], int):  # easy-vqa
         row = {"question": row[0], "answer": row[1], "image": f"images/{row[2]}.png"}
     if not isinstance(row, dict):
-        raise ValueError(f'{location}: a row must be an object with "question", "image" and "answer"')
+        raise ValueError(f'{location}: a row must be an object with "question", "image" and "answer".')
     image, question, answer = row.get("image"), row.get("question"), row.get("answer", [])
     if not isinstance(image, str) or not image:
-        raise ValueError(f'{location}: "image" must be a path, found {image!r}')
+        raise ValueError(f'{location}: "image" must be a path, not {image!r}.')
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f'{location}: "question" must be a text, found {question!r}')
+        raise ValueError(f'{location}: "question" must be a text, not {question!r}.')
     answers = [answer] if isinstance(answer, str) else answer
     if not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
-        raise ValueError(f'{location}: "answer" must be a text or a list of texts, found {answer!r}')
+        raise ValueError(f'{location}: "answer" must be a text or a list of texts, not {answer!r}.')
     if need_answers and not answers:
-        raise ValueError(f'{location}: training needs an "answer"')
+        raise ValueError(f'{location}: training needs an "answer".')
     question_id = row.get("question_id", number)
     if not isinstance(question_id, int | str):
-        raise ValueError(f'{location}: "question_id" must be a number or a string, found {question_id!r}')
+        raise ValueError(f'{location}: "question_id" must be a number or a string, not {question_id!r}.')
     weight = VISUAL_GENOME_WEIGHT if row.get("dataset") == "vg" else 1 / max(len(answers), 1)
     return {
         "question_id": question_id,
@@ -141,13 +141,13 @@ def _parse_question(row: object, path: Path, number: int, root: Path, need_answe
 
 def _parse_pair(row: Any, location: str, root: Path) -> ImagePair:
     if not isinstance(row, dict):
-        raise ValueError(f'{location}: a row must be an object with "images", "sentence" and "label"')
+        raise ValueError(f'{location}: a row must be an object with "images", "sentence" and "label".')
     images, sentence, label = row.get("images"), row.get("sentence"), row.get("label")
     if not isinstance(images, list) or len(images) != 2 or not all(isinstance(i, str) and i for i in images):
-        raise ValueError(f'{location}: "images" must be two paths, found {images!r}')
+        raise ValueError(f'{location}: "images" must be two paths, not {images!r}.')
     if not isinstance(sentence, str) or not sentence.strip():
-        raise ValueError(f'{location}: "sentence" must be a text, found {sentence!r}')
+        raise ValueError(f'{location}: "sentence" must be a text, not {sentence!r}.')
     if not isinstance(label, str | bool) or label not in LABELS:
-        raise ValueError(f'{location}: "label" must be "True" or "False", found {label!r}')
+        raise ValueError(f'{location}: "label" must be "True" or "False", not {label!r}.')
     left, right = images
     return {"keys": (left, right), "images": (root / left, root / right), "sentence": sentence, "label": LABELS[label]}

@@ -26,28 +26,28 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); a file with a row per line must end in .jsonl") from None
+        raise ValueError(f"{path} is not valid JSON ({error}); a file with one row per line ends in .jsonl.") from None
     images = content.get("images") if isinstance(content, dict) else None
     annotations = content.get("annotations", []) if isinstance(content, dict) else None
     if not isinstance(images, list) or not isinstance(annotations, list):
-        raise ValueError(f'{path} must hold a list of rows, or an object of "images" and "annotations"')
+        raise ValueError(f'{path} must hold a list of rows, or an object of "images" and "annotations".')
     captions: dict[Any, list[Any]] = {}
     for number, image in enumerate(images):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise ValueError(f'{path}, image {number}: it has no "id"')
+            raise ValueError(f'{path}, image {number}: it has no "id".')
         if "file_name" not in image:
             raise ValueError(
                 f'{path}, image {number} has no "file_name", so this file can only be used for scoring; give a list of '
-                "the same pictures with their paths"
+                "the same pictures with their paths."
             )
         captions[image["id"]] = []
     for number, annotation in enumerate(annotations):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not isinstance(image_id, int | str):
-            raise ValueError(f'{path}, annotation {number}: it has no "image_id"')
+            raise ValueError(f'{path}, annotation {number}: it has no "image_id".')
         if image_id not in captions:
             if require_captions:
-                raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images')
+                raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images.')
             continue
         caption = annotation.get("caption")
         if require_captions and not isinstance(caption, str):

@@ -49,7 +49,7 @@ def locate_model(path_or_id: str | Path) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files of a model folder: one safetensors file, those of an index, or a pickle."""
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
+        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json.")
     names = ["model.safetensors"]
     if (folder / WEIGHT_INDEX).is_file():
         names = sorted(set(read_json_object(folder / WEIGHT_INDEX).get("weight_map", {}).values()))
@@ -57,20 +57,20 @@ def weight_files(folder: Path) -> list[Path]:
         names = ["pytorch_model.bin"]
     for name in names:
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely")
+            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely.")
     return [folder / name for name in names]
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a model folder."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}")
+        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} holds no JSON object.")
     return content
 
 

@@ -41,7 +41,7 @@ def read_json_rows(path: Path, start: RowStart = FIRST_ROW) -> Iterator[tuple[Ro
     and row if the content is not a list, not JSON or cut short.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
+        raise FileNotFoundError(f"No annotation file at {path}.")
     with path.open("rb") as file:
         yield from parse_json_rows(file, str(path), path.suffix.lower() in JSON_LINES_SUFFIXES, start)
 
@@ -52,12 +52,12 @@ def parse_json_rows(
     """Yield the rows of an open file: a JSON list, or one value per line if `lines`. Errors call the file `name`."""
     text = _JsonWindow(file, start.offset, name)
     if start == FIRST_ROW and not lines and not text.skip("["):
-        raise ValueError(f"{name} must hold a list of rows, but begins with {text.preview()!r}")
+        raise ValueError(f"{name} must hold a list of rows, but begins with {text.preview()!r}.")
     number = text.row = start.number
     end = "" if lines else "]"
     while (following := text.peek()) != end:
         if number > start.number and not lines and not text.skip(","):
-            raise ValueError(f"{name}, row {number}: {'no comma before it' if following else 'the file ends here'}")
+            raise ValueError(f"{name}, row {number}: {'no comma before it' if following else 'the file ends here'}.")
         text.peek()
         row_start = RowStart(number, text.offset)
         yield row_start, text.parse()
@@ -65,13 +65,13 @@ def parse_json_rows(
         text.row = number
     text.skip("]")
     if text.peek():
-        raise ValueError(f"{name} continues after the end of its list: {text.preview()!r}")
+        raise ValueError(f"{name} continues after the end of its list: {text.preview()!r}.")
 
 
 def first_character(path: AnyPath) -> str:
     """Return the first character that is not white space: "[" in a list, "{" in an object, "" in an empty file."""
     if not path.is_file():
-        raise FileNotFoundError(f"annotation file {path} does not exist")
+        raise FileNotFoundError(f"No annotation file at {path}.")
     with open_read(path) as file:
         return _JsonWindow(file, 0, str(path)).peek()
 
@@ -124,10 +124,10 @@ class _JsonWindow:
                     continue
                 raise ValueError(
                     f"{self.name}, row {self.row} is not valid JSON, or cut short: {error.msg} at "
-                    f"{self.window[error.pos : error.pos + 20]!r}"
+                    f"{self.window[error.pos : error.pos + 20]!r}."
                 ) from None
             except RecursionError:
-                raise ValueError(f"{self.name}, row {self.row} is nested too deeply") from None
+                raise ValueError(f"{self.name}, row {self.row} is nested too deeply.") from None
 
     def preview(self) -> str:
         """Return the next few characters, for a message."""
@@ -145,5 +145,5 @@ class _JsonWindow:
         try:
             self.window, self.at = rest + self.decoder.decode(content, final=not content), 0
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.name}, row {self.row} or soon after is not UTF-8: {error.reason}") from None
+            raise ValueError(f"{self.name}, row {self.row} or soon after is not UTF-8: {error.reason}.") from None
         return bool(content)

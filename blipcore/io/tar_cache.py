@@ -52,7 +52,7 @@ class TarCache:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Another user's folder could hold other pictures, and links in place of our lock files.
         if parent.lstat().st_uid != os.getuid():
-            raise PermissionError(f"{parent} belongs to another user: set TMPDIR to a folder of your own")
+            raise PermissionError(f"{parent} belongs to another user: set TMPDIR to a folder of your own.")
         self._copies.mkdir(exist_ok=True)
         with (self._copies / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -43,20 +43,20 @@ def caption_scores(
     """
     if len(hypotheses) != len(references):
         raise ValueError(
-            f"{len(hypotheses)} captions cannot be scored against references of {len(references)} pictures"
+            f"{len(hypotheses)} captions cannot be scored against references of {len(references)} pictures."
         )
     if not hypotheses:
-        raise ValueError("there are no captions to score")
+        raise ValueError("There are no captions to score.")
     without_reference = [row for row, texts in enumerate(references) if not texts]
     if without_reference:
-        raise ValueError(f"picture {without_reference[0]} has no reference caption")
+        raise ValueError(f"Picture {without_reference[0]} has no reference caption.")
     ptb = words == "ptb" or (words == "auto" and has_java())
     texts = [*hypotheses, *(text for picture in references for text in picture)]
     tokenized = iter(ptb_words(texts) if ptb else [plain_words(text) for text in texts])
     captions = {row: [next(tokenized)] for row in range(len(hypotheses))}
     truth = {row: [next(tokenized) for _ in picture] for row, picture in enumerate(references)}
     if not any(text for picture in truth.values() for text in picture):
-        raise ValueError("the reference captions hold no word")
+        raise ValueError("The reference captions hold no word.")
 
     scorers, left_out = _load_scorers(ptb)
     scores: dict[str, Any] = _score(scorers, left_out, truth, captions)
@@ -75,7 +75,7 @@ def require_scorers(words: Words) -> None:
     """Raise ImportError or ValueError if `caption_scores` lacks a package or Java; to be called before captioning."""
     _package_folder()
     if words == "ptb" and not has_java():
-        raise ValueError("COCO's tokenizer needs Java, which is not installed: install Java or set words=plain")
+        raise ValueError("COCO's tokenizer needs Java, which is not installed: install Java or set words=plain.")
 
 
 def has_java() -> bool:
@@ -97,7 +97,7 @@ def ptb_words(texts: Sequence[str]) -> list[str]:
     split = process.stdout.decode().split("\n")[:-1]
     if process.returncode or len(split) != len(texts):
         messages = process.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ValueError(f"COCO's tokenizer failed ({messages[-1]}): repair Java or set words=plain")
+        raise ValueError(f"COCO's tokenizer failed ({messages[-1]}): repair Java or set words=plain.")
     return [" ".join(word for word in line.split(" ") if word not in DROPPED_TOKENS) for line in split]
 
 
@@ -115,7 +115,7 @@ def _package_folder() -> Path:
     try:
         import pycocoevalcap.bleu.bleu
     except ImportError as error:
-        raise ImportError("caption scores need pycocoevalcap: pip install 'capfilt[eval]'") from error
+        raise ImportError("Caption scores need pycocoevalcap: pip install 'capfilt[eval]'") from error
     return Path(pycocoevalcap.bleu.bleu.__file__).parents[1]
 
 

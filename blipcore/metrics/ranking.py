@@ -17,9 +17,9 @@ def retrieval_ranks(scores: Tensor, is_match: Tensor) -> Tensor:
     match, so that a constant score finds nothing. A query without a match has rank NEVER. Raises ValueError for NaN.
     """
     if scores.shape != is_match.shape:
-        raise ValueError(f"scores and matches differ in shape: {tuple(scores.shape)} and {tuple(is_match.shape)}")
+        raise ValueError(f"Scores and matches differ in shape: {tuple(scores.shape)} and {tuple(is_match.shape)}.")
     if scores.isnan().any():
-        raise ValueError("retrieval scores hold NaN: the model's features are not finite")
+        raise ValueError("Retrieval scores hold NaN: the model's features are not finite.")
     best = scores.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
     return ((scores >= best) & ~is_match).sum(dim=1).where(is_match.any(dim=1), NEVER)
 

@@ -50,10 +50,10 @@ class ContrastiveConfig:
     def __post_init__(self) -> None:
         for name in ("queue_size", "alpha_ramp_steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}.")
         for name in ("momentum", "alpha", "random_negatives", "itm_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share, from 0 to 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
 
 
 def momentum_copy(model: Blip) -> Blip:
@@ -211,7 +211,7 @@ class ContrastiveTask(Task):
         """
         B, ranks = round(len(i2t) * self.config.itm_share), i2t.shape[1] // len(i2t)
         if B < 2:
-            raise ValueError("ITM takes its negatives from the batch: batch_size x itm_share must be at least 2")
+            raise ValueError("ITM takes its negatives from the batch: batch_size x itm_share must be at least 2.")
         i2t, t2i = (logits.unflatten(1, (ranks, -1))[:B, :, :B].flatten(1) for logits in (i2t, t2i))
         batch = {name: batch[name][:B] for name in ("input_ids", "attention_mask", "image_ids")}
         pool = self._pool(batch)

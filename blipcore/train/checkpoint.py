@@ -59,7 +59,7 @@ class Checkpoints:
             distributed.run_on_main(lambda: _remove(temporary))
             complete = self.complete()
             newest = f"the newest complete one is {complete[-1]}" if complete else "there is no earlier one"
-            raise OSError(f"could not write the checkpoint {final}, {newest}: {_cause(error)}") from error
+            raise OSError(f"Cannot write the checkpoint {final}: {_cause(error)}; {newest}.") from error
         return final
 
     def _publish(self, temporary: Path, final: Path, state: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, CheckpointException) as error:
                 messages.append(f"checkpoint {path} is damaged and skipped: {_cause(error)}")
         if messages:
-            raise ValueError(f"no checkpoint can be read ({'; '.join(messages)}); remove them to start anew")
+            raise ValueError(f"No checkpoint can be read ({'; '.join(messages)}): remove them to start anew.")
         return None
 
 

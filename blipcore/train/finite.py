@@ -58,7 +58,7 @@ class FiniteCheck:
         if state.skipped_in_a_row == MAX_SKIPPED:
             raise NonFiniteLossError(
                 f"{MAX_SKIPPED} steps in a row, up to step {state.step}, had a loss or gradient that is not finite: "
-                "lower the learning rate, or set a gradient clip"
+                "lower the learning rate, or set a gradient clip."
             )
         return False
 
@@ -73,8 +73,8 @@ class FiniteCheck:
         keys_per_rank = distributed.gather_objects([] if first.finite else first.keys)
         keys = [key for rank_keys in keys_per_rank for key in rank_keys]
         raise NonFiniteLossError(
-            f"the loss or its gradient is not finite at step {first.step}; the pictures of its batch: "
-            f"{', '.join(keys)}. Lower the learning rate, set a gradient clip, or set nonfinite=skip to skip such steps"
+            f"The loss or its gradient is not finite at step {first.step}; the pictures of its batch: "
+            f"{', '.join(keys)}. Lower the learning rate, set a gradient clip, or set nonfinite=skip to skip the step."
         )
 
     def require_finite(self, task: Task, step: int) -> None:
@@ -82,6 +82,6 @@ class FiniteCheck:
         self.all_finite()
         if not all_weights_finite(task):
             raise NonFiniteLossError(
-                f"the weights are not finite after step {step}, although the loss was: a gradient overflowed. Lower "
-                "the learning rate or set a gradient clip; the checkpoints before this one are good"
+                f"The weights are not finite after step {step}, although the loss was: a gradient overflowed. Lower "
+                "the learning rate or set a gradient clip; the checkpoints before this one are good."
             )

@@ -36,7 +36,7 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
     there every rank but 0 exits afterwards, so that only rank 0 reports a result.
     """
     if nproc < 1:
-        raise ValueError(f"the number of processes must be at least 1, not {nproc}")
+        raise ValueError(f"The number of processes must be at least 1, not {nproc}.")
     if "RANK" in os.environ:
         result = work(*args)
         if os.environ["RANK"] != "0":
@@ -73,8 +73,8 @@ def _first_error(error: ChildFailedError) -> BaseException:
     if failure.exitcode > 128:  # exited on a signal sent to the processes directly
         return SystemExit(failure.exitcode)
     if not isinstance(failure.message, dict):
-        return TrainingFailedError(f"process {rank} exited with code {failure.exitcode} and no error message")
+        return TrainingFailedError(f"Process {rank} exited with code {failure.exitcode} and no error message.")
     kind, _, message = failure.message["message"].partition(": ")
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
-    return TrainingFailedError(f"process {rank} failed: {failure.message['extraInfo']['py_callstack']}")
+    return TrainingFailedError(f"Process {rank} failed: {failure.message['extraInfo']['py_callstack']}")

@@ -75,10 +75,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}.")
 
     def total_steps(self, pictures: int, ranks: int = 1) -> int:
         """Return the optimizer steps of the run on `pictures` per epoch.
@@ -86,7 +86,7 @@ class TrainConfig:
         Raises ValueError unless exactly one of `steps` and `epochs` is given.
         """
         if (self.steps > 0) == (self.epochs > 0):
-            raise ValueError(f"give either steps or epochs above 0 (steps={self.steps}, epochs={self.epochs})")
+            raise ValueError(f"Set either steps or epochs above 0, not steps={self.steps} and epochs={self.epochs}.")
         return self.steps or max(1, round(self.epochs * self.steps_per_epoch(pictures, ranks)))
 
     def steps_per_epoch(self, pictures: int, ranks: int = 1) -> float:
@@ -104,7 +104,7 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
         names = [name for name in parameters if fnmatchcase(name, pattern)]
         if not names:
             raise ValueError(
-                f"no parameter to freeze matches {pattern!r}; the model has, for example, {min(parameters)}"
+                f"No parameter to freeze matches {pattern!r}; the model has, for example, {min(parameters)}."
             )
         for name in names:
             parameters[name].requires_grad_(False)
@@ -117,7 +117,7 @@ def make_adamw(task: nn.Module, config: TrainConfig) -> AdamW:
     """
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ValueError("the task has no parameter to train: everything is frozen")
+        raise ValueError("The task has no parameter to train: everything is frozen.")
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     # Sharded and unsharded tensors do not mix in one kernel.
     unsharded = [p for p in parameters if not isinstance(p, DTensor)]
@@ -158,7 +158,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         progress = min(cosine_step / cosine_steps, 1.0)
         lr = config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        raise ValueError(f"no schedule is called {config.schedule!r}")
+        raise ValueError(f"No schedule is called {config.schedule!r}.")
     if step < config.warmup_steps:
         lr = min(lr, config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps)
     return lr

@@ -50,7 +50,7 @@ class RunFolder:
         before its first record or checkpoint does not count.
         """
         if self.path.is_file():
-            raise ValueError(f"{self.path} is a file; give a folder for the run")
+            raise ValueError(f"{self.path} is a file; give a folder for the run.")
         if self._has_progress():
             self._require_same_config()
         if self.model.exists():
@@ -60,7 +60,7 @@ class RunFolder:
             self._lock = lock_for_process(self.path / ".lock")
         except FolderLockedError:
             raise ValueError(
-                f"another process is training into {self.path}: wait for it, or give another folder"
+                f"Another process is training into {self.path}: wait for it, or give another folder."
             ) from None
         remove_temporary_files(self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
@@ -86,7 +86,7 @@ class RunFolder:
             rest = f"; and {remaining} more" if remaining > 0 else ""
             raise ValueError(
                 f"{self.path} holds a run with another configuration; choose another folder or remove it. "
-                f"Stored -> requested: {'; '.join(differences[:MAX_DIFFERENCES])}{rest}"
+                f"Stored -> requested: {'; '.join(differences[:MAX_DIFFERENCES])}{rest}."
             )
 
     def _same_pictures_per_step(self) -> bool:
@@ -134,7 +134,7 @@ class RunFolder:
         try:
             import wandb
         except ImportError:
-            raise ImportError("logging to Weights & Biases needs a package: pip install 'capfilt[wandb]'") from None
+            raise ImportError("Logging to Weights & Biases needs a package: pip install 'capfilt[wandb]'") from None
         run_id = blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
         run = wandb.init(
             project=project, name=self.path.name, id=run_id, resume="allow", config=self.config, dir=self.path

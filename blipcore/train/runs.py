@@ -120,8 +120,8 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         if (self.init is None) == (self.preset is None):
             raise ValueError(
-                "finetuning starts from a checkpoint or from a new model: give --init CHECKPOINT, or --set preset=tiny "
-                "(base, large)"
+                "Finetuning starts from a checkpoint or from a new model: give --init CHECKPOINT, or --set preset=tiny "
+                "(base, large)."
             )
 
 
@@ -223,7 +223,7 @@ def open_tokenizer(spec: str, stream: Stream) -> Tokenizer:
         return Tokenizer.load(spec)
     size = spec.removeprefix("train:")
     if not size.isdigit():
-        raise ValueError(f"tokenizer {spec!r} needs a number of word pieces after 'train:', as in train:2000")
+        raise ValueError(f"The tokenizer {spec!r} needs a number of word pieces after 'train:', as in train:2000.")
     return Tokenizer.train(iterate_texts(stream), vocab_size=int(size))
 
 
@@ -260,7 +260,7 @@ def _require_sizes(run: PretrainRun, config: BlipConfig) -> None:
             if sizes[part].get(name) != value:
                 raise ValueError(
                     f"{run.init} has {part} {name} {sizes[part].get(name)}, not the requested {value}: sizes come from "
-                    "the checkpoint, leave out preset and model"
+                    "the checkpoint, leave out preset and model."
                 )
 
 

@@ -37,7 +37,7 @@ def test_in_a_group_rank_0_is_main() -> None:
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("cuda", "process 2 of this machine has no GPU, there are 2"), ("cuda:0", "give --device cuda")],
+    [("cuda", "Process 2 of this machine has no GPU, there are 2"), ("cuda:0", "give --device cuda")],
 )
 def test_more_processes_than_gpus_are_refused(monkeypatch, device, message) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

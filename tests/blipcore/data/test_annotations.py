@@ -119,7 +119,7 @@ def test_errors_in_a_coco_file_name_the_entry(tmp_path: Path, change: Any, words
         ([], "no rows"),
         ([{"image": "a", "caption": "x"}, "text"], "row 1: a row must be an object"),
         ([{"caption": "x"}], 'row 0: "image" must be a path'),
-        ([{"url": "http://x/a.jpg", "caption": "x"}], "row 0: it has a URL.*capfilt download .*s.json DATA"),
+        ([{"url": "http://x/a.jpg", "caption": "x"}], "row 0 has a URL.*capfilt download .*s.json DATA"),
         ([{"image": "a"}], 'row 0: "caption" must be'),
         ([{"image": "a", "caption": []}], 'row 0: "caption" must be'),
         ([{"image": "a", "caption": ["x", 3]}], 'row 0: "caption" must be'),
@@ -134,7 +134,7 @@ def test_errors_name_file_and_row(tmp_path: Path, rows: Any, words: str) -> None
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="No annotation file at"):
         read_captioned_images(tmp_path / "absent.json")
 
 

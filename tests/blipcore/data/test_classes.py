@@ -92,7 +92,7 @@ def test_errors_name_the_bad_row(tmp_path, rows, message) -> None:
         ({"n01": 3}, ValueError, "must be a JSON list of class names"),
         ("[", ValueError, "is not valid JSON"),
         ([], ValueError, "holds no class names"),
-        (None, FileNotFoundError, "no file"),
+        (None, FileNotFoundError, "No file at"),
     ],
 )
 def test_names_that_do_not_match_the_classes_are_refused(folder, tmp_path, content, error, message) -> None:
@@ -113,5 +113,5 @@ def test_templates_contain_the_class_name_once(tmp_path) -> None:
     for bad in ("a photo", "{} and {}"):
         with pytest.raises(ValueError, match=r"must contain {} once"):
             read_templates(write(tmp_path, "t.txt", bad))
-    with pytest.raises(FileNotFoundError, match="no file of templates"):
+    with pytest.raises(FileNotFoundError, match="No file of templates at"):
         read_templates(tmp_path / "absent.txt")

@@ -137,11 +137,11 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
 
 
 def test_paths_without_a_data_set(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="No data set at"):
         open_dataset(tmp_path / "absent")
     (tmp_path / "x.csv").write_text("a,b")
     for path in (tmp_path, tmp_path / "x.csv"):
-        with pytest.raises(ValueError, match="is no data set: expected"):
+        with pytest.raises(ValueError, match="is no data set: give"):
             open_dataset(path)
 
 

@@ -137,7 +137,7 @@ def test_weights_are_split_from_paths(tmp_path, monkeypatch) -> None:
     for weight in ("0", "-1"):
         with pytest.raises(ValueError, match="must be above 0"):
             parse_spec(f"data={weight}")
-    with pytest.raises(ValueError, match="no data set"):
+    with pytest.raises(ValueError, match="at least one data set"):
         eval_stream()
 
 

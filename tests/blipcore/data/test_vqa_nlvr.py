@@ -59,15 +59,15 @@ def test_pairs_of_nlvr2(write, label) -> None:
     [
         (read_questions, "text", "a row must be an object"),
         (read_questions, ["what?", "red"], "a row must be an object"),
-        (read_questions, VQA | {"image": None}, '"image" must be a path, found None'),
+        (read_questions, VQA | {"image": None}, '"image" must be a path, not None'),
         (read_questions, VQA | {"question": " "}, '"question" must be a text'),
         (read_questions, VQA | {"answer": ["red", 2]}, '"answer" must be a text or a list of texts'),
         (read_questions, VQA | {"question_id": [1]}, '"question_id" must be a number or a string'),
         (read_image_pairs, [1], "a row must be an object"),
         (read_image_pairs, PAIR | {"images": ["a.png"]}, '"images" must be two paths'),
         (read_image_pairs, PAIR | {"sentence": 3}, '"sentence" must be a text'),
-        (read_image_pairs, PAIR | {"label": "yes"}, '"label" must be "True" or "False", found \'yes\''),
-        (read_image_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", found 1'),
+        (read_image_pairs, PAIR | {"label": "yes"}, '"label" must be "True" or "False", not \'yes\''),
+        (read_image_pairs, PAIR | {"label": 1}, '"label" must be "True" or "False", not 1'),
     ],
 )
 def test_errors_name_the_bad_row(write, read, row, message) -> None:
@@ -78,7 +78,7 @@ def test_errors_name_the_bad_row(write, read, row, message) -> None:
 
 
 def test_missing_and_empty_files_are_refused(write, tmp_path) -> None:
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="No annotation file at"):
         read_questions(tmp_path / "none.json")
     with pytest.raises(ValueError, match="holds no rows"):
         read_image_pairs(write())
@@ -100,9 +100,9 @@ def test_candidate_answers_come_from_text_or_json(tmp_path) -> None:
     (tmp_path / "answers.json").write_text('["red", "blue"]')
     assert read_answers(tmp_path / "answers.txt") == read_answers(tmp_path / "answers.json") == ["red", "blue"]
     (tmp_path / "answers.json").write_text('{"red": 1}')
-    with pytest.raises(ValueError, match="must be a JSON list of texts"):
+    with pytest.raises(ValueError, match="must be a JSON list of answers"):
         read_answers(tmp_path / "answers.json")
-    with pytest.raises(FileNotFoundError, match="answer list"):
+    with pytest.raises(FileNotFoundError, match="No answer list at"):
         read_answers(tmp_path / "none.txt")
 
 

@@ -97,7 +97,7 @@ def test_first_character(tmp_path: Path) -> None:
     for text, first in (("  [1]", "["), ('\ufeff\n{"a": 1}', "{"), ("", "")):
         (tmp_path / "a.json").write_text(text, encoding="utf-8")
         assert first_character(tmp_path / "a.json") == first
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="No annotation file at"):
         first_character(tmp_path / "missing.json")
 
 

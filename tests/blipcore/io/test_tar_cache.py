@@ -155,7 +155,7 @@ def test_the_table_beside_a_tar_saves_reading_it(shards: Path, monkeypatch: pyte
 
 def test_missing_folders_and_tars_are_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
-    with pytest.raises(FileNotFoundError, match=r"data set memory://nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"No data set at memory://nowhere"):
         open_dataset("memory://nowhere")
     with pytest.raises(ValueError, match=r"nothing://here cannot be read or written"):
         open_dataset("nothing://here")

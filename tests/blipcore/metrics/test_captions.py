@@ -73,7 +73,7 @@ def test_captions_without_references_are_refused() -> None:
         caption_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="no captions"):
         caption_scores([], [])
-    with pytest.raises(ValueError, match="picture 1 has no reference"):
+    with pytest.raises(ValueError, match="Picture 1 has no reference"):
         caption_scores(["a", "b"], [["a"], []])
 
 
@@ -176,5 +176,5 @@ def test_spice_runs_if_its_models_are_installed(fake_java, monkeypatch, tmp_path
 
 
 def test_references_without_a_word_are_refused() -> None:
-    with pytest.raises(ValueError, match="the reference captions hold no word"):
+    with pytest.raises(ValueError, match="The reference captions hold no word"):
         caption_scores(["a dog", "a cat"], [["!"], ["", "..."]])

@@ -44,7 +44,7 @@ def test_the_constant_schedule_and_an_unknown_one() -> None:
     assert set(rates(TrainConfig(steps=5, lr=0.1, schedule="constant"))) == {0.1}
     config = TrainConfig(steps=5)
     config.schedule = "linear"
-    with pytest.raises(ValueError, match="no schedule is called 'linear'"):
+    with pytest.raises(ValueError, match="No schedule is called 'linear'"):
         learning_rate(0, config)
 
 
@@ -53,7 +53,7 @@ def test_either_steps_or_epochs_are_given() -> None:
     assert TrainConfig(epochs=2.5, batch_size=10, accumulate=2).total_steps(1000, ranks=5) == 25
     assert TrainConfig(epochs=0.001).total_steps(10) == 1
     for config in (TrainConfig(), TrainConfig(steps=1, epochs=1.0)):
-        with pytest.raises(ValueError, match="either steps or epochs"):
+        with pytest.raises(ValueError, match="Set either steps or epochs above 0"):
             config.total_steps(10)
 
 

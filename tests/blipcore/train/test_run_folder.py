@@ -66,7 +66,7 @@ def test_another_configuration_is_refused_with_its_differences(shards, tmp_path,
 def test_an_error_names_a_few_of_many_differences(tmp_path) -> None:
     RunFolder(tmp_path, {str(number): number for number in range(20)}, {}).claim()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match=r"Stored -> requested: 0: 0 -> 'x'; .*; 7: 7 -> 'x'; and 12 more$"):
+    with pytest.raises(ValueError, match=r"Stored -> requested: 0: 0 -> 'x'; .*; 7: 7 -> 'x'; and 12 more\.$"):
         RunFolder(tmp_path, {str(number): "x" for number in range(20)}, {}).claim()
 
 
@@ -87,7 +87,7 @@ def test_two_processes_cannot_train_into_one_folder(shards, tmp_path) -> None:
     command = [sys.executable, "-c", lock, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(ValueError, match="another process is training into"):
+        with pytest.raises(ValueError, match="Another process is training into"):
             toy_trainer(shards, tmp_path).fit()
         other.communicate(b"\n")
     assert toy_trainer(shards, tmp_path).fit()["steps"] == 12

@@ -145,5 +145,5 @@ def test_frozen_parameters_do_not_change(shards, tmp_path) -> None:
     run.fit()
     after = read_weights(tmp_path)
     assert [name for name in before if not torch.equal(before[name], after[name])] == ["3.weight"]
-    with pytest.raises(ValueError, match=r"no parameter to freeze matches 'text\.\*'; the model has, for ex.* 1\.bias"):
+    with pytest.raises(ValueError, match=r"No parameter to freeze matches 'text\.\*'; the model has, for ex.* 1\.bias"):
         toy_trainer(shards, tmp_path / "other", freeze=["text.*"]).fit()
