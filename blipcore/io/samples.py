@@ -133,10 +133,12 @@ def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, Sampl
     """Return the members of each sample of a tar by key, in the order of the first members."""
     samples: dict[str, SampleMembers] = {}
     for member in walk_tar(file, problems):
-        name = member.name.removeprefix("./")
+        name = member.name
+        while name.startswith("./"):
+            name = name[2:]
         folder, slash, base = name.rpartition("/")
         stem, dot, suffix = base.partition(".")
-        if member.name.startswith("/") or (".." in name and ".." in name.split("/")):
+        if name.startswith("/") or (".." in name and ".." in name.split("/")):
             problems.append(TarProblem("unsafe_name", member.name))
             continue
         if not stem or not dot:  # .DS_Store, README

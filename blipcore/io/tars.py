@@ -6,24 +6,27 @@ Python's `tarfile` takes about seven times as long, and ends at a damaged header
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 from zlib import adler32
 
 BLOCK = 512  # headers and members start at multiples of this many bytes
+RECORD = 20 * BLOCK  # a tar is filled with zeros to a multiple of this many bytes
 END = bytes(BLOCK)  # the block after the last member
-EXTENDED_LIMIT = 1 << 20  # bytes read of an extended header; names and sizes are far shorter
-PAX_RECORD = re.compile(rb"(?:^|\n)\d+ (path|size)=([^\n]*)\n")
+EXTENDED_LIMIT = 1 << 20  # bytes of an extended header; names and sizes are far shorter
 REGULAR_FILES = (b"0", b"\0", b"7")  # 7 is a contiguous file, which no system stores differently
 FOLDER = b"5"
+SPARSE_FILE = b"S"  # of GNU: holes are not stored
+WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders and pipes; some tars give them a size
 EXTENDED_HEADERS = (b"x", b"g", b"L", b"K")  # pax, pax for all members, GNU long name, GNU long link target
 
 
 class TarProblem(NamedTuple):
     """A defect of a tar, or a member that cannot be used."""
 
-    reason: str  # truncated_tar, corrupt_tar, link_member, unsafe_name, duplicate_member, foreign_member
+    # truncated_tar, corrupt_tar, data_after_end, global_header, link_member, sparse_member, unsafe_name,
+    # duplicate_member, foreign_member
+    reason: str
     member: str  # the member's name, or the place of the damage
 
 
@@ -37,48 +40,94 @@ class TarMember(NamedTuple):
 
 
 def walk_tar(file: BinaryIO, problems: list[TarProblem], position: int = 0) -> Iterator[TarMember]:
-    """Yield the regular files of a tar (ustar, GNU or pax) from the header at byte `position` on.
+    """Yield the regular files of a tar (v7, ustar, GNU or pax) from the header at byte `position` on.
 
-    The walk ends at the end mark, at a damaged header (`corrupt_tar`) or at the end of a file that was cut short
-    (`truncated_tar`). Links, devices and pipes are skipped. All but the end mark append to `problems`.
+    The walk stops at the end mark, at a damaged header (`corrupt_tar`) or at the end of a truncated file
+    (`truncated_tar`). Links, devices, pipes and sparse files are skipped. Everything but folders and the end mark
+    appends to `problems`.
     """
     end = file.seek(0, os.SEEK_END)
     member = ""
-    pax_path: str | None = None
-    pax_size: int | None = None
+    pax: dict[bytes, bytes] = {}  # the extended headers of the next member
     while position + BLOCK <= end:
         file.seek(position)
         header = file.read(BLOCK)
         if header == END:
+            if _has_header(file.read(RECORD)):  # `cat a.tar b.tar`
+                problems.append(TarProblem("data_after_end", f"byte {position}, after {member!r}"))
             return
-        size = _number(header[124:136])
         kind = header[156:157]
-        if pax_size is not None and kind not in EXTENDED_HEADERS:
-            size = pax_size
+        size = _number(header[124:136])
+        if pax.get(b"size") and kind not in EXTENDED_HEADERS:
+            size = _decimal(pax[b"size"])
         # A negative size would lead back to an earlier header, for ever.
         if size is None or size < 0 or not _checksum_matches(header):
             problems.append(TarProblem("corrupt_tar", f"byte {position}, after {member!r}"))
             return
+        if kind in WITHOUT_DATA:
+            size = 0
         data = position + BLOCK
-        position = data + -(-size // BLOCK) * BLOCK
+        if kind == SPARSE_FILE:
+            data = _skip_sparse_map(file, header, data)
+        header_position, position = position, data + -(-size // BLOCK) * BLOCK
         if kind in EXTENDED_HEADERS:
-            content = file.read(min(size, EXTENDED_LIMIT))
-            if kind == b"x":
-                records = dict(PAX_RECORD.findall(content))
-                if b"path" in records:
-                    pax_path = records[b"path"].decode("utf-8", errors="replace")
-                if b"size" in records:
-                    pax_size = _decimal(records[b"size"])
-            elif kind == b"L":  # GNU's long name
-                pax_path = content.rstrip(b"\0").decode("utf-8", errors="replace")
+            if position > end:
+                break
+            records = _extended_records(kind, file.read(size)) if size <= EXTENDED_LIMIT else None
+            if records is None:
+                problems.append(TarProblem("corrupt_tar", f"byte {header_position}, after {member!r}"))
+                return
+            if kind != b"g":
+                pax |= records
+            elif b"path" in records or b"size" in records:  # of all members: one name for all is a mistake
+                problems.append(TarProblem("global_header", f"byte {header_position}, after {member!r}"))
             continue
-        member = _header_name(header) if pax_path is None else pax_path
-        pax_path = pax_size = None
-        if kind in REGULAR_FILES:
-            yield TarMember(member, data, size, data + size <= end)
+        path = pax.get(b"GNU.sparse.name") or pax.get(b"path")
+        member = path.decode("utf-8", "replace") if path else _header_name(header)
+        if kind == SPARSE_FILE or any(name.startswith(b"GNU.sparse.") for name in pax):
+            problems.append(TarProblem("sparse_member", member))
+        elif kind in REGULAR_FILES:
+            if size or not member.endswith("/"):  # v7 marks a folder by the slash alone
+                yield TarMember(member, data, size, data + size <= end)
         elif kind != FOLDER:
             problems.append(TarProblem("link_member", member))
+        pax = {}
     problems.append(TarProblem("truncated_tar", member))
+
+
+def _extended_records(kind: bytes, content: bytes) -> dict[bytes, bytes] | None:
+    """Return the records of an extended header, None if they are damaged."""
+    if kind == b"K":
+        return {}
+    if kind == b"L":
+        return {b"path": content.partition(b"\0")[0]}
+    records = {}
+    start = 0
+    while start < len(content) and content[start]:  # zeros may follow the last record
+        # "LENGTH NAME=VALUE\n", where the length counts all of it: a value may hold any bytes, line breaks included
+        length = content[start : start + 20].partition(b" ")[0]
+        stop = start + _decimal(length)
+        name, equals, value = content[start + len(length) + 1 : stop].partition(b"=")
+        if stop > len(content) or not equals or not value.endswith(b"\n"):
+            return None
+        records[name] = value[:-1]
+        start = stop
+    return records
+
+
+def _skip_sparse_map(file: BinaryIO, header: bytes, position: int) -> int:
+    """Return the position behind the blocks that continue the map of a sparse file's header."""
+    continues = header[482]
+    while continues:
+        file.seek(position)
+        block = file.read(BLOCK)
+        continues = len(block) == BLOCK and block[504]
+        position += BLOCK
+    return position
+
+
+def _has_header(blocks: bytes) -> bool:
+    return any(_checksum_matches(blocks[start : start + BLOCK]) for start in range(0, len(blocks) - BLOCK + 1, BLOCK))
 
 
 def _number(digits: bytes) -> int | None:
@@ -96,8 +145,8 @@ def _number(digits: bytes) -> int | None:
 
 
 def _decimal(digits: bytes) -> int:
-    """Return the value of a pax size, -1 (damage) if it is none."""
-    return int(digits) if digits.isdigit() else -1
+    """Return the value of a pax number, -1 (damage) if it is none."""
+    return int(digits) if digits.isdigit() and len(digits) <= 20 else -1
 
 
 def _checksum_matches(header: bytes) -> bool:
@@ -109,8 +158,9 @@ def _checksum_matches(header: bytes) -> bool:
     stored = _number(field)
     if stored is None:
         return False
-    total = (adler32(header) & 0xFFFF) - (adler32(field) & 0xFFFF) + 8 * ord(" ")
-    return (total - stored) % 65521 == 0
+    difference = (adler32(header) & 0xFFFF) - (adler32(field) & 0xFFFF) + 8 * ord(" ") - stored
+    # Some old systems add signed bytes.
+    return difference % 65521 == 0 or (difference - 256 * sum(byte > 127 for byte in header)) % 65521 == 0
 
 
 def _header_name(header: bytes) -> str:

@@ -39,12 +39,14 @@ def header(name: str, size: int, kind: bytes = b"0", link: str = "") -> bytes:
     return with_checksum(b"".join(fields).ljust(BLOCK, b"\0"))
 
 
-def with_checksum(block: bytes) -> bytes:
-    """Return a header with its checksum corrected."""
-    blank = bytearray(block)
-    blank[148:156] = b" " * 8
-    blank[148:156] = b"%06o\0 " % sum(blank)
-    return bytes(blank)
+def with_checksum(block: bytes, changes: Mapping[int, bytes] | None = None) -> bytes:
+    """Return a header with other bytes at some offsets and a valid checksum."""
+    result = bytearray(block)
+    for offset, data in (changes or {}).items():
+        result[offset : offset + len(data)] = data
+    result[148:156] = b" " * 8
+    result[148:156] = b"%06o\0 " % sum(result)
+    return bytes(result)
 
 
 def padded(data: bytes) -> bytes:
@@ -57,11 +59,18 @@ def member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
     return header(name, len(data), kind) + padded(data)
 
 
-def pax_header(name: str, value: str) -> bytes:
-    """Return an extended header with one record, for the next member."""
-    record = f" {name}={value}\n"
-    length = len(record) + len(str(len(record) + 3))
-    return member("././@PaxHeader", f"{length}{record}".encode(), b"x")
+def pax_header(name: str, value: str | bytes, kind: bytes = b"x") -> bytes:
+    """Return an extended header with one record, for the next member; with the kind `g`, for all members."""
+    return member("././@PaxHeader", pax_record(name, value), kind)
+
+
+def pax_record(name: str, value: str | bytes) -> bytes:
+    """Return "LENGTH NAME=VALUE\\n"; the length counts its own digits."""
+    record = b" " + name.encode() + b"=" + (value.encode() if isinstance(value, str) else value) + b"\n"
+    length = len(record) + 1
+    while len(record) + len(str(length)) != length:
+        length += 1
+    return str(length).encode() + record
 
 
 def gnu_long_name(name: str) -> bytes:

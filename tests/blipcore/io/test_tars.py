@@ -38,17 +38,23 @@ def test_every_tar_format_is_read(tmp_path: Path, tar_format: int) -> None:
 
 def test_a_tar_without_the_word_ustar_is_read() -> None:
     """Tars from before 1988 have nothing there."""
-    old = bytearray(header("0.jpg", 1))
-    old[257:265] = bytes(8)
-    assert read_members(with_checksum(old) + b"x".ljust(512, b"\0") + END_MARK) == ({"0.jpg": b"x"}, [])
+    old = with_checksum(header("0.jpg", 1), {257: bytes(8)})
+    assert read_members(old + b"x".ljust(512, b"\0") + END_MARK) == ({"0.jpg": b"x"}, [])
 
 
 def test_sizes_in_binary_and_in_extended_headers() -> None:
-    binary = bytearray(header("0.jpg", 0))
-    binary[124:136] = b"\x80" + (3).to_bytes(11, "big")
-    tar = with_checksum(binary) + b"abc".ljust(512, b"\0")
+    binary = with_checksum(header("0.jpg", 0), {124: b"\x80" + (3).to_bytes(11, "big")})
+    tar = binary + b"abc".ljust(512, b"\0")
     tar += pax_header("size", "4") + header("1.jpg", 0) + b"defg".ljust(512, b"\0") + member("2.jpg", b"h")
     assert read_members(tar + END_MARK) == ({"0.jpg": b"abc", "1.jpg": b"defg", "2.jpg": b"h"}, [])
+
+
+def test_a_checksum_of_signed_bytes_is_right_too() -> None:
+    name = "\u00fc.jpg"
+    unsigned = header(name, 1)
+    high = sum(byte > 127 for byte in unsigned)
+    signed = unsigned[:148] + b"%06o\0 " % (int(unsigned[148:154], 8) - 256 * high) + unsigned[156:]
+    assert read_members(signed + b"x".ljust(512, b"\0") + END_MARK) == ({name: b"x"}, [])
 
 
 def test_a_tar_cut_anywhere_keeps_its_complete_members(tmp_path: Path) -> None:
@@ -82,9 +88,8 @@ def test_one_wrong_byte_of_a_header_is_damage(byte: int) -> None:
 @pytest.mark.parametrize("size", [b"-1", b"-5", b"-2000", b"-0000001130"])
 def test_a_negative_size_is_damage(size: bytes) -> None:
     """A walk that followed it would never end."""
-    second = bytearray(header("1.jpg", 0))
-    second[124:136] = size.ljust(12, b"\0")
-    tar = member("0.jpg", b"x") + with_checksum(second) + END_MARK
+    second = with_checksum(header("1.jpg", 0), {124: size.ljust(12, b"\0")})
+    tar = member("0.jpg", b"x") + second + END_MARK
     assert read_members(tar) == ({"0.jpg": b"x"}, [TarProblem("corrupt_tar", "byte 1024, after '0.jpg'")])
     tar = member("0.jpg", b"x") + pax_header("size", size.decode()) + header("1.jpg", 0) + END_MARK
     assert read_members(tar) == ({"0.jpg": b"x"}, [TarProblem("corrupt_tar", "byte 2048, after '0.jpg'")])
