@@ -1,7 +1,6 @@
 """The commands: each reads its options into a config, runs its stage and prints the summary.
 
-Imports of stages are inside the functions, so that `capfilt --help` is fast. The commands that train and evaluate
-models are in `cli_models.py`.
+They import their stages inside, so that `capfilt --help` is fast. Commands for models are in `cli_models.py`.
 """
 
 import typer
@@ -105,7 +104,7 @@ def caption(
     from capfilt.caption.stage import CaptionConfig, caption_shards
     from capfilt.config import resolve
 
-    # Decoding options belong to generate. for BLIP and to chat. for other models; --config may name the model.
+    # Decoding options set generate.* for BLIP and chat.* for other models. The model may be in the config file.
     named = resolve(CaptionConfig, config, sets or (), {"data": data, "model": model})
     section = "generate" if captioner_kind(named.model) == "blip" else "chat"
     fields = {name: f"{section}.{name}" for name in ("prompt", "mode", "num_captions", "seed")}

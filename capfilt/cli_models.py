@@ -1,4 +1,4 @@
-"""The commands that train, evaluate and convert models. Imports of torch are inside the functions: `--help` is fast."""
+"""The commands that train, evaluate and convert models. They import torch inside, so that `--help` is fast."""
 
 import typer
 
@@ -7,7 +7,7 @@ from capfilt.console import command, finish
 from capfilt.options import read_settings
 
 app = typer.Typer()
-# Options under train. in the config.
+# Option -> field of the config.
 TRAIN_FIELDS = {
     name: f"train.{name}" for name in ("steps", "epochs", "lr", "batch_size", "device", "dtype", "workers", "seed")
 }
@@ -96,7 +96,7 @@ def evaluate(
     config: options.Config = None,
     sets: options.Sets = None,
 ) -> None:
-    """Score a checkpoint on an annotation file."""
+    """Evaluate a checkpoint on an annotation file."""
     from blipcore import evaluation
 
     finish(evaluation.evaluate(read_settings(context, evaluation.EvaluateRun)), as_json)

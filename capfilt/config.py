@@ -162,7 +162,7 @@ def _sentence(name: str, errors: list[Mapping[str, Any]]) -> str:
     """Return one sentence for the errors of a setting. A union has one error per type."""
     error = errors[0]
     if error["type"] == "missing":
-        return f"Setting '{name}' is required."
+        return f"Setting '{name}' is required; give it as an option, with --set {name}=VALUE or in the YAML file."
     if error["type"] == "value_error":  # raised by __post_init__
         return error["msg"].removeprefix("Value error, ")
     expected = [item["msg"].removeprefix("Input should be ").partition(", unable to parse")[0] for item in errors]

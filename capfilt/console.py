@@ -28,7 +28,7 @@ class _Command(TyperCommand):
     def get_help_option(self, *args: Any, **kwargs: Any) -> Any:
         help_option = super().get_help_option(*args, **kwargs)
         if help_option is not None:
-            help_option.rich_help_panel = SETTINGS
+            help_option.rich_help_panel, help_option.metavar = SETTINGS, ""
         return help_option
 
 

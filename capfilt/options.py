@@ -1,6 +1,6 @@
 """Command-line options, grouped by their panels in `--help`, and the step from options to a config.
 
-An option sets the field of its name in the config of its command. The config holds the default: None means not given.
+An option sets the config field of the same name, unless its command passes another. None means that it is not given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUN = "Where to run"
 OUTPUT = "Output"
 SETTINGS = "Other settings"
 
-NOT_SETTINGS = ("config", "sets", "as_json")  # parameters that every command handles in the same way
+NOT_SETTINGS = ("config", "sets", "as_json")  # parameters that are no fields of a config
 
 
 class FinetuneTask(enum.StrEnum):
@@ -67,8 +67,7 @@ def option(
 ) -> Any:
     """Return an option for `Annotated`. The Tab key completes `values`; the config checks the value.
 
-    `default` is only displayed. It is repeated here because importing the config would make `--help` slow; a test
-    compares the two.
+    `default` is only displayed. It repeats the config's default, because importing the config would make `--help` slow.
     """
     if default is not None:
         text += rf" [dim]\[default: {default}][/dim]"
@@ -76,11 +75,16 @@ def option(
     return typer.Option(*flags, help=text, rich_help_panel=panel, metavar=metavar, autocompletion=completion)
 
 
+def flag(panel: str, text: str, name: str) -> Any:
+    """Return an option without a value for `Annotated`."""
+    return typer.Option(name, help=text, rich_help_panel=panel, metavar="")  # `--help` would show <bool>
+
+
 def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str | None] | None = None) -> T:
     """Build the config of a command from its options, `--set`, `--config` and its defaults.
 
     `fields` maps an option to a field of another name, with dots for nested fields, or to None if it is no setting.
-    Raises ValueError for a wrong setting.
+    Raises ValueError for an invalid setting.
     """
     fields = fields or {}
     overrides = {}
@@ -94,73 +98,82 @@ def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str
 
 # --- Arguments ------------------------------------------------------------------------------------------------------
 
-Urls = Annotated[str, argument("URLS", "txt, csv, tsv, json, jsonl (also .gz) or parquet file.")]
-Source = Annotated[str, argument("SOURCE", "Folder, annotation file, Parquet, dataset or tars.")]
-NewShards = Annotated[str, argument("DATA", "Folder or URL for the shards.")]
-Shards = Annotated[str, argument("DATA", "Shard set with the pictures.")]
-Datasets = Annotated[list[str], argument("DATASET...", "Filtered folder, shard set or JSON; =WEIGHT on all or none.")]
-FinetuneArgument = Annotated[FinetuneTask, argument(None, "caption: a captioner; retrieval: a filter; vqa; nlvr.")]
-TrainFiles = Annotated[list[str], argument("ANNOTATIONS...", "JSON of pictures with captions, questions or sentences.")]
+Urls = Annotated[str, argument("URLS", "txt, csv, tsv, json, jsonl (also .gz) or parquet file of URLs.")]
+Source = Annotated[str, argument("SOURCE", "Picture folder, annotation file, Parquet, saved dataset or tars.")]
+NewShards = Annotated[str, argument("DATA", "Folder or URL to write the shards to.")]
+Shards = Annotated[str, argument("DATA", "Shard set: the output of download or pack.")]
+Datasets = Annotated[
+    list[str], argument("DATASET", "Filtered set, shard set or JSON file; add =WEIGHT to all or none.")
+]
+FinetuneArgument = Annotated[FinetuneTask, argument("TASK", "caption trains a captioner, retrieval a filter.")]
+TrainFiles = Annotated[
+    list[str], argument("ANNOTATIONS", "JSON files of pictures with captions, questions or sentences.")
+]
 EvaluateArgument = Annotated[
-    EvaluateTask, argument(None, "caption: CIDEr and others; retrieval: recall; vqa, nlvr, classify: accuracy.")
+    EvaluateTask, argument("TASK", "caption: CIDEr, BLEU; retrieval: recall; others: accuracy.")
 ]
 TestFile = Annotated[
-    str, argument("ANNOTATIONS", "JSON of pictures with texts; for classify also a folder of classes.")
+    str, argument("ANNOTATIONS", "JSON file of pictures and texts; for classify also a folder of class folders.")
 ]
 CheckpointSource = Annotated[str, argument("SRC", "blipcore folder, official .pth or Hugging Face BLIP folder.")]
-CheckpointTarget = Annotated[Path, argument("DST", "Folder to write; a .pth file for official.")]
-Filtered = Annotated[str, argument("DATASET", "Filtered folder, or shard set filtered once.")]
-ExportFolder = Annotated[str, argument("OUT", "Folder for the files.")]
-LoopConfig = Annotated[Path, argument("CONFIG", "YAML: data, human, out, and settings per command.")]
-DataFolder = Annotated[str, argument("DATA", "Folder for the data.")]
+CheckpointTarget = Annotated[Path, argument("DST", "Folder to write; for official, a .pth file.")]
+Filtered = Annotated[str, argument("DATASET", "Filtered set, or a shard set that has only one.")]
+ExportFolder = Annotated[str, argument("OUT", "Folder to write to.")]
+LoopConfig = Annotated[Path, argument("CONFIG", "YAML file: data, human, out, and a section per command.")]
+DataFolder = Annotated[str, argument("DATA", "Folder planned for the data; its disk is checked.")]
 
 # --- What to read ---------------------------------------------------------------------------------------------------
 
-UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="by its usual name")]
-CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="by its usual name")]
-ImageColumn = Annotated[str | None, option(READ, "Column of the pictures or their paths.", default="by its usual name")]
-Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file for the pictures of SOURCE.")]
-ImageRoot = Annotated[str | None, option(READ, "Folder that relative picture paths start from.")]
-Sources = Annotated[list[str] | None, option(READ, "web or a captioner's name; repeatable.", default="all")]
-ScoresName = Annotated[str | None, option(READ, "Name of scores to reuse or to write.", default="those that fit")]
-Answers = Annotated[str | None, option(READ, "vqa: file of answers to rank, a JSON list or lines.")]
-Compare = Annotated[list[str] | None, option(READ, "Filtered folder to compare with; repeatable.")]
+UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="a usual name, such as url")]
+CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="a usual name, such as caption")]
+ImageColumn = Annotated[str | None, option(READ, "Column of pictures or paths.", default="a usual name, such as image")]
+Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file that names pictures under SOURCE.")]
+ImageRoot = Annotated[str | None, option(READ, "Root of relative picture paths.", default="folder of the JSON file")]
+Sources = Annotated[
+    list[str] | None, option(READ, "Texts: web or a captioner's name; repeatable.", default="all", metavar="NAME")
+]
+ScoresName = Annotated[str | None, option(READ, "Name of the scores to reuse or write.", default="reuse any that fit")]
+Answers = Annotated[str | None, option(READ, "For vqa: possible answers, as a JSON list or one per line.")]
+Compare = Annotated[list[str] | None, option(READ, "Filtered set to compare with; repeatable.", metavar="DATASET")]
 Decontaminate = Annotated[
-    list[str] | None, option(READ, "Leave out look-alikes of the pictures in DIR; repeatable.", metavar="DIR")
+    list[str] | None, option(READ, "Leave out copies of the pictures in DIR; repeatable.", metavar="DIR")
 ]
 
 # --- How to download ------------------------------------------------------------------------------------------------
 
-Retries = Annotated[int | None, option(DOWNLOAD, "Retry passes for temporary failures.", default=1)]
-RetryFailed = Annotated[bool | None, option(DOWNLOAD, "Retry temporary failures of finished shards.", "--retry-failed")]
+Retries = Annotated[int | None, option(DOWNLOAD, "Retries of temporary failures, such as timeouts.", default=1)]
+RetryFailed = Annotated[bool | None, flag(DOWNLOAD, "Retry the temporary failures of earlier runs.", "--retry-failed")]
 Threads = Annotated[int | None, option(DOWNLOAD, "Connections per process.", default=64)]
-AllowPrivate = Annotated[bool | None, option(DOWNLOAD, "Fetch from private networks too.", "--allow-private")]
+AllowPrivate = Annotated[
+    bool | None, flag(DOWNLOAD, "Also fetch from private addresses, such as localhost.", "--allow-private")
+]
 
 # --- Which model ----------------------------------------------------------------------------------------------------
 
-Model = Annotated[str | None, option(MODEL, "Checkpoint to evaluate.")]
+Model = Annotated[str | None, option(MODEL, "Checkpoint to evaluate: folder, .pth or hub id.")]
 CaptionModel = Annotated[str | None, option(MODEL, "Captioner: folder, .pth, hub id, hf:MODEL or openai:MODEL.")]
-BaseUrl = Annotated[str | None, option(MODEL, "Server of openai:MODEL.", default="the variable OPENAI_BASE_URL")]
+BaseUrl = Annotated[str | None, option(MODEL, "URL of the server of openai:MODEL.", default="$OPENAI_BASE_URL")]
 FilterModel = Annotated[str | None, option(MODEL, "Filter: a checkpoint with ITM and ITC heads.")]
-Clip = Annotated[list[str] | None, option(MODEL, "Score with open_clip:ARCH/TAG too; repeatable.")]
-CaptionerModel = Annotated[str | None, option(MODEL, "Write captions in the same pass, with this model.")]
-CaptionerName = Annotated[str | None, option(MODEL, "Name of those captions.", default="blip or MODEL")]
+Clip = Annotated[list[str] | None, option(MODEL, "Also score with open_clip:ARCH/TAG; repeatable.", metavar="MODEL")]
+CaptionerModel = Annotated[str | None, option(MODEL, "Captioner that writes captions in the same pass.")]
+CaptionerName = Annotated[str | None, option(MODEL, "Name of its captions.", default="blip, or the model's name")]
 ModelSize = Annotated[
-    str | None, option(MODEL, "Size: tiny, base or large.", default="base", values=("base", "tiny", "large"))
+    str | None,
+    option(MODEL, "Size of a new model: tiny, base or large.", default="base", values=("base", "tiny", "large")),
 ]
 Init = Annotated[str | None, option(MODEL, "Checkpoint to start from.")]
 Vision = Annotated[str | None, option(MODEL, "Image encoder: file, open_clip:ARCH/TAG, timm:NAME or hub id.")]
 Text = Annotated[str | None, option(MODEL, "Text transformer: BERT folder or hub id.")]
-TokenizerPath = Annotated[str | None, option(MODEL, "Folder, vocab.txt or hub id.", default="the checkpoint's")]
+TokenizerPath = Annotated[str | None, option(MODEL, "Tokenizer: folder, vocab.txt or hub id.", default="the model's")]
 NewTokenizer = Annotated[
-    str | None, option(MODEL, "Tokenizer, or train:N to learn N word pieces.", default="BERT's, or of --init or --text")
+    str | None, option(MODEL, "Tokenizer, or train:N to learn N word pieces.", default="of --init, --text or BERT")
 ]
-ImageSize = Annotated[int | None, option(MODEL, "Side of the input image in pixels.", default="the checkpoint's")]
+ImageSize = Annotated[int | None, option(MODEL, "Side of the input image in pixels.", default="the model's")]
 SourceNumerics = Annotated[
     str | None,
     option(
         MODEL,
-        "Numerics of a Hugging Face source: official or transformers.",
+        "Read a Hugging Face SRC as official or transformers.",
         default="official",
         values=("official", "transformers"),
     ),
@@ -168,20 +181,23 @@ SourceNumerics = Annotated[
 
 # --- How to caption -------------------------------------------------------------------------------------------------
 
-Prompt = Annotated[str | None, option(CAPTION, "Start of BLIP's captions; the request to hf: and openai: models.")]
+Prompt = Annotated[str | None, option(CAPTION, "Start of BLIP's captions; instruction to hf: and openai: models.")]
 Mode = Annotated[
-    str | None, option(CAPTION, "nucleus, beam or greedy.", default="nucleus", values=("nucleus", "beam", "greedy"))
+    str | None,
+    option(CAPTION, "Decoding: nucleus, beam or greedy.", default="nucleus", values=("nucleus", "beam", "greedy")),
 ]
 NumCaptions = Annotated[int | None, option(CAPTION, "Captions per picture.", default=1)]
 
 # --- How to decide --------------------------------------------------------------------------------------------------
 
-Threshold = Annotated[str | None, option(DECIDE, "Least ITM probability, or auto to reach --target.", default=0.5)]
-Labels = Annotated[str | None, option(DECIDE, "For auto: labelled texts (key, source, index, match).")]
+Threshold = Annotated[str | None, option(DECIDE, "Minimum ITM probability; auto reaches --target.", default=0.5)]
+Labels = Annotated[str | None, option(DECIDE, "For auto: file with columns key, source, index, match (1 or 0).")]
 Target = Annotated[str | None, option(DECIDE, "For auto: precision=X or recall=X.", default="precision=0.9")]
-TopFraction = Annotated[float | None, option(DECIDE, "Keep this share of the texts, by highest ITM.")]
-BestOf = Annotated[str | None, option(DECIDE, "Keep the best text per picture and source, by itm, itc or clip.")]
-Explain = Annotated[bool, option(DECIDE, "Print what each threshold keeps; write no data set.", "--explain")]
+TopFraction = Annotated[float | None, option(DECIDE, "Share of the texts to keep, instead of a threshold.")]
+BestOf = Annotated[str | None, option(DECIDE, "Keep one text per picture and source, best by itm, itc or clip.")]
+Explain = Annotated[
+    bool, flag(DECIDE, "Print how many texts each threshold keeps; write no filtered set.", "--explain")
+]
 
 # --- How to train ---------------------------------------------------------------------------------------------------
 
@@ -211,29 +227,29 @@ BackendName = Annotated[
 Workers = Annotated[int | None, option(RUN, "Worker processes.", default=1)]
 IngestWorkers = Annotated[int | None, option(RUN, "Worker processes.", default="one per core")]
 DecodeWorkers = Annotated[int | None, option(RUN, "Extra processes that decode pictures.", default=0)]
-Nproc = Annotated[int, option(RUN, "Training processes on this machine: one per GPU.")]
+Nproc = Annotated[int, option(RUN, "Training processes on this machine; use one per GPU.")]
 Engine = Annotated[str | None, option(RUN, "local, or ray for a cluster.", default="local", values=("local", "ray"))]
-Rank = Annotated[int | None, option(RUN, "Index of this task, from 0 to --world-size - 1.", default=0)]
-WorldSize = Annotated[int | None, option(RUN, "Tasks that share the shards.", default=1)]
+Rank = Annotated[int | None, option(RUN, "Index of this run among --world-size, from 0.", default=0)]
+WorldSize = Annotated[int | None, option(RUN, "Runs that share the shards, on any machines.", default=1)]
 
 # --- Output ---------------------------------------------------------------------------------------------------------
 
 ShardSize = Annotated[int | None, option(OUTPUT, "Rows per shard.", default=10_000)]
 PictureSize = Annotated[int | None, option(OUTPUT, "Longest side in pixels; 0 keeps every size.", default=512)]
 Duplicates = Annotated[
-    str | None, option(OUTPUT, "Mark duplicates: exact or near.", default="off", values=("exact", "near"))
+    str | None, option(OUTPUT, "Mark duplicate pictures: exact or near.", default="off", values=("exact", "near"))
 ]
-MinSuccess = Annotated[float | None, option(OUTPUT, "Exit with code 1 below this share of ok rows.", default=0.2)]
-Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip or MODEL")]
-FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered folder.", default="capfilt")]
-Out = Annotated[str | None, option(OUTPUT, "Other root folder or URL for the tables.", default="DATA")]
+MinSuccess = Annotated[float | None, option(OUTPUT, "Exit with code 1 if a smaller share of rows is ok.", default=0.2)]
+Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip, or the model's name")]
+FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered set.", default="capfilt")]
+Out = Annotated[str | None, option(OUTPUT, "Folder or URL for the tables.", default="DATA")]
 RunPath = Annotated[Path, option(OUTPUT, "Run folder; the model goes to RUN/model.", metavar="RUN")]
-ResultsFile = Annotated[str | None, option(OUTPUT, "JSON file for the captions, answers or classes.")]
+ResultsFile = Annotated[str | None, option(OUTPUT, "JSON file to write captions, answers or classes to.")]
 WriteFormat = Annotated[CheckpointFormat, option(OUTPUT, "Format to write.")]
 KeepParts = Annotated[
     str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", values=[*FinetuneTask])
 ]
-Page = Annotated[str | None, option(OUTPUT, "HTML file.", metavar="FILE", default="report.html")]
+Page = Annotated[str | None, option(OUTPUT, "HTML file to write.", metavar="FILE", default="report.html")]
 GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
 EXPORTS = ("webdataset", "parquet", "json")
 ExportFormat = Annotated[
@@ -241,23 +257,24 @@ ExportFormat = Annotated[
 ]
 Licence = Annotated[str | None, option(OUTPUT, "Licence of the pairs, for the data set card.")]
 DemoFolder = Annotated[Path | None, option(OUTPUT, "Folder of the demo.", default="demo")]
-Json = Annotated[bool, option(OUTPUT, "Print the summary as one JSON object on stdout.", "--json")]
+Json = Annotated[bool, flag(OUTPUT, "Print the summary as one JSON object on stdout.", "--json")]
 
 # --- Other settings -------------------------------------------------------------------------------------------------
 
 Seed = Annotated[int | None, option(SETTINGS, "Random seed.", default=0)]
 Rounds = Annotated[int | None, option(SETTINGS, "Rounds of captioning, filtering and retraining.", default=1)]
-DryRun = Annotated[bool, option(SETTINGS, "Print the plan; run nothing.", "--dry-run")]
-Scale = Annotated[float | None, option(SETTINGS, "Size of the corpus and the training runs.", default=1.0)]
+DryRun = Annotated[bool, flag(SETTINGS, "Print the plan; run nothing.", "--dry-run")]
+Scale = Annotated[float | None, option(SETTINGS, "Factor on the numbers of pictures and training steps.", default=1.0)]
 Rows = Annotated[
     str | None,
     option(SETTINGS, "Rows of the result table: main or all.", default="main", values=("main", "all")),
 ]
-Quick = Annotated[bool | None, option(SETTINGS, "Two-minute smoke run; its scores mean nothing.", "--quick")]
+Quick = Annotated[bool | None, flag(SETTINGS, "Two-minute smoke run; its scores mean nothing.", "--quick")]
 Language = Annotated[
     str | None, option(SETTINGS, "Language of the texts: en or zh.", default="en", values=("en", "zh"))
 ]
-Config = Annotated[Path | None, option(SETTINGS, "YAML file of settings; options override it.")]
+Config = Annotated[Path | None, option(SETTINGS, "YAML file of settings; --set and options override it.")]
 Sets = Annotated[
-    list[str] | None, option(SETTINGS, "Set any setting by its name; repeatable.", "--set", metavar="NAME=VALUE")
+    list[str] | None,
+    option(SETTINGS, "Any setting by its name; repeatable.", "--set", metavar="NAME=VALUE"),
 ]

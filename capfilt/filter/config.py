@@ -48,7 +48,7 @@ class ScoreConfig(EngineConfig):
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
         if self.model is None and self.scores is None:
-            raise ValueError("Give a model to score with, or the name of finished scores.")
+            raise ValueError("Give a model to score with (--model), or finished scores (--scores).")
 
     @property
     def clips(self) -> list[str]:

@@ -55,7 +55,7 @@ def open_input(source: str, annotations: str | None, columns: InputColumns) -> P
     """
     path = to_path(source)
     if not path.exists():
-        raise FileNotFoundError(f"Nothing at {path}.")
+        raise FileNotFoundError(f"No file or folder at {path}.")
     if annotations is not None:
         return open_annotated_input(to_path(annotations), path if path.is_dir() else path.parent, columns)
     if is_saved_dataset(path):
@@ -72,7 +72,7 @@ def open_input(source: str, annotations: str | None, columns: InputColumns) -> P
     tables = {name: files[name] for name in sorted(files) if name.endswith(".parquet")}
     if tables:
         return ParquetInput(path, tables, columns)
-    raise ValueError(f"{path} holds no pictures, tars or Parquet files; give the annotation file itself if it has one.")
+    raise ValueError(f"{path} holds no pictures, tars or Parquet files; to pack an annotation file, give its path.")
 
 
 def _open_file(path: AnyPath, columns: InputColumns) -> PictureInput:

@@ -197,4 +197,4 @@ def test_download_from_yaml_options_and_set(tmp_path: Path) -> None:
     assert "ok 3, not_found 2" in result.stdout
     other = shell(*command, "--image-size", "32", cwd=tmp_path)
     assert other.returncode == 2
-    assert other.stderr.endswith("What differs (there -> now):\n  image_size: 24 -> 32\n")
+    assert other.stderr.endswith("Changes (recorded -> new):\n  image_size: 24 -> 32\n")

@@ -32,8 +32,8 @@ CATALOGUE = {
     "download urls.csv d --config typo.yaml": "Unknown setting 'shard_sise' .* did you mean 'shard_size'",
     "download urls.csv d --config cut.yaml": "cut.yaml is not valid YAML",
     "download urls.csv d --set shard_size": "--set takes name=value",
-    "download urls.csv data": "data was made with other settings; .* What differs",
-    "pack nowhere d": "Nothing at nowhere",
+    "download urls.csv data": "data was made with other settings; .* Changes",
+    "pack nowhere d": "No file or folder at nowhere",
     "pack empty d": "empty holds no pictures, tars or Parquet files",
     "pack cut.json d": "cut.json, row 0 is not valid JSON, or cut short",
     "pack cut.parquet d": "is not a readable Parquet file",
@@ -60,7 +60,7 @@ CATALOGUE = {
     "caption data --model captioner --set generate.beam=4": "did you mean 'generate.beams'",
     "caption data --model captioner --set generate.max_length=900": "max_length 900 must be above the prompt's",
     "caption data --model captioner --name c --mode greedy": r"captions/c was made with other settings",
-    "filter data": "Give a model to score with, or the name of finished scores",
+    "filter data": r"Give a model to score with \(--model\), or finished scores \(--scores\)",
     "filter data --model captioner": "captioner is a captioner; filtering needs the ITM head: use a retrieval",
     "filter data --scores nothing": "data/scores/nothing has no scores of web, c; give a --model",
     "filter data --model filter --sources nobody": "No captions named 'nobody' .* the sources are web, c",
@@ -135,7 +135,7 @@ CATALOGUE = {
 # command line -> error of the parser
 USAGE = {
     "nonsense": "No such command 'nonsense'",
-    "pretrain --out run": "Missing argument 'DATASET...'",
+    "pretrain --out run": "Missing argument 'DATASET'",
     "pretrain data": "Missing option '--out'",
     "finetune poetry x --out run": "'poetry' is not one of 'caption', 'retrieval', 'vqa', 'nlvr'",
     "evaluate poetry x": "'poetry' is not one of",

@@ -170,7 +170,7 @@ def test_pack_reads_and_writes_s3(
         local_outcomes = outcomes(str(tmp_path / source), str(folder), **local)
         assert outcomes(f"s3://bucket/{source}", url, **remote) == local_outcomes and local_outcomes["ok"] >= 2
         assert tars_and_tables(remote_contents(url)) == tars_and_tables(contents(folder)), kind
-    with pytest.raises(FileNotFoundError, match="Nothing at s3://bucket/nowhere"):
+    with pytest.raises(FileNotFoundError, match="No file or folder at s3://bucket/nowhere"):
         outcomes("s3://bucket/nowhere", str(tmp_path / "out"))
 
 

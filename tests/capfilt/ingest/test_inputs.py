@@ -192,7 +192,7 @@ def test_img2dataset_pictures_are_rotated_by_the_exif_in_their_metadata(tmp_path
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: None, "Nothing at"),
+        (lambda path: None, "No file or folder at"),
         (lambda path: path.mkdir(), "holds no pictures, tars or Parquet files"),
         (lambda path: path.write_bytes(picture(1)), "to pack a picture, give its folder"),
         (lambda path: write_pictures(path, ["a.txt"]), "holds no pictures, tars or Parquet files"),
