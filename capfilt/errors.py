@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class EngineError(RuntimeError):
-    """The run cannot continue, for a reason that concerns every shard. Stages may raise it too."""
+    """An error that concerns every shard and ends the run; stages may raise it too."""

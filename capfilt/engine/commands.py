@@ -3,8 +3,8 @@
 Each command writes two files into one folder: NAME.log, its messages, and NAME.json, its summary. The summary exists
 only after success, so a job that is launched again skips the commands that have one.
 
-On Ctrl-C or SIGTERM a job ends its commands. After a SIGKILL they continue without it. Therefore each command holds a
-lock on NAME.json.partial, its stdout, until it ends, and a second job does not start it again.
+On Ctrl-C or SIGTERM a job ends its commands; after a SIGKILL they continue without it. Therefore a command holds a lock
+on NAME.json.partial, its stdout, until it ends, and a second job does not start it again.
 """
 
 from __future__ import annotations
@@ -50,15 +50,14 @@ class CommandRunner:
         self.folder = folder
 
     def log(self, command: Command) -> Path:
-        """Return the path of the command's log."""
         return self.folder / f"{command.name}.log"
 
     def summary(self, command: Command) -> dict[str, Any] | None:
-        """Return the summary of a command that succeeded, otherwise None."""
+        """Return the summary of a command, None if it has not succeeded."""
         return self.named_summary(command.name)
 
     def named_summary(self, name: str) -> dict[str, Any] | None:
-        """Return the summary of the command with this name if it succeeded, otherwise None."""
+        """Return the summary of the command with this name, as `summary`."""
         path = self.folder / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -75,7 +74,7 @@ class CommandRunner:
     def run(self, *commands: Command, environment: Mapping[str, str] | None = None) -> None:
         """Run commands in parallel, except those that have a summary.
 
-        Raises CommandFailedError after all have ended if one of them failed. Ends them all if it is interrupted.
+        Raises CommandFailedError after all have ended, if one has failed. An interrupt ends them all.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         running: list[tuple[Command, subprocess.Popen[bytes]]] = []
@@ -123,7 +122,7 @@ class CommandRunner:
 
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM. Does nothing outside the main thread, where no handler can be set."""
+    """Raise SystemExit on SIGTERM; do nothing outside the main thread, where no handler can be set."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

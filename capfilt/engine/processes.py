@@ -42,15 +42,15 @@ class ProcessPool:
         runner = StageRunner(self.stage, self.device, index, self.cores)
         process = context.Process(target=_work, args=(child_end, runner), daemon=True)
         process.start()
-        # The child then holds the only copy of its end, and its death closes the pipe.
+        # The child holds the only other copy of its end, so its death closes the pipe.
         child_end.close()
         worker = WorkerProcess(index, process, parent_end)
         self.workers.append(worker)
         return worker
 
     def submit(self, worker: WorkerProcess, shard: str, next_shard: str | None) -> None:
-        """Send a worker its shard, and the shard that it will probably run next."""
-        with suppress(OSError):  # the worker has just died, which `wait` reports
+        """Send a worker its shard, and the one that it probably runs next."""
+        with suppress(OSError):  # `wait` reports a dead worker
             worker.pipe.send((shard, next_shard))
 
     def wait(self) -> list[tuple[WorkerProcess, ShardOutcome]]:
@@ -96,7 +96,7 @@ def _work(pipe: Connection, runner: StageRunner) -> None:
 
 
 def _exit_with_parent() -> None:
-    """Exit when the parent ends, however it ends: an orphan would write into the same folder as the next run."""
+    """Exit when the parent ends or is killed: an orphan would write into the same folder as the next run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Progress of a long run, on stderr: a live bar with rate and ETA on a terminal, otherwise a plain line now and then.
+"""Progress of a long run, on stderr: a live bar with rate and ETA on a terminal, otherwise a line every 10 s.
 
 Standard output stays free for results and `--json`.
 """
@@ -9,11 +9,11 @@ import sys
 import time
 from typing import Any
 
-LINE_SECONDS = 10.0  # between two plain lines
+LINE_SECONDS = 10.0
 
 
 class ProgressDisplay:
-    """A context manager that shows the progress of `total` units of work, and the rate of pictures."""
+    """A context manager that shows the progress over `total` units of work, and the rate of pictures."""
 
     def __init__(self, title: str, total: int, unit: str = "shards", done: int = 0, shown: bool = True) -> None:
         self.title, self.total, self.unit, self.done, self.shown = title, total, unit, done, shown

@@ -1,8 +1,8 @@
-"""Workers that are actors of a Ray cluster: the one at RAY_ADDRESS or of `ray start`, otherwise a local one.
+"""Workers that are Ray actors, on the cluster at RAY_ADDRESS or of `ray start`, otherwise on a new local one.
 
-Ray places the actors, each with a GPU where the cluster has any, and reports the death of an actor or its node. The
-engine decides which shards to retry, as with local processes. Every machine of the cluster needs capfilt and its models
-at the same paths, and an output folder that all of them share.
+Ray places the actors, each with a GPU if the cluster has any, and reports the death of an actor or its node. The engine
+retries shards as with local processes. Every machine of the cluster needs capfilt and the models at the same paths, and
+a shared output folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, describe_error, make_portable
 
-PATIENCE = 60.0  # seconds without a placed worker until a message says what the run waits for
+PLACEMENT_SECONDS = 60.0  # without a placed worker, before a message
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class WorkerActor:
 
 
 class RayPool:
-    """At most `workers` actors; those that the cluster has no room for wait to be placed."""
+    """At most `workers` actors; without room on the cluster they wait to be placed."""
 
     def __init__(self, stage: Stage, device: str, workers: int) -> None:
         self.ray = _import_ray()
@@ -35,12 +35,12 @@ class RayPool:
             self._connect()
         self.stage, self.device = stage, device
         self.workers: list[WorkerActor] = []
-        self.pending: dict[Any, WorkerActor] = {}  # reference to a result that is still to come -> its worker
+        self.pending: dict[Any, WorkerActor] = {}  # reference to a future result -> its worker
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         cpus = [int(resources["CPU"]) for resources in nodes if resources.get("CPU", 0) >= 1]
         self.cores = max(1, min(sum(cpus) // workers, *cpus, 1024)) if cpus else 1
         self.gpus = int(device in ("auto", "cuda") and any(resources.get("GPU") for resources in nodes))
-        self.has_reported_wait = False
+        self.may_report_wait = True  # once, before the first worker is placed
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -63,19 +63,19 @@ class RayPool:
         return worker
 
     def submit(self, worker: WorkerActor, shard: str, next_shard: str | None) -> None:
-        """Send a worker its shard, and the shard that it will probably run next."""
+        """Send a worker its shard, and the one that it probably runs next."""
         self.pending[worker.handle.run_shard.remote(shard, next_shard)] = worker
 
     def wait(self) -> list[tuple[WorkerActor, ShardOutcome]]:
         """Wait for outcomes; a worker whose outcome is `died` gets no further shard."""
         ready: list[Any] = []
         while not ready:
-            ready, _ = self.ray.wait(list(self.pending), timeout=PATIENCE)
-            if not ready and not self.has_reported_wait:
-                self.has_reported_wait = True
+            ready, _ = self.ray.wait(list(self.pending), timeout=PLACEMENT_SECONDS)
+            if not ready and self.may_report_wait:
+                self.may_report_wait = False
                 resources = f"{self.cores} CPU and {self.gpus} GPU"
                 print(f"waiting for Ray to place workers that need {resources} each", file=sys.stderr, flush=True)
-        self.has_reported_wait = True
+        self.may_report_wait = False
         workers = [(self.pending.pop(reference), reference) for reference in ready]
         return [(worker, self._receive(worker, reference)) for worker, reference in workers]
 
@@ -83,8 +83,8 @@ class RayPool:
         try:
             return ShardOutcome(*self.ray.get(reference))
         except self.ray.exceptions.RayError as error:  # from the actor, its process or its machine
-            # The actor may still live, when only its result is lost or its method raised: it would keep the resources
-            # that its successor needs.
+            # If only its result is lost or its method raised, the actor lives and keeps resources that its successor
+            # needs.
             self.ray.kill(worker.handle)
             return ShardOutcome("died", describe_error(getattr(error, "cause", None) or error))
 

@@ -1,8 +1,8 @@
-"""Runs a stage over shards: skips those that are done, retries those that fail, reports those that fail again.
+"""Runs a stage over shards: skips finished ones, retries failed ones, reports those that fail again.
 
-The shard is the unit of work, of failure and of resuming; it is done when its output exists. The engine knows stages
-only by their protocol and nothing of pictures or models. Workers are this process, local processes, threads, or actors
-of a Ray cluster. Their kind and number, and any restart, change how long a run takes but never what it writes.
+The shard is the unit of work, of failure and of resuming; it is done when its output exists. The engine knows a stage
+only by its protocol, nothing about pictures or models. Workers are this process, local processes, threads or Ray
+actors. Their kind, their number and restarts change the time of a run but never its output.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from capfilt.errors import EngineError
 
 @dataclass(kw_only=True)
 class EngineConfig:
-    """Where a stage runs; no output depends on it. The configs of stages inherit from it."""
+    """The workers of a stage; no output depends on these settings. Configs of stages inherit from it."""
 
     # processes, or Ray actors; with GPUs, one per GPU is a good start
     workers: int = 1
     # "auto" and "cuda" assign the GPUs to the workers in turn
     device: str = "auto"
     engine: Literal["local", "ray"] = "local"
-    # this run's number among `world_size` runs that share the shards, as the tasks of a Slurm array do
+    # number of this run among `world_size` runs that share the shards, such as tasks of a Slurm array
     rank: int = 0
     world_size: int = 1
 
@@ -44,13 +44,13 @@ class EngineConfig:
             raise ValueError(f"rank must be 0 to world_size - 1, not {self.rank} of {self.world_size}.")
 
     def shards_of_rank(self, shards: list[str]) -> list[str]:
-        """Return this rank's part of all shards, done or not, so that the parts of two ranks never overlap."""
+        """Return this rank's part of all shards, done or not; the parts of two ranks never overlap."""
         return shards[self.rank :: self.world_size]
 
 
 @dataclass
 class RunSummary:
-    """The result of a run over shards; `counts` are sums over the shards that this run has done."""
+    """The result of a run over shards; `counts` are sums over the `done` ones."""
 
     done: int = 0
     skipped: int = 0
@@ -81,13 +81,13 @@ def run_shards(
     retries: int = 1,
     progress: bool = True,
 ) -> RunSummary:
-    """Run `stage` over `shards` that have no output yet; a shard that fails does not stop the others.
+    """Run `stage` over the `shards` that have no output yet.
 
-    One local worker runs in this process. Engine "threads" is for stages that only read and write tables. A worker that
-    dies costs the run its shard alone, which another worker retries; each shard is retried at most `retries` times.
+    A failed shard, or one whose worker died, is retried at most `retries` times and does not stop the others. One local
+    worker runs in this process. Engine "threads" is for stages that only read and write tables.
 
-    Raises what `stage.setup` raises, OSError when the disk is full, read-only or denies access, and EngineError when
-    the output folder disappears.
+    Raises the errors of `stage.setup`, OSError if the disk is full, read-only or denies access, and EngineError if the
+    output folder disappears.
     """
     if engine not in ("local", "ray", "threads"):
         raise ValueError(f"Unknown engine '{engine}'; choose 'local' or 'ray'.")
@@ -131,7 +131,8 @@ def _run_in_process(stage: Stage, todo: list[str], device: str, ledger: _Ledger)
     while queue:
         shard = queue.popleft()
         outcome = runner.run(shard, next_shard=queue[0] if queue else None, advance=ledger.advance)
-        if ledger.needs_retry(shard, outcome):
+        must_retry = ledger.record_outcome(shard, outcome)
+        if must_retry:
             queue.appendleft(shard)
 
 
@@ -139,8 +140,8 @@ def _run_in_process(stage: Stage, todo: list[str], device: str, ledger: _Ledger)
 class _WorkerState:
     index: int
     is_ready: bool = False  # its models are loaded
-    shard: str | None = None  # the one it runs
-    next_shard: str | None = None  # the one it runs next, unless an idle worker takes it first
+    shard: str | None = None  # the current one
+    next_shard: str | None = None  # unless an idle worker takes it first
 
 
 def _run_in_pool(pool: WorkerPool, todo: list[str], size: int, ledger: _Ledger) -> None:
@@ -165,8 +166,10 @@ def _run_in_pool(pool: WorkerPool, todo: list[str], size: int, ledger: _Ledger) 
                         raise EngineError(
                             f"Workers die while they load their models ({outcome.value}); use fewer --workers."
                         )
-                if state.shard is not None and ledger.needs_retry(state.shard, outcome, state.index):
-                    queue.append(state.shard)
+                if state.shard is not None:
+                    must_retry = ledger.record_outcome(state.shard, outcome, state.index)
+                    if must_retry:
+                        queue.append(state.shard)
                 state.is_ready, state.shard = True, None
     finally:
         pool.stop()
@@ -190,10 +193,10 @@ def _submit_shards(pool: WorkerPool, states: dict[Any, _WorkerState], queue: deq
 
 
 def pick_shards(queue: deque[str], reserved: set[str | None]) -> tuple[str, str | None]:
-    """Return the shard that a worker runs now, and the one it runs next or None.
+    """Return the shard that a worker runs now, and the next one or None.
 
-    Other workers may already read their `reserved` next shards. Such a shard is taken only when the queue has no other,
-    and then the last one, whose reading began most recently.
+    Other workers may already read ahead their next shards, `reserved`. One of these is picked only if the queue has no
+    other: the last, whose reading began most recently.
     """
     free = [shard for shard in islice(queue, len(reserved) + 2) if shard not in reserved]
     if not free:
@@ -202,7 +205,7 @@ def pick_shards(queue: deque[str], reserved: set[str | None]) -> tuple[str, str 
 
 
 class _Ledger:
-    """Updates the summary and the display. Pictures that `advance` has counted are not counted again at the end."""
+    """Records outcomes in the summary and the display, where each picture counts once."""
 
     def __init__(self, summary: RunSummary, display: ProgressDisplay, stage: Stage, retries: int) -> None:
         self.summary, self.display, self.stage, self.retries = summary, display, stage, retries
@@ -214,8 +217,8 @@ class _Ledger:
         self.reported[worker] += pictures
         self.display.advance(pictures=pictures)
 
-    def needs_retry(self, shard: str, outcome: ShardOutcome, worker: int = 0) -> bool:
-        """Record the outcome of a shard; return True when it is to be run again."""
+    def record_outcome(self, shard: str, outcome: ShardOutcome, worker: int = 0) -> bool:
+        """Record the outcome of a shard; return True if it must run again."""
         reported = self.reported.pop(worker, 0)
         if outcome.kind == "fatal":
             raise outcome.value

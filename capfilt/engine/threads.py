@@ -13,7 +13,7 @@ from capfilt.engine.worker import ShardOutcome, Stage, StageRunner
 
 
 class WorkerThread(threading.Thread):
-    """A worker; its queue holds the shard to run next, or None to end."""
+    """A worker; a None in its queue of shards ends it."""
 
     def __init__(self, runner: StageRunner, outcomes: queue.SimpleQueue[tuple[WorkerThread, ShardOutcome]]) -> None:
         super().__init__(daemon=True)
@@ -21,7 +21,6 @@ class WorkerThread(threading.Thread):
         self.shards: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Set up, then run shards until there is a None in the queue."""
         try:
             self.outcomes.put((self, self.runner.setup()))
             while (shard := self.shards.get()) is not None:
@@ -46,7 +45,7 @@ class ThreadPool:
         return worker
 
     def submit(self, worker: WorkerThread, shard: str, next_shard: str | None) -> None:
-        """Give a worker its shard; stages of tables do not read ahead, so `next_shard` is ignored."""
+        """Give a worker its shard; `next_shard` is ignored, because stages of tables do not read ahead."""
         worker.shards.put(shard)
 
     def wait(self) -> list[tuple[WorkerThread, ShardOutcome]]:
@@ -54,7 +53,7 @@ class ThreadPool:
         return [self.outcomes.get()]
 
     def stop(self) -> None:
-        """Wait until each worker has ended its shard: until then it writes into the output folder."""
+        """Wait until each worker has finished its shard and writes no more."""
         for worker in self.workers:
             worker.shards.put(None)
         for worker in self.workers:

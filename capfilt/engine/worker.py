@@ -17,9 +17,9 @@ from blipcore.device import count_cores
 from blipcore.io.storage import DISK_FULL_ERRNOS, AnyPath
 from capfilt.errors import EngineError
 
-# These errors end the run, because the next shard would fail in the same way ...
+# Errors that end the run, because the next shard would fail in the same way ...
 FATAL_ERRNOS = DISK_FULL_ERRNOS | {errno.EROFS}
-# ... and these only where they concern the output folder.
+# ... and those that do so if they concern the output folder.
 FATAL_OUTPUT_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
 
 
@@ -32,21 +32,21 @@ class Worker:
     """The resources of the worker that runs a shard, and its link to the progress display."""
 
     device: str
-    # CPU cores for this worker alone; a stage that starts threads takes their number from it
+    # CPU cores of this worker, for threads that the stage starts
     cores: int
-    # the shard that this worker will probably run next, for a stage that reads ahead; another worker may run it instead
+    # shard that this worker probably runs next, for reading ahead
     next_shard: str | None = None
-    # reports that so many more pictures are done; moves the displayed rate only
+    # reports a number of finished pictures, for the displayed rate
     advance: Callable[[int], None] = ignore_progress
 
 
 class Stage(Protocol):
-    """A step of the pipeline. Workers are other processes and each gets a copy, so a stage must be picklable."""
+    """A step of the pipeline; picklable, because each worker process gets a copy."""
 
     name: str
 
     def output(self, shard: str) -> AnyPath:
-        """Return the last file that a shard writes; it exists exactly when the shard is done."""
+        """Return the last file written for a shard, which is done if the file exists."""
 
     def setup(self, device: str) -> None:
         """Load models, once per worker. Mistakes of the user raise ValueError, FileNotFoundError or ImportError."""
@@ -61,9 +61,8 @@ OutcomeKind = Literal["ready", "progress", "done", "failed", "fatal", "died"]
 class ShardOutcome(NamedTuple):
     """A message from a worker to the engine.
 
-    `ready`: models are loaded. `progress`: a number of pictures. `done`: the counts of a shard. `failed`: the reason
-    why this shard failed. `fatal`: an exception that every other shard would raise too. `died`: the reason why the
-    worker no longer exists.
+    `ready`: models are loaded. `progress`: a number of pictures. `done`: the counts of a shard. `failed`: the reason.
+    `fatal`: an exception that every other shard would raise too. `died`: how the worker ended.
     """
 
     kind: OutcomeKind
@@ -74,7 +73,7 @@ class StageRunner:
     """Runs the shards of one stage inside one worker."""
 
     def __init__(self, stage: Stage, device: str, index: int, cores: int | None = None) -> None:
-        """Describe worker `index`. Given `cores`, its compute threads are limited to that many."""
+        """Describe worker `index`; `cores` limits its compute threads."""
         self.stage, self.requested_device, self.index = stage, device, index
         self.device, self.limit = "cpu", cores
         self.cores = cores or count_cores()
@@ -111,12 +110,12 @@ class StageRunner:
 
 
 def make_portable(outcome: ShardOutcome) -> ShardOutcome:
-    """Return the same outcome with an exception that can be pickled, of the same type where the type matters."""
+    """Return the outcome with an exception that can be pickled, of the same type where the type matters."""
     error = outcome.value
     if outcome.kind != "fatal":
         return outcome
     if isinstance(error, OSError) and error.errno is not None:
-        # the constructor picks the subclass, such as FileNotFoundError, by the number
+        # OSError picks the subclass, such as FileNotFoundError, by the number
         return ShardOutcome("fatal", OSError(error.errno, error.strerror, error.filename))
     for kind in (FileNotFoundError, ImportError, ValueError, EngineError):
         if isinstance(error, kind):
@@ -146,7 +145,7 @@ def _print_traceback() -> None:
 
 
 def worker_device(device: str, index: int) -> str:
-    """Return the device of worker `index`: "auto" and "cuda" assign the GPUs in turn. "cpu" does not import torch."""
+    """Return the device of worker `index`; "auto" and "cuda" assign the GPUs in turn, "cpu" needs no torch."""
     if device == "cpu":
         return device
     import torch
@@ -165,7 +164,7 @@ def worker_device(device: str, index: int) -> str:
 
 
 def limit_compute_threads(threads: int) -> None:
-    """Limit this process to `threads` compute threads, or to OMP_NUM_THREADS where that is fewer."""
+    """Limit this process to `threads` compute threads, or to OMP_NUM_THREADS if that is fewer."""
     requested = os.environ.get("OMP_NUM_THREADS", "")
     if requested.isdecimal() and int(requested) > 0:
         threads = min(threads, int(requested))

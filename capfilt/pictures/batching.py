@@ -1,7 +1,7 @@
-"""Sizes of batches: the requested number of pictures, or as many as the memory of the device holds.
+"""Batch sizes: the requested number of pictures, or as many as the memory of a GPU holds.
 
-A GPU that runs out of memory raises an error, so the largest size is found by trying. On a CPU the system would end the
-process instead, and small batches are as fast.
+A full GPU raises an error, so the largest size is found by trial. On a CPU the system would kill the process instead,
+and small batches are as fast.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from capfilt.errors import EngineError
 
 T = TypeVar("T")
-# In the messages of torch and CUDA, and of cuBLAS and cuDNN for their workspaces.
+# In messages of torch and CUDA; in those of cuBLAS and cuDNN about their workspaces.
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def resolve_batch_size(requested: int | None, device: str) -> int:
-    """Return the pictures per forward pass; the default for a GPU may be too large and is then split."""
+    """Return the pictures per forward pass; `BatchSplitter` splits a default that a GPU cannot hold."""
     return requested or (256 if device.startswith("cuda") else 32)
 
 
@@ -26,13 +26,13 @@ class BatchSplitter:
     """Calls a model on a batch, split into smaller parts if the GPU has too little memory."""
 
     def __init__(self) -> None:
-        # the largest part that is tried; None until a part was too large
+        # rows per part; None until a batch was too large
         self.largest: int | None = None
 
     def run(self, function: Callable[..., T], *columns: Sequence[Any]) -> list[T]:
         """Return the results of `function` for each part of the columns, which have equal lengths.
 
-        Raises EngineError when not even one row fits.
+        Raises EngineError if not even one row fits.
         """
         results: list[T] = []
         start, count = 0, len(columns[0])
@@ -52,7 +52,7 @@ class BatchSplitter:
 
 
 def _try(function: Callable[..., T], part: Sequence[Any]) -> T | None:
-    """Return the result for a part, or None and free all memory that the call held when the GPU is full."""
+    """Return the result for a part; if the GPU is full, free the memory of the call and return None."""
     try:
         return function(*part)
     except EngineError:  # a server's message about its own memory is no reason to split

@@ -1,6 +1,6 @@
 """Decodes pictures to upright 8-bit RGB, or raises a `DecodeError` with the reason.
 
-Every stage that reads pictures uses this module, so that all of them see the same pixels.
+All stages decode with this module, so they see the same pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blipcore.io.messages import one_line
 # About 240 MB once decoded to RGB. A larger picture counts as a decompression bomb.
 MAX_PIXELS = 80_000_000
 
-# Warnings about corrupt EXIF or odd palettes would only disturb the progress bar: the user cannot act on them.
+# The user cannot act on warnings about corrupt EXIF or odd palettes, which disturb the progress bar.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -50,8 +50,8 @@ class StoredJpeg(NamedTuple):
 def to_jpeg(data: bytes, max_side: int = 0, quality: int = 95, default_orientation: int = 1) -> StoredJpeg:
     """Convert a picture to an upright JPEG whose longer side is at most `max_side` pixels (0: no limit).
 
-    A small enough, upright JPEG in RGB or grey keeps its bytes; its pixels are decoded all the same, to find damage.
-    `default_orientation` is the EXIF orientation of a picture that carries none.
+    An upright JPEG in RGB or grey that is small enough keeps its bytes, after a full decode that finds damage.
+    `default_orientation` is the EXIF orientation of pictures without one.
     """
     with _named_errors():
         image = _open(data)
@@ -89,12 +89,6 @@ def difference_hash(data: bytes) -> str:
         image = upright_rgb(image).convert("L")
         small = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] < small[:, 1:]).tobytes().hex()
-
-
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) as stored, read from the header."""
-    with _named_errors():
-        return _open(data).size
 
 
 @contextmanager

@@ -8,12 +8,12 @@ import numpy as np
 
 # Of 64 bits: the hash of a smaller or recompressed copy differs in none or a few.
 MAX_DIFFERENT_BITS = 3
-# With fewer bits set, or unset, than this, a hash says little of its picture: a sky or a blank page.
+# A hash with fewer bits set, or unset, is not distinctive: that of a sky or a blank page.
 MIN_DISTINCTIVE_BITS = 6
 
 
 class LookAlikes:
-    """A set of pictures, given by their difference hashes: `dhash in look_alikes` finds near copies too."""
+    """A set of pictures, by difference hash: `dhash in look_alikes` finds near copies too."""
 
     def __init__(self, hashes: Iterable[str]) -> None:
         numbers = parse_hashes(list(hashes))
@@ -30,13 +30,13 @@ def parse_hashes(hexes: list[str]) -> np.ndarray:
 
 
 def are_distinctive(hashes: np.ndarray) -> np.ndarray:
-    """Return a mask of the hashes that say enough of their pictures to compare them."""
+    """Return a mask of the hashes that are distinctive enough to compare."""
     bits = count_bits(hashes)
     return (bits >= MIN_DISTINCTIVE_BITS) & (bits <= 64 - MIN_DISTINCTIVE_BITS)
 
 
 def count_bits(numbers: np.ndarray) -> np.ndarray:
-    """Return the number of bits that are set in each 64-bit number."""
+    """Return the number of set bits of each 64-bit number."""
     n = numbers.copy()
     for shift, mask in ((1, 0x5555555555555555), (2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F)):
         n = (n & np.uint64(mask)) + ((n >> np.uint64(shift)) & np.uint64(mask))

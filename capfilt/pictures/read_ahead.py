@@ -1,8 +1,8 @@
 """Reads and decodes the pictures of a tar ahead of the model, then those of the next tar.
 
-One thread reads and a few decode, for which Pillow releases the interpreter lock, while the model works on earlier
-pictures. So a device waits neither for JPEGs nor, between two tars, for the listing of the next one and its first
-pictures. Pictures come out in tar order, whatever the number of threads and however far ahead they were read.
+One thread reads and a few decode while the model works on earlier pictures; Pillow decodes outside the interpreter
+lock. The device waits neither for JPEGs nor, between two tars, for the listing and the first pictures of the next one.
+Pictures come out in tar order for any number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class PreparedPicture(Generic[T]):
-    """One picture of a shard: `input` is the result of `prepare`, or None exactly when `error` says why."""
+    """A picture of a shard: `input` is the result of `prepare`, None if there is an `error`."""
 
     key: str
     text: str | None
@@ -41,12 +41,12 @@ class PreparedPicture(Generic[T]):
 class ReadAhead(Generic[T]):
     """Iterates over the pictures of a tar, each an RGB image put through `prepare`.
 
-    At most `ahead` pictures are read and not yet returned, and `threads` decode them. `counts` holds pictures,
-    undecodable pictures and, after the last picture, problems of the tar, by reason. `waited` holds the seconds for
-    which the consumer has waited for pictures.
+    At most `ahead` pictures are read and not yet returned; `threads` threads decode them. `counts` holds pictures,
+    undecodable pictures by reason and, after the last picture, problems of the tar by reason. `waited` is the waiting
+    time of the consumer in seconds.
 
-    An error of the tar is raised in place of the pictures that cannot be read. It ends the reading of the next tar too,
-    as does leaving the iteration early.
+    An error of the tar is raised in place of the unreadable pictures. It ends the reading of the next tar too, and so
+    does leaving the iteration early.
     """
 
     tar: AnyPath
@@ -54,36 +54,36 @@ class ReadAhead(Generic[T]):
     ahead: int = 64
     threads: int = 2
     clock: Callable[[], float] = time.perf_counter
-    counts: Counter[str] = field(default_factory=Counter)
-    waited: float = 0.0
-    started: float = 0.0
-    _threads: _ReadingThreads | None = field(default=None, init=False)
+    counts: Counter[str] = field(default_factory=Counter, init=False)
+    waited: float = field(default=0.0, init=False)
+    started: float = field(default=0.0, init=False)
+    _pool: _ReaderPool | None = field(default=None, init=False)
     _has_next: bool = field(default=False, init=False)
     _problems: list[TarProblem] = field(default_factory=list, init=False)
     # in tar order; a future of None marks the end
     _futures: SimpleQueue[Future[PreparedPicture[T] | None]] = field(default_factory=SimpleQueue, init=False)
 
     def prefetch(self, tar: AnyPath) -> ReadAhead[T]:
-        """Return a reader of the next tar, which starts when this one is read to its end and has room left.
+        """Return a reader of the next tar, which starts at the end of this one as soon as there is room.
 
-        Both share threads and room. Iterate over the returned reader after this one, or close it.
+        Both share threads and room. Iterate over it after this one, or close it.
         """
         following = ReadAhead(tar, self.prepare, self.ahead, self.threads, self.clock)
-        following._threads, self._has_next = self._start(), True
-        following._threads.tars.put(following)
+        following._pool, self._has_next = self._start(), True
+        following._pool.tars.put(following)
         return following
 
     def close(self) -> None:
         """End all reading and decoding, also of the next tar."""
-        if self._threads is not None:
-            self._threads.stop()
+        if self._pool is not None:
+            self._pool.stop()
 
     def __iter__(self) -> Iterator[PreparedPicture[T]]:
         self.started = wait_start = self.clock()
-        threads = self._start()
+        pool = self._start()
         try:
             while (picture := self._futures.get().result()) is not None:
-                threads.room.release()
+                pool.room.release()
                 self.waited += self.clock() - wait_start
                 self.counts["pictures"] += 1
                 if picture.error is not None:
@@ -92,37 +92,37 @@ class ReadAhead(Generic[T]):
                 yield picture
                 wait_start = self.clock()
         except BaseException:
-            threads.stop()
+            pool.stop()
             raise
         if not self._has_next:
-            threads.stop()
+            pool.stop()
         self.waited += self.clock() - wait_start
         self.counts.update(f"tar/{problem.reason}" for problem in self._problems)
 
     def times(self) -> dict[str, int]:
-        """Return the milliseconds since the start, and those of them spent waiting, as counts for `throughput`."""
+        """Return the milliseconds since the start, in total and waiting, as counts for `throughput`."""
         return {"waited_ms": round(1000 * self.waited), "busy_ms": round(1000 * (self.clock() - self.started))}
 
-    def _start(self) -> _ReadingThreads:
-        if self._threads is None:
-            self._threads = _ReadingThreads(self.ahead, self.threads)
-            self._threads.tars.put(self)
-        return self._threads
+    def _start(self) -> _ReaderPool:
+        if self._pool is None:
+            self._pool = _ReaderPool(self.ahead, self.threads)
+            self._pool.tars.put(self)
+        return self._pool
 
-    def _read(self, threads: _ReadingThreads) -> None:
-        """Read the tar to its end, one picture whenever there is room for it. Runs in the reading thread."""
+    def _read(self, pool: _ReaderPool) -> None:
+        """Read the tar to its end, one picture whenever there is room. Runs in the reading thread."""
         end: Future[PreparedPicture[T] | None] = Future()
         try:
             with closing(read_samples(self.tar, self._problems)) as samples:
-                while threads.room.acquire() and not threads.stopped:
+                while pool.room.acquire() and not pool.stopped:
                     sample = next(samples, None)
                     if sample is None:
                         break
-                    self._futures.put(threads.decoders.submit(self._decode, sample))
+                    self._futures.put(pool.decoders.submit(self._decode, sample))
             end.set_result(None)
         except BaseException as error:  # otherwise the consumer would wait forever
             end.set_exception(error)
-        threads.room.release()  # no picture has come for the last acquired room
+        pool.room.release()  # the last acquired room has no picture
         self._futures.put(end)
 
     def _decode(self, sample: TarSample) -> PreparedPicture[T] | None:
@@ -134,8 +134,8 @@ class ReadAhead(Generic[T]):
             return PreparedPicture(sample.key, sample.text, None, error.reason)
 
 
-class _ReadingThreads:
-    """One thread that reads tars in turn, and `threads` that decode, with room for `ahead` pictures of all tars."""
+class _ReaderPool:
+    """A thread that reads tars in turn and `threads` that decode, with room for `ahead` pictures in total."""
 
     def __init__(self, ahead: int, threads: int) -> None:
         self.room = Semaphore(ahead)
@@ -150,7 +150,7 @@ class _ReadingThreads:
             tar._read(self)
 
     def stop(self) -> None:
-        """End the threads after the picture that each of them works on."""
+        """End each thread after its current picture."""
         self.stopped = True
         self.room.release()
         self.tars.put(None)
@@ -158,14 +158,14 @@ class _ReadingThreads:
 
 
 def decode_threads(cores: int) -> int:
-    """Return the decoding threads of a worker with `cores` CPU cores: at most 16, of 6 ms per picture of 512 pixels."""
+    """Return the number of decoding threads, at most 16; each takes 6 ms per picture of 512 pixels."""
     return max(1, min(16, cores))
 
 
 def throughput(counts: Mapping[str, int], seconds: float, unit: str) -> dict[str, float]:
     """Return the rate of a run, and the share of its time in which models waited for pictures.
 
-    Empty when the run has read no picture. `counts` are sums of `ReadAhead.times` and of `unit`.
+    Empty if the run has read no picture. `counts` are sums of `ReadAhead.times` and of `unit`.
     """
     if not counts.get("busy_ms"):
         return {}

@@ -1,4 +1,4 @@
-"""Passes over the pictures of shards: a stage pulls batches of decoded pictures, each read and decoded once.
+"""Passes over the pictures of shards: a stage pulls batches, and each picture is decoded once.
 
     with reader.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
         for batch in pictures.batches(32):
@@ -24,7 +24,7 @@ Prepare = Callable[[Image.Image], Any]
 
 @dataclass(frozen=True)
 class PrepareEach:
-    """Prepares a picture for several models in one call; equal to another one with the same functions."""
+    """Prepares a picture for several models; equal to another one with the same functions."""
 
     functions: tuple[Prepare, ...]
 
@@ -34,7 +34,7 @@ class PrepareEach:
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """Pictures in the order of their tar, including those that could not be decoded."""
+    """Pictures in the order of their tar, undecodable ones included."""
 
     pictures: list[PreparedPicture[Any]]
 
@@ -86,15 +86,17 @@ class ShardPass:
         return self._pictures.counts
 
     def times(self) -> dict[str, int]:
-        """Return the milliseconds of the pass so far, and those of them spent waiting for pictures."""
+        """Return the milliseconds of the pass, in total and waiting, see `ReadAhead.times`."""
         return self._pictures.times()
 
 
 class PictureReader:
-    """Opens the shards of `images` one after the other, in one worker, and reads the next one ahead."""
+    """Opens the shards of `images` one after the other, in one worker, and reads the next one ahead.
+
+    At most `ahead` pictures of all shards are read and not yet in a batch.
+    """
 
     def __init__(self, images: ShardSet, ahead: int) -> None:
-        """At most `ahead` pictures of all shards are read and not yet in a batch."""
         self.images, self.ahead = images, ahead
         # the next shard, or the current one if none follows
         self._latest: ReadAhead[Any] | None = None
@@ -105,15 +107,15 @@ class PictureReader:
     ) -> Iterator[ShardPass]:
         """Open a shard for one pass, with up to `cores` decoding threads.
 
-        `next_shard` is read ahead from the end of this one on. It is used by the next `open` if its shard and `prepare`
-        are equal, otherwise dropped. Write the shard's output inside the block: an error there ends all reading.
+        `next_shard` is read ahead from the end of this one on. The next `open` uses these pictures if its shard and
+        `prepare` are the same, and drops them otherwise. Write the output inside the block: an error ends all reading.
         """
         try:
             pictures = self._take(shard, prepare, cores)
             if next_shard is not None:
                 self._latest = pictures.prefetch(self.images.tar(next_shard))
             yield ShardPass(pictures)
-            if self._latest is pictures:
+            if self._latest is pictures:  # no next shard
                 self.close()
         except BaseException:
             self.close()
@@ -126,11 +128,11 @@ class PictureReader:
             latest.close()
 
     def __del__(self) -> None:
-        # a run that is interrupted between two shards closes nothing
+        # for a run that is interrupted between two shards
         self.close()
 
     def _take(self, shard: str, prepare: Prepare, cores: int) -> ReadAhead[Any]:
-        """Return the pictures of a shard, perhaps read ahead already."""
+        """Return the pictures of a shard, read ahead or new."""
         tar = self.images.tar(shard)
         if self._latest is None or (self._latest.tar, self._latest.prepare) != (tar, prepare):
             self.close()

@@ -1,8 +1,8 @@
-"""The on-disk format of a shard set: schemas of its tables, and writing of its tars.
+"""The on-disk format of a shard set: schemas of its tables, and a writer of its tars.
 
 A shard set is img2dataset's webdataset layout: `00000.tar` with `key.jpg key.txt key.json`, and `00000.parquet` with
 one row per input row. Stages add tables in folders next to them and never change a tar. Every file has one writer and
-appears when it is complete.
+appears only when complete.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from blipcore.io.samples import TarSample
 from blipcore.io.storage import AnyPath
 from blipcore.io.writing import atomic_write
 
-# Columns of the four kinds of tables. SCORES are followed by one float32 column per score, in a filtered table then by
-# VERDICT.
+# Columns of the tables. A score table has SCORES and one float32 column per score; a filtered table also has VERDICT.
 IMAGES = pa.schema(
     [
         ("key", pa.string()),
         ("url", pa.string()),
-        ("caption", pa.string()),  # the web text as it was in the input, null if there was none
-        ("status", pa.string()),  # "ok", or the outcome of a picture that is not in the tar
-        ("error", pa.string()),  # the original message of that outcome
+        ("caption", pa.string()),  # the web text of the input, null if none
+        ("status", pa.string()),  # "ok", or the reason why the picture is not in the tar
+        ("error", pa.string()),  # the original error message
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
         ("sha256", pa.string()),  # of the stored bytes
-        ("dhash", pa.string()),  # difference hash, 16 hex digits: few bits differ between pictures that look alike
+        ("dhash", pa.string()),  # difference hash, 16 hex digits, see pictures/decode.py
         ("bytes", pa.int64()),
     ]
 )
@@ -38,7 +37,7 @@ CAPTIONS = pa.schema(
     [
         ("key", pa.string()),
         ("index", pa.int32()),
-        ("text", pa.string()),  # null if and only if `error` gives the reason
+        ("text", pa.string()),  # null if there is an `error`
         ("logprob", pa.float32()),  # null if the captioner does not return it
         ("error", pa.string()),
     ]
@@ -71,9 +70,9 @@ def picture_suffix(data: bytes) -> str:
 
 
 def write_shard(path: AnyPath, samples: Iterable[TarSample], *, make_folder: bool = True) -> None:
-    """Write a tar of `key.jpg`, `key.txt` and `key.json`, the last two if there is a text and metadata.
+    """Write each sample as `key.jpg` (or the suffix of its format), with `key.txt` and `key.json` if it has them.
 
-    The same samples give the same bytes.
+    Equal samples give equal bytes.
     """
     from webdataset import TarWriter  # imports torch
 

@@ -1,7 +1,7 @@
 """The manifest of an output folder: settings, versions and counts, in manifest.json beside its tables.
 
-A stage opens its folder with the settings that the output depends on. A later run with the same settings resumes;
-other settings are refused with a readable difference.
+A stage begins its folder with the settings that the output depends on. A later run with the same settings resumes;
+other settings raise an error with the difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
-    """Return the manifest of an output folder of capfilt; None for every other folder."""
+    """Return the manifest of an output folder of capfilt; None for any other folder."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -34,7 +34,7 @@ def read_manifest(folder: AnyPath) -> dict[str, Any] | None:
 
 
 def image_folder(folder: AnyPath) -> AnyPath:
-    """Return the shard set that an output folder was made from."""
+    """Return the shard set of an output folder."""
     manifest = read_manifest(folder)
     if manifest is None or "images" not in manifest:
         raise ValueError(f"{folder} has no manifest.json with the path of its pictures.")
@@ -43,7 +43,7 @@ def image_folder(folder: AnyPath) -> AnyPath:
 
 @dataclass
 class Manifest:
-    """The manifest of a folder. It has no time, host or number of workers, so a rerun writes the same bytes."""
+    """The manifest of a folder, without time, host or number of workers: a rerun writes the same bytes."""
 
     folder: AnyPath
     content: dict[str, Any]
@@ -59,11 +59,11 @@ class Manifest:
         packages: Iterable[str] = ("pillow", "pyarrow"),
         shared: bool = False,
     ) -> Manifest:
-        """Write the manifest of a folder, or read it; raises ValueError with the difference for other settings.
+        """Write the manifest of a new folder, or read that of an existing one.
 
-        `config` has the settings that the output depends on. `images` is the shard set with the pictures, `parents` are
-        the folders that were read; both are stored relative to `folder` if it is inside the shard set. Temporary files
-        of killed runs are removed, unless other ranks share the folder.
+        Raises ValueError with the difference if `config`, `images` or `parents` have changed. `images` is the shard set
+        with the pictures, `parents` are the other folders read. Temporary files of killed runs are removed, unless the
+        folder is `shared` with runs that may be active.
         """
         settings = {
             "stage": stage,
@@ -80,7 +80,7 @@ class Manifest:
                 listing = "".join(f"\n  {line.removeprefix('config.')}" for line in changes)
                 raise ValueError(
                     f"{folder} was made with other settings; give another name or folder, or delete it. "
-                    f"What differs (there -> now):{listing}"
+                    f"Changes (recorded -> new):{listing}"
                 )
             return Manifest(folder, recorded)
         content = settings | {
@@ -101,27 +101,26 @@ class Manifest:
     def record_run(
         self, tables: Mapping[str, AnyPath], shards: Iterable[str], failed: Mapping[str, str], changed: bool
     ) -> dict[str, int]:
-        """Record the outcome of a run over some shards of a folder, and return the counts.
+        """Record the outcome of a run over `shards`; return the counts.
 
-        `tables` maps all shards to their tables. If all tables exist, the counts are those of all, and the folder is
-        finished. Otherwise they are those of `shards`, and the manifest lists the failed ones with their reasons. If
-        the run has not `changed` a finished folder, no table is read.
+        `tables` maps every shard of the folder to its table. If all exist, the folder is finished and the counts cover
+        all shards. Otherwise they cover `shards`, and the manifest lists the `failed` ones with reasons. A finished
+        folder that has not `changed` keeps its counts, and no table is read.
         """
         present = existing(tables.values())
         complete = len(present) == len(tables)
         if complete and not changed and "counts" in self.content:
             return self.content["counts"]
-        own_shards = set(shards)
-        counted = (path for shard, path in tables.items() if path in present and (complete or shard in own_shards))
+        counted_shards = set(tables if complete else shards)
+        counted = (path for shard, path in tables.items() if path in present and shard in counted_shards)
         counts = sum_footer_counts(counted)
         if complete:
             self.finish(counts)
         elif failed:
             # The manifest may list failed shards of other ranks.
             all_failed = {**(read_manifest(self.folder) or {}).get("failed", {}), **failed}
-            self._write(
-                {"failed": {shard: why for shard, why in all_failed.items() if tables.get(shard) not in present}}
-            )
+            still_failed = {shard: reason for shard, reason in all_failed.items() if tables.get(shard) not in present}
+            self._write({"failed": still_failed})
         return counts
 
     def _write(self, outcome: dict[str, Any]) -> None:
@@ -145,7 +144,7 @@ def remove_manifest_if_empty(folder: AnyPath) -> None:
 
 
 def _reference(folder: AnyPath, target: AnyPath, images: AnyPath | None) -> str:
-    """Return a relative path if both are inside the shard set, which can then be moved; otherwise an absolute one."""
+    """Return `target` relative to `folder` if both are inside the shard set, which can be moved; otherwise absolute."""
     root = images.resolve() if images is not None else None
     folder, target = folder.resolve(), target.resolve()
     if all(type(path) is type(root) and path.is_relative_to(root) for path in (folder, target)):

@@ -23,7 +23,7 @@ class ShardSet:
 
     @staticmethod
     def open(path: str | AnyPath) -> ShardSet:
-        """List the shards of a folder, by one request; no tar and no table is opened.
+        """List the shards of a folder in one request; open no tar and no table.
 
         Raises FileNotFoundError if the folder does not exist, ValueError if it is no shard set.
         """
@@ -36,7 +36,7 @@ class ShardSet:
         manifest = read_manifest(folder)
         shards = [name.removesuffix(".tar") for name in names if name.endswith(".tar")]
         if manifest is not None and manifest.get("stage") in ("download", "pack"):
-            # These write the table after the tar: a tar without a table is not finished.
+            # Both stages write the table last, so a tar without a table is unfinished.
             tables = set(names)
             shards = [shard for shard in shards if f"{shard}.parquet" in tables]
         if not shards:
@@ -44,7 +44,6 @@ class ShardSet:
         return ShardSet(folder, shards)
 
     def tar(self, shard: str) -> AnyPath:
-        """Return the path of a shard's tar."""
         return self.path / f"{shard}.tar"
 
     def table(self, shard: str) -> AnyPath:
@@ -52,9 +51,9 @@ class ShardSet:
         return self.path / f"{shard}.parquet"
 
     def read_own_table(self, shard: str, columns: Iterable[str]) -> pa.Table:
-        """Return `key` and those of the columns that a shard's own table has.
+        """Return `key` and the `columns` of a shard's own table, as far as they exist.
 
-        The result has no columns if the table is missing, damaged or of another kind: the pictures can still be used.
+        A missing, damaged or foreign table gives a table without columns: the pictures can still be used.
         """
         try:
             table = read_table(self.table(shard), [], optional=("key", *columns))

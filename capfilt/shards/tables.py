@@ -24,7 +24,7 @@ def write_table(
 ) -> None:
     """Write Parquet, the same bytes for the same rows; `counts` go into the footer, see `sum_footer_counts`.
 
-    With `make_folder=False` a folder that was deleted during a run is an error, and not created with half its tables.
+    With `make_folder=False` a folder deleted during the run raises an error, instead of a new one with half the tables.
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_table(
 
 
 def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
-    """Read a table, or some columns of it: all of `columns`, and those of `optional` that it has.
+    """Read a table, or only its `columns` and the existing ones of `optional`.
 
     Raises FileNotFoundError, or ValueError for an unreadable file or a missing column.
     """
@@ -61,7 +61,7 @@ def read_footer_counts(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
 
 
 def sum_footer_counts(paths: Iterable[AnyPath]) -> dict[str, int]:
-    """Return the sum of the counts in the footers of tables, whichever runs wrote them."""
+    """Return the sum of the counts in the footers of tables."""
     total: dict[str, int] = {}
     for counts in read_footer_counts(paths):
         for name, count in counts.items():
@@ -70,7 +70,7 @@ def sum_footer_counts(paths: Iterable[AnyPath]) -> dict[str, int]:
 
 
 def _read_footer(path: AnyPath) -> dict[str, int]:
-    # The end of a Parquet file can be read as one, if it has the whole footer; its last bytes give the footer's length.
+    # pyarrow accepts the tail of a file that holds the whole footer, whose length is in the last 8 bytes.
     tail = read_tail(path)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     schema = pq.read_schema(pa.BufferReader(tail if length <= len(tail) else read_tail(path, length)))

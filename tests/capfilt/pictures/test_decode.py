@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capfilt.pictures.decode import DecodeError, decode_picture, picture_size, to_jpeg
+from capfilt.pictures.decode import DecodeError, decode_picture, to_jpeg
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -129,10 +129,6 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytes
     monkeypatch.setattr("capfilt.pictures.decode.MAX_PIXELS", 32 * 24 - 1)
     with pytest.raises(DecodeError, match="too_many_pixels: 32 x 24"):
         decode_picture(encode(corners(), "PNG"))
-
-
-def test_picture_size_reads_the_header_only() -> None:
-    assert picture_size(encode(corners(), "PNG")[:60]) == (32, 24)
 
 
 def test_to_jpeg_keeps_the_bytes_of_an_intact_small_jpeg() -> None:
