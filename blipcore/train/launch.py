@@ -1,7 +1,6 @@
 """Starts several training processes on this machine: `--nproc 8` without `torchrun`.
 
-Uses torch's elastic launcher from within this process. For several machines, start the command with `torchrun`; a
-process that a launcher has started runs the work itself.
+Uses torch's elastic launcher. For several machines, start the command with `torchrun`.
 """
 
 import logging
@@ -14,6 +13,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from blipcore.train.finite import NonFiniteLossError
+
 T = TypeVar("T")
 
 # The trainer saves and exits on each of these, so the launcher must forward them and wait.
@@ -21,7 +22,10 @@ SIGNALS = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"
 SECONDS_TO_SAVE = 600
 
 # Errors that a user can fix: raised again in the launching process under their own type, without a traceback.
-USER_ERRORS = {kind.__name__: kind for kind in (ValueError, FileNotFoundError, ImportError, OSError)}
+USER_ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (ValueError, NonFiniteLossError, OSError, FileNotFoundError, PermissionError, ImportError)
+}
 
 
 class TrainingFailedError(Exception):
@@ -31,9 +35,9 @@ class TrainingFailedError(Exception):
 def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
     """Run `work(*args)` on `nproc` processes that form a group, and return the result of rank 0.
 
-    Arguments and result must be picklable. Raises a process's error if it is in USER_ERRORS and TrainingFailedError
-    otherwise, or SystemExit if the processes saved and exited on a signal. A process of a launcher runs `work` itself;
-    there every rank but 0 exits afterwards, so that only rank 0 reports a result.
+    Arguments and result must be picklable. Raises the error of a process if it is in USER_ERRORS, otherwise
+    TrainingFailedError; SystemExit if the processes saved and exited on a signal. In a process that a launcher has
+    started, run `work` directly, and exit afterwards on all ranks but 0: only rank 0 reports a result.
     """
     if nproc < 1:
         raise ValueError(f"The number of processes must be at least 1, not {nproc}.")

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import capfilt
+from blipcore.train.finite import NonFiniteLossError
+from blipcore.train.launch import TrainingFailedError, _first_error
 
 pytestmark = pytest.mark.timeout(600)  # on busy cores
 
@@ -74,6 +77,26 @@ def test_a_mistake_on_two_processes_is_one_sentence(data, tmp_path) -> None:
     assert (
         process.stderr.count("Error: ") == 1 and "nowhere.json" in process.stderr and "Traceback" not in process.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ("NonFiniteLossError: The loss is not finite.", NonFiniteLossError("The loss is not finite.")),
+        (
+            "PermissionError: [Errno 13] Permission denied: 'run'",
+            PermissionError("[Errno 13] Permission denied: 'run'"),
+        ),
+        ("KeyError: 'loss'", TrainingFailedError("Process 0 failed: Traceback")),
+    ],
+)
+def test_an_error_that_a_user_can_fix_comes_without_a_traceback(tmp_path, message, error) -> None:
+    file = tmp_path / "error.json"
+    file.write_text(
+        json.dumps({"message": {"message": message, "extraInfo": {"py_callstack": "Traceback", "timestamp": "0"}}})
+    )
+    result = _first_error(ChildFailedError("train", {0: ProcessFailure(0, 1, 1, str(file))}))
+    assert (type(result), str(result)) == (type(error), str(error))
 
 
 @pytest.mark.slow
