@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from blipcore.checkpoints.load import load_model, require_parts
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.device import Dtype, pick_device
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate, generate_texts
@@ -141,7 +141,7 @@ class Pipeline:
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the image encoder's input (B, 3, S, S): images turned upright, on white, resized."""
-        transform = eval_transform(self.model.config.vision.image_size)
+        transform = EvalTransform(self.model.config.vision.image_size)
         return torch.stack([transform(upright_rgb(image)) for image in images]).to(self.device)
 
     def _image_embeds(self, images: Sequence[Image.Image]) -> Iterator[tuple[int, Tensor]]:

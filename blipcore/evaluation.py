@@ -15,7 +15,7 @@ from blipcore.checkpoints.load import load_model
 from blipcore.data.annotations import read_captioned_images
 from blipcore.data.classes import read_classes, read_templates
 from blipcore.data.eval_batches import EvalBatches, Record
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions
 from blipcore.device import Dtype, pick_device
 from blipcore.generate.config import GenerateConfig
@@ -113,7 +113,7 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
     model = prepare_for_inference(model, device, run.dtype)
     if device == "cpu":
         keep_freed_memory()
-    batches = EvalBatches(evaluator.records, eval_transform(model.config.vision.image_size), run.batch_size)
+    batches = EvalBatches(evaluator.records, EvalTransform(model.config.vision.image_size), run.batch_size)
     scores, results = evaluator.evaluate(model, tokenizer, batches)
     if run.results:
         Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

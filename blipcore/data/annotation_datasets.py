@@ -1,4 +1,4 @@
-"""Data sets in one annotation file, whose pictures are files."""
+"""Data sets of an annotation file, with pictures in files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_list
 
 
 class AnnotationDataset:
-    """A captioning file; its rows are loaded in parts, of which only a few are in memory."""
+    """A captioning file, loaded in parts of which few are in memory."""
 
     def __init__(self, path: Path, image_root: str | Path | None) -> None:
         self.name, self.path = str(path), path
@@ -28,22 +28,20 @@ class AnnotationDataset:
         return [DatasetEntry(row["key"], tuple(row["texts"]), stable_id(str(row["image_id"]))) for row in rows]
 
     def read(self, shard: int, entry: DatasetEntry) -> bytes:
-        """Return the encoded picture of an entry; raises OSError if it cannot be read."""
         try:
             return (self.root / entry.key).read_bytes()
         except FileNotFoundError:
             raise FileNotFoundError("no such file") from None
 
     def describe(self, shard: int, entry: DatasetEntry) -> str:
-        """Return the name of a picture for messages."""
         return entry.key
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Do nothing: the pictures are local."""
+        """Do nothing, since the pictures are local."""
 
 
 class QuestionDataset(AnnotationDataset):
-    """A VQA file: an entry is a question, and a picture with several questions counts several times."""
+    """A VQA file with one entry per question."""
 
     split = staticmethod(split_list)
 
@@ -62,7 +60,7 @@ class QuestionDataset(AnnotationDataset):
 
 
 class PairDataset(AnnotationDataset):
-    """An NLVR2 file: an entry is a pair of pictures, its text the sentence."""
+    """An NLVR2 file: an entry is a pair of pictures with a sentence."""
 
     split = staticmethod(split_list)
 

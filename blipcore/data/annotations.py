@@ -1,14 +1,14 @@
 """Annotation files of captioning and retrieval, read as one record per picture.
 
-The content tells the formats apart:
+The format follows from the content:
 
     COCO (Karpathy), Flickr30k, pre-training    [{"image": path, "caption": text or [text, ...], "image_id": any}, ...]
     NoCaps                                      [{"image": path, "img_id": number}, ...]
     COCO's and NoCaps' own annotation files     {"images": [{"id", "file_name", "domain"}, ...],
                                                  "annotations": [{"image_id", "caption"}, ...]}
 
-Lists may also be JSON lines (`.jsonl`), and of any length. Pictures come in the order of their first appearance, each
-with all its texts.
+Lists may also be JSON lines (`.jsonl`), and of any length. Pictures are in the order of their first rows, each with all
+its texts.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def read_captioned_images(
 
 
 def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
-    """Split a file into parts of about `rows` rows for `read_captioned_images`, so that a long list is never held.
+    """Split a file into parts of about `rows` rows for `read_captioned_images`, without holding a long list in memory.
 
-    Consecutive rows of one picture stay in one part. If the picture comes again in another part, it counts as another
-    picture. A COCO annotation file is a single part, as its texts are apart from its pictures.
+    Consecutive rows of a picture stay in one part; in another part it counts as another picture. A COCO annotation file
+    is a single part, since its texts are apart from its pictures.
     """
     path = Path(path)
     parts: list[ListPart] = []
@@ -84,14 +84,14 @@ def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart
 
 
 def _picture_id(row: CaptionedImage) -> tuple[int | str, str]:
-    """Return what all rows of a picture share. The id alone is not enough: merged data sets may use it twice."""
+    """Return the id and the path, which identify a picture: merged data sets may use an id twice."""
     return row["image_id"], row["key"]
 
 
 def _rows(
     path: Path, image_root: str | Path | None, need_texts: bool, part: ListPart | None
 ) -> Iterator[tuple[RowStart, CaptionedImage]]:
-    """Yield each row with its start and its own texts; ValueError if there is none."""
+    """Yield each row with its start; raise ValueError if there is none."""
     root = Path(image_root) if image_root is not None else path.parent
     rows: Iterator[tuple[RowStart, object]]
     if path.suffix.lower() == ".json" and first_character(path) == "{":
@@ -123,24 +123,24 @@ def _coco_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: bool) -> CaptionedImage:
-    where = f"{path}, row {number}"
+    location = f"{path}, row {number}"
     if not isinstance(row, dict):
-        raise ValueError(f'{where}: a row must be an object with "image" and "caption", not a {type(row).__name__}.')
+        raise ValueError(f'{location}: a row must be an object with "image" and "caption", not a {type(row).__name__}.')
     image, caption = row.get("image"), row.get("caption", [])
     if image is None and "url" in row:
         raise ValueError(
-            f"{where} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
+            f"{location} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
             "in its place."
         )
     if not isinstance(image, str) or not image:
-        raise ValueError(f'{where}: "image" must be a path, not {image!r}.')
+        raise ValueError(f'{location}: "image" must be a path, not {image!r}.')
     texts = [caption] if isinstance(caption, str) else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or (need_texts and not texts):
-        raise ValueError(f'{where}: "caption" must be a text or a list of texts, not {row.get("caption")!r}.')
+        raise ValueError(f'{location}: "caption" must be a text or a list of texts, not {row.get("caption")!r}.')
     coco_name = COCO_FILE_NAME.search(image)
     image_id = row.get("image_id", row.get("img_id", int(coco_name[1]) if coco_name else image))
     if not isinstance(image_id, int | str):
-        raise ValueError(f'{where}: "image_id" must be a number or a string, not {image_id!r}.')
+        raise ValueError(f'{location}: "image_id" must be a number or a string, not {image_id!r}.')
     picture: CaptionedImage = {"key": image, "image": root / image, "texts": list(texts), "image_id": image_id}
     if isinstance(row.get("domain"), str):
         picture["domain"] = row["domain"]

@@ -1,8 +1,8 @@
-"""Pictures of named classes for zero-shot classification: class names, templates and one record per picture.
+"""Pictures of classes for zero-shot classification: class names, templates and one record per picture.
 
 Pictures are in a folder with one folder per class, or in a list (`.json` or `.jsonl`) of {"image": path, "label": name
-or number}. Class names are those of the folders or labels, or come from a file in the same order: folders of ImageNet
-have names like n01440764. Templates turn a name into texts: "a photo of a {}".
+or number}. Class names are the folders' names or the labels, or come from a file, as for ImageNet with folders like
+n01440764. Templates turn a name into texts: "a photo of a {}".
 """
 
 import json
@@ -81,7 +81,7 @@ def _labelled_images(path: Path) -> Iterator[tuple[str, Label]]:
 
 
 def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> tuple[Mapping[Label, int], list[str]]:
-    """Return the class index of each label, and the class names by index; `path` is named in errors."""
+    """Return the class index of each label, and the class names."""
     index: dict[Label, int]
     if names is None:
         numbers = [label for label in labels if isinstance(label, int)]
@@ -90,18 +90,18 @@ def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> 
                 f"{path} labels its pictures by numbers ({numbers[0]}): name the classes with classes=FILE."
             )
         return {label: i for i, label in enumerate(labels)}, [str(label).replace("_", " ") for label in labels]
-    known = _read_names(Path(names))
-    class_names = list(known.values()) if isinstance(known, dict) else known
-    if isinstance(known, dict):
-        index = {label: i for i, label in enumerate(known)}
+    entries = _read_names(Path(names))
+    class_names = list(entries.values()) if isinstance(entries, dict) else entries
+    if isinstance(entries, dict):
+        index = {label: i for i, label in enumerate(entries)}
     elif all(isinstance(label, int) for label in labels):
-        index = {i: i for i in range(len(known))}
-    elif set(labels) <= set(known):
-        index = {name: i for i, name in enumerate(known)}
-    elif len(labels) == len(known):
+        index = {i: i for i in range(len(entries))}
+    elif set(labels) <= set(entries):
+        index = {name: i for i, name in enumerate(entries)}
+    elif len(labels) == len(entries):
         index = {label: i for i, label in enumerate(labels)}
     else:
-        raise ValueError(f"{names} has {len(known)} class names, but {path} has {len(labels)} classes.")
+        raise ValueError(f"{names} has {len(entries)} class names, but {path} has {len(labels)} classes.")
     unknown = [label for label in labels if label not in index]
     if unknown:
         raise ValueError(f"{path} has the class {unknown[0]!r}, which {names} does not name.")

@@ -1,4 +1,4 @@
-"""The interface of a dataset to train on, and its entries."""
+"""The interface of a dataset to train on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Sample = dict[str, Any]
 
 
 class DatasetEntry(NamedTuple):
-    """One entry of a dataset: a picture, or for NLVR2 a pair of pictures, and the texts of which one is drawn."""
+    """A picture, or for NLVR2 a pair of pictures, and the texts of which one is drawn."""
 
     key: str
     texts: tuple[str, ...]

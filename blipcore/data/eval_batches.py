@@ -18,8 +18,8 @@ Record = Mapping[str, Any]  # a row of `annotations`, `vqa_nlvr` or `classes`
 class EvalBatches:
     """Iterates over batches (records, pixels (B, 3, S, S)), any number of times.
 
-    A record has an "image", or for NLVR2 a pair of "images" with pixels (B, 2, 3, S, S). An unreadable picture raises
-    ValueError: skipping it, as training does, would change what the scores mean.
+    A record has an "image", or for NLVR2 a pair of "images" with pixels (B, 2, 3, S, S). Raises ValueError for an
+    unreadable picture: without it, scores could not be compared.
     """
 
     records: Sequence[Record]

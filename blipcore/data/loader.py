@@ -22,8 +22,8 @@ def make_loader(
     """Return a loader of this rank's next `batches` batches, from position `start` of the stream.
 
     Yields (collated batch, new problems by name). The order does not depend on `workers`, and the batches of all ranks
-    together are one slice of the stream. A batch that fails is yielded as its exception: raised in a worker, it would
-    arrive wrapped in the worker's traceback.
+    make up one slice of the stream. An exception is yielded in place of its batch: raised in a worker, it would arrive
+    wrapped in the worker's traceback.
     """
     return DataLoader(
         _Batches(stream, collate, batch_size, start),
@@ -38,7 +38,7 @@ def make_loader(
 
 
 class _Batches(Dataset):
-    """Maps an index to this rank's batch, so that a worker needs to know nothing of the other workers."""
+    """Maps an index to this rank's batch, which depends on no other worker."""
 
     def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int) -> None:
         self.stream, self.collate, self.batch_size, self.start = stream, collate, batch_size, start
@@ -58,9 +58,9 @@ def _identity(item: Any) -> Any:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ignore signals that Slurm or Ctrl-C sends to all processes; the training process saves and ends its workers.
+    """Ignore signals that Slurm or Ctrl-C sends to all processes.
 
-    A worker that such a signal killed would end the training process before it has saved.
+    The training process saves and ends its workers. It would end before saving if a worker died first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

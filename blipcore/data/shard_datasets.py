@@ -1,10 +1,10 @@
-"""Opens the data sets that commands train on; those in tar shards are here, annotation files in `annotation_datasets`.
+"""Opens data sets to train on, and reads those in tar shards; `annotation_datasets` reads annotation files.
 
     filtered set   tables (key, text, keep); manifest.json gives the shard set with their pictures
     shard set      webdataset tars with `key.jpg`, `key.txt`, `key.json`, and tables (key, caption, status) beside them
 
-Opening counts the entries of every shard and keeps no more of them. With tables this reads two or three columns,
-without them the headers and texts of the tars. Folders may be remote. Shuffling and decoding are in `stream.py`.
+Opening counts the entries of every shard: from two or three columns of its table, or without a table from the headers
+and texts of its tar. Folders may be remote. Shuffling and decoding are in `stream.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILTERED_COLUMNS = ("key", "text", "keep")
 SHARD_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as capfilt and img2dataset write it
 STATUS_OK = ("ok", "success")  # capfilt's and img2dataset's status of a picture that is in the tar
 THREADS = 8
-# Shards per task of a thread: one task per shard, for 10,000 shards, took 14 MB that were not freed.
+# Shards per task of a thread. With one each, 10,000 shards took 14 MB that were not freed.
 SHARDS_PER_TASK = 32
 
 
@@ -78,7 +78,7 @@ def _not_a_dataset(path: AnyPath) -> ValueError:
 
 
 class _TarDataset:
-    """The common part of both: pictures are read from tars."""
+    """Reads pictures from tars."""
 
     def __init__(self, images: AnyPath, tars: list[str]) -> None:
         self.images, self.tars = images, tars
@@ -87,15 +87,12 @@ class _TarDataset:
         self.problems = self._reader.problems
 
     def describe(self, shard: int, entry: DatasetEntry) -> str:
-        """Return the name of a picture for messages."""
         return f"{self.tars[shard]}/{entry.key}"
 
     def read(self, shard: int, entry: DatasetEntry) -> bytes:
-        """Return the encoded picture of an entry; raises OSError if it cannot be read."""
         return self._reader.read_image(self.tars[shard], entry.key.removeprefix("./"))
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Start to download the tars of these shards, if they are remote."""
         self._cache.prefetch(self.tars[shard] for shard in shards)
 
 
@@ -136,7 +133,7 @@ class FilteredDataset(_TarDataset):
 
 
 def _read_image_folder(folder: AnyPath) -> AnyPath:
-    """Return the shard set in the manifest of a filtered set; raises ValueError if the set is not finished."""
+    """Return the shard set in the manifest of a filtered set; raise ValueError if the set is not finished."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -155,8 +152,8 @@ def _read_image_folder(folder: AnyPath) -> AnyPath:
 class ShardSetDataset(_TarDataset):
     """A shard set: the pictures of its tars that have a web text.
 
-    A table beside a tar selects the pictures, since counting them in the tar would mean to download it. The text of a
-    picture is chosen as everywhere, see `blipcore.io.samples`.
+    A table beside a tar selects the pictures, since counting them in the tar would download it. `choose_text` chooses
+    the text of a picture.
     """
 
     def __init__(self, folder: AnyPath, tars: list[str], tables: list[str]) -> None:
@@ -222,7 +219,7 @@ def _table_name(tar: str) -> str:
 
 
 def _read_columns(path: AnyPath, columns: tuple[str, ...]) -> pa.Table:
-    """Return those of the columns that a table has; ValueError if it cannot be read."""
+    """Return the existing columns among `columns`; raise ValueError if the table cannot be read."""
     try:
         with open_read(path) as opened, pq.ParquetFile(opened) as file:
             return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
@@ -231,7 +228,7 @@ def _read_columns(path: AnyPath, columns: tuple[str, ...]) -> pa.Table:
 
 
 def _count_shards(count: Callable[[str], T], names: list[str]) -> list[T]:
-    """Return the count of each name; threads, since most of the time is spent on files and in Arrow."""
+    """Return the count of each name, on threads: most of the time is spent on files and in Arrow."""
     tasks = [names[first : first + SHARDS_PER_TASK] for first in range(0, len(names), SHARDS_PER_TASK)]
     with ThreadPoolExecutor(THREADS) as pool:
         counts_of_tasks = pool.map(lambda task: [count(name) for name in task], tasks)

@@ -1,4 +1,4 @@
-"""Order of training samples: mixes data sets and shuffles their rows, as pure functions of the position."""
+"""Order of training samples: mixed data sets and shuffled rows, as pure functions of the position."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def hash_index(count: int, *key: object) -> int:
 class Mixture:
     """Mixes data sets in the proportion of `weights` by smooth weighted round robin.
 
-    The schedule is a period of slots, each given to the data set that lags most behind its share. In any run of
-    samples the count of a data set is within one sample of its share for two data sets, within two for more.
+    The schedule is a period of slots, each given to the data set that lags most behind its share. Among any consecutive
+    samples, a data set is within one sample of its share for two data sets, within two for more.
     """
 
     def __init__(self, weights: Sequence[Fraction]) -> None:
@@ -116,7 +116,7 @@ class Shuffle:
         return self._shard_order[1], self._shard_order[2]
 
     def _rows(self, epoch: int, window: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of a window in shuffled order, and the unshuffled row at which each of its shards ends."""
+        """Return the shuffled rows of a window, and the unshuffled row at which each of its shards ends."""
         if self._row_order[:2] != (epoch, window):
             counts = self.counts[shards[window * self.window : (window + 1) * self.window]]
             rows = np.random.default_rng([*self.seed, epoch, window]).permutation(int(counts.sum()))

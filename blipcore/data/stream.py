@@ -6,8 +6,8 @@
       -> epoch, shard, row          shards shuffled per epoch, rows shuffled in windows of shards      (Shuffle)
       -> text and pixels            drawn from (seed, epoch, key) and from (seed, n)                   (Stream)
 
-So a run resumes by starting at n, any number of workers gives the same order, and ranks take their slices of a global
-batch without communication. A row is a picture; each epoch draws one of its texts.
+So a run resumes at any n, any number of workers gives the same order, and ranks take their slices of a batch without
+communication. A row is a picture; each epoch draws one of its texts.
 """
 
 import random
@@ -42,9 +42,9 @@ class UnreadablePictureError(Exception):
 class Stream:
     """Samples of one or several data sets by position.
 
-    A sample is {"image", "text", "key", "image_id", "dataset", "epoch"}, and what the data set adds for its task. The
-    image is what `transform` returns, or two such images stacked where the data set has pairs. `image_id` is an integer
-    equal for equal pictures of one data set, never for pictures of different ones.
+    A sample is {"image", "text", "key", "image_id", "dataset", "epoch"} and the `extra` of its entry. The image is the
+    result of `transform`, or for pairs two of them stacked. `image_id` is an integer, equal for equal pictures of one
+    data set, never for pictures of different ones.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Stream:
         return self._length
 
     def __iter__(self) -> Iterator[Sample]:
-        """Iterate over all samples from position 0, without end."""
+        """Iterate over all samples from position 0, endlessly."""
         position = 0
         while True:
             yield self.sample(position)
@@ -151,7 +151,7 @@ class Stream:
 
         return load
 
-    # A stream is pickled for data workers; its cache is not.
+    # A stream is pickled for data workers, without its cache.
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_load"}
 

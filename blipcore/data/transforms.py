@@ -1,7 +1,6 @@
 """BLIP's training and evaluation transforms, with PIL and torch alone.
 
-A transform returns a uint8 tensor (3, S, S), a quarter of the size of floats; the image encoder normalises it. Training
-uses a random resized crop, a horizontal flip and optionally BLIP's RandAugment, evaluation a square resize. All random
+A transform returns a uint8 tensor (3, S, S), a quarter of the size of floats; the image encoder normalises it. All random
 choices come from the `random.Random` that the caller passes, so a sample is a function of its position in the stream.
 """
 
@@ -28,8 +27,8 @@ Transform = Callable[[Image.Image, random.Random | None], torch.Tensor]
 def load_image(source: bytes | str | Path) -> Image.Image:
     """Decode a picture to upright 8-bit RGB with transparency on white. Raises OSError if it cannot be decoded.
 
-    JPEGs are decoded at full size: if the decoder shrinks them (`Image.draft`), the pixels of a picture of 1600 pixels
-    at 384 are off by 2 of 255 on average and by up to 30.
+    JPEGs are decoded at full size: shrinking 1600 pixels to 384 in the decoder (`Image.draft`) changes values by 2 of
+    255 on average and by up to 30.
     """
     try:
         return upright_rgb(open_picture(source))
@@ -61,30 +60,20 @@ class TrainTransform:
     """Random resized crop, horizontal flip with probability `hflip`, then optionally RandAugment."""
 
     image_size: int
-    min_scale: float
-    randaugment: bool
-    hflip: float
+    min_scale: float  # smallest share of the area that a crop keeps (official: 0.2, in finetuning 0.5)
+    randaugment: bool = True
+    hflip: float = 0.5
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> torch.Tensor:
         rng = rng or random.Random()
         box = random_crop(image.size, self.min_scale, rng)
-        # Cropping and resizing in one call takes half the time.
+        # One call for cropping and resizing takes half the time of two.
         image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
         if rng.random() < self.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.randaugment:
             image = rand_augment(image, rng)
         return _to_tensor(image)
-
-
-def train_transform(image_size: int, min_scale: float, randaugment: bool = True, hflip: float = 0.5) -> Transform:
-    """Return the training transform; a crop has at least `min_scale` of the area (official: 0.2, in finetuning 0.5)."""
-    return TrainTransform(image_size, min_scale, randaugment, hflip)
-
-
-def eval_transform(image_size: int) -> EvalTransform:
-    """Return the evaluation transform."""
-    return EvalTransform(image_size)
 
 
 def random_crop(size: tuple[int, int], min_scale: float, rng: random.Random) -> tuple[int, int, int, int]:
@@ -110,8 +99,7 @@ def random_crop(size: tuple[int, int], min_scale: float, rng: random.Random) -> 
 def rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
     """Apply BLIP's RandAugment: two of ten operations at magnitude 5 of 10, each with probability one half.
 
-    At this magnitude the official Brightness and Sharpness have a factor of exactly 1 and change nothing, like
-    Identity. The official AutoContrast overflows and whitens channels whose minimum is above 0; this one does not.
+    The official AutoContrast overflows and whitens channels whose minimum is above 0; this one does not.
     """
     for _ in range(AUGMENTATIONS):
         operation = rng.choice(OPERATIONS)
@@ -166,7 +154,7 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, shifted, Image.Resampling.BILINEAR, fillcolor=GREY)
 
 
-# Identity stands also for Brightness and Sharpness, which change nothing at magnitude 5.
+# The official Brightness and Sharpness have a factor of 1 at magnitude 5 and change nothing, like Identity.
 OPERATIONS = (
     *(_identity, _identity, _identity),
     *(_auto_contrast, _equalize, _rotate, _shear_x, _shear_y, _translate_x, _translate_y),

@@ -1,6 +1,6 @@
 """Annotation files of VQA and NLVR2, read as one record per row.
 
-The content of a row tells the formats apart:
+The format follows from the content of a row:
 
     VQA v2, Visual Genome QA (BLIP's lists)   {"question_id", "question", "image": path, "dataset": "vqa" or "vg",
                                                "answer": [text, ...] of ten people, or one text (vg)}
@@ -86,7 +86,7 @@ def read_answers(path: str | Path) -> list[str]:
 
 
 def split_list(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
-    """Split a file into parts of `rows` rows, so that a long list is never held; reads it once."""
+    """Split a file into parts of `rows` rows, without holding a long list in memory."""
     parts: list[ListPart] = []
     first, stop = FIRST_ROW, 0
     for start, _ in _rows(Path(path), None):

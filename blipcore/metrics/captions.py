@@ -1,8 +1,8 @@
 """COCO's caption scores in percent: BLEU-4, METEOR, ROUGE-L, CIDEr (which may exceed 100), SPICE.
 
-The scorers are those of COCO (pycocoevalcap). METEOR, SPICE and COCO's tokenizer, on which published numbers rest, are
-Java programs. Without Java captions are split by `plain_words` and METEOR and SPICE are left out; the other scores are
-then close to the official ones, not equal.
+The scorers are COCO's (pycocoevalcap). METEOR, SPICE and COCO's tokenizer, which published numbers use, are Java
+programs. Without Java, `plain_words` splits captions, METEOR and SPICE are left out, and the other scores are close to
+the official ones but not equal.
 """
 
 import re
@@ -35,9 +35,9 @@ def caption_scores(
 ) -> dict[str, Any]:
     """Score one caption per picture against its references, and each of the `domains` on its own.
 
-    `words` is "ptb" for COCO's tokenizer, "plain" for `plain_words` without any Java, "auto" for the first if Java is
+    `words` is "ptb" for COCO's tokenizer, "plain" for `plain_words` without Java, and "auto" for the first if Java is
     installed. A domain's scores, under its name, are of its pictures alone, including CIDEr's document frequencies. The
-    result also has the "tokenizer" used and, if scores are missing, "left_out": name -> reason.
+    result also has the "tokenizer" and, if scores are missing, "left_out": name -> reason.
 
     Raises ValueError for captions or references that cannot be scored, ImportError without pycocoevalcap.
     """
@@ -104,8 +104,8 @@ def ptb_words(texts: Sequence[str]) -> list[str]:
 def plain_words(text: str) -> str:
     """Split a text into lower-case words without punctuation: "A dog's toy, isn't it?" -> "a dog 's toy is n't it".
 
-    As in the Penn Treebank, possessives and "n't" are words and hyphenated words are not split. Each Chinese or
-    Japanese character is a word, as is usual in scoring captions in these languages.
+    As in the Penn Treebank, possessives and "n't" are words and hyphenated words are not split. As usual in scoring,
+    each Chinese or Japanese character is a word.
     """
     text = CJK_CHARACTER.sub(r" \1 ", text.lower().replace("’", "'"))
     return " ".join(TOKEN.findall(NEGATION.sub(" n't", text)))

@@ -13,8 +13,8 @@ NEVER = torch.iinfo(torch.long).max  # rank of a match that is not among the can
 def retrieval_ranks(scores: Tensor, is_match: Tensor) -> Tensor:
     """Return the rank (Q,) of each query's best match: the number of wrong candidates that score at least as high.
 
-    `scores` (Q, K) are of queries and candidates, and `is_match` (Q, K) marks the right ones. Ties count against the
-    match, so that a constant score finds nothing. A query without a match has rank NEVER. Raises ValueError for NaN.
+    `scores` and `is_match` (Q, K) are of queries and candidates. Ties count against the match, so that a constant score
+    finds nothing. A query without a match has rank NEVER. Raises ValueError for NaN.
     """
     if scores.shape != is_match.shape:
         raise ValueError(f"Scores and matches differ in shape: {tuple(scores.shape)} and {tuple(is_match.shape)}.")
@@ -25,7 +25,7 @@ def retrieval_ranks(scores: Tensor, is_match: Tensor) -> Tensor:
 
 
 def retrieval_recall(ranks_i2t: Tensor, ranks_t2i: Tensor) -> dict[str, float]:
-    """Return the recall at 1, 5 and 10 of texts by image and of images by text, and `mean_recall`, the mean of all."""
+    """Return the recall at 1, 5 and 10 of texts by image and of images by text, and their mean, `mean_recall`."""
     recalls = {}
     for direction, ranks in (("i2t", ranks_i2t), ("t2i", ranks_t2i)):
         for k in RECALL_AT:

@@ -14,8 +14,8 @@ PUNCTUATION_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
 
-# A missing apostrophe of these words is restored. Words with a meaning of their own without it (were, well, its, ill,
-# shed, shell, id) are not listed, nor are a few that the challenge's table lacks.
+# Words whose missing apostrophe is restored. Those that mean something else without it (were, well, its, ill, shed,
+# shell, id) are not listed, nor a few that the challenge's table lacks.
 APOSTROPHE_WORDS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've

@@ -18,9 +18,9 @@ from blipcore.tasks.task import Batch, Collate, Outputs, Progress, Task, replace
 
 @dataclass
 class CaptioningConfig:
-    """LM on `prompt` + caption, without loss on the prompt, as BLIP on COCO."""
+    """Settings of captioning; the defaults are BLIP's for COCO."""
 
-    prompt: str = "a picture of "
+    prompt: str = "a picture of "  # before each caption, without loss
     max_tokens: int = 40
     label_smoothing: float = 0.1
 
@@ -48,7 +48,7 @@ class CaptioningTask(Task):
 def evaluate_captioning(
     model: Blip, tokenizer: Tokenizer, pictures: EvalBatches, config: GenerateConfig, words: Words = "auto"
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Caption every picture and score the captions against the picture's texts.
+    """Caption every picture, and score the captions against the pictures' texts.
 
     Returns the scores of `caption_scores`, also per domain if the pictures have domains (no scores if they have no
     texts), and the captions in the format of the COCO and NoCaps servers: [{"image_id", "caption"}].

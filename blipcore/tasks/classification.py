@@ -19,7 +19,7 @@ from blipcore.tasks.vqa import WRITE_ANSWERS, evaluate_vqa
 def class_features(
     model: Blip, tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str], max_tokens: int = 35
 ) -> Tensor:
-    """Return unit vectors (C, E) of classes: the mean of the unit vectors of a name in each of the templates."""
+    """Return a unit vector (C, E) per class: the normalized mean of its name's features over the templates."""
     device, features = next(model.parameters()).device, []
     for name in names:
         texts = [clean_caption(template.replace("{}", name)) for template in templates]
@@ -56,7 +56,7 @@ def evaluate_classification_by_vqa(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Predict the class name that a VQA model ranks first as the answer to `question`, of a shortlist of `k`.
 
-    Returns the same as `evaluate_classification`, without the accuracy of the nearest five.
+    Returns the same as `evaluate_classification`, without `accuracy@5`.
     """
     records = [
         {**record, "questions": [{"question": question, "answers": [], "question_id": record["key"]}]}
@@ -79,7 +79,8 @@ def _result_rows(pictures: EvalBatches, names: Sequence[str], predictions: Seque
 def class_accuracy(ranks: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
     """Return accuracies in percent from the rank of each picture's own class, 0 being the first.
 
-    `accuracy@5`, among the first five, only for more than five `classes`; `mean_class_accuracy` weighs classes equally.
+    `accuracy@5` (own class among the first five) needs more than five `classes`; `mean_class_accuracy` weighs classes
+    equally.
     """
     correct = (ranks < 1).double()
     accuracy_by_class = torch.stack([correct[labels == label].mean() for label in labels.unique()])

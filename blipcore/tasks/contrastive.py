@@ -1,11 +1,11 @@
 """ITC and ITM with momentum encoders and feature queues, shared by pre-training and retrieval finetuning.
 
-A momentum copy of the unimodal encoders computes the keys of the contrastive loss, queues keep the keys of past batches
-as further negatives, and the similarities of the copy soften the targets (paper section 3.2, from ALBEF and MoCo).
+A momentum copy of the unimodal encoders computes the keys of ITC, queues keep the keys of past batches as further
+negatives, and the copy's similarities soften the targets (paper section 3.2, from ALBEF and MoCo).
 
 Shapes: B samples of this process, W processes, P candidates, Q keys in a queue, E features. The candidates are this
-process's B samples, or with `itc_across_ranks` and `itm_across_ranks` the W*B samples of all processes; the losses are
-then those of one process with the whole batch. The queues hold the keys of all processes in either case.
+process's B samples, or with `itc_across_ranks` and `itm_across_ranks` the W*B samples of all processes; losses then
+equal those of one process with the whole batch. The queues always hold the keys of all processes.
 """
 
 from abc import abstractmethod
@@ -37,13 +37,12 @@ class ContrastiveConfig:
     alpha: float = 0.4  # weight of the momentum encoders in the ITC targets, reached after alpha_ramp_steps
     alpha_ramp_steps: int = 0
     negatives: Negatives = "multinomial"
-    # Share of the run in which ITM negatives are drawn evenly; afterwards by similarity. Small models and short runs
-    # need it: with hard negatives from the first step their ITM stays at chance.
+    # Share of the run in which ITM negatives are drawn evenly, afterwards by similarity. Hard negatives from the first
+    # step keep ITM at chance in small models and short runs.
     random_negatives: float = 0.0
     # Share of the batch used for ITM, the most expensive loss: three passes of the text transformer per sample.
     itm_share: float = 1.0
-    # Whether ITC contrasts, and ITM draws its negatives from, the batch of all processes. The official code does the
-    # second in finetuning on COCO, the first never.
+    # Candidates from all processes instead of one. The official code does this for ITM in finetuning on COCO only.
     itc_across_ranks: bool = False
     itm_across_ranks: bool = False
 
@@ -87,8 +86,8 @@ class ContrastiveTask(Task):
     def load_extra(self, tensors: Mapping[str, Tensor]) -> None:
         """Load momentum encoders and queues from the checkpoint, as the official code does.
 
-        `tensors` are named as in this project. Queues of another length are not loaded. The queue of image ids never
-        is: the ids belong to the annotations of another run.
+        `tensors` have this project's names. Skips queues of another length, and the queue of image ids, which belong to
+        the annotations of another run.
         """
         state = self.state_dict()
         extra = {
@@ -110,7 +109,7 @@ class ContrastiveTask(Task):
             )
 
     def queues(self) -> dict[str, str]:
-        """Return the queue that stores each of these outputs of `forward`."""
+        """Return output of `forward` -> queue that stores it."""
         return {"image_key": "image_queue", "text_key": "text_queue"}
 
     @torch.no_grad()
@@ -241,7 +240,7 @@ class ContrastiveTask(Task):
         return itm_loss(self.model.itm_logits(fused), matched)
 
     def _pool(self, batch: Batch) -> Batch:
-        """Return the samples that ITM draws negatives from: the batch, or those of all processes at one text length."""
+        """Return the samples to draw ITM negatives from: the batch, or those of all processes at one text length."""
         if not self.config.itm_across_ranks:
             return batch
         padding = (0, self.collate.max_tokens - batch["input_ids"].shape[1])

@@ -1,7 +1,4 @@
-"""The three objectives of BLIP as functions of tensors (paper section 3.2): ITC, ITM with hard negatives, LM.
-
-They have no parameters and no state; the tasks combine them.
-"""
+"""BLIP's three objectives (paper section 3.2) as functions of tensors: ITC, ITM with hard negatives, LM."""
 
 from typing import Literal
 
@@ -36,17 +33,16 @@ def itc_loss(logits_i2t: Tensor, logits_t2i: Tensor, targets_i2t: Tensor, target
 def sample_negatives(weights: Tensor, forbidden: Tensor, method: Negatives, first: int = 0) -> Tensor:
     """Draw a column (B,) per row of `weights` (B, P) that is not `forbidden`, in proportion to the weights.
 
-    The column of row 0's own pair is `first`. A row without any weight (underflow, or a batch of equal texts) draws
-    evenly from the columns of other pairs; the official code fails there. "argmax" takes the largest weight, for golden
-    tests.
+    The column of row 0's own pair is `first`. A row without weight (underflow, or equal texts) draws evenly from other
+    pairs; the official code fails there. "argmax" takes the largest weight, for golden tests.
     """
     weights = weights.masked_fill(forbidden, 0.0)
     other_pairs = 1.0 - torch.eye(*weights.shape, device=weights.device).roll(first, 1)
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, other_pairs)
     if method == "argmax":
         return weights.argmax(1)
-    # The argmax of weight / Exp(1) is a draw in proportion to the weights. `torch.multinomial` does the same but first
-    # checks its input, for which the host waits for the device.
+    # The argmax of weight / Exp(1) is a draw in proportion to the weights. `torch.multinomial` would wait for the device
+    # to check its input.
     return (weights / torch.empty_like(weights).exponential_()).argmax(1)
 
 
@@ -70,8 +66,8 @@ def lm_loss_per_text(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> 
 def lm_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1) -> Tensor:
     """Return the mean next-token cross-entropy, with label smoothing over the vocabulary.
 
-    `logits` (B, L, V) are of every position and `labels` (B, L) the tokens at these positions, IGNORE_INDEX where
-    there is no loss: this function shifts them by one.
+    `logits` (B, L, V) and `labels` (B, L) are of the same positions; this function shifts them by one. Labels without
+    loss are IGNORE_INDEX.
     """
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(),

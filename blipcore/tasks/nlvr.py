@@ -21,15 +21,13 @@ class NLVRConfig:
     """Settings of NLVR2; as in the official code, sentences are cut by words, not by tokens."""
 
     max_words: int = 40
-    swap: bool = True  # swap the pictures of half of the pairs, and "left" and "right" in their sentences
+    # swap the pictures of half of the pairs (others in each epoch), and "left" and "right" in their sentences
+    swap: bool = True
 
 
 @dataclass
 class CollatePairs:
-    """Turns samples {"key", "image" (2, 3, S, S), "text", "label", "epoch"} into a batch.
-
-    Each epoch swaps other pairs.
-    """
+    """Turns samples {"key", "image" (2, 3, S, S), "text", "label", "epoch"} into a batch."""
 
     tokenizer: Tokenizer
     config: NLVRConfig
@@ -67,7 +65,7 @@ class NLVRTask(Task):
 
 
 def swap_sides(text: str) -> str:
-    """Swap the words left and right of a sentence, for swapped pictures."""
+    """Swap the words "left" and "right"."""
     return " ".join(SWAPPED_SIDES.get(word, word) for word in text.split(" "))
 
 
@@ -83,8 +81,7 @@ def evaluate_nlvr(
 ) -> dict[str, float]:
     """Return the accuracy in percent on the pairs of `read_image_pairs`.
 
-    The official evaluation swaps the pictures of a random half of the pairs, so its number changes from run to run;
-    this one swaps none.
+    The official evaluation swaps a random half of the pairs, so its result varies; this one swaps none.
     """
     model.eval()
     config = config or NLVRConfig()

@@ -55,7 +55,7 @@ class PretrainTask(ContrastiveTask):
 
         decoded = model.text.decode_words(dec_words, mask, kv)
         labels = ids.masked_fill(mask == 0, IGNORE_INDEX)
-        # The mean over the tokens of all processes: each process counts by its number of tokens.
+        # The weight makes this the mean over the tokens of all processes.
         out["loss_lm"] = lm_loss(model.text.logits(decoded), labels) * distributed.mean_weight(count_scored(labels))
 
         out["loss"] = (

@@ -76,8 +76,8 @@ def evaluate_retrieval(
     """Return the recall in percent of texts by image and of images by text.
 
     The `k` candidates of highest ITC cosine are re-ranked by ITM logit + cosine; others are never found. The recalls of
-    the cosine alone are added as `itc_...`. `rows` pairs go through the text transformer at a time. Images are encoded
-    twice, one batch at a time, since the tokens of 5,000 images at 384 pixels take 8.9 GB.
+    the cosine alone are added as `itc_...`. `rows` pairs are fused at a time. Images are encoded twice, since the
+    tokens of 5,000 images at 384 pixels take 8.9 GB.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -134,9 +134,8 @@ def match_pairs(
 ) -> Tensor:
     """Return the ITM logits (P,) of pairs of an image of `pixels` and a text, a row of `ids` (T, L), on the CPU.
 
-    `image` and `text` (P,) are the indices of each pair, on the CPU. The texts of an image are split into groups of
-    similar length, which share the image's keys and values: without groups all texts would be padded to the longest,
-    which on COCO is three times the usual length.
+    `image` and `text` (P,) are the indices of each pair, on the CPU. Texts of similar length form groups that share
+    their image's keys and values. Padding all texts to the longest would triple their usual length on COCO.
     """
     kv = model.text.image_kv(model.encode_image(pixels))
     length, text = mask.sum(1).cpu()[text], text.to(ids.device)

@@ -1,4 +1,4 @@
-"""The interface of an objective: a Task has the model and the losses, the Trainer runs the loop."""
+"""The Task interface: a model and its losses, which the Trainer trains."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ class Task(nn.Module, ABC):
         save_model(folder, model, self.tokenizer)
 
     def load_extra(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load extra training state (momentum, queues) from the checkpoint. Default: none."""
+        """Load momentum encoders and queues from the checkpoint. Default: nothing."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Collate:
     """Turns samples {"key", "image" (3, S, S), "text", "image_id"} into a batch, with texts cleaned and tokenized.
 
     `input_ids` (B, L) start with [CLS]; the roles of the text transformer replace position 0 (see `replace_first`).
-    Texts are padded to the longest of the batch: more padding changes no loss and costs time.
+    Texts are padded to the longest of the batch.
     """
 
     tokenizer: Tokenizer

@@ -23,9 +23,9 @@ from blipcore.model.tokenizer import Tokenizer, clean_question
 from blipcore.tasks.losses import IGNORE_INDEX, lm_loss_per_text
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 
-# Candidate answers per pass of the decoder: each of their tokens has logits over the vocabulary.
+# Candidate answers per pass of the decoder, whose logits take (tokens x vocabulary) each.
 ANSWERS_PER_PASS = 512
-# The official beam search for answers.
+# The official beam search.
 WRITE_ANSWERS = GenerateConfig(mode="beam", prompt="", max_length=10, min_length=1, repetition_penalty=1.0)
 
 
@@ -53,7 +53,7 @@ class CollateQuestions:
         ids, mask = tokenize_questions(self.tokenizer, [sample["text"] for sample in samples], self.config)
         answers = [answer for sample in samples for answer in sample["answers"]]
         weights = [weight for sample in samples for weight in sample["weights"]]
-        questions = [index for index, sample in enumerate(samples) for _ in sample["answers"]]
+        question_of_answer = [index for index, sample in enumerate(samples) for _ in sample["answers"]]
         answer_ids, answer_mask = self.tokenizer(answers, max_length=self.max_answer_tokens, first="dec")
         return {
             "keys": [sample["key"] for sample in samples],
@@ -63,7 +63,7 @@ class CollateQuestions:
             "answer_ids": answer_ids,
             "answer_mask": answer_mask,
             "answer_weights": torch.tensor(weights),
-            "question_of_answer": torch.tensor(questions),
+            "question_of_answer": torch.tensor(question_of_answer),
         }
 
 
@@ -124,9 +124,9 @@ def rank_answers(
     shortlist = first_token[:, ids[:, 1]].topk(min(k, len(ids)), dim=1).indices  # (R, k)
     k, best = shortlist.shape[1], []
     for questions in torch.arange(len(kv), device=ids.device).split(max(1, ANSWERS_PER_PASS // k)):
-        chosen = shortlist[questions].flatten()
-        length = int(mask[chosen].sum(1).max())
-        answers, answer_mask = ids[chosen, :length], mask[chosen, :length]
+        rows = shortlist[questions].flatten()
+        length = int(mask[rows].sum(1).max())
+        answers, answer_mask = ids[rows, :length], mask[rows, :length]
         logits = decoder.logits(decoder.decode(answers, answer_mask, kv.select(questions)))
         losses = lm_loss_per_text(logits, answers.masked_fill(answer_mask == 0, IGNORE_INDEX), smoothing)
         best.append(losses.view(-1, k).argmin(1))
@@ -152,7 +152,7 @@ def evaluate_vqa(
     k: int = 128,
     config: VQAConfig | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Answer the questions of `questions_by_picture` records: the best of `candidates`, or written as by `generate`.
+    """Answer the questions of `questions_by_picture` records with the best of `candidates`, or by generation.
 
     Returns the number of "questions", the VQA "accuracy" in percent over those with reference answers (if any), and
     the answers [{"question_id", "answer"}].
@@ -169,7 +169,7 @@ def evaluate_vqa(
     for records, pixels in pictures:
         image_embeds = model.encode_image(pixels.to(device))
         pairs = [(image, question) for image, record in enumerate(records) for question in record["questions"]]
-        # As many questions at a time as pictures: each copies its picture's keys and values, 66 MB at 480 pixels.
+        # No more questions at a time than pictures: each copies its picture's keys and values, 66 MB at 480 pixels.
         for start in range(0, len(pairs), len(records)):
             images, questions = zip(*pairs[start : start + len(records)], strict=True)
             ids, mask = tokenize_questions(tokenizer, [question["question"] for question in questions], config)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written completely or not at all, the last few kept, the newest readable one restored.
+"""Checkpoints of a run: written atomically, the last few kept, the newest readable one restored.
 
 A checkpoint is a folder `step-000500`. Torch's distributed checkpoint writes the tensors of all processes (weights,
 momentum encoders, queues, optimizer, random generators) as safetensors files: replicated ones once, sharded ones in
@@ -31,7 +31,7 @@ STATE_FILE = "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder that all processes see; the last `keep` stay."""
+    """The last `keep` checkpoints of a run, in a folder that all processes share."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -80,8 +80,8 @@ class Checkpoints:
     ) -> tuple[dict[str, Any], list[str]] | None:
         """Fill tensors from the newest readable checkpoint; return its state and warnings, or None without checkpoints.
 
-        `tensors_to_fill(state)` returns the tensors by name, which are filled in place. A damaged checkpoint, cut short
-        by a crash of the machine or edited, is skipped with a warning. Raises ValueError if all are damaged.
+        `tensors_to_fill(state)` returns the tensors to fill in place, by name. A damaged checkpoint (truncated in a
+        crash, or edited) is skipped with a warning. Raises ValueError if all are damaged.
         """
         messages: list[str] = []
         for path in distributed.run_on_main(lambda: self.complete()[::-1]):
@@ -98,12 +98,12 @@ class Checkpoints:
 
 
 def _without_warnings() -> AbstractContextManager:
-    """Suppress torch's warning that a process without a group is alone."""
+    """Suppress torch's warning that there is no process group."""
     return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Return the JSON state of a checkpoint; raise ValueError or OSError if its files are not those it lists."""
+    """Return the JSON state of a checkpoint; raise ValueError or OSError if a file that it lists is damaged."""
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     for name, size in state["files"].items():
         if (path / name).stat().st_size != size:
@@ -117,7 +117,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first error that torch collected from the processes, in one line."""
+    """Return the first error that torch collected from the processes, on one line."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return one_line(error)
@@ -159,7 +159,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,7 +168,7 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; a kill in between leaves nothing that looks like one."""
+    """Delete a checkpoint; a kill meanwhile leaves nothing that looks like one."""
     if path.exists():
         hidden = path.with_name(f".{path.name.lstrip('.')}.old")
         shutil.rmtree(hidden, ignore_errors=True)

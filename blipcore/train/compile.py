@@ -1,7 +1,7 @@
 """Prepares the layers of a task for training: torch.compile, and recomputed activations.
 
-Neither renames a parameter or changes a result beyond rounding. Layers are compiled one by one: layers of one kind
-share a program, which takes one minute instead of ten, and each can still be sharded on its own.
+Neither renames a parameter or changes a result beyond rounding. Layers are compiled one by one: those of one kind share
+a program, so compiling takes one minute instead of ten, and FSDP2 can still shard each layer.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from blipcore.model.vit import Block, VisionTransformer
 from blipcore.tasks.task import Task
 from blipcore.train.optim import TrainConfig
 
-# The roles of the text transformer combine its post-LN sub-layers differently. Compiled one by one they need fewer
-# programs than whole layers, and nothing is lost: no fusion crosses a sub-layer's final LayerNorm.
+# The roles of the text transformer combine its post-LN sub-layers differently. Compiling sub-layers takes fewer
+# programs than compiling layers, and loses no fusion: none crosses a sub-layer's final LayerNorm.
 TEXT_LAYERS = (SelfAttention, CrossAttention, TwinCrossAttention, FeedForward)
 
 

@@ -37,7 +37,7 @@ class TrainDisplay:
             self._live.stop()
 
     def advance(self, step: int) -> None:
-        """Move the bar to `step`; does nothing without a terminal."""
+        """Move the bar, if there is one, to `step`."""
         if self._live:
             self._live.update(self._bar, completed=step)
 

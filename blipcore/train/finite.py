@@ -12,12 +12,12 @@ from blipcore.tasks.task import Task
 from blipcore.train.parallel import all_weights_finite
 from blipcore.train.state import TrainState
 
-# A run that has skipped this many steps in a row does not recover; going on would waste days.
+# A run that skips this many steps in a row does not recover.
 MAX_SKIPPED = 100
 
 
 class NonFiniteLossError(ValueError):
-    """A loss, gradient or weight is infinite or NaN; the message names the step and the pictures of its batch."""
+    """A loss, gradient or weight is infinite or NaN."""
 
 
 class PendingCheck(NamedTuple):
@@ -30,10 +30,10 @@ class PendingCheck(NamedTuple):
 
 
 class FiniteCheck:
-    """Collects the finiteness of steps and reads it when that costs nothing.
+    """Collects the finiteness of steps, and reads it when the host waits for the device anyway.
 
-    Reading a result from a GPU makes the host wait for it. So a check is read at the next log record or checkpoint,
-    except on a CPU and with `nonfinite="skip"`, where the result decides whether the step is applied.
+    That is at the next log record or checkpoint. On a CPU, and with `nonfinite="skip"`, every step is read at once; it
+    is applied only if finite.
     """
 
     def __init__(self, nonfinite: Literal["stop", "skip"], device: str) -> None:
@@ -42,11 +42,11 @@ class FiniteCheck:
         self.pending_checks: list[PendingCheck] = []
 
     def add(self, step: int, keys: list[str], finite: Tensor) -> None:
-        """Record whether `step` is finite: a scalar bool on the device."""
+        """Add the finiteness of `step`, a scalar bool on the device."""
         self.pending_checks.append(PendingCheck(step, keys, finite, distributed.mean_over_ranks(finite.float())))
 
     def allows_update(self, state: TrainState) -> bool:
-        """Return whether the optimizer may apply the step just added, and count it in `state` if it must be skipped.
+        """Return whether the optimizer may apply the step just added; count skipped steps in `state`.
 
         Raises NonFiniteLossError as `all_finite` does, and after MAX_SKIPPED skipped steps in a row.
         """

@@ -14,7 +14,7 @@ from blipcore.train.state import TrainState
 
 
 class Meter:
-    """Sums losses on the device and measures time, so that a step never waits for a number to be shown."""
+    """Measures time, and sums losses on the device, so that no step waits for the device."""
 
     def __init__(self, images_per_step: int, device: str) -> None:
         self.images_per_step, self.device = images_per_step, device
@@ -24,7 +24,7 @@ class Meter:
         self._start = 0.0
 
     def start(self, seconds: float) -> None:
-        """Start the clock of a run that has already trained for `seconds`."""
+        """Start the clock of a run that has trained for `seconds`."""
         self._start = time.perf_counter() - seconds
 
     def seconds(self) -> float:
@@ -67,7 +67,7 @@ class Meter:
 
     @staticmethod
     def start_interval(state: TrainState) -> None:
-        """Let the interval of the next record start at this step."""
+        """Start the next interval at the step of `state`."""
         state.logged_step, state.logged_seconds, state.logged_waited = state.step, state.seconds, state.waited
 
     def saved_sums(self) -> dict[str, float]:

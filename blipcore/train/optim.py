@@ -44,10 +44,10 @@ class TrainConfig:
     min_lr: float = 0.0
     warmup_steps: int = 0
     warmup_lr: float = 1e-6
-    # "cosine" falls with every step; "cosine_by_epoch", the official one for finetuning, after each epoch.
+    # cosine falls with every step; cosine_by_epoch, the official one for finetuning, after each epoch
     schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
     decay: float = 0.9  # factor of the exponential schedule
-    # Steps between two decays (exponential) or stairs (cosine_by_epoch); 0 = one epoch, as official.
+    # steps between two decays (exponential) or stairs (cosine_by_epoch); 0 = one epoch, as official
     decay_steps: int = 0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -55,7 +55,7 @@ class TrainConfig:
     clip: float = 0.0  # largest gradient norm; 0 = no clipping, as official
     accumulate: int = field(default=1, metadata=PER_PROCESS)  # micro-batches per optimizer step
     dtype: Dtype = "auto"  # bf16 autocast if the hardware multiplies in bf16, else fp32
-    # torch.compile of the layers; None = only on a GPU, where the minute it takes pays off
+    # torch.compile of the layers, which takes a minute; None = on a GPU only
     compile: bool | None = None
     # last layers per transformer whose activations are recomputed in the backward pass, to save memory
     recompute: int = field(default=0, metadata=INCIDENTAL)
@@ -68,9 +68,12 @@ class TrainConfig:
     log_every: int = field(default=20, metadata=INCIDENTAL)
     save_every: int = field(default=500, metadata=INCIDENTAL)
     keep: int = field(default=2, metadata=INCIDENTAL)  # checkpoints kept
-    nonfinite: Literal["stop", "skip"] = "stop"  # reaction to a loss that is not finite; skip waits for every step
-    freeze: list[str] = field(default_factory=list)  # patterns of parameter names, as visual_encoder.blocks.[0-5].*
-    wandb: str = field(default="", metadata=INCIDENTAL)  # project of Weights & Biases to log to as well
+    # on a loss that is not finite; with skip, the host waits for the device in every step
+    nonfinite: Literal["stop", "skip"] = "stop"
+    freeze: list[str] = field(
+        default_factory=list
+    )  # patterns of parameter names, such as visual_encoder.blocks.[0-5].*
+    wandb: str = field(default="", metadata=INCIDENTAL)  # project of Weights & Biases to log to
 
     def __post_init__(self) -> None:
         for name in AT_LEAST_ONE:
@@ -90,7 +93,7 @@ class TrainConfig:
         return self.steps or max(1, round(self.epochs * self.steps_per_epoch(pictures, ranks)))
 
     def steps_per_epoch(self, pictures: int, ranks: int = 1) -> float:
-        """Return the optimizer steps, on `ranks` processes, that consume `pictures` once."""
+        """Return the optimizer steps in which `ranks` processes consume `pictures` once."""
         return pictures / (self.batch_size * self.accumulate * ranks)
 
 
@@ -140,11 +143,11 @@ def optimizer_tensors(task: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of optimizer step `step`, from 0; `steps` and `decay_steps` of `config` are resolved.
+    """Return the learning rate of a step, counted from 0; `steps` and `decay_steps` of `config` must be resolved.
 
-    A linear warm-up, then by `config.schedule`: a cosine to `min_lr` over the remaining steps (by epoch: in stairs of
-    `decay_steps`), a factor `decay` every `decay_steps` down to `min_lr`, or a constant. As in the official
-    pre-training, the exponential schedule starts at step 0 and the warm-up only limits it.
+    After a linear warm-up it follows a cosine to `min_lr` (by epoch: in stairs of `decay_steps`), falls by the factor
+    `decay` every `decay_steps` down to `min_lr`, or is constant. As in the official pre-training, the exponential
+    schedule starts at step 0, and the warm-up only limits it.
     """
     if config.schedule == "exponential":
         lr = max(config.min_lr, config.lr * config.decay ** (step // max(config.decay_steps, 1)))

@@ -26,7 +26,7 @@ from blipcore.train.optim import Parallel
 
 
 def parallelize(task: Task, method: Parallel) -> nn.Module:
-    """Return the module to call in place of `task`, whose parameters are on their device; alone, `task` itself."""
+    """Return the module to call in place of `task`, which is on its device; on one process, `task` itself."""
     if distributed.world_size() == 1:
         return task
     if method == "fsdp":
@@ -37,12 +37,12 @@ def parallelize(task: Task, method: Parallel) -> nn.Module:
 
 
 def _shard(task: Task) -> nn.Module:
-    """Shard `task` with FSDP2, layer by layer, its momentum encoders too.
+    """Shard `task` with FSDP2, layer by layer, with its momentum encoders.
 
-    Cross-attention is a unit of its own, since `image_kv` runs it outside its layer. The temperature is not sharded,
-    since FSDP2 cannot shard a scalar; `average_unsharded_gradients` averages its gradient.
+    Cross-attention is sharded separately, since `image_kv` runs it outside its layer. FSDP2 cannot shard a scalar such
+    as the temperature; `average_unsharded_gradients` averages its gradient.
     """
-    # Named explicitly: by default torch takes the GPU if one exists, even for a run on the CPU.
+    # Without a device type, torch takes a GPU if one exists, even for a run on the CPU.
     mesh = init_device_mesh(next(task.parameters()).device.type, (distributed.world_size(),))
     # `image_kv` returns views of keys and values; nothing here writes into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
@@ -71,7 +71,7 @@ def gradient_sync(module: nn.Module, enabled: bool) -> AbstractContextManager:
 
 
 def average_unsharded_gradients(task: Task) -> None:
-    """Average gradients of parameters that FSDP2 does not shard. Does nothing under DDP, which averages all."""
+    """Average gradients of parameters that FSDP2 does not shard. DDP averages all itself."""
     if isinstance(task, FSDPModule):
         for parameter in task.parameters():
             if parameter.grad is not None and not isinstance(parameter, DTensor):

@@ -13,7 +13,7 @@ Point = tuple[float, float]
 
 
 def draw_losses(records: list[dict[str, float]], title: str = "") -> str:
-    """Return an SVG with a line per "loss..." of the records over "step"; values that are not finite are left out."""
+    """Return an SVG of the "loss..." fields of records by "step", without values that are not finite."""
     names = list(dict.fromkeys(name for record in records for name in record if name.startswith("loss")))
     lines = {}
     for name in names:

@@ -6,7 +6,7 @@ metrics.jsonl    one record every `log_every` steps; after a resume each step is
 losses.svg       the losses as a plot
 tensorboard/     the same records for TensorBoard
 checkpoints/     see `checkpoint.py`
-best/            the model that was best on the validation set, if there is one; its scores are in best.json
+best/            the best model on the validation set, if there is one; its scores are in best.json
 summary.json     the return value of `Trainer.fit`
 model/           the trained model; if it exists, the run is done
 .lock            locked by the process that trains here
@@ -30,7 +30,7 @@ from blipcore.io.writing import remove_temporary_files, write_text
 from blipcore.train.optim import TrainConfig
 from blipcore.train.plot import draw_losses, read_records
 
-# Differences named by an error. A run of another command differs in a hundred settings.
+# Differences named in an error: a run of another command has a hundred.
 MAX_DIFFERENCES = 8
 
 
@@ -46,8 +46,8 @@ class RunFolder:
     def claim(self) -> dict[str, Any] | None:
         """Lock the folder for this run and write config.yaml; return the summary instead if the run is done.
 
-        Raises ValueError if another process trains here, or if a run with another configuration has. A run that ended
-        before its first record or checkpoint does not count.
+        Raises ValueError if another process trains here, or if the folder holds records, checkpoints or a model of
+        another configuration.
         """
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file; give a folder for the run.")
@@ -67,7 +67,7 @@ class RunFolder:
         return None
 
     def _has_progress(self) -> bool:
-        """Return whether a run has left something to lose or to resume."""
+        """Return whether the folder holds records, checkpoints or a model."""
         metrics = self.path / "metrics.jsonl"
         return self.model.exists() or self.checkpoints.exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
@@ -90,7 +90,7 @@ class RunFolder:
             )
 
     def _same_pictures_per_step(self) -> bool:
-        """Return whether the last launch had as many pictures per step, on any number of processes."""
+        """Return whether the last launch had the same number of pictures per step, on any number of processes."""
         launches = self.path / "launches.jsonl"
         lines = launches.read_text(encoding="utf-8").splitlines() if launches.is_file() else []
         return bool(lines) and json.loads(lines[-1])["pictures_per_step"] == self.launch["pictures_per_step"]
@@ -99,7 +99,7 @@ class RunFolder:
     def logs(self, step: int, project: str = "") -> Iterator[Callable[[dict[str, float]], None]]:
         """Yield a function that appends a record (with its "step") to metrics.jsonl, TensorBoard and W&B `project`.
 
-        Records of steps after `step` come from a launch that was killed before it saved, and are dropped.
+        Drops records of steps after `step`, which a launch has written and not saved.
         """
         launches = self.path / "launches.jsonl"
         earlier_launches = launches.read_text(encoding="utf-8") if launches.exists() else ""
@@ -127,7 +127,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _wandb_run(self, project: str) -> Iterator[Any]:
-        """Open the run in a project of Weights & Biases, the same one after a resume; None without a project."""
+        """Open or resume the run in a project of Weights & Biases; None without a project."""
         if not project:
             yield None
             return
@@ -165,7 +165,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _step_of(line: str) -> float:
-    """Return the step of a line of metrics.jsonl, infinity for a line cut short by a kill."""
+    """Return the step of a line of metrics.jsonl; infinity for a truncated line."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -25,7 +25,7 @@ from blipcore.data.dataset import ShardedDataset
 from blipcore.data.eval_batches import EvalBatches
 from blipcore.data.shard_datasets import open_dataset
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import Transform, eval_transform, train_transform
+from blipcore.data.transforms import EvalTransform, TrainTransform, Transform
 from blipcore.device import autocast, pick_device
 from blipcore.evaluation import ValidationConfig, make_evaluator
 from blipcore.model.blip import Blip
@@ -48,10 +48,10 @@ Preset = Literal["tiny", "base", "large"]
 
 
 class TaskSpec(NamedTuple):
-    """A finetuning task: its model, objective, data sets and validation."""
+    """A finetuning task."""
 
-    parts: tuple[str, ...]  # of its model
-    needs: tuple[str, ...]  # parts that a checkpoint to start from must have (see `load_model`)
+    parts: tuple[str, ...]  # of the trained model
+    needs: tuple[str, ...]  # parts that the checkpoint must have (see `load_model`)
     task: Callable[[Blip, Tokenizer, Any], Task]
     best_by: tuple[str, ...]  # the best model has the largest sum of these validation scores
     opener: Callable[[Path, str | Path | None], ShardedDataset] = open_dataset
@@ -74,7 +74,7 @@ class AugmentConfig:
     hflip: float = 0.5  # probability; set 0 for captions with left and right
 
     def transform(self, image_size: int) -> Transform:
-        return train_transform(image_size, self.min_scale, self.randaugment, self.hflip)
+        return TrainTransform(image_size, self.min_scale, self.randaugment, self.hflip)
 
 
 @dataclass
@@ -82,12 +82,12 @@ class PretrainRun:
     """Settings of `capfilt pretrain`: a new model, or with `init` an existing one (the two rows of Table 13)."""
 
     data: list[str]  # DATASET or DATASET=WEIGHT: filtered folder, shard set, annotation JSON
-    preset: Preset | None = None  # default: base, with the sizes of `vision` and `text`
+    preset: Preset | None = None  # default: base, but with the sizes of `vision` and `text`
     model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
     init: str | None = None  # checkpoint to continue from
     vision: str | None = None  # image encoder to start from: state-dict file, open_clip:ARCH/TAG, timm:NAME or hub id
     text: str | None = None  # text transformer to start from: BERT folder or hub id
-    # Path, hub id, or "train:N" to learn N word pieces from the data. Default: that of `text` or `init`, or BERT's.
+    # path, hub id, or "train:N" to learn N word pieces from the data; default: that of `text` or `init`, or BERT's
     tokenizer: str | None = None
     image_root: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -97,11 +97,11 @@ class PretrainRun:
 
 @dataclass
 class FinetuneRun:
-    """Settings of `capfilt finetune TASK`: a checkpoint or a new model, trained on clean annotations."""
+    """Settings of `capfilt finetune TASK`: trains a checkpoint or a new model on clean annotations."""
 
     task: Literal["caption", "retrieval", "vqa", "nlvr"]
     annotations: list[str]
-    init: str | None = None  # checkpoint to start from; without one, a new model of the size `preset`
+    init: str | None = None  # checkpoint to start from; default: a new model of the size `preset`
     preset: Preset | None = None
     model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
     tokenizer: str | None = None  # default: the checkpoint's; "train:N" for a new model, as in PretrainRun
@@ -207,7 +207,7 @@ def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Va
     evaluator = make_evaluator(run.task, annotations, run.image_root, config)
 
     def evaluate(model: Blip) -> dict[str, float]:
-        transform = eval_transform(model.config.vision.image_size)
+        transform = EvalTransform(model.config.vision.image_size)
         pictures = EvalBatches(evaluator.records, transform, config.batch_size)
         with autocast(pick_device(run.train.device), run.train.dtype):
             scores, _ = evaluator.evaluate(model, tokenizer, pictures)
@@ -218,7 +218,7 @@ def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Va
 
 
 def open_tokenizer(spec: str, stream: Stream) -> Tokenizer:
-    """Load the tokenizer at a path or hub id, or for "train:N" train one of N word pieces on the texts of `stream`."""
+    """Load the tokenizer at a path or hub id, or with "train:N" train one of N word pieces on the texts of `stream`."""
     if not spec.startswith("train:"):
         return Tokenizer.load(spec)
     size = spec.removeprefix("train:")
@@ -236,7 +236,7 @@ def iterate_texts(stream: Stream) -> Iterator[str]:
 
 
 def _model_overrides(run: PretrainRun, vision: StartingWeights | None, text: StartingWeights | None) -> dict[str, Any]:
-    """Return `run.model` with the traits of the parts it starts from and, if no preset is given, their sizes."""
+    """Return `run.model` with the traits of the starting weights and, without a preset, their sizes."""
     overrides = dict(run.model)
     for part, weights in (("vision", vision), ("text", text)):
         if weights:

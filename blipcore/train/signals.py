@@ -1,4 +1,4 @@
-"""Signals that ask a training process to save and exit."""
+"""The signals on which training saves and exits."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGTERM, SIGUSR1 and Ctrl-C in a list, so that the training loop can save and exit.
 
-    A second signal of the same kind has its usual effect, except under a launcher: the launcher forwards signals that
-    Slurm and Ctrl-C send to every process as well, so they arrive twice, and it kills processes that do not exit.
-    Outside the main thread Python cannot handle signals, and the list stays empty.
+    A second signal of the same kind has its usual effect, except under a launcher. There signals of Slurm and Ctrl-C
+    arrive twice, sent to every process and forwarded, and the launcher kills processes that do not exit. Outside the
+    main thread, where Python cannot handle signals, the list stays empty.
     """
     received: list[int] = []
     previous: dict[signal.Signals, Any] = {}

@@ -1,4 +1,4 @@
-"""Progress of a training run, as a checkpoint saves it."""
+"""Progress of a training run."""
 
 from dataclasses import dataclass, field
 

@@ -2,8 +2,8 @@
 
 A Trainer trains a Task on a Stream into a run folder (contents: `run_folder.py`). Launched again after a kill, it
 resumes from the last checkpoint with the same samples, the same dropout and, on a CPU, the same bits. On several
-processes (see `distributed.process_group`) each trains on its part of every batch; rank 0 alone logs and writes the
-files that exist once.
+processes (see `distributed.process_group`) each trains on its part of every batch. Rank 0 alone logs, and writes all
+files except the tensors of checkpoints.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Trainer:
                 display.print(message)
             self.meter.start(state.seconds)
             batches = self._batches()
-            # The run may have been saved because the validation of this step failed.
+            # The validation of this step may have failed in the last launch.
             self._validate_if_due(optimizer, log, display)
             while state.step < state.steps:
                 self._step(optimizer, batches)
@@ -135,7 +135,7 @@ class Trainer:
         return self.state.step % every == 0 or self.state.step == self.state.steps
 
     def _batches(self) -> Iterator[tuple[Batch | Exception, dict[str, str]]]:
-        """Iterate over the remaining micro-batches of the run, each with the problems met in reading it."""
+        """Iterate over the remaining micro-batches of the run, each with the problems of reading it."""
         config, state = self.config, self.state
         count = (state.steps - state.step) * config.accumulate
         loader = make_loader(
@@ -144,7 +144,7 @@ class Trainer:
         return iter(loader)
 
     def _step(self, optimizer: AdamW, batches: Iterator[tuple[Batch | Exception, dict[str, str]]]) -> None:
-        """Do one optimizer step. On a GPU the host does not wait for the device in it."""
+        """Do one optimizer step; on a GPU, without waiting for the device."""
         config, state, task = self.config, self.state, self.task
         progress = Progress(state.step, config.steps)
         for group in optimizer.param_groups:
@@ -208,13 +208,13 @@ class Trainer:
         state.seconds = self.meter.seconds()
         for problems in distributed.gather_objects(state.problems):
             state.problems |= problems
-        generators = random_state(self.device)
-        readable = asdict(state) | {
+        random_states = random_state(self.device)
+        saved_state = asdict(state) | {
             "summed": self.meter.summed_steps,
             "sums": distributed.gather_objects(self.meter.saved_sums()),
-            "generators": list(generators),
+            "generators": list(random_states),
         }
-        self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(generators), readable)
+        self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(random_states), saved_state)
         if distributed.is_main():
             self.folder.plot()
 
@@ -223,32 +223,34 @@ class Trainer:
         state = {"task." + name: value for name, value in self.task.state_dict().items()}
         return state | {"optimizer." + name: value for name, value in optimizer_tensors(self.task, optimizer).items()}
 
-    def _random_tensors(self, generators: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {f"random.{distributed.rank()}.{name}": value for name, value in generators.items()}
+    def _random_tensors(self, random_states: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"random.{distributed.rank()}.{name}": value for name, value in random_states.items()}
 
     def _resume(self, optimizer: AdamW) -> list[str]:
         """Load the newest readable checkpoint if one exists; return messages for the user."""
-        ranks, generators = distributed.world_size(), random_state(self.device)
+        ranks, random_states = distributed.world_size(), random_state(self.device)
 
-        def tensors_to_fill(readable: dict[str, Any]) -> dict[str, Tensor]:
-            if len(readable["sums"]) != ranks:
+        def tensors_to_fill(saved_state: dict[str, Any]) -> dict[str, Tensor]:
+            if len(saved_state["sums"]) != ranks:
                 return self._tensors(optimizer)
             # A checkpoint made on a CPU has no state of the GPU's generator.
-            saved = {name: tensor for name, tensor in generators.items() if name in readable["generators"]}
+            saved = {name: tensor for name, tensor in random_states.items() if name in saved_state["generators"]}
             return self._tensors(optimizer) | self._random_tensors(saved)
 
         checkpoint = self.checkpoints.restore(tensors_to_fill)
         if checkpoint is None:
             return []
-        readable, messages = checkpoint
-        readable.setdefault("validated_step", readable.get("judged_step", 0))  # its name in older checkpoints
-        state = self.state = TrainState(**{name: readable[name] for name in asdict(self.state) if name in readable})
-        if len(readable["sums"]) == ranks:
-            set_random_state(generators, self.device)
+        saved_state, messages = checkpoint
+        saved_state.setdefault("validated_step", saved_state.get("judged_step", 0))  # its name in older checkpoints
+        state = self.state = TrainState(
+            **{name: saved_state[name] for name in asdict(self.state) if name in saved_state}
+        )
+        if len(saved_state["sums"]) == ranks:
+            set_random_state(random_states, self.device)
             self.config = replace(self.config, steps=state.steps)
-            self.meter.load_sums(readable["sums"][distributed.rank()], readable["summed"])
+            self.meter.load_sums(saved_state["sums"][distributed.rank()], saved_state["summed"])
         else:
-            messages.append(self._adapt_to_ranks(len(readable["sums"])))
+            messages.append(self._adapt_to_ranks(len(saved_state["sums"])))
         return [*messages, f"resuming from step {state.step} of {self.config.steps}"]
 
     def _adapt_to_ranks(self, saved_ranks: int) -> str:
@@ -271,10 +273,7 @@ class Trainer:
         return dict(list(self.state.problems.items())[:SHOWN_PROBLEMS])
 
     def _finish(self) -> dict[str, Any]:
-        """Write the summary and the trained model; return the summary.
-
-        Its `losses` are means over the last log interval.
-        """
+        """Write the trained model and the summary, with the losses of the last log record; return the summary."""
         state = self.state
         summary = {
             "steps": state.step,

@@ -22,22 +22,22 @@ from blipcore.train.state import TrainState
 class Validator:
     """Evaluates a model every `every` steps and after the last one."""
 
-    evaluate: Callable[[Blip], dict[str, float]]  # model -> scores by name, higher is better; called on rank 0
+    evaluate: Callable[[Blip], dict[str, float]]  # on rank 0: model -> scores by name, higher is better
     best_by: tuple[str, ...]  # the best model has the largest sum of these scores
     every: int  # optimizer steps
 
     def is_due(self, state: TrainState) -> bool:
-        """Return whether the model of this step must be evaluated and has not been."""
+        """Return whether the model of this step must still be evaluated."""
         due = state.step % self.every == 0 or state.step == state.steps
         return due and state.validated_step != state.step
 
     def validate(self, task: Task, state: TrainState, folder: RunFolder, device: str) -> dict[str, float]:
-        """Return the scores of the model of `task`; save it to `folder.best` if it beats all before it.
+        """Evaluate the model of `task`, save it to `folder.best` if it is the best so far, and return its scores.
 
-        Updates `state`. All processes must call it. Random generators are left as they were, so that a run trains the
-        same with and without validation. An exception of `evaluate` is raised on all processes.
+        Updates `state`. All processes must call it. Restores the random generators, so that validation does not change
+        training. An exception of `evaluate` is raised on all processes.
         """
-        model, generators = unsharded_model(task), random_state(device)
+        model, random_states = unsharded_model(task), random_state(device)
 
         def evaluate_on_main() -> tuple[dict[str, float], dict[str, float]]:
             scores = self.evaluate(model.to(device).eval())
@@ -54,7 +54,7 @@ class Validator:
                 scores, state.best = distributed.run_on_main(evaluate_on_main)
         finally:
             task.train()
-            set_random_state(generators, device)
+            set_random_state(random_states, device)
         state.validated_step = state.step
         return scores
 

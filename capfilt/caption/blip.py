@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blipcore.checkpoints.load import load_model
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.device import Backend, Dtype, stack_on
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import encode_prompt, generate
@@ -41,8 +41,8 @@ class BlipCaptioner:
         self.model = prepare_for_inference(blip, device, dtype, backend)
         if device == "cpu":
             keep_freed_memory()
-        self.prepare = eval_transform(blip.config.vision.image_size)
-        # raises ValueError for a prompt that is too long, before the first picture is read
+        self.prepare = EvalTransform(blip.config.vision.image_size)
+        # raises ValueError for a prompt that is too long
         encode_prompt(blip.text, self.tokenizer, self.settings)
 
     @torch.inference_mode()

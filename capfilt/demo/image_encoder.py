@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from blipcore.data.transforms import train_transform
+from blipcore.data.transforms import TrainTransform
 from blipcore.device import autocast
 from blipcore.io.writing import atomic_path
 from blipcore.model.config import VisionConfig
@@ -62,7 +62,7 @@ def train_image_encoder(
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=min(100, steps // 2))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - min(100, steps // 2))
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [min(100, steps // 2)])
-    transform = train_transform(VISION.image_size, min_scale=0.8, randaugment=False, hflip=0.0)
+    transform = TrainTransform(VISION.image_size, min_scale=0.8, randaugment=False, hflip=0.0)
     stream = labelled_pictures(CORPUS_SEED, steps * batch_size + 1000, 96, nouns)
     half = VISION.image_size // VISION.patch_size // 2  # patches along a quarter
 

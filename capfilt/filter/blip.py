@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blipcore.checkpoints.load import load_model
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.device import Backend, Dtype, stack_on
 from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
 from blipcore.io.hub import model_fingerprint
@@ -16,15 +16,15 @@ from blipcore.model.attention import ImageKV
 from blipcore.model.tokenizer import TEXT_TOKENS, clean_caption
 from capfilt.filter.scorer import BLIP_COLUMNS, PAIRS_PER_PASS, FirstToken, group_by_picture
 
-# On a CPU larger batches are no faster, and smaller ones need less padding.
+# On a CPU larger batches are no faster and need more padding.
 CPU_PAIRS_PER_PASS = 16
 
 
 class BlipScorer:
     """Probability of BLIP's ITM head and cosine of its ITC features.
 
-    The ITM text starts with [ENC], as in training, retrieval evaluation and LAVIS. The official demo class and Hugging
-    Face start it with [CLS], which gives other scores; `first_token="cls"` reproduces them.
+    The ITM text starts with [ENC], as in training, retrieval evaluation and LAVIS. `first_token="cls"` reproduces the
+    other scores of the official demo class and Hugging Face, which start it with [CLS].
     """
 
     columns: tuple[str, ...] = BLIP_COLUMNS
@@ -51,7 +51,7 @@ class BlipScorer:
         if device == "cpu":
             keep_freed_memory()
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
-        self.prepare = eval_transform(blip.config.vision.image_size)
+        self.prepare = EvalTransform(blip.config.vision.image_size)
 
     @torch.inference_mode()
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from blipcore.checkpoints.load import load_model
-from blipcore.data.transforms import eval_transform, load_image
+from blipcore.data.transforms import EvalTransform, load_image
 from blipcore.device import resolve_backend
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
@@ -66,7 +66,7 @@ def compare_captions(args: argparse.Namespace, backends: list[str]) -> None:
     shards = ShardSet.open(args.data)
     config = GenerateConfig()
     plain, tokenizer = load_model(args.captioner, needs=("decode",))
-    prepare = eval_transform(plain.config.vision.image_size)
+    prepare = EvalTransform(plain.config.vision.image_size)
     keys, pixels = [], []
     for picture in read_samples(shards.tar(shards.shards[0]), []):
         if len(keys) < args.pictures and picture.error is None:

@@ -203,13 +203,13 @@ def table_rates(tables: int = 20) -> dict[str, Any]:
 
 def picture_rate(pictures: int = 200, size: int = 512) -> dict[str, Any]:
     """Measure pictures per second that one core reads from a tar, decodes and resizes to 384 pixels."""
-    from blipcore.data.transforms import eval_transform
+    from blipcore.data.transforms import EvalTransform
 
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "00000.tar"
         write_shard(tar, (TarSample(f"{n:09d}", jpeg(n, size), sentence(n)) for n in range(pictures)))
         start = now()
-        for _ in ReadAhead(tar, eval_transform(384), threads=1):
+        for _ in ReadAhead(tar, EvalTransform(384), threads=1):
             pass
         seconds = between(start, now())
         return {"pictures/s": [round(pictures / max(one, 1e-9)) for one in seconds]}

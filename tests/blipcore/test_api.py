@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from blipcore.api import Pipeline, load
 from blipcore.checkpoints.load import TASK_PARTS
 from blipcore.checkpoints.save import save_model
-from blipcore.data.transforms import eval_transform, load_image
+from blipcore.data.transforms import EvalTransform, load_image
 from blipcore.generate.config import GenerateConfig
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
@@ -117,7 +117,7 @@ def test_images_are_prepared_as_in_the_commands(blip: Pipeline, tmp_path: Path) 
     exif[0x0112] = 6  # to be rotated by 90 degrees
     sideways.save(tmp_path / "sideways.png", exif=exif)
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    transform = eval_transform(CONFIG.vision.image_size)
+    transform = EvalTransform(CONFIG.vision.image_size)
     for name in ("sideways.png", "clear.png"):
         assert_close(blip.pixels([Image.open(tmp_path / name)])[0], transform(load_image(tmp_path / name)))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from blipcore.checkpoints.load import load_model
 from blipcore.checkpoints.save import save_model
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import eval_transform, train_transform
+from blipcore.data.transforms import EvalTransform, TrainTransform
 from blipcore.device import Backend, autocast, supports_bf16
 from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
@@ -172,7 +172,7 @@ def test_no_step_waits_for_the_device(
     config = TrainConfig(
         steps=8, batch_size=4, accumulate=2, clip=1.0, recompute=1, compile=compiled, device="cuda", log_every=4
     )
-    stream = Stream([str(annotations)], train_transform(48, 0.5, False, 0.5), seed=0)
+    stream = Stream([str(annotations)], TrainTransform(48, 0.5, False, 0.5), seed=0)
     summary = Trainer(TASKS[name](model, tokenizer), stream, config, tmp_path, {}).fit()
     assert summary["steps"] == 8 and summary["losses"]["loss"] > 0
 
@@ -184,7 +184,7 @@ def test_a_stopped_run_resumes_with_the_same_dropout(
         config = TrainConfig(
             steps=6, batch_size=4, compile=False, dtype="fp32", device="cuda", log_every=3, save_every=3
         )
-        stream = Stream([str(annotations)], train_transform(48, 0.5, False, 0.5), seed=0)
+        stream = Stream([str(annotations)], TrainTransform(48, 0.5, False, 0.5), seed=0)
         task = CaptioningTask(copy.deepcopy(model).select_parts("decode"), tokenizer, CaptioningConfig())
         trainer = Trainer(task, stream, config, tmp_path / folder, {})
         if not stop:
@@ -243,7 +243,7 @@ def test_captions_and_scores_equal_those_of_the_cpu(
     model: Blip, tokenizer: Tokenizer, annotations: Path, tmp_path: Path, full_fp32: None
 ) -> None:
     save_model(tmp_path / "model", model, tokenizer)
-    transform = eval_transform(48)
+    transform = EvalTransform(48)
     pixels = torch.stack([transform(Image.open(annotations.parent / f"{i}.png")) for i in range(len(TEXTS))])
     ids, mask = tokenizer(TEXTS, max_length=30)
     results = []

@@ -15,7 +15,7 @@ from blipcore.api import Pipeline, load
 from blipcore.checkpoints.save import save_model
 from blipcore.data.eval_batches import EvalBatches
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import eval_transform, train_transform
+from blipcore.data.transforms import EvalTransform, TrainTransform
 from blipcore.device import autocast, to_device
 from blipcore.generate.config import GenerateConfig
 from blipcore.inference.prepare import prepare_for_inference
@@ -167,7 +167,7 @@ def test_a_run_waits_only_where_it_logs_saves_and_validates(
     validator = Validator(lambda model: {"score": float(next(model.parameters()).detach().sum())}, ("score",), every=4)
 
     def make_trainer() -> Trainer:
-        stream = Stream([str(annotations)], train_transform(SIDE, 0.5, False, 0.5), seed=0)
+        stream = Stream([str(annotations)], TrainTransform(SIDE, 0.5, False, 0.5), seed=0)
         config = TrainConfig(steps=4, batch_size=4, clip=1.0, recompute=1, compile=False, save_every=2, log_every=2)
         return Trainer(make_trun("pretrain", tokenizer, 0.1), stream, config, tmp_path / "run", {}, validator)
 
@@ -205,7 +205,7 @@ def make_batches(name: str, folder: Path) -> EvalBatches:
         }
         pair = {"key": str(i), "images": [path, paths[0]], "sentence": text, "label": i % 2}
         records.append(pair if name == "nlvr" else record)
-    return EvalBatches(records, eval_transform(SIDE), batch_size=3)
+    return EvalBatches(records, EvalTransform(SIDE), batch_size=3)
 
 
 MODES = [GenerateConfig(mode=mode, prompt="a ", max_length=7) for mode in ("nucleus", "beam")]

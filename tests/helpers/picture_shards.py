@@ -8,7 +8,7 @@ from PIL import Image
 from tar_files import write_tar
 
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 
 
 def encode_png(red: int = 255) -> bytes:
@@ -33,7 +33,7 @@ def write_shard_set(folder: Path, counts: list[int], prefix: str = "", broken: t
 
 def eval_stream(*specs: str | Path, seed: int = 0, **options: Any) -> Stream:
     """A stream of pictures of 4 x 4 pixels without augmentation."""
-    return Stream([str(spec) for spec in specs], eval_transform(4), seed, **options)
+    return Stream([str(spec) for spec in specs], EvalTransform(4), seed, **options)
 
 
 def sample_keys(stream: Stream, count: int, start: int = 0) -> list[str]:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from blipcore import distributed
 from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import train_transform
+from blipcore.data.transforms import TrainTransform
 from blipcore.device import memory_gb
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS
@@ -132,7 +132,7 @@ def train_run(
     task.collate = RecordingCollate(task.collate, keys)
     if fatal and fatal.rank == distributed.rank():
         arm(task, fatal)
-    stream = Stream([str(data)], train_transform(16, 0.5, False, 0.5), config.seed)
+    stream = Stream([str(data)], TrainTransform(16, 0.5, False, 0.5), config.seed)
     return Trainer(task, stream, config, out, {"run": "test"}).fit(), keys
 
 
@@ -206,7 +206,7 @@ def stream_memory(folder: Path, steps: int, counter: Literal["allocated", "resid
     """MB of this process after a fifth of `steps` batches of 4, and after all of them."""
     if counter == "allocated":
         tracemalloc.start()
-    stream = Stream([str(folder)], train_transform(4, 0.5, False, 0.5), 0)
+    stream = Stream([str(folder)], TrainTransform(4, 0.5, False, 0.5), 0)
     megabytes = []
     for step, _ in enumerate(make_loader(stream, list, 4, 0, steps), 1):
         if step in (steps // 5, steps):

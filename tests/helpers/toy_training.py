@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import train_transform
+from blipcore.data.transforms import TrainTransform
 from blipcore.model.vit import normalise_pixels
 from blipcore.train.optim import TrainConfig
 from blipcore.train.trainer import Trainer
@@ -69,7 +69,7 @@ def toy_trainer(shards: Path, out: Path, on_batch: OnBatch | None = None, **chan
     """A trainer of 12 steps of 4 pictures, with a record every 5 steps and a checkpoint every 4."""
     settings = {"steps": 12, "batch_size": 4, "lr": 1e-2, "log_every": 5, "save_every": 4, "dtype": "fp32"} | changes
     config = TrainConfig(device="cpu", **settings)
-    stream = Stream([str(shards)], train_transform(8, 0.5, False, 0.5), seed=config.seed)
+    stream = Stream([str(shards)], TrainTransform(8, 0.5, False, 0.5), seed=config.seed)
     return Trainer(Brightness(on_batch), stream, config, out, {"train": settings})
 
 

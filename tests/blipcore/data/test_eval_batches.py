@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def records(tmp_path) -> list[dict]:
 
 
 def test_batches_hold_all_records_in_order_any_number_of_times(records) -> None:
-    batches = EvalBatches(records, eval_transform(4), batch_size=2)
+    batches = EvalBatches(records, EvalTransform(4), batch_size=2)
     for _ in range(2):
         parts = list(batches)
         assert [len(part) for part, _ in parts] == [2, 2, 1]
@@ -30,15 +30,15 @@ def test_batches_hold_all_records_in_order_any_number_of_times(records) -> None:
 
 def test_pairs_are_stacked(records) -> None:
     pairs = [{"images": (records[0]["image"], records[1]["image"])}]
-    ((_, pixels),) = EvalBatches(pairs, eval_transform(4), batch_size=2)
+    ((_, pixels),) = EvalBatches(pairs, EvalTransform(4), batch_size=2)
     assert pixels.shape == (1, 2, 3, 4, 4) and pixels[0, 1, 0, 0, 0] == 40
 
 
 def test_an_unreadable_picture_stops_with_its_name(records) -> None:
     records[1]["image"].write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):
-        list(EvalBatches(records, eval_transform(4), batch_size=2))
+        list(EvalBatches(records, EvalTransform(4), batch_size=2))
 
 
 def test_no_records_are_no_batches() -> None:
-    assert list(EvalBatches([], eval_transform(4), batch_size=2)) == []
+    assert list(EvalBatches([], EvalTransform(4), batch_size=2)) == []

@@ -10,7 +10,7 @@ from picture_shards import eval_stream, write_shard_set
 
 from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import train_transform
+from blipcore.data.transforms import TrainTransform
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
@@ -19,7 +19,7 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers) -> None:
     write_shard_set(tmp_path, [5, 9, 7], broken=("00001", "02003"))
 
     def batches(count: int, start: int) -> list[tuple]:
-        stream = Stream([str(tmp_path)], train_transform(4, 0.2, True, 0.5), 3)
+        stream = Stream([str(tmp_path)], TrainTransform(4, 0.2, True, 0.5), 3)
         loader = make_loader(stream, list, 4, 4 * start, 12 - start, count)
         return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], problems) for batch, problems in loader]
 

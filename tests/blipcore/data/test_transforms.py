@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
-from blipcore.data.transforms import OPERATIONS, eval_transform, load_image, rand_augment, random_crop, train_transform
+from blipcore.data.transforms import OPERATIONS, EvalTransform, TrainTransform, load_image, rand_augment, random_crop
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD, normalise_pixels
 
 
@@ -26,7 +26,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def test_evaluation_is_a_bicubic_square_resize_with_clip_normalisation(picture) -> None:
-    read = eval_transform(32)(picture, None)
+    read = EvalTransform(32)(picture, None)
     assert read.dtype == torch.uint8 and read.is_contiguous()  # for stacking and copying
     tensor = normalise_pixels(read)
     pixels = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
@@ -55,7 +55,7 @@ def test_a_picture_too_long_for_any_crop_ratio_is_cropped_in_the_middle(size) ->
 
 @pytest.mark.parametrize("randaugment", [False, True])
 def test_training_transform_is_a_function_of_its_generator(picture, randaugment) -> None:
-    transform = pickle.loads(pickle.dumps(train_transform(32, 0.2, randaugment, 0.5)))
+    transform = pickle.loads(pickle.dumps(TrainTransform(32, 0.2, randaugment, 0.5)))
     first = [transform(picture, random.Random(seed)) for seed in range(8)]
     again = [transform(picture, random.Random(seed)) for seed in range(8)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -65,9 +65,9 @@ def test_training_transform_is_a_function_of_its_generator(picture, randaugment)
 
 def test_flip_probability(picture) -> None:
     square = picture.resize((32, 32))
-    plain = eval_transform(32)(square, None)
+    plain = EvalTransform(32)(square, None)
     for hflip, expected in ((0.0, plain), (1.0, plain.flip(2))):
-        assert torch.equal(train_transform(32, 1.0, False, hflip)(square, NoCrop()), expected)
+        assert torch.equal(TrainTransform(32, 1.0, False, hflip)(square, NoCrop()), expected)
 
 
 class NoCrop(random.Random):

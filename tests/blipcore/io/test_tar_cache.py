@@ -19,7 +19,7 @@ from tar_files import write_tar
 from blipcore.data.loader import make_loader
 from blipcore.data.shard_datasets import ShardSetDataset, open_dataset
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.io import storage, tar_cache
 from blipcore.io.storage import Remote
 from blipcore.io.tar_cache import TarCache
@@ -79,11 +79,11 @@ def read_stream(stream: Stream, count: int) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_url_gives_the_samples_of_the_folder(shards: Path, remote: Remote, workers: int) -> None:
     def read_keys(spec: str) -> list[list[str]]:
-        loader = make_loader(Stream([spec], eval_transform(4), 0, window=2), list, 2, 0, 12, workers)
+        loader = make_loader(Stream([spec], EvalTransform(4), 0, window=2), list, 2, 0, 12, workers)
         return [[sample["key"] for sample in batch] for batch, _ in loader]
 
     assert read_keys(str(remote)) == read_keys(str(shards)) == read_keys(f"file://{shards}")
-    assert Stream([f"{remote}=2"], eval_transform(4), 0).datasets[0].name == str(remote)  # with a weight
+    assert Stream([f"{remote}=2"], EvalTransform(4), 0).datasets[0].name == str(remote)  # with a weight
 
 
 def test_tars_are_downloaded_once_and_ahead_and_only_the_last_used_stay(
@@ -97,7 +97,7 @@ def test_tars_are_downloaded_once_and_ahead_and_only_the_last_used_stay(
         "get_file",
         lambda self, source, target: downloaded.append(Path(source).name) or get_file(self, source, target),
     )
-    stream = Stream([str(remote)], eval_transform(4), 0, window=1)
+    stream = Stream([str(remote)], EvalTransform(4), 0, window=1)
     dataset = stream.datasets[0]
     assert isinstance(dataset, ShardSetDataset)
     assert downloaded == []  # the tables are enough to open it
@@ -140,17 +140,17 @@ def test_forked_workers_open_the_file_system_again(shards: Path) -> None:
     """Asynchronous file systems, such as S3's, refuse to work in a fork of the process that opened them."""
     write_tables(shards)  # so that opening downloads no tar
     url = f"async_wrapper::file://{shards}"
-    loader = make_loader(Stream([url], eval_transform(4), 0, window=2), list, 2, 0, 9, workers=1)
+    loader = make_loader(Stream([url], EvalTransform(4), 0, window=2), list, 2, 0, 9, workers=1)
     assert [problems for _, problems in loader] == [{}] * 9
 
 
 def test_the_table_beside_a_tar_saves_reading_it(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = read_stream(Stream([str(shards)], eval_transform(4), 0), 18)
+    before = read_stream(Stream([str(shards)], EvalTransform(4), 0), 18)
     write_tables(shards)
     monkeypatch.setattr("blipcore.io.samples.index_samples", None)
     assert open_dataset(shards).counts == [3] * 6
     monkeypatch.undo()
-    assert read_stream(Stream([str(shards)], eval_transform(4), 0), 18) == before
+    assert read_stream(Stream([str(shards)], EvalTransform(4), 0), 18) == before
 
 
 def test_missing_folders_and_tars_are_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_tasks import START, TEXTS, WORDS, caption_samples
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.generate.config import GenerateConfig
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask, evaluate_captioning
 from blipcore.tasks.task import replace_first
@@ -34,7 +34,7 @@ def pictures(tmp_path):
         path = tmp_path / f"{i}.png"
         Image.effect_noise((16, 16), 50 + 20 * i).convert("RGB").save(path)
         records.append({"key": f"{i}.png", "image": path, "texts": [text, f"{text} {WORDS[i]}"], "image_id": i})
-    return EvalBatches(records, eval_transform(16), batch_size=2)
+    return EvalBatches(records, EvalTransform(16), batch_size=2)
 
 
 def test_captioning_evaluation_names_every_picture(model, tokenizer, pictures) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.tasks.classification import class_accuracy, class_features, evaluate_classification
 
 NAMES = ["dog", "cat", "green dog", "red", "blue", "mat", "and"]
@@ -26,7 +26,7 @@ def test_the_nearest_class_is_predicted(filter_model, tokenizer, tmp_path) -> No
     for n, colour in enumerate(("red", "green", "blue", "white", "black")):
         Image.new("RGB", (16, 16), colour).save(tmp_path / f"{colour}.png")
         records.append({"key": f"{colour}.png", "image": tmp_path / f"{colour}.png", "label": n % 2})
-    pictures = EvalBatches(records, eval_transform(16), batch_size=2)
+    pictures = EvalBatches(records, EvalTransform(16), batch_size=2)
     scores, predictions = evaluate_classification(filter_model, tokenizer, pictures, NAMES, TEMPLATES)
     with torch.no_grad():
         image_feat = filter_model.image_feat(filter_model.encode_image(torch.cat([pixels for _, pixels in pictures])))

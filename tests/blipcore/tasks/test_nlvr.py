@@ -9,7 +9,7 @@ from tiny_tasks import START
 from torch.testing import assert_close
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, evaluate_nlvr, pair_logits, swap_sides
@@ -81,10 +81,10 @@ def test_evaluation_counts_correct_predictions_of_unswapped_pairs(wide_model, to
         for path in images:
             Image.effect_noise((16, 16), 50 + 20 * number).convert("RGB").save(path)
         records.append({"images": images, "sentence": sentence, "label": bool(number % 2)})
-    pictures = EvalBatches(records, eval_transform(16), batch_size=2)
+    pictures = EvalBatches(records, EvalTransform(16), batch_size=2)
     correct = 0
     with torch.no_grad():
-        for (record,), pixels in EvalBatches(records, eval_transform(16), batch_size=1):
+        for (record,), pixels in EvalBatches(records, EvalTransform(16), batch_size=1):
             ids, mask = tokenizer([record["sentence"]], max_length=20, first="enc")
             correct += int(pair_logits(model, pixels, ids, mask).argmax()) == record["label"]
     assert evaluate_nlvr(model, tokenizer, pictures) == {"accuracy": pytest.approx(100 * correct / 3)}

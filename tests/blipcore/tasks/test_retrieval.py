@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_tasks import START, WORDS, caption_samples
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.metrics.ranking import retrieval_ranks, retrieval_recall
 from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask, evaluate_retrieval, match_pairs, shortlist
 from blipcore.tasks.task import replace_first
@@ -44,7 +44,7 @@ def pictures(tmp_path_factory):
         Image.new("RGB", (16, 16), tuple(rng.randrange(256) for _ in range(3))).save(path)
         texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 10))) for _ in range(1 + i % 5)]
         records.append({"key": f"{i}.png", "image": path, "texts": texts, "image_id": i})
-    return EvalBatches(records, eval_transform(16), batch_size=4)
+    return EvalBatches(records, EvalTransform(16), batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tiny_tasks import START, WORDS
 from torch.testing import assert_close
 
 from blipcore.data.eval_batches import EvalBatches
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.generate.generate import generate_texts
 from blipcore.model.attention import ImageKV
 from blipcore.model.blip import Blip
@@ -121,7 +121,7 @@ def test_answers_do_not_depend_on_the_batch_and_few_questions_run_at_a_time(
         records.append({"image": tmp_path / f"{number}.png", "questions": questions})
 
     def answers(batch_size: int) -> list[dict]:
-        pictures = EvalBatches(records, eval_transform(16), batch_size)
+        pictures = EvalBatches(records, EvalTransform(16), batch_size)
         return evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
 
     alone = [row for record in records for row in answers_of(model, tokenizer, record, candidates)]
@@ -136,7 +136,7 @@ def answers_of(model: Blip, tokenizer: Tokenizer, record: dict, candidates: tupl
     """Answer each question alone."""
     results = []
     for question in record["questions"]:
-        pictures = EvalBatches([record | {"questions": [question]}], eval_transform(16), 1)
+        pictures = EvalBatches([record | {"questions": [question]}], EvalTransform(16), 1)
         results += evaluate_vqa(model, tokenizer, pictures, WRITE_ANSWERS, candidates)[1]
     return results
 

@@ -24,7 +24,7 @@ def state(value: int) -> dict[str, torch.Tensor]:
 
 def restored(store: Checkpoints) -> tuple[dict[str, torch.Tensor], dict, list[str]] | None:
     tensors = state(-1)
-    result = store.restore(lambda readable: tensors)
+    result = store.restore(lambda saved_state: tensors)
     return result and (tensors, *result)
 
 
@@ -42,9 +42,9 @@ def test_the_last_checkpoints_are_kept_and_the_newest_is_restored(tmp_path) -> N
     for step in (5, 10, 1_000_000):
         store.save(step, state(step), {"step": step, "seconds": 1.5})
     assert names(store) == ["step-000010", "step-1000000"]
-    tensors, readable, warnings = restored(store)
+    tensors, saved_state, warnings = restored(store)
     assert all(torch.equal(tensors[name], value) for name, value in state(1_000_000).items())
-    assert readable["step"] == 1_000_000 and warnings == []
+    assert saved_state["step"] == 1_000_000 and warnings == []
     store.save(1_000_000, state(1), {"step": 1_000_000})  # repeated, as after a resume
     assert restored(store)[0]["weight"][0] == 1 and len(names(store)) == 2
 
@@ -74,8 +74,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, recwarn
         (newest / STATE_FILE).unlink()
     else:
         (newest / STATE_FILE).write_text('{"files": ')
-    tensors, readable, warnings = restored(store)
-    assert readable["step"] == 1 and tensors["weight"][0] == 1
+    tensors, saved_state, warnings = restored(store)
+    assert saved_state["step"] == 1 and tensors["weight"][0] == 1
     assert damage == "no json" or ("step-000002" in warnings[0] and "damaged" in warnings[0])
     assert "Traceback" not in capfd.readouterr().err and not recwarn.list
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_without_the_requested_tensors_counts_as_damaged(tmp_path) 
     store = Checkpoints(tmp_path, keep=1)
     store.save(1, state(1), {"step": 1})
     with pytest.raises(ValueError, match="No checkpoint can be read"):
-        store.restore(lambda readable: state(1) | {"more": torch.zeros(3)})
+        store.restore(lambda saved_state: state(1) | {"more": torch.zeros(3)})
 
 
 def test_if_all_checkpoints_are_damaged_the_run_does_not_start_anew(tmp_path) -> None:
@@ -135,7 +135,7 @@ def test_random_states_are_restored(tmp_path) -> None:
     expected = draws()
     draws()
     state = random_state("cpu")
-    store.restore(lambda readable: state)
+    store.restore(lambda saved_state: state)
     set_random_state(state, "cpu")
     assert draws() == expected
 

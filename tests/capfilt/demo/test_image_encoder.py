@@ -9,12 +9,12 @@ from capfilt.demo.image_encoder import SHIPPED, SHIPPED_NOUNS, VISION, train_ima
 
 def test_tokens_of_the_shipped_encoder_depend_on_their_quarter():
     """Tokens of quarters with the same noun are closer to each other than to those of another noun."""
-    from blipcore.data.transforms import eval_transform
+    from blipcore.data.transforms import EvalTransform
 
     encoder = VisionTransformer(VISION).eval()
     load_image_encoder(encoder, read_image_encoder(str(SHIPPED)))
     assert len(art.nouns()) == SHIPPED_NOUNS
-    transform, pictures, labels = eval_transform(VISION.image_size), [], []
+    transform, pictures, labels = EvalTransform(VISION.image_size), [], []
     for picture, quarters in labelled_pictures(seed=5, n=300, px=96):
         pictures.append(transform(picture))
         labels.append(quarters)

@@ -9,7 +9,7 @@ import torch
 
 import capfilt.filter.blip
 from blipcore.checkpoints.load import load_model
-from blipcore.data.transforms import eval_transform
+from blipcore.data.transforms import EvalTransform
 from blipcore.model.tokenizer import clean_caption
 from capfilt.filter.blip import BlipScorer
 
@@ -25,7 +25,7 @@ TEXTS = [
 def score_pair_by_pair(model: Path, draw, first: str) -> tuple[list[list[float]], list[list[float]]]:
     """Return ITM probability and ITC cosine of one pair at a time, padded to 35 tokens as in the official code."""
     blip, tokenizer = load_model(model)
-    prepare = eval_transform(blip.config.vision.image_size)
+    prepare = EvalTransform(blip.config.vision.image_size)
     itm, itc = [], []
     for number, texts in enumerate(TEXTS):
         image_embeds = blip.encode_image(prepare(draw(number))[None])
