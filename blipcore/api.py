@@ -1,11 +1,11 @@
-"""BLIP in a few lines of Python, from PIL images and strings to captions, answers, scores and features.
+"""BLIP in Python, from PIL images and strings to captions, answers, scores and features.
 
     from blipcore.api import load
 
     blip = load("model_base_retrieval_coco.pth")  # or a blipcore folder, a Hugging Face BLIP folder or hub id
     print(blip.match([image], ["a dog on a couch"]))
 
-A method that needs a part which the checkpoint lacks raises ValueError with a suitable kind of checkpoint. For training
+If the checkpoint lacks a part, methods that need it raise ValueError with a suitable kind of checkpoint. For training
 and for whole data sets use the `capfilt` commands.
 """
 
@@ -35,7 +35,7 @@ from blipcore.tasks.vqa import WRITE_ANSWERS, VQAConfig, question_kv, rank_answe
 
 # The settings with which BLIP is evaluated on COCO captions.
 BEST_CAPTION = GenerateConfig(mode="beam", repetition_penalty=1.0)
-# Candidate answers that are scored in full: those with the likeliest first tokens (official).
+# Candidate answers scored in full: those with the likeliest first tokens (official).
 SHORTLIST = 128
 
 
@@ -65,7 +65,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image.Image], config: GenerateConfig = BEST_CAPTION) -> list[str]:
-        """Return the best caption of each image. Captions of a nucleus `config` depend on the position in the list."""
+        """Return the best caption of each image. Nucleus captions depend on its position in the list."""
         self._require("decode")
         captions: list[str] = []
         for start, image_embeds in self._image_embeds(images):
@@ -129,7 +129,7 @@ class Pipeline:
         return answers
 
     def heat_maps(self, images: Sequence[Image.Image], texts: Sequence[str], layer: int | None = None) -> Tensor:
-        """Return, per token of text r, the regions of image r that make them match: (R, L, side, side) (`grad_cam`)."""
+        """Return heat maps (R, L, side, side), per token of text r, of where it matches image r (`grad_cam`)."""
         self._require("itm")
         self._require_same_length(images, texts)
         maps, cleaned = [], [clean_caption(text) for text in texts]
@@ -140,7 +140,7 @@ class Pipeline:
         return torch.cat([F.pad(part, (0, 0, 0, 0, 0, longest - part.shape[1])) for part in maps])
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return the image encoder's input (B, 3, S, S): images turned upright, on white, resized."""
+        """Return the image encoder's input (B, 3, S, S): upright, on white, resized."""
         transform = EvalTransform(self.model.config.vision.image_size)
         return torch.stack([transform(upright_rgb(image)) for image in images]).to(self.device)
 

@@ -1,6 +1,6 @@
-"""Device settings: which device "auto" is, its number format and backend, and copies to it.
+"""Device settings: the device, number format and backend for "auto", and copies to a device.
 
-torch is imported inside the functions: commands read their settings by the names here without it.
+torch is imported inside the functions, because commands read their settings without it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def count_cores() -> int:
 
 
 def pick_device(device: str = "auto") -> str:
-    """Return `device`, or for "auto" "cuda" if a GPU is available, else "cpu".
+    """Return `device`; for "auto", "cuda" if a GPU is available, else "cpu".
 
-    Raises ValueError for a GPU that does not exist, and for a string that names no device.
+    Raises ValueError for a missing GPU and for a string that names no device.
     """
     import torch
 
@@ -53,13 +53,13 @@ def supports_bf16(device: str | torch.device) -> bool:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # Private functions, so they may be missing in some versions of torch.
+    # Private functions, which some versions of torch may lack.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
 def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal["bf16", "fp32"]:
-    """Return `dtype`, or for "auto" bf16 if `device` supports it, else fp32."""
+    """Return `dtype`; for "auto", bf16 if `device` supports it, else fp32."""
     if dtype not in ("auto", "bf16", "fp32"):
         raise ValueError(f"dtype must be 'auto', 'bf16' or 'fp32', not {dtype!r}.")
     if dtype == "auto":
@@ -70,11 +70,10 @@ def resolve_dtype(device: str | torch.device, dtype: Dtype = "auto") -> Literal[
 def resolve_backend(
     device: str, dtype: Dtype = "auto", backend: Backend = "auto", previous: Backend | None = None
 ) -> Backend:
-    """Return `backend`; for "auto" the `previous` one, else openvino for bf16 on a CPU if installed, else torch.
+    """Return `backend`; for "auto", `previous`, else openvino for bf16 on a CPU if installed, else torch.
 
-    `previous` is the backend that unfinished work was started with. Raises ValueError for OpenVINO on a GPU, and for
-    openvino in fp32: fp32 is for parity with the official code, which torch provides. openvino-int8 runs on any CPU
-    and is never the automatic choice.
+    `previous` is the backend of unfinished work. openvino-int8, for any CPU, is never chosen automatically. Raises
+    ValueError for OpenVINO on a GPU and for openvino in fp32, which is for parity with the official code.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}.")
@@ -92,7 +91,7 @@ def resolve_backend(
 
 
 def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractContextManager:
-    """Return a context in which matrix products on `device` run in `dtype`: autocast for bf16, nothing for fp32."""
+    """Return a context in which matrix products on `device` run in `dtype`."""
     import torch
 
     enabled = resolve_dtype(device, dtype) == "bf16"
@@ -100,14 +99,14 @@ def autocast(device: str | torch.device, dtype: Dtype = "auto") -> AbstractConte
 
 
 def to_device(batch: Tensor, device: str) -> Tensor:
-    """Copy a batch to `device`; on a GPU by way of pinned memory, so that the host does not wait."""
+    """Copy a batch to `device`; to a GPU through pinned memory, so that the host does not wait."""
     return batch.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else batch.to(device)
 
 
 def stack_on(rows: Sequence[Tensor], device: str) -> Tensor:
-    """Stack tensors of one shape on `device`; on a GPU by way of pinned memory.
+    """Stack tensors of one shape on `device`; on a GPU through pinned memory.
 
-    torch reuses pinned memory for the next batch. Stacking first and pinning afterwards would allocate twice.
+    torch reuses pinned memory for the next batch. Pinning the stacked tensors would allocate twice.
     """
     import torch
 
@@ -118,7 +117,7 @@ def stack_on(rows: Sequence[Tensor], device: str) -> Tensor:
 
 
 def memory_gb(device: str) -> float:
-    """Return the memory of this process in GB: the peak so far on a GPU, the current one on a CPU (0 if unknown)."""
+    """Return the memory of this process in GB: the peak on a GPU, the current one on a CPU (0 if unknown)."""
     if device.startswith("cuda"):
         import torch
 

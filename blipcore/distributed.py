@@ -1,7 +1,7 @@
-"""The process group of a run: ranks, and the few exchanges that training needs.
+"""The process group of a run: ranks, and the exchanges that training needs.
 
-On a single process every call is a no-op, so that callers need no special case. Small host values travel over gloo even
-where tensors travel over NCCL, so that checking for a signal does not wait for the GPU.
+On a single process every call is a no-op. Host values use gloo even if tensors use NCCL, so that checking for a signal
+does not wait for the GPU.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from torch import Tensor
 T = TypeVar("T")
 
 # References to the groups of this process, never dropped. A DDP reducer that drops the last reference destroys the
-# group while it holds Python's global lock, and waits for gloo's thread, which may need the lock to free a tensor. This
-# deadlock happened when a run exited on a signal and its traceback held the reducer.
+# group while it holds Python's global lock, and waits for gloo's thread, which may need the lock to free a tensor:
+# a deadlock that happened when the traceback of a signal held the reducer.
 _groups: list[dist.ProcessGroup | None] = []
 
-# Longest wait for another process; the others wait while rank 0 evaluates.
+# Long, because the other ranks wait while rank 0 evaluates.
 GROUP_TIMEOUT = timedelta(hours=2)
 
 
@@ -41,17 +41,17 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0, which writes files and prints."""
+    """Return whether this is rank 0, which writes and prints."""
     return rank() == 0
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the process group that the environment describes (`torchrun`, `train/launch.py`), and leave it at the end.
+    """Join the process group of the environment (`torchrun`, `train/launch.py`), and leave it at the end.
 
-    Does nothing without such an environment, or inside a group. On CUDA each process uses the GPU of its local rank.
-    If several processes fail, only the error of the first reaches the launcher: the others raise SystemExit, late
-    enough for the launcher to have ended them, since their errors follow from the first or repeat it.
+    Does nothing without such an environment or inside a group. On CUDA each process uses the GPU of its local rank. If
+    several processes fail, only the first error reaches the launcher, because the others follow from it or repeat it:
+    they raise SystemExit, late enough for the launcher to have ended them.
     """
     if _in_group() or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         yield
@@ -63,7 +63,7 @@ def process_group(device: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # The store is in the launcher or in rank 0, and may be gone already.
+        # The store is in the launcher or in rank 0, and may be gone.
         with contextlib.suppress(RuntimeError):
             if dist.distributed_c10d._get_default_store().add("failed", 1) > 1:
                 time.sleep(10)
@@ -74,7 +74,7 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def _set_gpu(device: str, number: int) -> None:
-    """Use GPU `number` of this machine; raise ValueError if it does not exist or `device` names another one."""
+    """Use GPU `number` of this machine. Raises ValueError if it is missing or `device` names another."""
     if device not in ("cuda", f"cuda:{number}"):
         raise ValueError(f"Each process uses its own GPU: give --device cuda, not {device}.")
     if number >= torch.cuda.device_count():
@@ -102,7 +102,7 @@ def run_on_main(work: Callable[[], T]) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return the picklable values of all processes, in the order of ranks, on every process."""
+    """Return the picklable values of all processes, in the order of ranks."""
     if not _in_group():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -131,7 +131,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 def mean_weight(count: Tensor) -> Tensor | float:
     """Return the weight of a mean over `count` items of this process.
 
-    The mean over processes of means so weighted is the mean over the items of all processes.
+    The mean over processes of the weighted means is the mean over all items.
     """
     return count / mean_over_ranks(count.float()) if _in_group() else 1.0
 
@@ -146,7 +146,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Concatenate as `gather`; each process's part receives the sum of its gradients on all processes."""
+    """Concatenate as `gather`; each process's part gets the sum of its gradients on all processes."""
     return _Gather.apply(tensor) if _in_group() else tensor
 
 

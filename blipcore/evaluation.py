@@ -1,8 +1,7 @@
 """Evaluates a checkpoint on an annotation file (`capfilt evaluate`, and the validation of `capfilt finetune`).
 
-One function per task reads the annotations, before any weights are loaded, and returns an `Evaluator`: the records, the
-parts of a model that the task needs, and the function that scores a model. The scores come from `evaluate_…` in
-`blipcore.tasks`.
+One function per task reads the annotations, before any weights are loaded, and returns an `Evaluator`. The scores come
+from `evaluate_…` in `blipcore.tasks`.
 """
 
 import json
@@ -36,7 +35,7 @@ EvaluateFunction = Callable[[Blip, Tokenizer, EvalBatches], tuple[dict[str, Any]
 
 @dataclass
 class ClassifyConfig:
-    """Zero-shot classification, by ITC with texts made from class names or by ranking class names as VQA answers."""
+    """Zero-shot classification, by ITC with texts made from class names or by ranking them as VQA answers."""
 
     # File of class names, in the order of the sorted folders or of the numeric labels.
     classes: str | None = None
@@ -52,7 +51,7 @@ class EvaluateRun:
     """Settings of `capfilt evaluate TASK`."""
 
     task: Literal["caption", "retrieval", "vqa", "nlvr", "classify"]
-    # For classify, also a folder with one folder of pictures per class.
+    # For classify also a folder with a folder of pictures per class.
     annotations: str
     model: str
     tokenizer: str | None = None
@@ -64,10 +63,10 @@ class EvaluateRun:
     answers: str | None = None
     # Shortlist: texts per image that ITM re-ranks (official: COCO 256, Flickr30k 128), or candidate answers (128).
     k: int = 128
-    # How captions are split into words for scoring: auto is COCO's tokenizer if Java is available, else plain.
+    # Word splitting for caption scores: auto is COCO's tokenizer if Java is available, else plain.
     words: Words = "auto"
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
-    # How VQA answers are generated.
+    # Generation of VQA answers.
     write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     batch_size: int = 64
@@ -77,23 +76,23 @@ class EvaluateRun:
 
 @dataclass
 class ValidationConfig:
-    """Validation during finetuning; the best model so far is saved in RUN/best. Fields are those of `EvaluateRun`."""
+    """Validation during finetuning; RUN/best holds the best model. Fields are those of `EvaluateRun`."""
 
     # Default: no validation.
     annotations: str | None = None
-    # Interval in steps; 0 is one epoch, as in the official code.
+    # Interval in steps; 0: one epoch, as in the official code.
     every: int = 0
     answers: str | None = None
     k: int = 128
     words: Words = "auto"
-    # The prompt is the task's; the one here is ignored.
+    # Its prompt is replaced by the task's.
     generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(mode="beam", repetition_penalty=1.0))
     write: GenerateConfig = field(default_factory=lambda: WRITE_ANSWERS)
     batch_size: int = 64
 
 
 class Evaluator(NamedTuple):
-    """An evaluation that is ready to run on any model."""
+    """An evaluation with its records, for any model."""
 
     records: Sequence[Record]
     # Parts that the model must have (see `load_model`).
@@ -129,8 +128,8 @@ def make_evaluator(
 ) -> Evaluator:
     """Read the annotations of `task` at `path`.
 
-    Raises ValueError if they have no texts or answers to score against, unless results are wanted, and if results are
-    wanted from a task that has none.
+    Raises ValueError if they have no texts or answers to score against and no results are wanted, and if results are
+    wanted from a task without any.
     """
     if config.k < 1 or config.batch_size < 1:
         raise ValueError(f"k and batch_size must be at least 1, not {config.k} and {config.batch_size}.")

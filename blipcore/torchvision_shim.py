@@ -1,9 +1,9 @@
 """Makes torchvision importable beside a torch built for another device, and imports timm and open_clip.
 
-torchvision's CUDA wheel cannot load its compiled operators into a CPU-only torch. Its import then fails while it
-registers shapes for two operators that nobody declared ("operator torchvision::nms does not exist"). Declaring their
-schemas first repairs the import; the operators themselves cannot be called, and nothing here calls them. The vision
-classes of transformers and open_clip import torchvision, so call `heal_torchvision` before them.
+torchvision's CUDA wheel cannot load its compiled operators into a CPU-only torch, and its import fails ("operator
+torchvision::nms does not exist"). Declaring the schemas of two operators repairs the import; the operators cannot be
+called, and nothing here calls them. transformers' vision classes and open_clip import torchvision, so call
+`heal_torchvision` before them.
 """
 
 import importlib
@@ -16,12 +16,12 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-# Kept alive: a Library withdraws its schemas when it is garbage collected.
+# Kept alive: a collected Library withdraws its schemas.
 _libraries: list[torch.library.Library] = []
 
 
 def heal_torchvision() -> None:
-    """Make `import torchvision` work if its operators are missing. Do nothing if it works or is not installed."""
+    """Make `import torchvision` work if its operators are missing; do nothing if it works or is not installed."""
     if "torchvision" in sys.modules or _libraries:
         return
     try:
@@ -36,7 +36,7 @@ def heal_torchvision() -> None:
             if not hasattr(torch.ops.torchvision, name):
                 library.define(schema)
         _libraries.append(library)
-        # Remove what the failed import left behind.
+        # Remove the modules of the failed import.
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         importlib.import_module("torchvision")

@@ -32,14 +32,14 @@ class ConvertRun:
     image_size: int | None = None
     # For a Hugging Face source (see `huggingface_config`).
     numerics: Numerics = "official"
-    # Sizes that an official file does not tell, as in {"vision": {"heads": 3}}.
+    # Sizes that an official file lacks, as in {"vision": {"heads": 3}}.
     model: dict[str, Any] = field(default_factory=dict)
 
 
 def convert(run: ConvertRun) -> dict[str, Any]:
-    """Write `run.source` in another format; return a summary with the parts that were left out.
+    """Write `run.source` in another format; return a summary that includes the parts left out.
 
-    Raises ValueError if the target exists, except that a blipcore folder may replace an older one.
+    Raises ValueError if the target exists, unless a blipcore folder replaces an older one.
     """
     if run.to != "blipcore" and run.target.exists():
         raise ValueError(f"{run.target} exists: choose another path, or remove it.")

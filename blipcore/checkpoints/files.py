@@ -1,6 +1,6 @@
-"""Reads files of tensors: safetensors and torch pickles, with one-sentence errors for damaged ones.
+"""Reads files of tensors: safetensors and torch pickles.
 
-Pickles are opened with `weights_only=True`, so no code in a file ever runs.
+Pickles are opened with `weights_only=True`, so no code in a file runs.
 """
 
 import warnings
@@ -23,7 +23,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a file: safetensors if its name ends so, else a torch pickle."""
+    """Return the state dict in a file: safetensors by its suffix, else a torch pickle."""
     return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
@@ -36,13 +36,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a torch file: its "model" entry, as in official files, or else the whole content."""
+    """Return the state dict of a torch file: its "model" entry, as in official files, else its content."""
     try:
         with warnings.catch_warnings():
             # torch warns about an unknown pickle protocol before it fails.
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each of torch's readers raises errors of its own
+    except Exception as error:  # torch's readers raise errors of many types
         raise ValueError(
             f"{path} is no PyTorch checkpoint of plain tensors ({type(error).__name__}): it is truncated, another kind "
             "of file, or holds pickled code, which is never run."

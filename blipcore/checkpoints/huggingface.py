@@ -1,7 +1,7 @@
 """Configs of transformers' BLIP folders, read and written.
 
-`huggingface_config` turns a folder's config.json into a `BlipConfig`; `huggingface_files` returns the JSON files that
-make transformers build the same model. The tensors' names are in `names`.
+`huggingface_config` converts a folder's config.json into a `BlipConfig`; `huggingface_files` returns the JSON files
+with which transformers builds the same model. Tensor names are in `names`.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from blipcore.model.config import BlipConfig
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD
 
-# The numbers to follow where a config.json departs from the code that trained the weights.
+# Which numbers apply where a config.json differs from the code that trained the weights.
 Numerics = Literal["official", "transformers"]
 # Of all released models.
 RELEASED = {"text_width": 768, "text_heads": 12, "vision_eps": 1e-6}
 # In training.
 DROPOUT = LABEL_SMOOTHING = 0.1
 TRANSFORMERS_VISION_EPS = 1e-5
-# The transformers class for (text roles, heads); other combinations have none.
+# (text roles, heads) -> class of transformers
 HF_CLASSES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     (("decode",), ()): "BlipForConditionalGeneration",
     (("encode",), ("itc", "itm")): "BlipForImageTextRetrieval",
@@ -35,10 +35,10 @@ def huggingface_config(
 ) -> BlipConfig:
     """Return the config of a Hugging Face BLIP, with transformers' defaults for keys that config.json lacks.
 
-    The released models were trained with an image encoder LayerNorm eps of 1e-6 and with 12 text heads. The config
-    files of their conversions have 1e-5, and older ones 8 heads. With the numerics "official", a model of the released
-    text width gets the trained values, and a dropout of 0 (transformers' default) becomes 0.1, with which BLIP is
-    trained. "transformers" takes every value from the file.
+    The released models were trained with an image encoder LayerNorm eps of 1e-6 and 12 text heads, but the config files
+    of their conversions have 1e-5, and older ones 8 heads. The numerics "official" restore the trained values for the
+    released text width, and replace a dropout of 0 (transformers' default) by BLIP's 0.1. "transformers" takes every
+    value from the file.
     """
     if raw.get("model_type") != "blip":
         raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'.")
@@ -85,7 +85,7 @@ def huggingface_config(
 
 
 def to_huggingface_config(config: BlipConfig, tokenizer: Tokenizer, target: object) -> dict[str, Any]:
-    """Return the config.json that makes transformers build the same model; the inverse of `huggingface_config`."""
+    """Return the config.json with which transformers builds the same model; inverse of `huggingface_config`."""
     name = HF_CLASSES.get((config.text.roles, config.heads))
     if name is None:
         parts = ", ".join((*config.text.roles, *config.heads))
@@ -142,10 +142,10 @@ def to_huggingface_config(config: BlipConfig, tokenizer: Tokenizer, target: obje
 
 
 def huggingface_files(model: Blip, tokenizer: Tokenizer, target: object) -> dict[str, dict[str, Any]]:
-    """Return the JSON files, by name, that a transformers folder has beside weights and vocabulary."""
+    """Return name -> content of the JSON files of a transformers folder, except the vocabulary."""
     config = to_huggingface_config(model.config, tokenizer, target)
     if model.temp is not None:
-        # transformers ignores it; `read_huggingface` does not.
+        # Ignored by transformers, read by `read_huggingface`.
         config["temp"] = model.temp.item()
     side = model.config.vision.image_size
     special = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.sep, "pad_token_id": tokenizer.pad}

@@ -1,8 +1,7 @@
 """Loads checkpoints: blipcore folders, official .pth files, Hugging Face BLIP folders and hub ids.
 
-A blipcore folder has config.json, model.safetensors and tokenizer files. Loading is strict: a tensor that is missing,
-unexpected or of another shape is an error that names it, so no partly random model ever runs. Only the ITC temperature
-may be missing (`names.OPTIONAL_TENSORS`).
+A blipcore folder has config.json, model.safetensors and tokenizer files. Loading is strict: a missing, unexpected or
+misshapen tensor is an error that names it. Only the ITC temperature may be missing (`names.OPTIONAL_TENSORS`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +40,7 @@ TASK_PARTS = {
     "vqa": ("encode", "vqa"),
     "nlvr": ("encode", "nlvr"),
 }
-# The purpose of each part, and a checkpoint that has it.
+# part -> its purpose, and a checkpoint that has it
 _MISSING_PART = {
     "decode": "captioning needs the text decoder: use a captioner or a pre-training checkpoint",
     "encode": "the task needs the text encoder: use a retrieval or a pre-training checkpoint",
@@ -65,10 +64,10 @@ def load_model(
     """Return the model, in float32 on the CPU in eval mode, and its tokenizer.
 
     - `path_or_id`: a blipcore folder, an official .pth, or a Hugging Face BLIP folder or hub id.
-    - `needs`: parts that the checkpoint must have (encode, decode, itc, itm, vqa, nlvr; "decode|vqa" is either).
+    - `needs`: required parts (encode, decode, itc, itm, vqa, nlvr; "decode|vqa" is either).
     - `tokenizer`: replaces the checkpoint's own.
     - `image_size`: resizes the position table.
-    - `overrides`: sizes that an official file does not tell (see `read_official`).
+    - `overrides`: sizes that an official file lacks (see `read_official`).
     - `numerics`: for Hugging Face models (see `huggingface_config`).
 
     Raises FileNotFoundError or ValueError for a missing, damaged or unsuitable checkpoint.
@@ -82,7 +81,7 @@ def load_model(
 def load_for_training(
     path_or_id: str | Path, needs: Sequence[str], tokenizer: str | Path | None, image_size: int | None
 ) -> tuple[Blip, Tokenizer, dict[str, Tensor]]:
-    """Return what `load_model` returns, and the training state of an official .pth (see `read_official`)."""
+    """Return model and tokenizer as `load_model`, and the training state of an official .pth (see `read_official`)."""
     path = locate_model(path_or_id)
     config, state, training_state = read_checkpoint(path)
     require_parts(config, path_or_id, needs)
@@ -107,7 +106,7 @@ def read_checkpoint(
 
 
 def require_parts(config: BlipConfig, name: str | Path, needs: Sequence[str]) -> None:
-    """Raise ValueError, with what `name` is and what to use instead, unless it has all parts in `needs`."""
+    """Raise ValueError with a remedy unless the checkpoint `name` has all parts in `needs`."""
     for part in needs:
         if not {*config.text.roles, *config.heads}.intersection(part.split("|")):
             raise ValueError(f"{name} is {describe_model(config)}; {_MISSING_PART[part]}.")
@@ -120,7 +119,7 @@ def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | 
         config.vision.__post_init__()
         table = state["visual_encoder.pos_embed"].float()
         state["visual_encoder.pos_embed"] = resize_pos_embed(table, image_size, config.vision.patch_size)
-    # The meta device skips the initialisation, and with it draws from the global random generator.
+    # The meta device skips the initialisation, which would draw from the global random generator.
     with torch.device("meta"):
         model = Blip(config)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
@@ -128,9 +127,9 @@ def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | 
 
 
 def load_tokenizer(config: BlipConfig, name: str | Path, path: Path, tokenizer: str | Path | None) -> Tokenizer:
-    """Return the tokenizer at `tokenizer`, else the one in the folder `path`, else BERT's from the hub.
+    """Return the tokenizer at `tokenizer`, else in the folder `path`, else BERT's from the hub.
 
-    Raises ValueError unless its vocabulary has the size of the model's.
+    Raises ValueError if its vocabulary is of another size than the model's.
     """
     source = tokenizer or (path if path.is_dir() else DEFAULT_TOKENIZER)
     try:
@@ -155,8 +154,8 @@ def read_official(
     """Return config, model state and training state of an official .pth, under blipcore's names.
 
     Sizes come from the tensors. A head has 64 channels unless `overrides` sets the number of heads, as in
-    {"vision": {"heads": 3}}; an override that contradicts the file raises ValueError. The training state has those of
-    "momentum.<name>", image_queue and text_queue (E, Q), idx_queue (1, Q) and queue_ptr (1) that the file has.
+    {"vision": {"heads": 3}}; an override that contradicts the file raises ValueError. The training state may hold
+    "momentum.<name>", image_queue and text_queue (E, Q), idx_queue (1, Q) and queue_ptr (1).
     """
     student, momentum, training_state = split_training_state(read_pickle(Path(path)))
     config = official_config(student, overrides or {}, path)
@@ -168,7 +167,7 @@ def read_official(
 
 
 def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tuple[BlipConfig, dict[str, Tensor]]:
-    """Return config and model state, under blipcore's names, of a Hugging Face captioner, retrieval or VQA model."""
+    """Return config and model state of a Hugging Face captioner, retrieval or VQA model, under blipcore's names."""
     folder = Path(folder)
     raw, state = read_json_object(folder / "config.json"), read_weights(folder)
     try:
@@ -182,13 +181,12 @@ def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tup
 
 
 def is_blipcore_folder(folder: Path) -> bool:
-    """Return True if `folder` is a model folder in blipcore's format, of any version."""
+    """Return whether `folder` is a blipcore folder of any version."""
     config = folder / "config.json"
     return config.is_file() and read_json_object(config).get("format") == "blipcore"
 
 
 def read_blipcore_folder(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
-    """Return config and model state of a blipcore folder."""
     raw = read_json_object(folder / "config.json")
     if raw.get("version") != VERSION:
         raise ValueError(
@@ -204,7 +202,7 @@ def read_blipcore_folder(folder: Path) -> tuple[BlipConfig, dict[str, Tensor]]:
 
 
 def describe_model(config: BlipConfig) -> str:
-    """Return the kind of a model in words: "a captioner"."""
+    """Return the kind of a model, as "a captioner"."""
     if "vqa" in config.heads:
         return "a VQA model"
     if "nlvr" in config.heads:

@@ -1,7 +1,6 @@
 """Tensor names and sizes of official and Hugging Face state dicts, and their translation to blipcore's and back.
 
-One table holds every name in all three formats and serves both directions. This file reads no files; `load` and `save`
-do.
+One table with the names in all three formats serves both directions. `load` and `save` access the files.
 """
 
 import re
@@ -67,15 +66,15 @@ NAMES: tuple[tuple[str, str, str], ...] = (
 )
 # blipcore's names of the queues; official retrieval files call the last one ptr_queue.
 QUEUES = ("image_queue", "text_queue", "idx_queue", "queue_ptr")
-# The text stack of a file that plays a role.
+# role -> text stack of a file
 TEXT_STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}
-# Tensors that a file may lack, with their initial value. Official ITM inference files and Hugging Face files have no
-# temperature, which matters for training only.
+# Tensors that a file may lack -> initial value. Official ITM inference files and Hugging Face files have no
+# temperature, which only training uses.
 OPTIONAL_TENSORS = {"temp": 0.07}
 
 _TABLE = {ours: (official or ours, hf or official or ours) for ours, official, hf in NAMES}
 _ANSWER_DECODER = "answer_decoder."
-# Tensors of decoders that share less with the encoder than BLIP's.
+# Of decoders that share less with the encoder than BLIP's.
 _SEPARATE_DECODER = re.compile(r"\.decode_(cross|ffn|embeddings)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
 _MERGE_LAYER = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
@@ -85,10 +84,10 @@ _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: bool = False) -> list[tuple[str, ...]]:
     """Return the names of blipcore's tensor `ours` in an official (or Hugging Face) file with text stacks for `roles`.
 
-    The list has one tuple of aliases for each tensor of the file that is stacked in `ours`.
+    Each tuple holds the aliases of one of the file's tensors that are stacked in `ours`.
     """
     if ours.startswith(_ANSWER_DECODER):
-        # The second body of a VQA model is the file's decoder, as "text" is a captioner's.
+        # The answer decoder of a VQA model is the file's decoder, as "text" is a captioner's.
         ours, roles = ours.replace(_ANSWER_DECODER, "text.", 1), ["decode"]
     key, layer = _LAYER.sub(".#.", ours), _LAYER.search(ours)
     stem, _, leaf = key.rpartition(".")
@@ -108,8 +107,8 @@ def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: b
 def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tensor]:
     """Return a blipcore state dict under the official names, or Hugging Face's; the inverse of `from_official`.
 
-    Queues and "momentum.…" entries become the official ones. A shared tensor is written under each of its names.
-    Raises ValueError if the text roles share anything else than BLIP's.
+    Queues and "momentum.…" entries are renamed too. A shared tensor has each of its names. Raises ValueError if the
+    text roles share other parts than BLIP's.
     """
     has_decoder = any(name.endswith("lm_head.bias") for name in state)
     shares_attention = has_decoder and not any(".decode.qkv." in name for name in state)
@@ -149,7 +148,7 @@ def _momentum_name(name: str) -> str:
 def split_training_state(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Split an official state dict into student, momentum copy under the student's names, and queues with pointer."""
+    """Split an official state dict into student, momentum copy (under the student's names) and queues with pointer."""
     student, momentum, queues = {}, {}, {}
     for name, tensor in state.items():
         group, dot, rest = name.partition(".")
@@ -165,7 +164,7 @@ def split_training_state(
 def from_official(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf: bool = False) -> dict[str, Tensor]:
     """Return an official (or Hugging Face) state dict under blipcore's names.
 
-    Raises ValueError unless it has exactly the tensors that a model of `config` needs; `path` is for the message.
+    Raises ValueError unless its tensors are those of a model of `config`; `path` is for the message.
     """
     out: dict[str, Tensor] = {}
     missing: list[str] = []
@@ -209,7 +208,7 @@ def require_same(
     shapes: Mapping[str, torch.Size],
     target: str = "a BLIP model of its config",
 ) -> None:
-    """Raise ValueError unless `state`, read from `path`, has the names and shapes of `shapes`."""
+    """Raise ValueError unless `state`, read from `path`, has these names and shapes."""
     require_fit(
         path,
         missing=[name for name in shapes if name not in state],
@@ -230,7 +229,7 @@ def require_fit(
     misshapen: Sequence[str],
     target: str = "a BLIP model of its config",
 ) -> None:
-    """Raise ValueError if any list of tensor names is not empty; the message names the first three of each."""
+    """Raise ValueError with up to three names of each list of tensors unless all lists are empty."""
     problems = []
     for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
         if names:
@@ -245,7 +244,7 @@ def _shape_mismatch(name: str, shape: Sequence[int], expected: Sequence[int]) ->
 
 
 def tensor_shape(state: Mapping[str, Tensor], name: str, dimensions: int, path: object) -> torch.Size:
-    """Return the shape of a tensor; ValueError if it is missing, empty or has another number of dimensions."""
+    """Return the shape of a tensor. Raises ValueError unless it exists with `dimensions` dimensions above 0."""
     if name not in state:
         raise ValueError(f"{path} lacks the tensor {name}.")
     if state[name].ndim != dimensions or not state[name].numel():
@@ -255,21 +254,21 @@ def tensor_shape(state: Mapping[str, Tensor], name: str, dimensions: int, path: 
 
 
 def detect_parts(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return text roles and heads of an official or Hugging Face state dict, from the groups of tensors it has."""
+    """Return text roles and heads of an official or Hugging Face state dict, by its groups of tensors."""
     groups = {name.partition(".")[0] for name in state}
     if not groups & {"text_encoder", "text_decoder"} or not groups & {"visual_encoder", "vision_model"}:
         raise ValueError(f"{path} holds no BLIP model: it has no image encoder with a text encoder or decoder.")
     if "cls_head" in groups:
         return ("encode",), ("nlvr",)
     if {"text_encoder", "text_decoder"} <= groups and "vision_proj" not in groups:
-        # The encoder and decoder of VQA share nothing.
+        # VQA's encoder and decoder share nothing.
         return ("encode",), ("vqa",)
     roles = tuple(role for role in ("encode", "decode") if TEXT_STACKS[role].partition(".")[0] in groups)
     return roles, tuple(head for head, group in (("itc", "vision_proj"), ("itm", "itm_head")) if group in groups)
 
 
 def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: object) -> BlipConfig:
-    """Return the config of an official state dict: sizes of its tensors, `overrides`, else heads of 64 channels."""
+    """Return the config of an official state dict from tensors and `overrides`, by default with heads of 64 channels."""
     roles, heads = detect_parts(state, path)
     stack = TEXT_STACKS[roles[-1]]
 

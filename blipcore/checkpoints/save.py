@@ -17,7 +17,7 @@ from blipcore.model.tokenizer import Tokenizer
 
 
 def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
-    """Write a blipcore folder atomically. It replaces an older model; any other folder raises ValueError."""
+    """Write a blipcore folder atomically. Raises ValueError if the folder exists and holds anything but a model."""
     folder = Path(folder)
     if folder.exists() and not (is_blipcore_folder(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise ValueError(f"{folder} exists and is no blipcore model: choose another path.")
@@ -31,7 +31,7 @@ def save_model(folder: str | Path, model: Blip, tokenizer: Tokenizer) -> None:
 
 
 def save_official(file: str | Path, model: Blip) -> None:
-    """Write the state dict that the official code loads, {"model": ...}, without a tokenizer.
+    """Write {"model": state dict} as the official code loads it, without a tokenizer.
 
     Raises ValueError for a model that the official code cannot build.
     """

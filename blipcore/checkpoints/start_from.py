@@ -1,8 +1,8 @@
 """Starting weights of a new model's two parts, as the paper starts from DeiT and BERT-base (section 4.1).
 
 The image encoder starts from a state-dict file, `open_clip:ARCH/TAG`, `timm:NAME` or a hub id of either; the text
-transformer from a BERT folder or hub id. BERT has no cross-attention and no [DEC] and [ENC], and some BERTs have no LM
-head: these parts start random. Any other missing, unexpected or misshapen tensor is an error that names it.
+transformer from a BERT folder or hub id. BERT lacks cross-attention, [DEC] and [ENC], and some BERTs the LM head: these
+start random. Any other missing, unexpected or misshapen tensor is an error that names it.
 """
 
 import re
@@ -21,7 +21,7 @@ from blipcore.model.text import TextTransformer
 from blipcore.model.vit import VisionTransformer, resize_pos_embed
 from blipcore.torchvision_shim import import_open_clip, import_timm
 
-# Regular expressions of open_clip's names in an image tower, with timm's names, which are blipcore's.
+# Patterns of open_clip's names in an image tower -> timm's names, which are blipcore's.
 OPEN_CLIP = (
     (r"^class_embedding$", "cls_token"),
     (r"^positional_embedding$", "pos_embed"),
@@ -41,11 +41,11 @@ CLASSIFIERS = ("head.", "pre_logits.", "proj")
 SAFETENSORS = ("model.safetensors", "open_clip_model.safetensors")
 PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUActivation": "gelu"}
-# BERT's tensors that BLIP has no use for.
+# BERT's tensors that BLIP lacks.
 _UNUSED_IN_BLIP = re.compile(
     r"^pooler\.|^cls\.seq_relationship\.|token_type_embeddings|position_ids|predictions\.decoder\."
 )
-# Separate tensors of the decoder (`TextConfig.share`); they start like the encoder's.
+# Separate tensors of the decoder (`TextConfig.share`), which start like the encoder's.
 _SEPARATE_DECODER = re.compile(r"\bdecode_(?=cross\.|ffn\.|embeddings\.)")
 # Tensors that start random if the BERT lacks them.
 _RANDOM_START = re.compile(r"\.cross\.|^text\.lm_head\.")
@@ -56,9 +56,9 @@ class StartingWeights:
     """Weights of an image encoder or a text transformer, under blipcore's (or BERT's) names."""
 
     source: str
-    # Sizes, which must equal the model's.
+    # Must equal the model's.
     sizes: dict[str, Any]
-    # Settings that the model adopts, such as the LayerNorm eps.
+    # Adopted by the model, such as the LayerNorm eps.
     traits: dict[str, Any]
     state: dict[str, Tensor]
 
@@ -102,7 +102,7 @@ def read_image_encoder(source: str) -> StartingWeights:
 
 
 def load_image_encoder(encoder: VisionTransformer, start: StartingWeights) -> None:
-    """Load an image encoder's weights, its position table resized to the encoder's image size."""
+    """Load an image encoder's weights, with the position table resized to its image size."""
     start.require_sizes(encoder.config)
     config, state = encoder.config, dict(start.state)
     state["pos_embed"] = resize_pos_embed(state["pos_embed"].float(), config.image_size, config.patch_size)
@@ -138,10 +138,9 @@ def read_bert(source: str) -> StartingWeights:
 
 @torch.no_grad()
 def load_bert(text: TextTransformer, start: StartingWeights) -> None:
-    """Load BERT's weights into the text transformer, its self-attention into those of both roles.
+    """Load BERT's weights into the text transformer, self-attention into that of both roles.
 
-    [DEC], [ENC] and cross-attention stay random. A shorter position table takes the first rows. The vocabulary must be
-    BERT's, with or without [DEC] and [ENC].
+    A shorter position table takes the first rows. The vocabulary must be BERT's, with or without [DEC] and [ENC].
     """
     start.require_sizes(text.config)
     used: set[str] = set()
@@ -176,7 +175,7 @@ def load_bert(text: TextTransformer, start: StartingWeights) -> None:
 
 
 def _torch_name(name: str) -> str:
-    """Return LayerNorm's parameters as weight and bias; BERT's TensorFlow code called them gamma and beta."""
+    """Rename LayerNorm's gamma and beta (of BERT's TensorFlow code) to weight and bias."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
@@ -187,7 +186,7 @@ def _bert_name(official: str) -> str:
 
 
 def _find_weights(source: str) -> Path:
-    """Return the file of weights at a path or hub id; a pickle only if there is no safetensors file."""
+    """Return the weight file at a path or hub id: safetensors, else a pickle."""
     path = Path(source)
     if not path.exists():
         path = download_from_hub(source, SAFETENSORS)
@@ -242,7 +241,7 @@ def _open_clip_tower(spec: str) -> nn.Module:
 
 
 def _detect_traits(tower: nn.Module) -> dict[str, Any]:
-    """Return the settings of a ViT that its tensors do not tell: heads, LayerNorm eps, activation."""
+    """Return the settings of a ViT that its tensors lack: heads, LayerNorm eps, activation."""
     activations = [name for name in (type(module).__name__ for module in tower.modules()) if name in ACTIVATIONS]
     if not activations:
         raise ValueError(f"{type(tower).__name__} has none of the activations {', '.join(ACTIVATIONS)}.")

@@ -1,4 +1,4 @@
-"""Beam search, with the rules of transformers 4.15 (`generation_beam_search.py`), for which BLIP was written."""
+"""Beam search with the rules of transformers 4.15 (`generation_beam_search.py`), which the official code uses."""
 
 from __future__ import annotations
 
@@ -32,16 +32,15 @@ class Candidate(NamedTuple):
 def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateConfig) -> GeneratedTexts:
     """Return the `num_captions` best texts per image.
 
-    The score of a hypothesis is its summed log-probability divided by its number of tokens, with the prompt and
-    without [SEP]. An image is finished when it has `beams` hypotheses and no candidate can beat the worst of them at
-    the current length.
+    A hypothesis scores its summed log-probability divided by its number of tokens, with the prompt and without [SEP].
+    An image is finished when it has `beams` hypotheses and no candidate beats the worst of them at the current length.
     """
     B, nb, device = len(decoder.kv), config.beams, decoder.kv.layers[0].device
     stored: list[list[Hypothesis]] = [[] for _ in range(B)]
-    # Unfinished images, with nb rows of the batch each.
+    # Unfinished images, each with nb rows of the batch.
     live = list(range(B))
     ids = torch.tensor([prompt] * (B * nb), device=device)
-    # All beams start equal: only the first of each image counts in the first step.
+    # All beams start equal, so only the first of each image counts in the first step.
     total = torch.tensor([0.0] + [-1e9] * (nb - 1), device=device).repeat(B)
     logprob = torch.zeros_like(total)
     for length in range(len(prompt), config.max_length):
@@ -55,7 +54,7 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
         top_scores, top_index, top_logprob = top.tolist(), flat.tolist(), sums.tolist()
         written = ids[:, len(prompt) :].tolist()
 
-        # 2) Per image: store the hypotheses that end here, collect the next beams, check if it is finished.
+        # 2) Per image: store hypotheses that end, collect the next beams, check if the image is finished.
         beams: list[Candidate] = []
         unfinished: list[int] = []
         for slot, image in enumerate(live):
@@ -76,7 +75,7 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
         if not unfinished:
             return _best(stored, config)
 
-        # 3) Reorder the rows of the batch to the chosen beams, without those of finished images.
+        # 3) Reorder the rows to the chosen beams of unfinished images.
         source = torch.tensor([beam.row for beam in beams], device=device)
         some_finished = len(unfinished) < len(live)
         decoder.select(source, torch.tensor(unfinished, device=device) if some_finished else None)
@@ -93,7 +92,7 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
 
 
 def _store(stored: list[Hypothesis], hypothesis: Hypothesis, beams: int) -> None:
-    """Add a hypothesis, and remove the worst one if there are more than `beams`."""
+    """Add a hypothesis; keep the `beams` best."""
     if len(stored) < beams or hypothesis.score > min(h.score for h in stored):
         stored.append(hypothesis)
         if len(stored) > beams:

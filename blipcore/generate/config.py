@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass
 class GenerateConfig:
-    """How captions are decoded. The defaults are the nucleus preset of the official code, which CapFilt uses."""
+    """Settings of caption generation. The defaults are the official nucleus sampling, which CapFilt uses."""
 
     mode: Literal["nucleus", "beam", "greedy"] = "nucleus"
     prompt: str = "a picture of "
@@ -14,7 +14,7 @@ class GenerateConfig:
     max_length: int = 20
     min_length: int = 5
     top_p: float = 0.9
-    # 0 = off. The official sampler gets 50 from the defaults of transformers.
+    # 0 = off. 50 is the default of transformers, with which the official code samples.
     top_k: int = 50
     temperature: float = 1.0
     # Also applies to the prompt's tokens. 1 = off, the official value for beam search.

@@ -1,13 +1,13 @@
 """Replays decoding steps as CUDA graphs. Experimental and off by default: no GPU run has shown a gain yet.
 
-A decoding step is some three hundred small operations, and a GPU finishes one sooner than Python starts the next. A
-recorded step has none of this overhead. To switch it on, create one `CudaGraphs` per model and pass it to `generate`:
+A decoding step is some three hundred small operations, each faster on a GPU than Python starts the next. A recorded
+step has no such overhead. To switch it on, create one `CudaGraphs` per model and pass it to `generate`:
 
     graphs = CudaGraphs()
     for batch in batches:
         generate(model, model.encode_image(batch), tokenizer, config, keys, graphs=graphs)
 
-Everything else in this package works without this file; `decoder` is the plain version of a step.
+`decoder` has the plain version of a step.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from blipcore.model.text import TextTransformer
 
 
 class StaticCache(KVCache):
-    """A cache at a fixed address whose filled length is a tensor, so that every step has the same operations.
+    """A cache at a fixed address whose filled length is a tensor, so every step has the same operations.
 
-    All of `data` is attended to, behind a mask; `length` is unused.
+    A mask over all of `data` replaces `length`.
     """
 
     def __init__(self, data: Tensor, position: Tensor) -> None:
-        """Use `data` as the cache and `position` (1,) as the place of the next token."""
+        """Use `data` as the cache; `position` (1,) is that of the next token."""
         super().__init__(data)
         self.position = position
 
@@ -52,15 +52,15 @@ class StaticCache(KVCache):
 
 
 class CudaGraphs:
-    """Recorded decoding steps of one model on one GPU, kept from batch to batch with their memory.
+    """Recorded decoding steps of one model on one GPU, with their memory, for all batches.
 
-    A recorded step reads its tokens, their position, the images and the cache from fixed addresses, so each batch is
-    copied there. It is recorded for a number of images; with fewer of them its last rows are idle.
+    A recorded step reads tokens, position, images and cache from fixed addresses, to which each batch is copied. It is
+    recorded for a number of images; with fewer images its last rows are idle.
     """
 
-    # Steps of one size that run before it is recorded (about one batch): recording takes as long as several steps.
+    # Steps of one size before it is recorded (about one batch): recording takes as long as several steps.
     STEPS_BEFORE_RECORDING = 16
-    # Largest accepted difference of replayed logits, as a share of the largest logit: other kernels round differently.
+    # Tolerated difference of replayed logits, as a share of the largest logit: kernels round differently.
     TOLERANCE = 0.02
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class CudaGraphs:
         self.clear()
 
     def decoder(self, text: TextTransformer, kv: ImageKV, length: int) -> Decoder:
-        """Return a decoder that replays its steps; a plain one for question states, whose length always varies."""
+        """Return a decoder that replays its steps, or a plain one for question states, whose length varies."""
         if kv.mask is not None:
             return Decoder(text, kv, length)
         return GraphDecoder(self, text, kv, length)
@@ -82,14 +82,14 @@ class CudaGraphs:
         self.step_counts: Counter[int] = Counter()
 
     def size(self, images: int) -> int:
-        """Return the recorded size for this number of images: the next of 1, 2, 3, 4, 6, 8, 12, ... or the maximum."""
+        """Return the recorded size for a number of images: the next of 1, 2, 3, 4, 6, 8, 12, ... or the maximum."""
         assert self.kv is not None
         power = 1 << (images - 1).bit_length()
         three_quarters = 3 * power // 4
         return min(three_quarters if power > 2 and images <= three_quarters else power, len(self.kv))
 
     def copy_images(self, kv: ImageKV) -> ImageKV:
-        """Copy the images of a batch to their fixed address and return that view; larger batches drop recordings."""
+        """Copy the images of a batch to their fixed address; return that view. A larger batch drops all recordings."""
         if self.kv is None or len(kv) > len(self.kv) or _layout(kv) != _layout(self.kv):
             self.clear()
             self.kv = ImageKV(kv.map_layers(torch.empty_like))
@@ -102,7 +102,7 @@ class CudaGraphs:
         return view
 
     def copy_cache(self, cache: KVCache, images: int) -> Tensor:
-        """Copy the cache of a batch of this many images to its fixed address and return that view."""
+        """Copy the cache of a batch of this many images to its fixed address; return that view."""
         assert self.kv is not None
         depth, two, rows, *rest = cache.data.shape
         shape = (depth, two, rows // images * len(self.kv), *rest)
@@ -139,7 +139,7 @@ class CudaGraphs:
         return next_logits(text, self.ids[:rows], self.kv.first(images), cache)
 
     def _record(self, text: TextTransformer, size: int) -> None:
-        """Record the step of this size. If its replay differs from the step itself, warn and never record again."""
+        """Record the step of this size. If its replay differs from the step, warn and stop recording."""
         assert self.cache is not None
         step = partial(self._step, text, size)
         try:
@@ -166,7 +166,7 @@ class GraphDecoder(Decoder):
 
     def __init__(self, graphs: CudaGraphs, text: TextTransformer, kv: ImageKV, length: int) -> None:
         self.graphs = graphs
-        # The views at fixed addresses; `select` replaces `kv` and `cache.data`, which are then copied back there.
+        # Views at fixed addresses. `select` replaces `kv` and `cache.data`, which `step` then copies back there.
         self.image_view = graphs.copy_images(kv)
         self.cache_view: Tensor | None = None
         super().__init__(text, self.image_view, length)
@@ -193,17 +193,17 @@ class RecordedStep(NamedTuple):
 
     replay: Callable[[], None]
     logits: Tensor
-    # torch's memory pool and its stream; steps that never run at the same time share them.
+    # torch's memory pool and stream, which steps share that never run at the same time
     memory: Any = None
 
 
 def record_step(step: Callable[[], Tensor], device: torch.device, sibling: RecordedStep | None) -> RecordedStep:
     """Record the GPU operations of `step`, in the memory of `sibling` if given.
 
-    Runs `step` once before, on the same side stream, as torch's notes on CUDA graphs require.
+    Runs `step` first, on the same side stream, as torch's notes on CUDA graphs require.
     """
     graph = torch.cuda.CUDAGraph()
-    # Restores device and stream also after an error.
+    # Restores device and stream, also after an error.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         main_stream = torch.cuda.current_stream()
         pool, side_stream = sibling.memory if sibling else (None, torch.cuda.Stream())

@@ -1,12 +1,12 @@
-"""Runs the decoder over a batch: prompt or next tokens in, logits of the tokens after them out."""
+"""Runs the text decoder over a batch, from prompts or next tokens to the logits of the tokens after them."""
 
 from torch import Tensor
 
 from blipcore.model.attention import ImageKV, KVCache
 from blipcore.model.text import TextTransformer
 
-# Finished images stay in the batch until they are this share of it: dropping them copies the keys and values of all
-# others, which costs as much as several steps.
+# Finished images stay in the batch until they are this share of it: dropping them copies the keys and values of the
+# others, which costs several steps.
 DROP_SHARE = 0.25
 
 
@@ -30,13 +30,13 @@ class Decoder:
         return next_logits(self.text, ids, self.kv, self.cache)
 
     def select(self, rows: Tensor, images: Tensor | None = None) -> None:
-        """Keep these rows, in this order and possibly repeated, and these images (None: all)."""
+        """Keep these rows, in this order, possibly repeated, and these images (None: all)."""
         self.cache.select(rows)
         if images is not None:
             self.kv = self.kv.select(images)
 
     def should_drop_finished(self, remaining: int) -> bool:
-        """Return True if continuing with only the `remaining` unfinished images saves time."""
+        """Return True if dropping all but the `remaining` unfinished images saves time."""
         return remaining <= (1 - DROP_SHARE) * len(self.kv)
 
 

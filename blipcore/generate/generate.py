@@ -1,11 +1,10 @@
 """Generates captions from image tokens by nucleus sampling, beam search or greedy decoding.
 
-Lengths, penalty, filters and beam bookkeeping follow transformers 4.15, for which the official code was written, so a
-beam search reproduces its token ids. The image is encoded once: its keys and values serve all decoding steps and all
-captions, which also share the pass over the prompt.
+Lengths, penalty, filters and beams follow transformers 4.15, which the official code uses, so beam search reproduces
+its token ids. All captions of an image share its keys and values and the pass over the prompt.
 
-Sampling takes its noise from a counter-based generator keyed by (seed, sample key, caption index), one number per
-step. The caption of an image therefore depends neither on its batch nor on the number of workers.
+Sampling draws one number per step from a counter-based generator keyed by (seed, sample key, caption index), so the
+caption of an image depends neither on its batch nor on the number of workers.
 """
 
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ def generate(
 ) -> GeneratedTexts:
     """Return captions of the images with tokens `image_embeds` (B, N, W) and sample keys `keys` (B).
 
-    `graphs` replays decoding steps as CUDA graphs (see `cuda_graphs`); pass the same object for every batch.
+    `graphs` replays decoding steps (see `cuda_graphs`); pass the same object for every batch.
     """
     texts_per_image = config.beams if config.mode == "beam" else config.num_captions
     kv = model.text.image_kv(image_embeds, text_tokens=texts_per_image * (config.max_length - 1))
@@ -51,7 +50,7 @@ def generate_texts(
     keys: Sequence[str],
     graphs: CudaGraphs | None = None,
 ) -> GeneratedTexts:
-    """Return texts that the decoder `text` generates for each of the B items of `kv`, with sample keys `keys`."""
+    """Return texts of the decoder `text` for the B items of `kv` with sample keys `keys`."""
     prompt = encode_prompt(text, tokenizer, config)
     assert len(keys) == len(kv), f"{len(keys)} keys for {len(kv)} images"
     if not keys:
@@ -64,7 +63,7 @@ def generate_texts(
 
 
 def encode_prompt(text: TextTransformer, tokenizer: Tokenizer, config: GenerateConfig) -> list[int]:
-    """Return the prompt's token ids. Raises ValueError if `max_length` leaves no room after it or is too long."""
+    """Return the prompt's token ids. Raises ValueError if `max_length` leaves no room for more or is too long."""
     prompt, longest = tokenizer.prompt(config.prompt), text.config.max_positions
     if not len(prompt) < config.max_length <= longest:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The token loop of nucleus sampling and greedy decoding, with noise that belongs to the sample key."""
+"""The token loop of nucleus sampling and greedy decoding, with noise per sample key."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GeneratedTexts:
 def sample_noise(seed: int, key: str, index: int, steps: int) -> np.ndarray:
     """Return `steps` numbers in [0, 1) for caption `index` of the sample `key`; fewer steps give a prefix."""
     digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(errors="surrogatepass"), digest_size=16).digest()
-    # Raw counters: numpy does not promise to keep the stream of Generator.random.
+    # Raw output: numpy may change the stream of Generator.random.
     raw = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(steps)
     return (raw >> np.uint64(11)) * 2.0**-53
 
@@ -42,7 +42,7 @@ def batch_noise(config: GenerateConfig, keys: Sequence[str], steps: int) -> Tens
 def sample_captions(
     decoder: Decoder, prompt: list[int], sep: int, config: GenerateConfig, noise: Tensor | None
 ) -> GeneratedTexts:
-    """Sample texts with `noise` (R, steps), R = B * num_captions; without it take the likeliest token at every step."""
+    """Sample texts with `noise` (R, steps), R = B * num_captions; None takes the likeliest token at every step."""
     B, n, device = len(decoder.kv), config.num_captions, decoder.kv.layers[0].device
     # 1) Prefill the prompt once per image, then repeat its row for every caption.
     ids = torch.tensor([prompt] * B, device=device)
@@ -87,9 +87,9 @@ def sample_captions(
 
 
 def constrain_scores(scores: Tensor, ids: Tensor, sep: int, config: GenerateConfig) -> Tensor:
-    """Return scores (R, V) of the token after `ids` (R, L): repetition penalised, the end ruled out below min_length.
+    """Return scores (R, V) of the token after `ids` (R, L): repetition penalised, no [SEP] before min_length.
 
-    As `RepetitionPenaltyLogitsProcessor` and `MinLengthLogitsProcessor` of transformers 4.15.
+    Same as `RepetitionPenaltyLogitsProcessor` and `MinLengthLogitsProcessor` of transformers 4.15.
     """
     scores = scores.clone()
     if config.repetition_penalty != 1.0:
@@ -103,7 +103,7 @@ def constrain_scores(scores: Tensor, ids: Tensor, sep: int, config: GenerateConf
 
 
 def sample_next_token(scores: Tensor, noise: Tensor, config: GenerateConfig) -> Tensor:
-    """Draw a token per row (R,) from the top-k, then top-p part of softmax(scores (R, V)) with `noise` (R,)."""
+    """Draw a token per row (R,) from the top-k, then top-p tokens of scores (R, V) with `noise` (R,)."""
     V = scores.shape[1]
     top, ids = (x.cpu() for x in scores.topk(min(config.top_k, V) if config.top_k else V))
     return draw_tokens(top.double().softmax(1), ids, noise, config.top_p, V)

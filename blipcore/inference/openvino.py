@@ -1,6 +1,6 @@
 """The image encoder through OpenVINO, compiled for the bf16 or int8 units of this CPU.
 
-The graph is written with OpenVINO's operations, so nothing is traced or exported. It is compiled once per process.
+The graph is built from OpenVINO's operations, without tracing, and compiled once per process.
 """
 
 import functools
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from blipcore.model.vit import Attention, Block, Mlp, VisionTransformer, normalise_pixels
 
-# Images per call: more are no faster, and their activations take memory.
+# Images per call; more are no faster and take memory.
 CHUNK = 4
-# Numbers of a token that share a scale in int8. Smaller groups round less; from 128 down they cost time.
+# Numbers of a token that share a scale in int8. Smaller groups round less; those of 128 and below cost time.
 INT8_GROUP_SIZE = 256
 
-# A node of the graph, or an output of one; OpenVINO's types need the package.
+# A node of the graph or an output of one; OpenVINO's types would need the package.
 Node = Any
 
 
 def import_openvino() -> ModuleType:
     """Import OpenVINO without its telemetry. Raises ImportError with the install command if it is missing."""
-    # OpenVINO reports every import over the network by this module, and does without it if it is missing.
+    # OpenVINO reports every import over the network through this module, which is optional.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks an import
     try:
         import openvino
@@ -38,9 +38,9 @@ def import_openvino() -> ModuleType:
 def openvino_core() -> Any:
     """Return OpenVINO's runtime, one per process and never freed.
 
-    Its CPU plugin sets the signal stack of the thread that loads it, and frees that memory with the last reference. If
-    the garbage collector frees it on another thread, the first thread keeps a dangling signal stack, and the next
-    signal (Ctrl-C, the end of a child) kills the process silently.
+    Its CPU plugin sets the signal stack of the thread that loads it and frees this memory with the last reference. If
+    another thread's garbage collection frees it, the first thread keeps a dangling signal stack: the next signal
+    (Ctrl-C, the end of a child) kills the process silently.
     """
     return import_openvino().Core()
 
@@ -48,9 +48,8 @@ def openvino_core() -> Any:
 class OpenVinoEncoder(nn.Module):
     """Map pixels (B, 3, S, S) to image tokens (B, N, W) in `dtype`, with a copy of the weights of `encoder`.
 
-    With `int8` the layers multiply 8-bit integers: weights with one scale per output, tokens with scales computed per
-    token, so that no image affects another. All other operations run in `dtype`. The first call fixes the number of
-    threads to torch's at that time.
+    With `int8` the layers multiply 8-bit integers: weights with a scale per output, tokens with scales per token, so
+    that no image affects another. Other operations run in `dtype`. The first call takes torch's number of threads.
     """
 
     def __init__(self, encoder: VisionTransformer, dtype: torch.dtype = torch.bfloat16, *, int8: bool = False) -> None:
@@ -77,7 +76,7 @@ class OpenVinoEncoder(nn.Module):
 
 
 class GraphBuilder:
-    """Writes the layers of an image encoder as OpenVINO operations; the methods are named after `vit`."""
+    """Builds an image encoder from OpenVINO operations; the methods are named after `vit`."""
 
     def __init__(self, openvino: ModuleType, encoder: VisionTransformer, int8: bool) -> None:
         self.openvino, self.op, self.encoder, self.int8 = openvino, openvino.opset13, encoder, int8

@@ -1,7 +1,7 @@
 """Prepares a model for inference: on its device, in its number format, its image encoder through a backend.
 
-Training keeps float32 weights and converts them in every product (`device.autocast`). Here they are converted once.
-The image encoder, which takes nine tenths of the time, may run through a compiler (`Backend`).
+Training converts float32 weights in every product (`device.autocast`); here they are converted once. The image
+encoder, nine tenths of the time, may run through a compiler (`Backend`).
 """
 
 import ctypes
@@ -15,14 +15,14 @@ from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype, supp
 from blipcore.inference.openvino import OpenVinoEncoder
 from blipcore.model.blip import Blip
 
-# Images that a CPU encodes at a time: the activations of 4 images fit its caches.
+# Images per pass on a CPU: the activations of 4 images fit its caches.
 CPU_CHUNK = 4
 
 
 def prepare_for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> Blip:
     """Move `model` to `device` in `dtype`, its image encoder through `backend`, and return it.
 
-    The model is changed in place and cannot be trained afterwards.
+    Changes the model in place; it cannot be trained afterwards.
     """
     backend = resolve_backend(device, dtype, backend)
     number_format = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
@@ -42,9 +42,9 @@ def prepare_for_inference(model: Blip, device: str, dtype: Dtype = "auto", backe
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with bf16 weights in oneDNN's layout, which spares a reordering in every product.
+    """A linear layer with bf16 weights in oneDNN's layout, which saves a reordering in every product.
 
-    torch packs weights itself only in compiled code. The results are bit-identical.
+    torch itself packs weights only in compiled code. Results are bit-identical.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -52,14 +52,14 @@ class PackedLinear(nn.Module):
         self.weight, self.bias = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        # Heat maps need a gradient, which oneDNN's product does not have.
+        # For heat maps: oneDNN's product has no gradient.
         if torch.is_grad_enabled() and x.requires_grad:
             return F.linear(x, self.weight.to_dense(), self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 def pack_linear_layers(model: nn.Module) -> None:
-    """Replace linear layers of a bf16 model by `PackedLinear`, except `kv`, whose weights are also read directly."""
+    """Replace the linear layers of a bf16 model by `PackedLinear`, except `kv`, whose weights are read directly."""
     for module in list(model.modules()):
         for name, layer in module.named_children():
             if isinstance(layer, nn.Linear) and name != "kv":
@@ -67,14 +67,14 @@ def pack_linear_layers(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next tensor, for the whole process. Without glibc, do nothing.
+    """Make glibc keep freed memory for the next tensor, in the whole process. Without glibc, do nothing.
 
-    By default, freed blocks of megabytes go back to the system, and new ones cost a page fault per page.
+    By default, freed megabytes go back to the system, and new ones cost a page fault per page.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             # M_MMAP_MAX = 0: take large blocks from the heap too.
             mallopt(-4, 0)
-            # M_TRIM_THRESHOLD: never give free memory at the end of the heap back.
+            # M_TRIM_THRESHOLD: never return free memory at the end of the heap.
             mallopt(-1, 2**31 - 1)

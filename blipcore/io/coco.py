@@ -18,10 +18,10 @@ class CocoImage(NamedTuple):
 
 
 def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
-    """Return the images of a COCO file in its order, each with all its captions; reads the whole file.
+    """Return the images of a COCO file, in its order and with their captions; reads the whole file.
 
-    Raises ValueError with file and entry if an image has no id or no file name, if an annotation has no image id and,
-    with `require_captions`, if an annotation has no caption or belongs to no image. Without it, these two are ignored.
+    Raises ValueError with file and entry for an image without id or file name and an annotation without image id. With
+    `require_captions`, also for an annotation without caption or of an unknown image; otherwise these are ignored.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))

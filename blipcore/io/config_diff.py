@@ -1,4 +1,4 @@
-"""Differences between two configurations: the one an output was made with, and the one of the current run."""
+"""Differences between the configuration of an existing output and that of the current run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
-# Metadata of dataclass fields. A field without any identifies the output: a run with another value of it is refused.
+# Metadata of dataclass fields. Without it, a run with another value of the field is refused.
 #     workers: int = field(default=0, metadata=INCIDENTAL)
-# INCIDENTAL: never changes the output, such as the number of workers, so a run may resume with another value.
+# INCIDENTAL: never changes the output, so a run may resume with another value.
 INCIDENTAL: Mapping[str, Any] = {"incidental": True}
-# PER_PROCESS: may change with the number of processes, if the batch of all of them together stays the same.
+# PER_PROCESS: may change with the number of processes if the total batch size stays the same.
 PER_PROCESS: Mapping[str, Any] = {"per_process": True}
 
 
 def incidental_fields(config: Any) -> list[str]:
-    """Return the names of the fields of a dataclass, or of an instance, that are marked `INCIDENTAL`."""
+    """Return the names of the fields of a dataclass or instance that are marked `INCIDENTAL`."""
     return _marked_fields(config, INCIDENTAL)
 
 
 def per_process_fields(config: Any) -> list[str]:
-    """Return the names of the fields of a dataclass, or of an instance, that are marked `PER_PROCESS`."""
+    """Return the names of the fields of a dataclass or instance that are marked `PER_PROCESS`."""
     return _marked_fields(config, PER_PROCESS)
 
 
@@ -31,7 +31,7 @@ def _marked_fields(config: Any, mark: Mapping[str, Any]) -> list[str]:
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """Return one line per setting that differs, such as `generate.top_p: 0.9 -> 0.8`.
 
-    Settings whose own name, without the names of the sections around it, is in `ignored` may differ.
+    Settings with a name in `ignored`, which has no section names, may differ.
     """
     before, after = _flatten(old), _flatten(new)
     lines = []
@@ -39,7 +39,7 @@ def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collec
         if name.rpartition(".")[2] in ignored:
             continue
         was, now = _format(before, name), _format(after, name)
-        # 1 and 1.0 are equal, NaN is not equal to itself.
+        # Both tests: 1 equals 1.0, and NaN does not equal itself.
         same = was == now or (name in before and name in after and before[name] == after[name])
         if not same:
             lines.append(f"{name}: {was} -> {now}")

@@ -1,6 +1,6 @@
-"""Finds the files of a model, in a local folder or on the Hugging Face hub, and its fingerprint.
+"""Finds the files of a model, in a local folder or on the Hugging Face hub, and computes its fingerprint.
 
-No tensor is read and torch is not imported: a command that only compares fingerprints starts at once.
+torch is not imported: a command that only compares fingerprints starts at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)
 
 
 def download_from_hub(hub_id: str, files: Sequence[str]) -> Path:
-    """Download the files of a hub repository that match the patterns, and return their folder."""
+    """Download the files of a hub repository that match the patterns `files`; return their folder."""
     import huggingface_hub
 
     if not _HUB_ID.fullmatch(hub_id):
@@ -35,13 +35,13 @@ def download_from_hub(hub_id: str, files: Sequence[str]) -> Path:
 
 
 def locate_model(path_or_id: str | Path) -> Path:
-    """Return a local path as it is, or the folder to which a model and its tokenizer were downloaded from the hub."""
+    """Return a local path, or the folder of a model and its tokenizer downloaded from the hub."""
     path = Path(path_or_id)
     if path.exists():
         return path
     patterns = ("config.json", *TOKENIZER_FILES, "model*.safetensors", WEIGHT_INDEX)
     folder = download_from_hub(str(path_or_id), patterns)
-    if not any(folder.glob("*.safetensors")):  # an older repository, which has a pickle only
+    if not any(folder.glob("*.safetensors")):  # an older repository with only a pickle
         folder = download_from_hub(str(path_or_id), (*patterns, "pytorch_model.bin"))
     return folder
 
@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a model folder."""
+    """Return the JSON object in a file of a model folder. Raises FileNotFoundError or ValueError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}.")
     try:
@@ -77,7 +77,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def model_fingerprint(path_or_id: str | Path, tokenizer: str | Path | None = None) -> str:
     """Return 16 hex digits that change with the weights, the config or the vocabulary of a model.
 
-    A `tokenizer`, a file or folder, replaces the model's own. Outputs record the fingerprint of their model.
+    A `tokenizer` (file or folder) replaces the model's own.
     """
     path = locate_model(path_or_id)
     files = [path]

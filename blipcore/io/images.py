@@ -1,7 +1,6 @@
 """Opens pictures as upright 8-bit RGB, with transparent parts on white.
 
-Every part of both packages uses these functions, so that the captioner, the filter, the report and the trainer see the
-same pixels. torch is not imported.
+Captioner, filter, report and trainer see the same pixels through these functions. torch is not imported.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ UPRIGHT_TRANSPOSES = {
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
-    """Read the header of a picture, and no pixels; raises errors of Pillow, of many types."""
+    """Read the header of a picture, without its pixels. Raises any of Pillow's errors, which are of many types."""
     Image.init()
     formats = [name for name in PILLOW_FORMATS if name in Image.OPEN]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing, or unreadable in an intact picture."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or unreadable."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # struct.error, SyntaxError, TypeError, ...
@@ -44,7 +43,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened picture as upright 8-bit RGB; raises errors of Pillow for damaged pixels."""
+    """Return an opened picture as upright 8-bit RGB. Raises any of Pillow's errors for damaged pixels."""
     image.load()
     transpose = UPRIGHT_TRANSPOSES.get(read_orientation(image))
     if transpose is not None:
@@ -58,7 +57,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Map grey of more than 8 bits to 0..255 by its full range; Pillow clips it at 255, which is nearly all white."""
+    """Scale grey of more than 8 bits to 0..255; Pillow clips it at 255, which makes nearly all of it white."""
     import numpy as np
 
     values = np.asarray(image).astype(np.float64)

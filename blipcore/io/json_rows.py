@@ -1,7 +1,6 @@
 """Rows of a JSON list or of JSON lines, read one at a time in the memory of one row and a megabyte.
 
-Each row comes with its `RowStart`, from which reading can start again without what lies before it. The lists released
-with BLIP have tens of millions of rows in one file.
+Reading can start at the `RowStart` of any row: the lists released with BLIP have tens of millions of rows in one file.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath
 
 CHUNK_BYTES = 1 << 20  # read at a time
-MAX_ROW_CHARACTERS = 1 << 26  # a longer row is taken for damage, such as a quote that is never closed
+MAX_ROW_CHARACTERS = 1 << 26  # a longer row is damage, such as a quote that is never closed
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 SPACE = re.compile(r"[ \t\r\n]*")
 DECODE = json.JSONDecoder().raw_decode
 
 
 class RowStart(NamedTuple):
-    """The start of a row: its number, counted from 0, and its offset in the file, in bytes."""
+    """The start of a row: its number, from 0, and its byte offset in the file."""
 
     number: int = 0
     offset: int = 0
@@ -37,8 +36,8 @@ FIRST_ROW = RowStart()
 def read_json_rows(path: Path, start: RowStart = FIRST_ROW) -> Iterator[tuple[RowStart, object]]:
     """Yield the rows of a file from `start`, which an earlier call has yielded, to the end.
 
-    The suffix of `path` says whether it holds a list or JSON lines. Raises FileNotFoundError, or ValueError with file
-    and row if the content is not a list, not JSON or cut short.
+    The suffix of `path` decides between a list and JSON lines. Raises FileNotFoundError, or ValueError with file and
+    row if the content is no list, no JSON or cut short.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No annotation file at {path}.")
@@ -113,13 +112,13 @@ class _JsonWindow:
         return True
 
     def parse(self) -> object:
-        """Parse the object, list or string that is next. A number is no row: it may continue beyond the window."""
+        """Parse the next object, list or string; not a number, which may continue beyond the window."""
         while True:
             try:
                 value, self.at = DECODE(self.window, self.at)
                 return value
             except JSONDecodeError as error:
-                # The value may just continue beyond the window.
+                # The value may continue beyond the window.
                 if len(self.window) - self.at <= MAX_ROW_CHARACTERS and self._read_on():
                     continue
                 raise ValueError(
@@ -130,14 +129,14 @@ class _JsonWindow:
                 raise ValueError(f"{self.name}, row {self.row} is nested too deeply.") from None
 
     def preview(self) -> str:
-        """Return the next few characters, for a message."""
+        """Return the next characters, for a message."""
         self.peek()
         return self.window[self.at : self.at + 20]
 
     def _read_on(self) -> bool:
         """Drop the text before `at` and append more; return False at the end of the file.
 
-        It at least doubles the rest of the window, so that a long row is not parsed many times.
+        The rest of the window at least doubles, so a long row is parsed few times.
         """
         self._offset, self._counted = self.offset, 0
         rest = self.window[self.at :]

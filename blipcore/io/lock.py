@@ -1,10 +1,10 @@
 """Locks an output folder; a second run on it exits with an error.
 
-On file systems with locks (local ones, NFS) it is an flock on `.lock`, which the kernel releases however a process
-ends. Without locks, as in an object store, a run writes a lease `.lease.<id>` and renews it; a lease that has not been
-renewed for a while belongs to a killed run. Ranks with one `--world-size` share a folder, each with its own shards.
+On file systems with locks (local ones, NFS) it is an flock on `.lock`, which the kernel releases when the process ends.
+Without locks, as in an object store, a run writes a lease `.lease.<id>` and renews it; a lease that is not renewed
+belongs to a killed run. Ranks with one `--world-size` share a folder, each with its own shards.
 
-A lock prevents duplicate work only. The files themselves are safe: they appear complete, and two runs write the same.
+A lock only prevents duplicate work: files are written atomically, and two runs write the same.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 
 from blipcore.io.storage import DISK_FULL_ERRNOS, UNSUPPORTED_ERRNOS, AnyPath, Remote, list_names, modified_time
 
-SHARED_WAIT_SECONDS = 5.0  # for the other ranks, each of which holds the lock alone for a moment
+SHARED_WAIT_SECONDS = 5.0  # for other ranks, which hold the lock exclusively for a moment
 RETRY_SECONDS = 0.02
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 90.0  # long enough for several failed or late renewals
 
-# Who holds a lock: host, pid, started, rank and world_size; empty if it cannot be read.
+# The holder of a lock: host, pid, started, rank and world_size; empty if unreadable.
 Owner = dict[str, Any]
 
 
@@ -38,9 +38,9 @@ class FolderLockedError(RuntimeError):
 
 @contextmanager
 def lock_folder(folder: AnyPath, rank: int = 0, world_size: int = 1) -> Iterator[None]:
-    """Lock `folder` while the block runs, creating it if needed; FolderLockedError if another run holds it.
+    """Lock `folder` while the block runs. Raises FolderLockedError if another run holds it.
 
-    Folders that were created and are empty at the end are removed.
+    Missing folders are created, and removed again if they are empty at the end.
     """
     created = _create_folder(folder)
     try:
@@ -72,9 +72,9 @@ def _create_folder(folder: AnyPath) -> list[Path]:
 def lock_for_process(path: Path) -> BinaryIO:
     """Lock the file `path` until this process ends or the returned file is closed.
 
-    This is a POSIX record lock, unlike the locks of `lock_folder`: processes forked while it is held, such as data
-    loading workers, do not hold it, so it is free as soon as this process is killed. On a file system without locks
-    nothing is locked. Raises FolderLockedError if another process holds it.
+    A POSIX record lock, unlike those of `lock_folder`: forked processes, such as data loading workers, do not hold it,
+    so it is free as soon as this process is killed. On a file system without locks nothing is locked. Raises
+    FolderLockedError if another process holds it.
     """
     file = path.open("wb")
     try:
@@ -110,14 +110,14 @@ def _file_lock(folder: Path, owner: Owner) -> Iterator[None]:
         yield
     finally:
         for path, descriptor in reversed(held):
-            with suppress(OSError):  # another rank still holds it, and will remove the file
+            with suppress(OSError):  # another rank still holds it and will remove the file
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
             os.close(descriptor)
 
 
 def _acquire(path: Path, owner: Owner, shared: bool = False) -> tuple[Path, int]:
-    """Lock a file exclusively, or `shared` with the other ranks, and write the owner into it."""
+    """Lock a file, exclusively or `shared` with other ranks, and write the owner into it."""
     deadline = time.monotonic() + (SHARED_WAIT_SECONDS if shared else 0)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -130,20 +130,20 @@ def _acquire(path: Path, owner: Owner, shared: bool = False) -> tuple[Path, int]
             if _is_same_file(path, descriptor) and give_up:
                 raise FolderLockedError(_locked_message(path.parent, other))
         except OSError as error:
-            if error.errno in DISK_FULL_ERRNOS:  # this process has the lock, and the file is empty
+            if error.errno in DISK_FULL_ERRNOS:  # this process holds the lock, and the file is empty
                 path.unlink(missing_ok=True)
             os.close(descriptor)
             raise OSError(error.errno, error.strerror, str(path)) from None
         except BaseException:
             os.close(descriptor)
             raise
-        # The file was removed between opening and locking it, or another rank holds it alone for a moment.
+        # The file was removed before it was locked, or another rank holds it exclusively for a moment.
         os.close(descriptor)
         time.sleep(RETRY_SECONDS)
 
 
 def _try_lock(descriptor: int, owner: Owner, shared: bool) -> bool:
-    """Lock exclusively first, which shows that the owner in the file is gone; then, if `shared`, downgrade."""
+    """Lock exclusively, which succeeds if the owner in the file is gone; then, if `shared`, downgrade."""
     with suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -171,7 +171,7 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def _lease_lock(folder: AnyPath, owner: Owner) -> Iterator[None]:
-    """Write a lease, then look for others: of two runs that start at once, at least one sees the other and exits."""
+    """Write a lease, then look for others: of two runs that start at once, at least one sees the other."""
     lease, content = folder / f".lease.{uuid.uuid4().hex[:12]}", json.dumps(owner).encode()
     finished = threading.Event()
 
@@ -189,13 +189,13 @@ def _lease_lock(folder: AnyPath, owner: Owner) -> Iterator[None]:
     finally:
         finished.set()
         if renewer.ident is not None:
-            renewer.join()  # a renewal in progress would create the lease again
+            renewer.join()  # a renewal in progress would recreate the lease
         lease.unlink(missing_ok=True)
 
 
 def _require_no_other_lease(folder: AnyPath, lease: AnyPath, owner: Owner) -> None:
-    """Raise FolderLockedError for the lease of another run; remove those of runs that have ended."""
-    now = modified_time(lease)  # by the clock of the store, which also dates the other leases
+    """Raise FolderLockedError for the lease of another run; remove leases of ended runs."""
+    now = modified_time(lease)  # by the clock of the store, as for other leases
     for name in list_names(folder):
         other_lease = folder / name
         if not name.startswith(".lease.") or name == lease.name:
@@ -210,7 +210,7 @@ def _require_no_other_lease(folder: AnyPath, lease: AnyPath, owner: Owner) -> No
 
 
 def _read_lease(lease: AnyPath) -> Owner:
-    """Return the owner of a lease; an empty file is still being written, so it is read again for a second."""
+    """Return the owner of a lease. An empty file is still being written and is read again for a second."""
     for _ in range(50):
         owner = _parse_owner(lease.read_bytes())
         if owner:
@@ -228,14 +228,14 @@ def _describe_process(rank: int, world_size: int) -> Owner:
 
 
 def _host() -> str:
-    """Return the name of this machine and its process namespace, since containers may share the name."""
+    """Return the name of this machine with its process namespace: containers may share the name."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process of this machine started, in kernel ticks; None without such a process, or /proc."""
+    """Return the start time of a process in kernel ticks; None if the process or /proc is missing."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -243,7 +243,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _is_dead(owner: Owner) -> bool:
-    """Return whether the owner was a process of this machine that has ended."""
+    """Return whether the owner is an ended process of this machine."""
     return owner.get("host") == _host() and _start_time(int(owner.get("pid", 0))) != owner.get("started")
 
 

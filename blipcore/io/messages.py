@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-MAX_LENGTH = 300  # characters; some libraries put whole documents into a message
+MAX_LENGTH = 300  # characters; some messages contain whole documents
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the message of an error, or a text, without line breaks; an empty one gives the error's type."""
+    """Return a text or the message of an error without line breaks, or the error's type if it has no message."""
     message = " ".join(str(error).split())[:MAX_LENGTH]
     return message or ("" if isinstance(error, str) else type(error).__name__)

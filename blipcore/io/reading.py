@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from blipcore.io.storage import AnyPath, Remote, file_size, name_full_disk
 
-RANGE_BYTES = 8 << 20  # per request: large enough for full throughput, small enough to repeat
+RANGE_BYTES = 8 << 20  # per request: enough for full throughput, cheap to repeat
 RANGES_AHEAD = 4  # requested beyond the one that is read
 
 
@@ -21,9 +21,9 @@ def open_read(path: AnyPath) -> BinaryIO:
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Return `size` bytes at `offset` of a file from `open_read`, without its shared position.
+    """Return `size` bytes at `offset` of a file from `open_read`.
 
-    Forked processes share the position of an open file, and threads do; both may call this.
+    Does not use the file's position, which threads and forked processes share.
     """
     if isinstance(file, RemoteFile):
         return file.read_at(offset, size)
@@ -40,9 +40,9 @@ def read_tail(path: AnyPath, size: int = 64 << 10) -> bytes:
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file that is fetched in ranges, each once and some ahead of the reader.
+    """A remote file, fetched in ranges, each once and some ahead of the reader.
 
-    The ranges are kept in a temporary file: a tar is read twice, first its headers and then its members.
+    A temporary file keeps them: a tar is read twice, first its headers, then its members.
     """
 
     def __init__(self, remote: Remote):
@@ -90,7 +90,6 @@ class RemoteFile(io.RawIOBase):
         return os.pread(self._spool.fileno(), stop - start, start)
 
     def _fetch(self, number: int) -> None:
-        """Copy one range into the temporary file."""
         start, stop = number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, self.end)
 
         def fetch(fs: Any, path: str) -> bytes:

@@ -1,10 +1,10 @@
-"""Groups the members of a tar into samples, and decides which text belongs to a picture.
+"""Groups the members of a tar into samples, and chooses the text of a picture.
 
 A key is a member's name up to the first dot of its last part, as in webdataset: `a/0.jpg`, `a/0.txt` and `a/0.json`
 are the picture, the text and the metadata of the sample `a/0`. They need not be adjacent.
 
-The text of a picture is the first of these that is not blank: its `.txt`, the "caption" of its `.json`, the caption in
-the table beside the tar. `choose_text` is this rule for the filter, the export and the trainer alike.
+The text of a picture is the first that is not blank: its `.txt`, the "caption" of its `.json`, the caption in the
+table beside the tar. Filter, export and trainer share this rule (`choose_text`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SampleMembers:
 class IndexedTar:
     """A tar whose samples are indexed by key and read in any order; a context manager.
 
-    `samples` is in the order of their first members, `problems` lists what is wrong with the tar.
+    `samples` has the order of the first members; `problems` lists the tar's defects.
     """
 
     def __init__(self, path: AnyPath) -> None:
@@ -70,7 +70,7 @@ class IndexedTar:
         return read_at(self._file, member.offset, member.size)
 
     def read_metadata(self, members: SampleMembers) -> dict[str, Any]:
-        """Return the JSON object of a sample, empty if it has none that can be read."""
+        """Return the JSON object of a sample, empty if it is missing or unreadable."""
         data = self.read(members.metadata)
         try:
             metadata = json.loads(data) if data else {}
@@ -79,10 +79,7 @@ class IndexedTar:
         return metadata if isinstance(metadata, dict) else {}
 
     def read_text(self, members: SampleMembers, metadata: dict[str, Any] | None = None) -> str | None:
-        """Return the text that the tar has for a sample: its `.txt`, or the "caption" of its JSON object.
-
-        `metadata` is this object if it has been read.
-        """
+        """Return the text of a sample in the tar: its `.txt`, or the "caption" of `metadata`, which is read if None."""
         data = self.read(members.text)
         text = None if data is None else data.decode("utf-8", errors="replace")
         if text and not text.isspace():
@@ -90,15 +87,12 @@ class IndexedTar:
         caption = (self.read_metadata(members) if metadata is None else metadata).get("caption")
         if not isinstance(caption, str):
             return text
-        # JSON may hold half of a surrogate pair, which no table takes.
+        # JSON may hold half of a surrogate pair, which no table can store.
         return choose_text(text, caption.encode("utf-8", errors="replace").decode("utf-8"))
 
 
 def choose_text(*candidates: str | None) -> str | None:
-    """Return the first text that is not blank; else the first that is not None, if any.
-
-    The text is returned as it was written. Callers that compare texts strip them; a blank text counts as none.
-    """
+    """Return the first text that is not blank, else the first that is not None, with its surrounding white space."""
     for text in candidates:
         if text and not text.isspace():
             return text
@@ -110,8 +104,7 @@ def read_samples(
 ) -> Generator[TarSample, None, None]:
     """Yield the samples of a tar in the order of their first members, each key once.
 
-    Defects of the tar are appended to `problems`. With `keys`, only the headers of other samples are read. A sample
-    without a complete picture has the `error` no_picture or truncated_tar.
+    Defects of the tar are appended to `problems`. With `keys`, other samples are skipped.
     """
     with IndexedTar(to_path(path)) as tar:
         if problems is not None:
@@ -160,5 +153,5 @@ def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, Sampl
 
 
 def _has_field(member: TarMember) -> bool:
-    """Tell whether a name has more than one dot: 0.depth.png is the picture only if there is no 0.jpg."""
+    """Return whether a name has more than one dot: 0.depth.png is the picture only if 0.jpg is missing."""
     return member.name.rpartition("/")[2].count(".") > 1

@@ -1,7 +1,7 @@
 """Local paths and fsspec URLs (`s3://`, `gs://`, ...) behind one interface.
 
-`to_path` turns what a user types into an `AnyPath`: a `pathlib.Path`, or a `Remote` with the methods of it that the
-stages need. Every remote request is retried here, and only here: temporary failures of a network do not reach callers.
+`to_path` turns a string into an `AnyPath`: a `pathlib.Path`, or a `Remote` with some of its methods. Every remote
+request is retried here and only here, so temporary failures of a network do not reach callers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ TRIES = 5  # per request
 FIRST_WAIT = 0.5  # seconds before the second try, doubled for each further one
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of capfilt that installs its package
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
-# For example CIFS refuses fsync of a folder, NFS without locks refuses flock.
+# CIFS refuses fsync of a folder, NFS without locks refuses flock.
 UNSUPPORTED_ERRNOS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-# A request that fails with one of these is not retried.
+# Not retried.
 PERMANENT_ERRORS: tuple[type[Exception], ...] = (
     FileNotFoundError,
     FileExistsError,
@@ -45,7 +45,7 @@ PERMANENT_ERRORS: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A file or folder behind an fsspec URL, with the part of `pathlib.Path` that the stages use."""
+    """A file or folder behind an fsspec URL, with the methods of `pathlib.Path` that the stages use."""
 
     url: str  # without a trailing slash
 
@@ -57,7 +57,7 @@ class Remote:
         return self.url
 
     def __fspath__(self) -> str:
-        # Otherwise `open` would create a local file of that name.
+        # Without an error, `open` would create a local file of that name.
         raise TypeError(f"{self.url} is not a local file.")
 
     @property
@@ -98,7 +98,7 @@ class Remote:
             return None
 
     def info(self) -> dict[str, Any]:
-        """Return what the file system knows about a file: size, type, and its own marks of a version."""
+        """Return size, type and version fields of a file, as its file system reports them."""
         return self.request(lambda fs, path: fs.info(path))
 
     def iterdir(self) -> Iterator[Remote]:
@@ -125,11 +125,11 @@ class Remote:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Create the folder and its parents; nothing in an object store, where folders are parts of names."""
+        """Create the folder and its parents; do nothing in an object store, which has no folders."""
         self.request(lambda fs, path: can_rename(fs) and fs.makedirs(path, exist_ok=True))
 
     def download(self, target: Path) -> None:
-        """Copy the file to a local one; a copy of another size than announced is a temporary failure."""
+        """Copy the file to a local one. A copy of the wrong size is a temporary failure."""
 
         def copy(fs: Any, path: str) -> None:
             size = fs.info(path).get("size")
@@ -142,7 +142,6 @@ class Remote:
             self.request(copy)
 
     def upload(self, source: str) -> None:
-        """Copy a local file to this URL."""
         self.request(lambda fs, path: fs.put_file(source, path))
 
     def rename(self, target: Remote) -> None:
@@ -151,8 +150,8 @@ class Remote:
     def request(self, operation: Callable[[Any, str], T]) -> T:
         """Return `operation(file system, path)`, retried after temporary failures.
 
-        The file system is looked up for each try: after a fork fsspec must open a new one. Its cache of listings is
-        dropped, since other machines write to the same folders.
+        Each try looks up the file system, because fsspec must open a new one after a fork, and drops its cache of
+        listings, because other machines write to the same folders.
         """
 
         def attempt() -> T:
@@ -167,7 +166,7 @@ AnyPath: TypeAlias = Path | Remote
 
 
 def to_path(path: str | Path | Remote) -> AnyPath:
-    """Return the path that a string means; `~` and `file://` are local."""
+    """Return the path for a string; `~` and `file://` are local."""
     if isinstance(path, Remote | Path):
         return path
     scheme, separator, rest = path.partition("://")
@@ -179,7 +178,7 @@ def to_path(path: str | Path | Remote) -> AnyPath:
 
 
 def resolve_reference(folder: AnyPath, reference: str) -> AnyPath:
-    """Return the path of `reference`, which is a URL, absolute or relative to `folder`."""
+    """Return the path of `reference`: a URL, an absolute path or one relative to `folder`."""
     if "://" in reference or os.path.isabs(reference):
         return to_path(reference)
     return (folder / reference).resolve()
@@ -189,7 +188,7 @@ def resolve_reference(folder: AnyPath, reference: str) -> AnyPath:
 
 
 def list_names(folder: AnyPath) -> list[str]:
-    """Return the sorted names in a folder, by one request; an empty list if there is no such folder."""
+    """Return the sorted names in a folder, by one request; an empty list for a missing folder."""
     try:
         if isinstance(folder, Path):
             return sorted(os.listdir(folder))
@@ -200,7 +199,7 @@ def list_names(folder: AnyPath) -> list[str]:
 
 
 def existing(paths: Iterable[AnyPath]) -> set[AnyPath]:
-    """Return those of the paths that exist, by one listing per folder."""
+    """Return the existing paths among `paths`, by one listing per folder."""
     by_folder: dict[AnyPath, dict[str, AnyPath]] = {}
     for path in paths:
         by_folder.setdefault(path.parent, {})[path.name] = path
@@ -208,7 +207,7 @@ def existing(paths: Iterable[AnyPath]) -> set[AnyPath]:
 
 
 def modified_time(path: AnyPath) -> float:
-    """Return the time of the last write in seconds since 1970, by the clock of the file system."""
+    """Return the time of the last write in seconds since 1970, by the file system's clock."""
     if isinstance(path, Path):
         return path.stat().st_mtime
     return path.request(lambda fs, inner: fs.modified(inner)).timestamp()
@@ -220,10 +219,10 @@ def file_size(path: AnyPath) -> int:
 
 
 def list_files(folder: AnyPath) -> dict[str, int]:
-    """Return name -> bytes for all files below a folder, without hidden ones; names are relative to the folder.
+    """Return relative name -> bytes for all files below a folder, except hidden ones.
 
-    A folder's own files come before those of its subfolders, both sorted by name. A broken link has -1 bytes. A
-    subfolder that is not entered (no permission, or a link) is listed as its name with a trailing slash and -1 bytes.
+    A folder's own files come before its subfolders', both sorted by name. A broken link has -1 bytes, and so has a
+    subfolder that is a link or cannot be read, under its name with a trailing slash.
     """
     return _list_local(folder) if isinstance(folder, Path) else _list_remote(folder)
 
@@ -231,12 +230,12 @@ def list_files(folder: AnyPath) -> dict[str, int]:
 def _list_local(folder: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
 
-    def note_closed(error: OSError) -> None:
+    def record_unreadable(error: OSError) -> None:
         if Path(error.filename) == folder:
             raise error
         sizes[f"{Path(error.filename).relative_to(folder).as_posix()}/"] = -1
 
-    for root, subfolders, files in os.walk(folder, onerror=note_closed):
+    for root, subfolders, files in os.walk(folder, onerror=record_unreadable):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for path in (Path(root, name) for name in subfolders):
             if path.is_symlink():
@@ -261,14 +260,14 @@ def _list_remote(folder: Remote) -> dict[str, int]:
 
 
 def can_rename(fs: Any) -> bool:
-    """Return True for a file system, False for an object store, where renaming is a copy and a deletion."""
+    """Return False for an object store, where renaming is a copy and a deletion."""
     from fsspec import AbstractFileSystem
 
     return type(fs).mv is not AbstractFileSystem.mv
 
 
 def open_file_system(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it."""
+    """Return the fsspec file system of a URL and the path in it."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -283,7 +282,7 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def name_full_disk(path: str | Path) -> Iterator[None]:
-    """Add the path to the error of a full disk: the error of a write has none."""
+    """Add the path to the error of a full disk, which a failed write lacks."""
     try:
         yield
     except OSError as error:
@@ -293,7 +292,7 @@ def name_full_disk(path: str | Path) -> Iterator[None]:
 
 
 def _retry(attempt: Callable[[], T], url: str) -> T:
-    """Return the result of `attempt`, repeated with growing waits; the last error names the URL."""
+    """Return the result of `attempt`, retried with growing waits. The last error names the URL."""
     for number in range(TRIES):
         try:
             return attempt()
@@ -310,6 +309,6 @@ def _retry(attempt: Callable[[], T], url: str) -> T:
                 raise
             if number == TRIES - 1:
                 raise OSError(f"{url} does not answer after {TRIES} tries ({one_line(error)}).") from None
-            # The random part keeps workers from retrying at the same moment.
+            # Random, so that workers do not retry at the same moment.
             time.sleep(FIRST_WAIT * 2**number * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable: the last try returns or raises")

@@ -1,8 +1,8 @@
 """Local copies of remote tars, shared by all processes of a machine.
 
-Training reads the pictures of a tar in random order, so a remote tar is downloaded whole, into the folder for temporary
-files (TMPDIR). The first process that needs a tar downloads it, a thread downloads the next ones, and only the KEEP
-last used tars of a folder stay: a dataset of any size needs the disk space of a few shuffling windows.
+Training reads the pictures of a tar in random order, so a remote tar is downloaded whole, to TMPDIR. The first process
+that needs a tar downloads it, and a thread downloads the next ones. Only the KEEP last used tars of a folder stay: the
+disk space is that of a few shuffling windows, whatever the size of the dataset.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 from blipcore.io.storage import AnyPath, Remote
 
 KEEP = 32  # copies per folder, four windows of shards
-# The marks by which file systems tell a file from an older one of the same name.
+# Fields of fsspec file systems that change when a file is replaced.
 VERSION_FIELDS = ("size", "ETag", "etag", "mtime", "created")
 
 
 class TarCache:
-    """The tars of one folder as local files; a local folder's tars are used where they are."""
+    """The tars of one folder as local files; those of a local folder are not copied."""
 
     def __init__(self, folder: AnyPath) -> None:
         self.folder = folder
@@ -44,13 +44,13 @@ class TarCache:
     def local(self, name: str) -> Path:
         """Return the local file of a tar, downloaded if necessary.
 
-        The copy may be deleted after KEEP other tars have been used; a process that has it open can read on.
+        The copy is deleted once KEEP other tars have been used; a process that has it open can still read it.
         """
         if isinstance(self.folder, Path):
             return self.folder / name
         parent = self._copies.parent
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Another user's folder could hold other pictures, and links in place of our lock files.
+        # Another user could put other pictures there, or links in place of lock files.
         if parent.lstat().st_uid != os.getuid():
             raise PermissionError(f"{parent} belongs to another user: set TMPDIR to a folder of your own.")
         self._copies.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ class TarCache:
                 self.local(queue.get())
 
     def _download(self, remote: Remote) -> Path:
-        """Return the copy of the current version of a file, and delete the copies that were not used for long."""
+        """Return a copy of the current version of a file; delete all but the KEEP last used copies."""
         info = remote.info()
         version = repr([info.get(name) for name in VERSION_FIELDS])
         copy = self._copies / f"{blake2b(version.encode(), digest_size=8).hexdigest()}-{remote.name}"

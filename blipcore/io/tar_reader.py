@@ -1,4 +1,4 @@
-"""Reads samples by key from many tars, of which a bounded number is open."""
+"""Reads pictures by key from many tars, few of which are open at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from blipcore.io.samples import IndexedTar
 from blipcore.io.tars import TarProblem
 
-# Open at a time, per dataset; the index of a tar takes about 6 MB for 10,000 pictures.
+# Per dataset; the index of a tar takes about 6 MB for 10,000 pictures.
 OPEN_TARS = 16
 
 
 class TarReader:
     """Keeps the last used tars open and indexed.
 
-    `locate` returns the local file of a tar, when it is opened. `problems` has a summary for each tar with a defect.
+    `locate` returns the local file of a tar. `problems` has a summary per tar with a defect.
     """
 
     def __init__(self, capacity: int = OPEN_TARS, locate: Callable[[str], Path] = Path) -> None:
@@ -29,7 +29,7 @@ class TarReader:
         return self.__dict__ | {"_open": OrderedDict()}  # open files cannot be pickled
 
     def open(self, name: str) -> IndexedTar:
-        """Return an indexed tar; it is closed when `capacity` others have been used since."""
+        """Return an indexed tar, open until `capacity` others have been used."""
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
@@ -43,7 +43,7 @@ class TarReader:
         return tar
 
     def read_image(self, name: str, key: str) -> bytes:
-        """Return the encoded picture of a key; raises FileNotFoundError or OSError if the tar does not have it."""
+        """Return the encoded picture of a key. Raises FileNotFoundError if missing, OSError if cut short."""
         tar = self.open(name)
         members = tar.samples.get(key)
         if members is None or members.image is None:
@@ -54,7 +54,6 @@ class TarReader:
         return image
 
     def close(self) -> None:
-        """Close every tar."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -63,9 +62,9 @@ class TarReader:
 
 
 def summarise_problems(problems: list[TarProblem]) -> str:
-    """Return "unsafe_name ../0.jpg and 3 more; truncated_tar 7.jpg": each reason, its first member and its count.
+    """Return each reason with its first member, as "unsafe_name ../0.jpg and 3 more; truncated_tar 7.jpg".
 
-    Files that belong to no sample (`foreign_member`) are no defect.
+    A `foreign_member` is no defect.
     """
     counts = Counter(problem.reason for problem in problems if problem.reason != "foreign_member")
     first = {problem.reason: problem.member for problem in reversed(problems)}

@@ -1,6 +1,6 @@
-"""Lists the members of a tar by its headers: the only tar reader of both packages.
+"""Lists the members of a tar by its headers; both packages read tars through it.
 
-Python's `tarfile` takes about seven times as long, and ends at a damaged header without an error.
+Python's `tarfile` takes about seven times as long and stops at a damaged header without an error.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _has_header(blocks: bytes) -> bool:
 
 
 def _number(digits: bytes) -> int | None:
-    """Return the value of a number field, None if it holds none."""
+    """Return the value of an octal or binary number field, None if it is neither."""
     try:
         return int(digits.rstrip(b"\0 "), 8)
     except ValueError:
@@ -150,7 +150,7 @@ def _decimal(digits: bytes) -> int:
 
 
 def _checksum_matches(header: bytes) -> bool:
-    """Check the sum of a header's bytes, in which the checksum field counts as eight spaces.
+    """Check the sum of a header's bytes, with eight spaces in the checksum field.
 
     The low half of Adler-32 is such a sum plus 1, modulo 65521, at a tenth of the cost of `sum(header)`.
     """

@@ -17,8 +17,8 @@ from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename,
 
 @contextmanager
 def atomic_write(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at `path` only if the block raises no error; its folder must exist."""
-    # The random part keeps a worker that outlives its run from publishing half of a file of the next run.
+    """Open a file for writing; it appears at `path` only if the block succeeds. Its folder must exist."""
+    # The random part separates runs: a worker may outlive its run.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     if isinstance(path, Remote):
         with _upload_when_complete(path, temporary.name) as file:
@@ -62,22 +62,22 @@ def _upload_when_complete(path: Remote, temporary_name: str) -> Iterator[IO[byte
 
 
 def write_text(path: AnyPath, content: str) -> None:
-    """Write UTF-8 text atomically; creates the folder if it is missing."""
+    """Write UTF-8 text atomically; create a missing folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content.encode("utf-8"))
 
 
 def write_json(path: AnyPath, content: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Write indented JSON atomically; creates the folder if it is missing."""
+    """Write indented JSON atomically; create a missing folder."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a library to write a file or a folder to; it replaces `path` if no error is raised.
+    """Yield a temporary path for a file or folder; it replaces `path` if the block succeeds.
 
-    `atomic_write` is the better choice for one file that can be written through an open file.
+    For libraries that need a path; otherwise use `atomic_write`.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     for leftover in (temporary, old):  # of a run that was killed
@@ -101,7 +101,7 @@ def _remove_path(path: Path) -> None:
 
 
 def remove_temporary_files(folder: AnyPath, targets: Iterable[str] | None = None) -> None:
-    """Remove the temporary files of killed runs in `folder`: all, or those for the file names `targets`."""
+    """Remove the temporary files of killed runs in `folder`, or only those for the file names `targets`."""
     wanted = None if targets is None else set(targets)
     for name in list_names(folder):
         if name.startswith(".") and name.endswith(".tmp") and (wanted is None or name[1:-13] in wanted):

@@ -29,8 +29,8 @@ Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Return scaled dot-product attention of queries (..., H, L, d) over keys (..., H, N, d); True in `mask` allows.
 
-    In bfloat16 on a CPU the products are written out: torch's fused kernel takes 2 to 8 times longer in training there
-    (torch 2.13, 37 to 577 tokens). In float32 and on a GPU the fused kernel is as fast or faster.
+    In bfloat16 on a CPU the products are written out: in training, torch's fused kernel takes 2 to 8 times longer there
+    (torch 2.13, 37 to 577 tokens). Elsewhere the fused kernel is as fast or faster.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -41,15 +41,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout:
 
 
 def call_with_recompute(layer: nn.Module, *inputs: object) -> Tensor:
-    """Return `layer(*inputs)`, keeping only the inputs for the backward pass, which recomputes the activations."""
+    """Return `layer(*inputs)`, whose activations are recomputed in the backward pass."""
     return checkpoint(layer, *inputs, use_reentrant=False)
 
 
 def init_std(width: int) -> float:
     """Return the standard deviation of new weights: BERT's 0.02 from width 768 on, more in narrower models.
 
-    A layer's output grows with sqrt(width) times this value. At width 128 and 0.02, queries and keys are so small that
-    attention stays flat: a captioner then takes a thousand steps to name the second object of an image.
+    A layer's output grows with sqrt(width) times this value. With 0.02 at width 128, queries and keys are so small that
+    attention stays flat: a captioner takes a thousand steps to name the second object of an image.
     """
     return 0.02 * max(1.0, 768 / width) ** 0.5
 
@@ -91,7 +91,7 @@ class ImageKV:
 
 @dataclass
 class KVCache:
-    """Preallocated self-attention keys and values of the decoder, `length` tokens of which are filled in every row."""
+    """Preallocated self-attention keys and values of the decoder; the first `length` tokens of each row are filled."""
 
     data: Tensor  # (depth, 2, R, H, longest text, d)
     length: int = 0
@@ -101,7 +101,7 @@ class KVCache:
         return torch.arange(self.length, self.length + new, device=self.data.device)
 
     def allowed(self, new: int) -> Tensor | None:
-        """Return the causal mask (new, length + new) of the next `new` tokens, or None if it is True throughout."""
+        """Return the causal mask (new, length + new) of the next `new` tokens; None if all of it is True."""
         return None if new == 1 else causal_mask(self.length, new, self.data.device)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,16 +158,16 @@ class SelfAttention(nn.Module):
 class MultiHeadCrossAttention(nn.Module):
     """Attention of text queries (k*B, L, D) to B images, without residual and norm.
 
-    Rows b*k to b*k+k-1 of the queries attend to image b. They go through as one long sequence, so the keys and values
-    of an image are neither repeated nor read k times. `others` (n,) names the images of the last n rows, which are in
-    no such order; only the keys and values of those are copied.
+    Rows b*k to b*k+k-1 of the queries attend to image b. They are computed as one long sequence, so the keys and values
+    of an image are read once. `others` (n,) are the images of the last n rows, which are in no such order; only the
+    keys and values of these images are copied.
 
-    The image side comes as keys and values (2, B, H, N, d) from `image_kv`, or as image tokens (1, B, N, W):
+    The image side is keys and values (2, B, H, N, d) from `image_kv`, or image tokens (1, B, N, W):
 
     - Keys and values cost 4NWD operations per layer and serve all texts of the image.
-    - Image tokens need none. With the projections K and V, a query q and a token t, q(Kt) = (qK)t and sum(p Vt) =
-      V sum(pt), so K and V can be applied on the text side. This costs 4NWH per text token, which is less for up to D/H
-      text tokens per image: one caption, or a few short texts.
+    - Image tokens need none: with projections K and V, a query q and a token t, q(Kt) = (qK)t and sum(p Vt) =
+      V sum(pt), so K and V can be applied on the text side. This costs 4NWH per text token, less for up to D/H text
+      tokens per image: one caption, or a few short texts.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -184,7 +184,7 @@ class MultiHeadCrossAttention(nn.Module):
     def attend_images(
         self, x: Tensor, kv: Tensor, mask: Tensor | None, others: Tensor | None, maps: list[Tensor] | None
     ) -> Tensor:
-        """Return what rows `x` (R, L, D) read from their images; append attention probabilities to `maps`."""
+        """Attend from rows `x` (R, L, D) to their images; append attention probabilities to `maps`."""
         queries = self.query(x)
         if others is None:
             return self.out(self._context(queries, kv, mask, maps))
@@ -210,7 +210,7 @@ class MultiHeadCrossAttention(nn.Module):
     def _context_from_tokens(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to image tokens (B, N, W) without computing their keys and values.
 
-        The key bias is left out: it adds the same number to all scores of a query, which the softmax cancels.
+        The key bias is left out: it adds one number to all scores of a query, which the softmax cancels.
         """
         (B, _, W), H, D = tokens.shape, self.heads, queries.shape[-1]
         to_keys, to_values = self.kv.weight.view(2, H, D // H, W).to(queries.dtype)
@@ -233,7 +233,7 @@ class MultiHeadCrossAttention(nn.Module):
             scores = scores.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
         probabilities = scores.softmax(-1)
         if torch.is_grad_enabled() and not probabilities.requires_grad:
-            # The weights are frozen; Grad-CAM still needs the gradient from here on.
+            # The weights are frozen, but Grad-CAM needs the gradient from here on.
             probabilities.requires_grad_()
         maps.append(probabilities)
         return merge_heads(F.dropout(probabilities, self.drop if self.training else 0.0) @ v)
@@ -254,9 +254,9 @@ class CrossAttention(MultiHeadCrossAttention):
 
 
 class TwinCrossAttention(nn.Module):
-    """Post-LN cross-attention to two images, each with its own weights, averaged or merged by a linear layer (NLVR2).
+    """Post-LN cross-attention to two images with separate weights, averaged or merged by a linear layer (NLVR2).
 
-    As in the official models/nlvr_encoder.py, where layers 0 to 5 average and layers 6 to 11 merge.
+    In the official models/nlvr_encoder.py, layers 0 to 5 average and layers 6 to 11 merge.
     """
 
     def __init__(self, config: TextConfig, merge: bool) -> None:

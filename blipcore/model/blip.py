@@ -1,8 +1,8 @@
 """BLIP: the image encoder, the text transformer and the heads on top (paper section 3.1).
 
-The task decides which parts a model has: a pre-training model has both text roles and the ITC and ITM heads, a
-captioner only the decoder, a retrieval model (the filter) the encoder with both heads. A VQA model encodes the question
-and has a second text transformer, the answer decoder. An NLVR model reads two images and has a classifier.
+The parts depend on the task. A pre-training model has both text roles and the ITC and ITM heads, a captioner only the
+decoder, a retrieval model (the filter) the encoder and both heads. A VQA model encodes the question and has a second
+text transformer, the answer decoder. An NLVR model reads two images and has a classifier.
 """
 
 import re
@@ -17,7 +17,7 @@ from blipcore.model.vit import VisionTransformer
 
 
 class Blip(nn.Module):
-    """The model alone; tokenisation, losses and momentum copies belong to the tasks."""
+    """The model, without tokenisation, losses and momentum copies, which belong to the tasks."""
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -62,11 +62,10 @@ class Blip(nn.Module):
     def select_parts(self, *parts: str) -> "Blip":
         """Return a new model of `parts` (see `BlipConfig.select_parts`) with copies of these weights.
 
-        A missing answer decoder (VQA) starts from the text transformer's role "decode", and missing twin
-        cross-attentions (NLVR2) both start from the single one. The NLVR classifier and merge layers start random; so
-        do the answer decoder's cross-attention inputs if question states are not as wide as image tokens.
-
-        Raises ValueError for parts that this model cannot start.
+        A missing answer decoder (VQA) starts from the text transformer's role "decode", missing twin cross-attentions
+        (NLVR2) from the single one. The NLVR classifier and merge layers start random, and so do the answer decoder's
+        cross-attention inputs if question states and image tokens differ in width. Raises ValueError for other parts
+        that this model lacks.
         """
         model = Blip(self.config.select_parts(*parts))
         source = self.state_dict()
@@ -82,7 +81,7 @@ class Blip(nn.Module):
         return model
 
 
-# Parts of parameter names: the origin of a part that a model lacks, and parameters that may start random.
+# Parts of parameter names: the origin of a missing part, and parameters that may start random.
 _ORIGINS = {"answer_decoder.": "text.", ".cross.first.": ".cross.", ".cross.second.": ".cross."}
 _ORIGIN = re.compile("|".join(map(re.escape, _ORIGINS)))
 _RANDOM_START = re.compile(r"^cls_head\.|\.cross\.merge\.|^answer_decoder\..*\.(decode_)?cross\.kv\.weight$")

@@ -1,6 +1,6 @@
 """Model sizes: configs of the image encoder, the text transformer and BLIP, and the presets tiny, base and large.
 
-Importable without torch, so that the command line can check a config quickly.
+Imports no torch, so the command line checks a config quickly.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-# Larger numbers in a config.json are taken for damage; building such a model would exhaust memory.
+# Larger numbers in a config.json are damage; such a model would exhaust memory.
 MAX_COUNT = {"depth": 1 << 10, "heads": 1 << 10}
 MAX_WIDTH = 1 << 24
 
@@ -79,9 +79,9 @@ class TextConfig:
     dropout: float = 0.1
     eps: float = 1e-12
     roles: tuple[str, ...] = ("encode", "decode")
-    # What encoder and decoder share (paper table 3; SA, CA: self- and cross-attention). BLIP is the default.
+    # Parameters shared by encoder and decoder (paper table 3; SA, CA: self- and cross-attention).
     share: Share = "all-but-sa"
-    # NLVR2, with two images per text: the first layer that merges its two cross-attentions instead of averaging them.
+    # NLVR2: the first layer that merges its two cross-attentions instead of averaging them.
     merge_from: int | None = None
 
     def __post_init__(self) -> None:
@@ -126,12 +126,12 @@ class BlipConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as plain data for config.json."""
+        """Return the content of config.json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BlipConfig:
-        """Build a config from the data of `to_dict`. Raises ValueError for an unknown key."""
+        """Build a config from the result of `to_dict`. Raises ValueError for an unknown key."""
         parts = {"vision": VisionConfig, "text": TextConfig}
         for section, part in [("", cls), *parts.items()]:
             known = {f.name for f in fields(part)}
@@ -166,7 +166,7 @@ PRESETS = {
         embed_dim=64,
     ),
     "base": BlipConfig(),
-    # The official code uses a drop_path of 0.1 wherever ViT-L appears, also in pre-training and the momentum copy.
+    # The official code has a drop_path of 0.1 for every ViT-L, also in pre-training and in the momentum copy.
     "large": BlipConfig(
         VisionConfig(width=1024, depth=24, heads=16, drop_path=0.1),
         TextConfig(encoder_width=1024),

@@ -1,4 +1,4 @@
-"""Cross-attention maps, and Grad-CAM over them as ALBEF and BLIP show it."""
+"""Cross-attention maps, and Grad-CAM over them as in ALBEF and BLIP."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from blipcore.model.tokenizer import Tokenizer
 def cross_attention_maps(text: TextTransformer, ids: Tensor, mask: Tensor, kv: ImageKV) -> tuple[Tensor, list[Tensor]]:
     """Return image-grounded states (R, L, D) and the attention probabilities (R, H, L, N) of each layer.
 
-    Token 0 of N is the class token. A layer over image pairs (NLVR2) has two maps. The maps are part of the graph:
-    `torch.autograd.grad(score, maps)` works, also for a frozen model.
+    Token 0 of N is the class token. A layer over image pairs (NLVR2) has two maps. `torch.autograd.grad(score, maps)`
+    works, also for a frozen model.
     """
     maps: list[Tensor] = []
     return text.fuse(ids, mask, kv, maps=maps), maps
@@ -24,11 +24,10 @@ def cross_attention_maps(text: TextTransformer, ids: Tensor, mask: Tensor, kv: I
 def grad_cam(
     model: Blip, tokenizer: Tokenizer, pixels: Tensor, texts: Sequence[str], layer: int | None = None
 ) -> Tensor:
-    """Return heat maps (R, L, side, side) of what makes text r match image r: one per token, from [ENC] to [SEP].
+    """Return heat maps (R, L, side, side), one per token from [ENC] to [SEP], of where text r matches image r.
 
-    A heat map is the attention of `layer` times the positive part of its gradient of the ITM logit "matched", averaged
-    over heads and without the class token. The default is the middle layer, as in LAVIS: 6 of 12. Rows of padding are
-    zero.
+    A heat map is the attention of `layer` times the positive part of the gradient of the ITM logit "matched", averaged
+    over heads, without the class token. The default is the middle layer (6 of 12), as in LAVIS. Padding is zero.
     """
     ids, mask = (x.to(pixels.device) for x in tokenizer(texts, model.config.text.max_positions, "enc"))
     with torch.no_grad():

@@ -4,12 +4,12 @@
     fuse     image-grounded encoder    self-attention "encode" + cross-attention to image tokens
     decode   image-grounded decoder    self-attention "decode" (causal) + cross-attention to image tokens
 
-Encoder and decoder share everything but self-attention and the LM head (paper table 3, "all but SA"). They share by
-construction: there is one module instead of two tied ones, so that it can be sharded. The other rows of table 3 are
-available for ablations (`TextConfig.share`); modules named `decode_…` exist only there.
+Encoder and decoder share everything but self-attention and the LM head (paper table 3, "all but SA"): one module, not
+two tied ones, so that it can be sharded. `TextConfig.share` selects another row of table 3; only then modules named
+`decode_…` exist.
 
-Cross-attention keys and values depend on the image alone: `image_kv` computes them once per image for all roles, texts
-and decoding steps.
+Cross-attention keys and values depend on the image alone: `image_kv` computes them once for all roles, texts and
+decoding steps.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,11 +37,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Embeddings(nn.Module):
-    """Word plus absolute position embedding, LayerNorm, dropout; BLIP has no token-type embedding."""
+    """Word plus position embedding, LayerNorm, dropout; BLIP has no token-type embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        # Uninitialised: `TextTransformer._init` draws the weights, or they are loaded.
+        # Left uninitialised for `TextTransformer._init`, or for loading.
         self.word = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.position = nn.Embedding.from_pretrained(torch.empty(config.max_positions, config.width), freeze=False)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
@@ -73,7 +73,7 @@ class FeedForward(nn.Module):
 
 
 def build_per_role(config: TextConfig, shared: bool, build: Callable[[], M]) -> tuple[M | None, M | None]:
-    """Return the encoder's and the decoder's module: (module, None) if shared, else None for a role the model lacks."""
+    """Return the encoder's and the decoder's module: (module, None) if shared, else None for a missing role."""
     if shared:
         return build(), None
     encoder = build() if "encode" in config.roles else None
@@ -82,7 +82,7 @@ def build_per_role(config: TextConfig, shared: bool, build: Callable[[], M]) -> 
 
 
 class TextLayer(nn.Module):
-    """Self-attention of the role, cross-attention if there is an image or a pair of images, feed-forward."""
+    """Self-attention of the role, cross-attention if there is an image or an image pair, feed-forward."""
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class TextLayer(nn.Module):
 
 
 class LMHead(nn.Module):
-    """BERT's masked-LM transform with an output bias; the output matrix is the word embedding, passed in."""
+    """BERT's masked-LM transform with an output bias; the output matrix is the word embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -133,10 +133,9 @@ class LMHead(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The text transformer.
+    """The text transformer; each role has a method for token ids and one for word vectors from `look_up`.
 
-    Token ids are (R, L) int64. Masks are (R, L), 1 on tokens and 0 on padding. Each role has a method for ids and one
-    for the word vectors (R, L, D) that `look_up` returns.
+    Token ids are (R, L) int64. Masks are (R, L), 1 on tokens and 0 on padding.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -151,7 +150,7 @@ class TextTransformer(nn.Module):
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
-        # On the meta device, drawing normal numbers would import torch's compiler, which takes over a second.
+        # On the meta device, drawing numbers would import torch's compiler, which takes over a second.
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             return
         nn.init.normal_(module.weight, std=init_std(self.config.width))
@@ -167,11 +166,9 @@ class TextTransformer(nn.Module):
     ) -> ImageKV:
         """Return cross-attention keys and values of image tokens (B, N, W), for any number of texts and both roles.
 
-        For NLVR2, `image_embeds` are pairs (B, 2, N, W). For VQA's answer decoder they are the states of questions,
-        with their padding `mask`.
-
-        `text_tokens` is the number of text tokens that will attend to each image (not to a pair). Given a small one,
-        the result holds the image tokens instead, which is less work (see `MultiHeadCrossAttention`).
+        For NLVR2, `image_embeds` are pairs (B, 2, N, W); for VQA's answer decoder, question states with their padding
+        `mask`. `text_tokens` is the number of text tokens that will attend to each image (not to a pair): for few of
+        them, the result holds the image tokens, which is less work (see `MultiHeadCrossAttention`).
         """
         layers = cast("list[TextLayer]", list(self.layers))
         candidates = [layer.cross for layer in layers] + [layer.decode_cross for layer in layers]
@@ -180,13 +177,13 @@ class TextTransformer(nn.Module):
             return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
         if text_tokens < self.config.width / self.config.heads:
             return ImageKV([image_embeds[None]] * len(crosses), mask)
-        # In the memory order of the products, which would otherwise copy them at every decoding step.
+        # Otherwise every decoding step would copy them into this order.
         return ImageKV([cross.image_kv(image_embeds).contiguous() for cross in crosses], mask)
 
     def look_up(self, encode: Sequence[Tensor], decode: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Return word vectors (R, L, D) of several ids (R, L), for passes of the encoder and then of the decoder.
+        """Return word vectors (R, L, D) of several ids (R, L), of the encoder and then of the decoder.
 
-        One look-up serves all passes of a training step: the gradient of each is as large as the vocabulary.
+        One look-up for all passes of a training step saves gradients of the size of the vocabulary.
         """
         if self.decode_embeddings is None:
             return self._encoder_embeddings().word(torch.stack([*encode, *decode])).unbind()
@@ -212,8 +209,8 @@ class TextTransformer(nn.Module):
     ) -> Tensor:
         """Return image-grounded text states (R, L, D); position 0 holds [ENC].
 
-        Row r attends to image r of `kv`; with k times as many rows as images, to image r // k. With `others` (n,) this
-        holds for all but the last n rows, which attend to the images at these indices.
+        Row r attends to image r of `kv`, or to image r // k if there are k rows per image. With `others` (n,), the last
+        n rows attend to the images at these indices instead.
 
         Attention probabilities (R, H, L, N) are appended to `maps`, one tensor per layer and image of a pair.
         """
@@ -224,9 +221,9 @@ class TextTransformer(nn.Module):
         return self._encode(self._encoder_embeddings().embed_words(words), mask, kv, others)
 
     def decode(self, ids: Tensor, mask: Tensor | None, kv: ImageKV, *, maps: list[Tensor] | None = None) -> Tensor:
-        """Return causal image-grounded states (R, L, D) of whole texts; position 0 holds [DEC]. For `maps` see `fuse`.
+        """Return causal image-grounded states (R, L, D); position 0 holds [DEC]. For `maps` see `fuse`.
 
-        None for `mask` means that there is no padding.
+        Without `mask` there is no padding.
         """
         return self._decode(self._decoder_embeddings()(ids), mask, kv, maps)
 
@@ -237,7 +234,7 @@ class TextTransformer(nn.Module):
     def decode_next(self, ids: Tensor, kv: ImageKV, cache: KVCache) -> Tensor:
         """Return states (R, new, D) of the next tokens of every row, and append their keys and values to `cache`.
 
-        Rows have no padding: all texts in a cache are of one length.
+        All texts in a cache have the same length, without padding.
         """
         new = ids.shape[1]
         x = self._decoder_embeddings()(ids, cache.positions(new))
@@ -278,7 +275,7 @@ class TextTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             layer_kv = None
             if kv is not None:
-                # The decoder's items come last: they are the encoder's unless cross-attention is separate.
+                # The decoder's items are the last; if cross-attention is shared, they are also the encoder's.
                 layer_kv = kv.layers[i if role == "encode" else i - depth]
             image_mask = kv.mask if kv is not None else None
             append = partial(cache.append, i) if cache is not None else None
@@ -304,7 +301,7 @@ class TextTransformer(nn.Module):
     def new_cache(self, rows: int, length: int) -> KVCache:
         """Return an empty cache for `rows` texts of at most `length` tokens.
 
-        Its number format is that of the matrix products: the autocast type under autocast, else that of the weights.
+        It has the number format of the matrix products: that of autocast, else of the weights.
         """
         like = self._decoder_embeddings().word.weight
         if torch.is_autocast_enabled(like.device.type):

@@ -1,10 +1,8 @@
 """BERT's WordPiece tokenizer with BLIP's two extra tokens, and the cleaning of captions and questions.
 
-A text becomes [first] pieces... [SEP]. The first token tells the text transformer its role: [CLS] (text alone), [ENC]
-(read with an image) or [DEC] (generated for an image). [DEC] and [ENC] are appended, in this order, to a vocabulary
-that lacks them (models/blip.py, `init_tokenizer`).
-
-Built on `tokenizers` alone, because importing transformers takes seconds.
+A text becomes [first] pieces... [SEP]. The first token is the role: [CLS] (text alone), [ENC] (read with an image) or
+[DEC] (generated for an image). [DEC] and [ENC] are appended, in this order, to a vocabulary that lacks them
+(models/blip.py, `init_tokenizer`). Importing transformers takes seconds, so only `tokenizers` is used.
 """
 
 import json
@@ -23,12 +21,12 @@ from blipcore.io.hub import TOKENIZER_FILES, TOKENIZER_SETTINGS, VOCABULARY_FILE
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DEC, ENC = "[DEC]", "[ENC]"
-# Official length of a text in retrieval and ITM, first token and [SEP] included.
+# Official text length in retrieval and ITM, with first token and [SEP].
 TEXT_TOKENS = 35
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
-# BERT's vocabularies have Chinese and Japanese as single characters, which WordPiece joins with spaces.
+# BERT's vocabularies hold Chinese and Japanese characters singly; WordPiece joins them with spaces.
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}]) (?=[{_CJK}])")
 # Names in tokenizer_config.json -> attributes of BertNormalizer.
@@ -42,7 +40,7 @@ _NORMALIZER_SETTINGS = {
 def clean_caption(text: str, max_words: int = 30) -> str:
     """Lower-case a caption, replace . ! " ( ) * # : ; ~ by spaces, and keep the first `max_words` words.
 
-    As `pre_caption` of the official data/utils.py.
+    Same as `pre_caption` of the official data/utils.py.
     """
     text = _PUNCTUATION.sub(" ", text.lower())
     text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
@@ -52,7 +50,7 @@ def clean_caption(text: str, max_words: int = 30) -> str:
 def clean_question(text: str, max_words: int = 50) -> str:
     """Lower-case a question, delete . ! " ( ) * # : ; ~, and keep the first `max_words` words.
 
-    As `pre_question` of the official data/utils.py.
+    Same as `pre_question` of the official data/utils.py.
     """
     text = _PUNCTUATION.sub("", text.lower()).rstrip(" ")
     return " ".join(text.split(" ")[:max_words])
@@ -64,7 +62,7 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_padding()
         backend.no_truncation()
-        # A web caption that contains "[SEP]" is text, not a control token.
+        # "[SEP]" in a web caption is text, not a special token.
         backend.encode_special_tokens = True
         if backend.decoder is None:
             backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
@@ -72,7 +70,7 @@ class Tokenizer:
         if missing:
             raise ValueError(f"The vocabulary lacks {', '.join(missing)}: BLIP needs BERT's special tokens.")
         backend.add_special_tokens([*BERT_SPECIALS, DEC, ENC])
-        # `__call__` adds first token and [SEP] itself; this is for other readers of a saved tokenizer.json.
+        # For other readers of a saved tokenizer.json; `__call__` adds first token and [SEP] itself.
         ends = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ends)
         self.backend = backend
@@ -84,7 +82,7 @@ class Tokenizer:
     def from_vocab(cls, vocab: Sequence[str] | str | Path) -> "Tokenizer":
         """Build a tokenizer from a list of tokens or a vocab.txt with one token per line; ids count from 0."""
         if isinstance(vocab, (str, Path)):
-            # Not splitlines(): a vocabulary may have characters that Python treats as line ends.
+            # Not splitlines(): a token may be a character that Python treats as a line end.
             vocab = Path(vocab).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         ids = {token: index for index, token in enumerate(vocab)}
         if len(ids) != len(vocab):
@@ -121,7 +119,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 2000, min_frequency: int = 2) -> "Tokenizer":
-        """Learn a lower-case WordPiece vocabulary from `texts`: the same texts give the same vocabulary."""
+        """Learn a lower-case WordPiece vocabulary from `texts`. The same texts give the same vocabulary."""
         bert = _bert_pipeline(models.WordPiece(unk_token="[UNK]"))
         words: Counter[str] = Counter()
         for text in texts:
@@ -129,14 +127,14 @@ class Tokenizer:
             words.update(word for word, _ in bert.pre_tokenizer.pre_tokenize_str(normalised))
         letters: Counter[str] = Counter()
         for word, count in words.items():
-            # Once per word, also for a letter that occurs twice in it.
+            # A letter that occurs twice in a word counts once.
             for piece in {word[0], *(f"##{letter}" for letter in word[1:])}:
                 letters[piece] += count
         frequent = [piece for piece, count in letters.items() if count >= min_frequency]
         frequent.sort(key=lambda piece: (-letters[piece], piece))
         alphabet = sorted(frequent[: max(0, vocab_size - len(BERT_SPECIALS) - 2)])
-        # The trainer numbers single letters in the order of a randomly seeded hash map and breaks ties between merges
-        # by these numbers. Passing the alphabet in order, and no word outside it, makes it deterministic.
+        # The trainer numbers letters in the order of a randomly seeded hash map and breaks ties between merges by these
+        # numbers. A sorted alphabet, and no word outside it, makes it deterministic.
         known = set(alphabet)
         usable = {w for w in words if w[0] in known and all(f"##{letter}" in known for letter in w[1:])}
         trainer = trainers.WordPieceTrainer(
@@ -152,9 +150,9 @@ class Tokenizer:
         return cls.from_vocab(sorted(vocab, key=vocab.__getitem__))
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
-        """Adopt lower-casing, accent stripping and splitting of Chinese from the content of a tokenizer_config.json.
+        """Adopt lower-casing, accent stripping and splitting of Chinese from a tokenizer_config.json.
 
-        If it disagrees with tokenizer.json, it prevails, as in transformers.
+        It overrides tokenizer.json, as in transformers.
         """
         normalizer = self.backend.normalizer
         if isinstance(normalizer, normalizers.BertNormalizer):
@@ -172,7 +170,7 @@ class Tokenizer:
         return settings
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json, and vocab.txt for tools that read BERT's format."""
+        """Write tokenizer.json, tokenizer_config.json and, for tools that read BERT's format, vocab.txt."""
         self.backend.save(str(Path(folder) / "tokenizer.json"))
         settings = json.dumps(self.settings(), indent=2) + "\n"
         (Path(folder) / TOKENIZER_SETTINGS).write_text(settings, encoding="utf-8")
@@ -199,7 +197,7 @@ class Tokenizer:
         if max_length < 2:
             raise ValueError(f"max_length {max_length} leaves no room for the first token and [SEP]: use at least 2.")
         start = {"cls": self.cls, "dec": self.bos, "enc": self.enc}[first]
-        # One by one: encode_batch starts threads, which must not be inherited by a data loader's forked workers.
+        # One by one: encode_batch starts threads, which do not survive the fork of a data loader's workers.
         pieces = [self._pieces(text) for text in texts]
         rows = [[start, *ids[: max_length - 2], self.sep] for ids in pieces]
         length = max_length if pad_to_max else max(map(len, rows), default=0)
@@ -211,14 +209,14 @@ class Tokenizer:
         return ids, mask
 
     def prompt(self, text: str) -> list[int]:
-        """Return the ids that a caption with this prompt starts with: [DEC] and its pieces, without [SEP]."""
+        """Return [DEC] and the ids of a prompt, without [SEP]."""
         return [self.bos, *self._pieces(text)]
 
     def _pieces(self, text: str) -> list[int]:
         return self.backend.encode(_replace_surrogates(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """Return the text of `ids` without special tokens and without spaces between Chinese or Japanese characters."""
+        """Return the text of `ids`, without special tokens and spaces between Chinese or Japanese characters."""
         text = self.backend.decode([int(index) for index in ids], skip_special_tokens=True).strip()
         return _BETWEEN_CJK.sub("", text)
 
@@ -230,12 +228,11 @@ class Tokenizer:
 
 
 def _replace_surrogates(text: str) -> str:
-    """Return `text` with "?" for each unpaired surrogate, which JSON may contain: half an emoji."""
+    """Return `text` with "?" for each unpaired surrogate (half an emoji), which JSON may contain."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _bert_pipeline(model: models.Model) -> tokenizers.Tokenizer:
-    """Return an uncased BERT pipeline around `model`."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

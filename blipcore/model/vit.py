@@ -1,7 +1,7 @@
 """The image encoder: a pre-LN Vision Transformer (paper section 3.1; models/vit.py of the official code).
 
-All output tokens go to cross-attention (`image_embeds`), the class token first. Parameter names are timm's, so DeiT
-and AugReg files and the official checkpoints load without renaming. For dimension letters see `attention`.
+All output tokens, the class token first, go to cross-attention (`image_embeds`). Parameters have timm's names, so
+DeiT, AugReg and official files load without renaming. For dimension letters see `attention`.
 """
 
 import torch
@@ -14,8 +14,6 @@ from blipcore.model.config import VisionConfig
 # Mean and standard deviation of the training pixels, from CLIP.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 # (pixel / 255 - mean) / std as one multiply-add.
 _SCALE = (1.0 / (255.0 * torch.tensor(CLIP_STD))).tolist()
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).tolist()
@@ -24,20 +22,20 @@ _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).tolist()
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """Return uint8 pixels (..., 3, S, S) as float32, normalised with CLIP's mean and standard deviation.
 
-    Floats are returned unchanged: they are taken to be normalised.
+    Floats are taken to be normalised and returned unchanged.
     """
     if pixels.dtype != torch.uint8:
         return pixels
-    # Filled in on the device: a copy from the host would wait for the GPU.
+    # Made on the device: a copy from the host would wait for the GPU.
     channels = [[torch.full((1, 1), value, device=pixels.device) for value in values] for values in (_SHIFT, _SCALE)]
     shift, scale = (torch.stack(values) for values in channels)
     return torch.addcmul(shift, pixels.float(), scale)
 
 
 class PatchEmbed(nn.Module):
-    """Embed non-overlapping patches, row by row: a convolution, computed on a GPU as a matrix product.
+    """Embed non-overlapping patches, row by row: a convolution, on a GPU computed as a matrix product.
 
-    In the convolution cuDNN would round float32 to TF32, which torch does nowhere else in the model.
+    cuDNN's convolution would round float32 to TF32, unlike the rest of the model.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -56,7 +54,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over image tokens with one fused, biased q/k/v projection."""
+    """Multi-head self-attention over image tokens with a fused q/k/v projection."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -103,7 +101,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Map pixels (B, 3, S, S) (see `normalise_pixels`) to image tokens (B, N, W), all after the final LayerNorm."""
+    """Map pixels (B, 3, S, S) (see `normalise_pixels`) to image tokens (B, N, W), after the final LayerNorm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -134,7 +132,7 @@ class VisionTransformer(nn.Module):
         self._recomputed_blocks = blocks
 
     def set_chunk_size(self, images: int | None) -> None:
-        """Encode at most this many images at a time; larger batches go through in chunks. None: no limit."""
+        """Encode larger batches in chunks of this many images. None: no limit."""
         self._chunk_size = images
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -154,10 +152,9 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def _draw_survivors(self, x: Tensor) -> Tensor | list[None]:
-        """Draw stochastic depth: the factor of each block's branches per sample, or None if nothing is dropped.
+        """Draw stochastic depth: the factors (2, B, 1, 1) of each block's branches, or None if nothing is dropped.
 
-        Drawn for all blocks at once and passed in, since a rate stored in each block would make torch.compile build
-        one program per block.
+        Drawn here for all blocks: a rate stored in each block would make torch.compile build a program per block.
         """
         depth, rate = self.config.depth, self.config.drop_path
         if not self.training or rate == 0.0:
@@ -170,8 +167,8 @@ class VisionTransformer(nn.Module):
 def resize_pos_embed(pos_embed: Tensor, image_size: int, patch_size: int) -> Tensor:
     """Resize a position table (1, 1+P, W) to another square image size; the class token's row is unchanged.
 
-    Bicubic without antialiasing or corner alignment, as the official code resizes checkpoints
-    (`interpolate_pos_embed` of models/vit.py). Raises ValueError if the rows are no square grid and a class token.
+    Bicubic without antialiasing or corner alignment, as `interpolate_pos_embed` of the official models/vit.py. Raises
+    ValueError if the rows are no square grid and a class token.
     """
     old, new = int((pos_embed.shape[1] - 1) ** 0.5), image_size // patch_size
     if not 0 < old * old == pos_embed.shape[1] - 1:
