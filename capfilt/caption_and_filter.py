@@ -1,7 +1,7 @@
-"""`capfilt filter --captioner`: captions and scores in one pass, so that each picture is read and decoded once.
+"""`capfilt filter --captioner`: captions and scores in one pass that decodes each picture once.
 
 Writes captions/<name>/, scores/ and filtered/, byte for byte as `capfilt caption` and then `capfilt filter` would. The
-captions of a shard are written before its scores; a shard that has its captions is only scored.
+captions of a shard are written before its scores; a shard with captions is only scored.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blipcore.io.storage import AnyPath, existing
-from capfilt.caption.stage import CaptionConfig, CaptionJob, CaptionStage, CaptionTable, open_captions
+from capfilt.caption.stage import CaptionConfig, CaptionFolder, CaptionStage, CaptionTable, lock_captions
 from capfilt.config import resolve
 from capfilt.engine.worker import Worker
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.find_scores import locate_scores
-from capfilt.filter.score import ScoredSet, ScoreStage, open_score_stage, score_shards
+from capfilt.filter.score import ScoreResult, ScoreStage, make_score_stage, score_shards
 from capfilt.filter.stage import (
     compare_thresholds,
     explain_thresholds,
     filter_shards,
     load_labels,
-    lock_filtered,
+    lock_filtered_set,
     rewrite_shards,
 )
 from capfilt.pictures.shard_pass import PrepareEach
 
-# Settings that one pass has once, for captioner and filter.
+# Settings that captioner and filter share.
 SHARED = ("data", "out", "batch_size", "device", "workers", "engine", "rank", "world_size")
 
 
 @dataclass(kw_only=True)
 class CaptionFilterConfig(FilterConfig):
-    """Settings of `capfilt filter`, with those of captions to write in the same pass."""
+    """Settings of `capfilt filter`, and of captions to write in the same pass."""
 
     # settings of `capfilt caption`; empty: no captions are written
     captioner: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class CaptionFilterConfig(FilterConfig):
                 raise ValueError(f"The captioner writes captions '{name}', but sources has no '{name}'; add it.")
 
     def captions(self) -> CaptionConfig:
-        """Return the settings of `capfilt caption`; ValueError for one that captioner and filter share."""
+        """Return the settings of `capfilt caption`; ValueError if `captioner` has a shared one."""
         shared = [name for name in SHARED if name in self.captioner]
         if shared:
             raise ValueError(f"captioner: remove '{shared[0]}'; the filter's setting is used for both.")
@@ -58,10 +58,10 @@ class CaptionFilterConfig(FilterConfig):
 
 
 def caption_and_filter(config: CaptionFilterConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Caption, score and filter; without a captioner the same as `filter_shards`. Return the summary of both."""
+    """Caption, score and filter; return the summary. Without a captioner, the same as `filter_shards`."""
     if not config.captioner:
         return filter_shards(config, progress=progress)
-    with open_captions(config.captions()) as captions, lock_filtered(config):
+    with lock_captions(config.captions()) as captions, lock_filtered_set(config):
         labels, images = load_labels(config), captions.stage.images
         captioned = _captioned_shards(captions.stage)
         scored = _caption_and_score(config, captions, captioned, progress)
@@ -70,10 +70,10 @@ def caption_and_filter(config: CaptionFilterConfig, *, progress: bool = True) ->
 
 
 def caption_and_explain(config: CaptionFilterConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Caption and score, then return what each of several thresholds would keep; see `explain_thresholds`."""
+    """Caption and score, then return what each threshold would keep; see `explain_thresholds`."""
     if not config.captioner:
         return explain_thresholds(config, progress=progress)
-    with open_captions(config.captions()) as captions:
+    with lock_captions(config.captions()) as captions:
         labels, images = load_labels(config), captions.stage.images
         captioned = _captioned_shards(captions.stage)
         scored = _caption_and_score(config, captions, captioned, progress)
@@ -88,16 +88,16 @@ def _captioned_shards(stage: CaptionStage) -> frozenset[str]:
 
 
 def _caption_and_score(
-    config: CaptionFilterConfig, captions: CaptionJob, captioned: frozenset[str], progress: bool
-) -> ScoredSet:
+    config: CaptionFilterConfig, captions: CaptionFolder, captioned: frozenset[str], progress: bool
+) -> ScoreResult:
     images, new_captions = captions.stage.images, {captions.stage.config.name: captions.stage.folder}
     scores = locate_scores(config, images, config.required_columns(), new_captions)
-    stage = CaptionAndScoreStage(captions.stage, open_score_stage(config, images, scores), captioned)
+    stage = CaptionAndScoreStage(captions.stage, make_score_stage(config, images, scores), captioned)
     return score_shards(config, images, scores, stage, progress=progress)
 
 
-def _finish_captions(captions: CaptionJob, captioned: frozenset[str], failed: dict[str, str]) -> dict[str, Any]:
-    """Record the captions in their manifest; return their part of the summary."""
+def _finish_captions(captions: CaptionFolder, captioned: frozenset[str], failed: dict[str, str]) -> dict[str, Any]:
+    """Record the result of the captions; return their part of the summary."""
     stage = captions.stage
     counts = captions.finish(failed, changed=len(captioned) < len(stage.images.shards))
     return {"captions": {"name": stage.config.name, "out": str(stage.folder), "counts": counts}}
@@ -109,12 +109,12 @@ class CaptionAndScoreStage:
 
     captioning: CaptionStage
     scoring: ScoreStage
-    # shards that had captions when the run began; they are only scored
+    # shards with captions from an earlier run; they are only scored
     captioned: frozenset[str]
     name: str = "caption and score"
 
     def output(self, shard: str) -> AnyPath:
-        """Return the scores, which are written last, or the captions if these are missing beside existing scores."""
+        """Return the scores if the shard has captions, otherwise the captions: scores may exist without them."""
         return (self.scoring if shard in self.captioned else self.captioning).output(shard)
 
     def setup(self, device: str) -> None:
@@ -129,14 +129,15 @@ class CaptionAndScoreStage:
         source = captioning.config.name
         prepare = PrepareEach((captioning.captioner.prepare, scoring.prepare))
         with scoring.pictures.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
-            captions, scores = CaptionTable(), scoring.open_table(shard, new_captions=source)
+            captions_table, scores_table = CaptionTable(), scoring.begin_table(shard, new_captions=source)
             for batch in pictures.batches(scoring.batch_size):
-                new_captions = captioning.caption(batch.select(0))
-                captions.add(batch.keys, new_captions)
-                texts = [[caption.text for caption in captions_of_picture] for captions_of_picture in new_captions]
-                scores.add_texts(source, batch.keys, texts)
-                scoring.score(batch.select(1), scores.add(batch))
+                captions = captioning.caption(batch.select(0))
+                captions_table.add(batch.keys, captions)
+                texts = [[caption.text for caption in captions_of_picture] for captions_of_picture in captions]
+                scores_table.add_captions(source, batch.keys, texts)
+                rows = scores_table.add(batch)
+                scoring.score(batch.select(1), rows)
                 worker.advance(len(batch))
-            counts = captions.write(captioning.output(shard), pictures.counts)
-            counts |= scores.write(scoring.output(shard), scoring.columns, pictures.counts)
+            counts = captions_table.write(captioning.output(shard), pictures.counts)
+            counts |= scores_table.write(scoring.output(shard), pictures.counts)
             return counts | pictures.times()

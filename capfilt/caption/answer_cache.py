@@ -1,7 +1,6 @@
-"""A permanent cache of answers that a server was paid for, in one SQLite file.
+"""A permanent cache of a server's paid answers, in one SQLite file.
 
-Several processes may share the file, which must be on a local disk. An answer is safe once `put` returns, whatever
-happens to the process.
+Several processes may share the file, which must be on a local disk. Once `put` returns, an answer survives a kill.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ def default_cache_path() -> Path:
 
 
 class AnswerCache:
-    """Answers by key. Use it from one thread."""
+    """Answers by key, for use from one thread."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file; ValueError if that is not possible."""
+        """Open or create the file; ValueError if that fails."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +39,6 @@ class AnswerCache:
             ) from None
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the answer for `key`, or None."""
         try:
             row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
@@ -48,7 +46,6 @@ class AnswerCache:
         return json.loads(row[0]) if row else None
 
     def put(self, key: str, answer: dict[str, Any]) -> None:
-        """Store an answer."""
         try:
             self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
         except sqlite3.Error as error:

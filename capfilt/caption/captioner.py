@@ -1,6 +1,6 @@
 """The `Captioner` protocol: pictures in, captions with their log-probabilities out.
 
-A new captioner is one file with a class of this protocol, and a branch in `registry.py`.
+A new captioner is a file with one class of this protocol, and a branch in `registry.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class Caption(NamedTuple):
     """A caption, or the reason why there is none."""
 
     text: str | None
-    # log-probability of the text; None if the model does not report it
+    # log-probability of the text; None if the model does not return it
     logprob: float | None
-    # `reason` or `reason: details`; None exactly if there is a text
+    # `reason` or `reason: details`; None if there is a text
     error: str | None = None
 
 
@@ -25,7 +25,8 @@ class Captioner(Protocol):
     """Captions pictures. The captions of a picture must not depend on the other pictures of the call."""
 
     name: str
-    fingerprint: str  # changes when the captions would
+    # changes whenever the captions would change
+    fingerprint: str
 
     def prepare(self, image: Image.Image) -> Any:
         """Return the input of `caption` for an RGB image. Decoding threads call it, ahead of the model."""

@@ -1,4 +1,4 @@
-"""Captions from vision-language models that follow instructions, `hf:` and `openai:`: the request and its answers."""
+"""Prompt, decoding settings and answers of vision-language models, `hf:` and `openai:`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ REFUSALS = re.compile(
 
 @dataclass
 class ChatConfig:
-    """The request to a vision-language model and its decoding; the nucleus is the paper's."""
+    """Prompt and decoding of a vision-language model, by default from the paper's nucleus."""
 
-    # used as it is where the model has no chat template
+    # used unchanged if the model has no chat template
     prompt: str = "Describe this image in one sentence."
     system: str = ""
-    # these models have no beam search in common
+    # not all of these models have beam search
     mode: Literal["nucleus", "greedy"] = "nucleus"
-    # a longer answer is no caption; it is recorded as too_long
+    # a longer answer has the error too_long
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 0.9
     num_captions: int = 1
     seed: int = 0
-    # openai: further fields of a request; null removes one
+    # further fields of an openai: request; null removes one
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class ChatConfig:
 
 
 def parse_answer(text: str | None, complete: bool, logprob: float | None) -> Caption:
-    """Return the caption in an answer, on one line and without quotation marks around it.
+    """Return the caption in an answer, on one line and without surrounding quotation marks.
 
     An answer without a caption has the error `refused`, `too_long` (not `complete`) or `empty`.
     """

@@ -1,8 +1,8 @@
 """`hf:MODEL`: captions from any image-text-to-text model of transformers, given by folder or hub id.
 
-A batch shares a forward pass, padded on the left. The prompt goes through the model's chat template, if it has one.
-Sampling uses the same noise as BLIP's, keyed by (seed, key, caption index), one number per step. A caption depends on
-its picture and key alone, up to rounding in another batch size.
+A batch shares a forward pass, padded on the left. The model's chat template, if any, formats the prompt. Sampling noise
+is BLIP's: one number per step, a function of (seed, key, caption index). A caption depends only on its picture and key,
+up to rounding in another batch size.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class HfCaptioner:
                 f"transformers cannot load {model} as an image-text-to-text model ({one_line(error)})."
             ) from None
         if device.startswith("cuda:"):
-            # some models' own code moves tensors to "cuda", without a number
+            # the code of some models moves tensors to "cuda", without a number
             torch.cuda.set_device(device)
         # transformers wraps `to` without its types
         self.model = loaded.to(device).eval()  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ class HfCaptioner:
         self.prompt = self._format_prompt()
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """Return the image itself: processors take all images of a batch together."""
+        """Return the image unchanged: processors take all images of a batch together."""
         return image
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ class HfCaptioner:
             for name, tensor in batch.items()
         }
         chooser = TokenChooser(self.settings, keys, self._end_tokens())
-        # The chooser leaves one token per row to sample from, so the model's own sampling settings have no effect.
+        # The chooser leaves one token per row, so the model's own sampling settings have no effect.
         self.model.generate(
             **batch,
             logits_processor=[chooser],
@@ -101,7 +101,7 @@ class HfCaptioner:
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
 
     def _format_prompt(self) -> str:
-        """Return the prompt in the format that the model was trained with."""
+        """Return the prompt in the model's chat format."""
         if not getattr(self.processor, "chat_template", None):
             return self.settings.prompt
         content = [{"type": "image"}, {"type": "text", "text": self.settings.prompt}]
@@ -119,7 +119,7 @@ class HfCaptioner:
 
 
 class TokenChooser:
-    """A logits processor that chooses the next token of each row, and leaves no other to `generate`."""
+    """A logits processor that chooses the next token of each row and masks all others."""
 
     def __init__(self, settings: ChatConfig, keys: Sequence[str], end_tokens: set[int]) -> None:
         rows = [(key, index) for key in keys for index in range(settings.num_captions)]
@@ -127,9 +127,9 @@ class TokenChooser:
         self.settings, self.end_tokens = settings, torch.tensor(sorted(end_tokens))
         self.noise = torch.from_numpy(np.stack(noise)) if settings.mode == "nucleus" else None  # (R, steps)
         self.done = torch.zeros(len(rows), dtype=torch.bool)
-        # of the chosen tokens, the end token included
+        # of the chosen tokens, with the end token
         self.logprob = torch.zeros(len(rows), dtype=torch.float64)
-        # (R,) per step; -1 in rows that had ended
+        # (R,) per step; -1 in finished rows
         self.tokens: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class TokenChooser:
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
     def token_ids(self) -> list[list[int]]:
-        """Return the chosen token ids of each row, the end token included."""
+        """Return the chosen token ids of each row, with the end token."""
         rows = torch.stack(self.tokens, 1).tolist() if self.tokens else [[] for _ in self.done]
         return [[token for token in row if token >= 0] for row in rows]
 
@@ -154,7 +154,7 @@ class TokenChooser:
 
 
 def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
-    """Return the commit of a hub repository, or 16 hex digits of a folder's files; loads no model."""
+    """Return the commit of a hub repository, or 16 hex digits of a folder's files; load no model."""
     folder = _folder(model, trust_remote_code)
     # the hub's cache stores each commit as snapshots/<commit>
     if folder.parent.name == "snapshots":

@@ -1,6 +1,6 @@
 """Opens a captioner by its name on the command line: a BLIP checkpoint, `hf:MODEL` or `openai:MODEL`.
 
-The captioners' files, and with them torch, are imported when they are opened.
+A captioner's file, and with it torch, is imported only when the captioner is opened.
 """
 
 from __future__ import annotations
@@ -66,12 +66,11 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
 
 
 def captioner_kind(spec: str) -> CaptionerKind:
-    """Return the kind of the captioner that `spec` names."""
+    """Return the kind of captioner that `spec` names."""
     return _parse(spec)[0]
 
 
 def _parse(spec: str) -> tuple[CaptionerKind, str]:
-    """Return the kind, and the name or path of the model."""
     kind, colon, model = spec.partition(":")
     if kind == "hf" and model:
         return "hf", model

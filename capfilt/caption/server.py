@@ -1,8 +1,8 @@
 """`openai:MODEL`: captions from a server with OpenAI's chat API, such as vLLM, SGLang and llama.cpp.
 
 The requests for a picture start as soon as it is decoded, `concurrency` at a time, so they overlap with reading and
-with the answers for earlier batches. Answers are cached by (pixels, model, prompt, settings), so that none is paid for
-twice, be it after a kill or in another data set. The client retries temporary failures and respects `Retry-After`.
+with earlier batches. Answers are cached by (pixels, model, prompt, settings): none is paid for twice, even after a kill
+or in another data set. The client retries temporary failures and respects `Retry-After`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from capfilt.caption.chat import ChatConfig, parse_answer
 from capfilt.errors import EngineError
 
 JPEG_QUALITY = 95
-MAX_MESSAGE = 500  # characters of a server's message that are kept
+MAX_MESSAGE = 500  # characters of a server's message
 
 
 @dataclass
 class ServerConfig:
-    """The server of an `openai:` captioner; no caption depends on these settings. The key comes from OPENAI_API_KEY."""
+    """The server of an `openai:` captioner, with the key in OPENAI_API_KEY; no caption depends on these settings."""
 
     # such as http://localhost:8000/v1; default: OPENAI_BASE_URL, otherwise OpenAI's own server
     base_url: str | None = None
-    # simultaneous requests per worker; they cover the pictures of three batches at most
+    # simultaneous requests per worker, for the pictures of at most three batches
     concurrency: int = 64
     # seconds to wait for an answer
     timeout: float = 120.0
-    # with growing pauses
+    # per request, with growing pauses
     retries: int = 8
     # SQLite file of the answers; default: ~/.cache/capfilt/answers.sqlite
     cache: str | None = None
@@ -64,7 +64,7 @@ class OpenAICaptioner:
         if not url and not self._api_key:
             raise ValueError("OpenAI's server needs a key in OPENAI_API_KEY; name another server with --base-url.")
         self._url = _without_login(url or "https://api.openai.com/v1")
-        # OpenAI has renamed the field; other servers may not know the new name
+        # OpenAI has renamed the field; other servers may not support the new name
         self._length_field = "max_tokens" if url else "max_completion_tokens"
         self._cache = AnswerCache(Path(server.cache).expanduser() if server.cache else default_cache_path())
         self._client = self._openai.AsyncOpenAI(
@@ -72,7 +72,7 @@ class OpenAICaptioner:
         )
         self._slots = asyncio.Semaphore(server.concurrency)
         self._requests: dict[str, asyncio.Task[Caption]] = {}  # unanswered, by cache key
-        # the error that ended the run; requests that wait for a slot then raise it too
+        # ended the run; raised by all requests that wait for a slot
         self._fatal_error: EngineError | None = None
         self._last_answer = 0.0  # in seconds of the loop's clock
         self._loop = asyncio.new_event_loop()
@@ -85,14 +85,14 @@ class OpenAICaptioner:
         return self._start(self._caption_image(*_encode(image)))
 
     def caption(self, inputs: Sequence[Future[list[Caption]]], keys: Sequence[str]) -> list[list[Caption]]:
-        """Wait for the captions of pictures; EngineError if the server is gone or rejects all requests."""
+        """Wait for the captions; EngineError if the server is gone or rejects all requests."""
         return [captions.result() for captions in inputs]
 
     def _start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _check_server(self) -> None:
-        """Caption a grey image, to find a wrong key, model or setting before the first picture is read."""
+        """Caption a grey image, to find a wrong key, model or setting early."""
         try:
             caption = self._start(self._caption_once(*_encode(Image.new("RGB", (224, 224), "grey")), index=0)).result()
         except EngineError as error:
@@ -123,14 +123,14 @@ class OpenAICaptioner:
             async with self._slots:
                 if self._fatal_error:
                     raise self._fatal_error
-                started = self._loop.time()
+                start = self._loop.time()
                 try:
                     response = await self._client.chat.completions.with_raw_response.create(
                         **self._request(jpeg, index)
                     )
                 except self._openai.APIError as error:
                     # An answer to another request in the second half of the retries shows that the server is alive.
-                    is_alive = self._last_answer > (started + self._loop.time()) / 2
+                    is_alive = self._last_answer > (start + self._loop.time()) / 2
                     return self._handle_error(error, is_alive)
             self._last_answer = self._loop.time()
             try:
@@ -156,23 +156,23 @@ class OpenAICaptioner:
         }
         if settings.mode == "nucleus":
             seed = hashlib.sha256(f"{settings.seed}/{index}".encode()).digest()
-            # servers store the seed in a signed 32-bit integer
+            # servers store the seed as a signed 32-bit integer
             seed31 = int.from_bytes(seed[:4], "big") >> 1
             request |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed31}
         request = {name: value for name, value in (request | settings.extra).items() if value is not None}
         required = {name: request.pop(name) for name in ("model", "messages")}
-        # extra_body passes fields that the client does not know
+        # extra_body also takes fields that the client does not know
         return required | {"extra_body": request}
 
     def _handle_error(self, error: Any, is_alive: bool) -> Caption:
-        """Return the error of one picture; raise EngineError for an error that other pictures would meet too."""
+        """Return a picture's own error; raise EngineError for one that concerns other pictures too."""
         status, body = getattr(error, "status_code", None), error.body
         server_message = body.get("message") if isinstance(body, dict) else None
         message = self._redact(str(server_message or error.message))
         if status in (400, 413, 415, 422):
             return Caption(None, None, f"{'refused' if _is_refusal(error) else 'rejected'}: {message}")
         if is_alive and (isinstance(error, self._openai.APITimeoutError) or (status or 0) >= 500):
-            # every retry has failed, while other pictures were answered
+            # every retry has failed while other pictures got answers
             return Caption(None, None, f"failed: {message}")
         if status in (401, 403):
             problem = f"does not accept the key in OPENAI_API_KEY ({message})"
@@ -195,7 +195,7 @@ class OpenAICaptioner:
 
 
 def openai_fingerprint(model: str) -> str:
-    """Return a fingerprint of the model's name, which is all that a server reveals of it."""
+    """Return a fingerprint of the model's name; servers reveal nothing else."""
     return f"openai:{model}"
 
 

@@ -2,8 +2,8 @@
 
 Reads `NNNNN.tar`. Writes `captions/<name>/NNNNN.parquet` with key, index, text, logprob and error, in the order of the
 tar, and a manifest. A caption is a function of picture, model, settings, seed and key, so workers and restarts do not
-change the tables. A picture that cannot be decoded has no rows. A caption that the model did not give has a row without
-a text. Both are counted, by reason, in the footer of the table and in the manifest.
+change the tables. An undecodable picture has no rows; a missing caption has a row without a text. Both are counted by
+reason in the footer of the table and in the manifest.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class CaptionConfig(EngineConfig):
     data: str
     # blipcore folder, official .pth, Hugging Face BLIP folder or hub id, hf:MODEL or openai:MODEL
     model: str
-    # of the folder, and the `source` of these texts in all later tables; default: blip, or the name of the other model
+    # folder under captions/, and the `source` of these texts; default: blip, or the name of the hf: or openai: model
     name: str = ""
-    # root of captions/<name>/; default: the folder of the pictures
+    # root of captions/; default: `data`
     out: str | None = None
     # decoding of a BLIP captioner
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     # request and decoding of hf: and openai: captioners
     chat: ChatConfig = field(default_factory=ChatConfig)
-    # openai:
+    # connection of openai: captioners
     server: ServerConfig = field(default_factory=ServerConfig)
-    # hf: run code that comes with the model
+    # run the Python code of an hf: model
     trust_remote_code: bool = False
-    # vocab.txt or tokenizer.json of a checkpoint that has none
+    # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
     tokenizer: str | None = None
-    # pictures per forward pass; default: 32 on a CPU, what fits on a GPU
+    # pictures per forward pass; default: 32 on a CPU, as many as fit on a GPU
     batch_size: int | None = None
     # auto: bf16 where the device supports it; fp32 for parity
     dtype: Dtype = "auto"
@@ -99,7 +99,7 @@ class CaptionTable:
         self.columns: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
 
     def add(self, keys: Sequence[str], captions: Sequence[Sequence[Caption]]) -> None:
-        """Append the captions of pictures, a row for each."""
+        """Append a row per caption."""
         for key, captions_of_picture in zip(keys, captions, strict=True):
             for index, caption in enumerate(captions_of_picture):
                 row = (key, index, caption.text, caption.logprob, caption.error)
@@ -123,7 +123,7 @@ class CaptionStage:
     config: CaptionConfig
     images: ShardSet
     folder: AnyPath
-    # None for a server, which chooses its own
+    # None for a server
     dtype: Literal["bf16", "fp32"] | None
     backend: Backend = "torch"
     name: str = "caption"
@@ -148,36 +148,35 @@ class CaptionStage:
         )
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
-        table = CaptionTable()
-        with self.pictures.open(
-            shard, self.captioner.prepare, next_shard=worker.next_shard, cores=worker.cores
-        ) as pictures:
+        prepare = self.captioner.prepare
+        with self.pictures.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
+            table = CaptionTable()
             for batch in pictures.batches(self.batch_size):
                 table.add(batch.keys, self.caption(batch))
                 worker.advance(len(batch))
             return table.write(self.output(shard), pictures.counts) | pictures.times()
 
     def caption(self, batch: PictureBatch) -> list[Sequence[Caption]]:
-        """Return the captions of each decoded picture of a batch."""
+        """Caption the decoded pictures of a batch."""
         return list(chain.from_iterable(self.splitter.run(self.captioner.caption, batch.inputs, batch.keys)))
 
 
 @dataclass
-class CaptionJob:
-    """A locked folder of captions, its manifest, and the shards that this run captions."""
+class CaptionFolder:
+    """A locked folder of captions with its stage and manifest; `shards` are those of this rank."""
 
     stage: CaptionStage
     manifest: Manifest
     shards: list[str]
 
     def finish(self, failed: Mapping[str, str], changed: bool) -> dict[str, int]:
-        """Record the result of the run; return the counts of all shards, or of this rank's until all are done."""
+        """Record the result of a run; return the counts of all shards, or of this rank's until all are done."""
         tables = {shard: self.stage.output(shard) for shard in self.stage.images.shards}
         return self.manifest.record_run(tables, self.shards, failed, changed=changed)
 
 
 @contextmanager
-def open_captions(config: CaptionConfig) -> Iterator[CaptionJob]:
+def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
     """Lock the folder of these captions and begin its manifest.
 
     Raises ValueError or FileNotFoundError for mistakes in `config`, and for a folder made with other settings.
@@ -208,29 +207,28 @@ def open_captions(config: CaptionConfig) -> Iterator[CaptionJob]:
         # for readers; a rerun compares the fingerprint
         manifest.content.setdefault("model", config.model)
         stage = CaptionStage(config, images, folder, dtype, backend)
-        yield CaptionJob(stage, manifest, config.shards_of_rank(images.shards))
+        yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards))
 
 
 def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:
     """Caption every shard that has no table yet; return a summary with the counts of all shards.
 
-    Raises ValueError or FileNotFoundError for a folder that is no shard set, a checkpoint without a decoder, or a
-    folder of that name made with other settings.
+    Raises ValueError or FileNotFoundError as `lock_captions`, and ValueError for a checkpoint without a decoder.
     """
-    with open_captions(config) as job:
+    with lock_captions(config) as captions:
         run = run_shards(
-            job.stage,
-            job.shards,
+            captions.stage,
+            captions.shards,
             workers=config.workers,
             device=config.device,
             engine=config.engine,
             progress=progress,
         )
-        counts = job.finish(run.failed, changed=run.done > 0)
+        counts = captions.finish(run.failed, changed=run.done > 0)
     return {
         "stage": "caption",
         "name": config.name,
-        "out": str(job.stage.folder),
+        "out": str(captions.stage.folder),
         "shards": {"done": run.done, "skipped": run.skipped, "failed": run.failed},
         "counts": counts,
         "seconds": round(run.seconds, 2),

@@ -36,7 +36,6 @@ class ProgressDisplay:
             self.print(self.line())
 
     def advance(self, units: int = 0, pictures: int = 0) -> None:
-        """Count finished work."""
         self.done += units
         self.pictures += pictures
         if self._bar is not None:
@@ -55,7 +54,6 @@ class ProgressDisplay:
             print(line, file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """Return the progress as one plain line."""
         return f"{self.title}: {self.done} of {self.total} {self.unit}{self._rate()}{self._eta()}"
 
     def _refresh(self) -> None:

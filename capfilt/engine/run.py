@@ -176,14 +176,13 @@ def _run_in_pool(pool: WorkerPool, todo: list[str], size: int, ledger: _Ledger) 
 
 
 def _start_workers(pool: WorkerPool, states: dict[Any, _WorkerState], size: int, waiting_shards: int) -> None:
-    """Start workers, at most `size` in total, while there are more waiting shards than idle workers."""
+    """Start workers, up to `size`, while more shards wait than workers are idle."""
     while len(states) < size and waiting_shards > sum(state.shard is None for state in states.values()):
         index = min(set(range(size)) - {state.index for state in states.values()})
         states[pool.start(index)] = _WorkerState(index)
 
 
 def _submit_shards(pool: WorkerPool, states: dict[Any, _WorkerState], queue: deque[str]) -> None:
-    """Give each idle worker a shard of the queue."""
     for worker, state in states.items():
         if queue and state.is_ready and state.shard is None:
             reserved = {other.next_shard for other in states.values() if other is not state}

@@ -49,7 +49,6 @@ class ThreadPool:
         worker.shards.put(shard)
 
     def wait(self) -> list[tuple[WorkerThread, ShardOutcome]]:
-        """Wait for an outcome."""
         return [self.outcomes.get()]
 
     def stop(self) -> None:

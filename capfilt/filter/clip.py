@@ -15,7 +15,7 @@ from capfilt.filter.scorer import PAIRS_PER_PASS, group_by_picture, open_clip_fi
 
 
 class OpenClipScorer:
-    """Cosine of an open_clip model's features; in `open_clip:ARCH/TAG`, TAG may be the path of a checkpoint."""
+    """Cosine of the features of an open_clip model; TAG in `open_clip:ARCH/TAG` may be the path of a checkpoint."""
 
     def __init__(self, spec: str, *, column: str = "clip", device: str = "cpu", dtype: Dtype = "auto") -> None:
         arch, tag = parse_open_clip(spec)

@@ -16,29 +16,29 @@ from capfilt.filter.scorer import FirstToken
 
 @dataclass(kw_only=True)
 class ScoreConfig(EngineConfig):
-    """Settings of scoring: which texts of which pictures, and with which models."""
+    """Settings of scoring: pictures, texts and models."""
 
     # shard set with the pictures
     data: str
     # checkpoint with ITM and ITC heads; optional if `scores` names finished scores
     model: str | None = None
-    # root of scores/ and filtered/, for pictures in a read-only folder
+    # root of scores/ and filtered/; default: `data`
     out: str | None = None
     # "web" and names of captioners; empty means all
     sources: list[str] = field(default_factory=list)
     # open_clip:ARCH/TAG, one or several, scored as clip, clip2, ...
     clip: str | list[str] | None = None
-    # "cls" reproduces the official demo class and Hugging Face
+    # first token of the ITM text; "cls" reproduces the official demo class and Hugging Face
     first_token: FirstToken = "enc"
-    # folder under scores/; default: existing scores that cover this, otherwise a new folder
+    # folder under scores/; default: existing scores that fit, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
     tokenizer: str | None = None
-    # pictures per forward pass; default: 32 on a CPU, adapted to the memory on a GPU
+    # pictures per forward pass; default: 32 on a CPU, as many as fit on a GPU
     batch_size: int | None = None
     # auto: bf16 where the device supports it
     dtype: Dtype = "auto"
-    # of the image encoder; auto: openvino on a CPU where it is installed, otherwise torch
+    # of BLIP's image encoder; auto: openvino on a CPU where it is installed, otherwise torch
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class ScoreConfig(EngineConfig):
 
 @dataclass(kw_only=True)
 class FilterConfig(ScoreConfig):
-    """Settings of `capfilt filter`: scoring, and which of the scored texts to keep."""
+    """Settings of `capfilt filter`: scoring, and the choice of texts to keep."""
 
     # folder under filtered/
     name: str = "capfilt"
@@ -71,9 +71,9 @@ class FilterConfig(ScoreConfig):
     threshold: float | Literal["auto"] = 0.5
     # file of labels, see labels.py
     labels: str | None = None
-    # of threshold auto: precision=SHARE or recall=SHARE
+    # goal of threshold auto: precision=SHARE or recall=SHARE
     target: str = "precision=0.9"
-    # in place of a threshold: keep this share of the texts, those with the highest ITM
+    # instead of a threshold: share of the texts to keep, those with the highest ITM
     top_fraction: float | None = None
     # lowest ITC cosine of a kept text
     itc_threshold: float | None = None
@@ -81,7 +81,7 @@ class FilterConfig(ScoreConfig):
     clip_threshold: float | None = None
     # most texts to keep per picture and source; 0 means all
     best: int = 0
-    # score that ranks texts for `best`, default itm; without `best`, one text is kept
+    # score that ranks texts for `best`, default: itm; alone it implies `best` = 1
     best_of: str | None = None
     # rank the texts of all sources together
     best_across: bool = False
@@ -105,18 +105,18 @@ class FilterConfig(ScoreConfig):
         parse_target(self.target)
 
     def best_texts(self) -> BestTexts:
-        """Return the limit on texts per picture."""
+        """Return the limit on the kept texts per picture."""
         if self.best_of is None and not self.best:
             return BestTexts()
         return BestTexts(self.best or 1, self.best_of or "itm", self.best_across)
 
     def limits(self, threshold: float) -> dict[str, float]:
-        """Return the lowest value of a kept text per score column."""
+        """Return score column -> lowest value of a kept text."""
         limits = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
         return {column: limit for column, limit in limits.items() if limit is not None}
 
     def required_columns(self) -> dict[str, str]:
-        """Return the setting that needs each score column."""
+        """Return required score column -> the setting that needs it."""
         required = {}
         if self.best_texts().number:
             required[self.best_texts().score] = "best_of"

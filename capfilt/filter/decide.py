@@ -1,4 +1,4 @@
-"""Decides which texts to keep: a table of scores and limits in, a reason per row out, a million rows per second."""
+"""Decides which texts to keep: a table of scores and limits in, a reason per row out; a million rows per second."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
     - `itm<0.5`: the score is below its limit; the first such score of `limits`.
     - `not_best`: the picture has `best.number` better texts.
 
-    The limit of ITM applies after the ranking: if the best text fails it, no other text replaces it.
+    The limit of ITM applies after the ranking: no other text replaces a best text that fails it.
     """
     scores = scores.combine_chunks()
     cleaned, error = clean_texts(scores["text"]), scores["error"].cast(pa.string())
@@ -65,7 +65,7 @@ def decide(scores: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEX
 
 
 def format_threshold(threshold: float) -> str:
-    """Format a threshold with all its digits: ITM scores crowd at 1, and `:g` rounds 0.9999999 to 1."""
+    """Format a threshold with all its digits: many ITM scores are close to 1, and `:g` rounds 0.9999999 to 1."""
     short = f"{threshold:g}"
     return short if float(short) == threshold else repr(float(threshold))
 
@@ -87,7 +87,7 @@ def select_best(scores: pa.Table, candidates: np.ndarray, best: BestTexts) -> np
 def decided_by_itm(filtered: pa.Table, limits: dict[str, float], best: BestTexts = ALL_TEXTS) -> np.ndarray:
     """Return a mask of the rows of a filtered table that are kept if and only if ITM reaches the threshold.
 
-    It is the same for every threshold, so kept texts can be counted without calling `decide` again.
+    The mask holds for every threshold, so kept texts can be counted without `decide`.
     """
     reason = filtered["reason"]
     excluded = pc.or_(pc.is_in(reason, pa.array([NO_TEXT, DUPLICATE])), pc.starts_with(reason, UNDECODABLE))
@@ -100,7 +100,7 @@ def decided_by_itm(filtered: pa.Table, limits: dict[str, float], best: BestTexts
 
 
 def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.ndarray) -> np.ndarray:
-    """Return a mask of the `rows` (a mask) that repeat an earlier text of their picture."""
+    """Return a mask of the `rows` (a mask) that repeat an earlier text of the picture."""
     positions = np.flatnonzero(rows)
     text = _to_codes(cleaned)[positions]
     _, first = np.unique(_to_codes(key)[positions] * (text.max(initial=0) + 1) + text, return_index=True)
@@ -110,7 +110,6 @@ def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.nda
 
 
 def _to_codes(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Return an integer per distinct value."""
     return as_one_array(values).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 

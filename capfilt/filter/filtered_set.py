@@ -29,7 +29,7 @@ class FilteredShard:
     source: np.ndarray
     # bool
     kept: np.ndarray
-    # score column -> float64, NaN where there is no score
+    # score column -> float64, NaN for no score
     values: dict[str, np.ndarray]
     # bool, see `decide.decided_by_itm`
     decided_by_itm: np.ndarray
@@ -51,15 +51,15 @@ class FilteredSet:
 
     @staticmethod
     def open(path: str | AnyPath) -> FilteredSet:
-        """Open `filtered/<name>`, or a shard set that was filtered once; raises FileNotFoundError or ValueError."""
+        """Open `filtered/<name>`, or a shard set with one filtered set; raises FileNotFoundError or ValueError."""
         folder = _find_filtered_folder(to_path(path))
         manifest = read_manifest(folder) or {}
         tables = _list_tables(folder)
         if not tables:
             raise ValueError(f"{folder} has no table yet; repeat the `capfilt filter` command to finish it.")
         config = manifest["config"]
-        fixed = {*SCORES.names, *VERDICT.names}
-        columns = [name for name in read_table(tables[0]).column_names if name not in fixed]
+        other_columns = {*SCORES.names, *VERDICT.names}
+        columns = [name for name in read_table(tables[0]).column_names if name not in other_columns]
         best = BestTexts(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
         return FilteredSet(folder, tables, config["sources"], columns, config["limits"], best, manifest)
 
@@ -70,7 +70,6 @@ class FilteredSet:
 
     @property
     def threshold(self) -> float:
-        """The ITM threshold of the set."""
         return self.limits["itm"]
 
     def read_shards(self) -> Iterator[FilteredShard]:
@@ -113,7 +112,7 @@ def count_downloads(images: AnyPath) -> dict[str, int]:
         try:
             table = read_table(path, [], optional=("status",))
         except ValueError:
-            # A truncated table of another tool says nothing about the pictures.
+            # such as a truncated table of another tool
             continue
         if table.column_names:
             for row in pc.value_counts(table["status"]).to_pylist():

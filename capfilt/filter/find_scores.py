@@ -1,7 +1,7 @@
 """Locates scores: existing ones that cover a request, otherwise the folder for new ones.
 
-A folder of scores covers a request if its model and settings are the same and it has all requested sources and CLIP
-columns; further ones do no harm.
+A folder of scores covers a request if model and settings are the same and it has all requested sources and CLIP
+columns, perhaps more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from capfilt.shards.manifest import read_manifest, recorded_backend, remove_mani
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
-# Columns that scoring reads of a captions table.
+# Columns of a captions table that scoring reads.
 CAPTIONS_TABLE_COLUMNS = ["key", "index", "text"]
 NO_CAPTIONS: Mapping[str, AnyPath] = MappingProxyType({})
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -32,21 +32,20 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ScoreFolder:
-    """A folder of scores that covers a request, complete or not, perhaps new."""
+    """A folder of scores that covers a request: complete, begun or new."""
 
     path: AnyPath
-    # settings that the scores depend on, as in their manifest
+    # settings in the manifest of the scores
     settings: dict[str, Any]
     # requested sources -> folder of their captions, None for the web texts
     captions: dict[str, AnyPath | None]
-    # all shards have their scores, and their captions if these are written in the same pass
+    # all shards have scores, and captions if these are written in the same pass
     is_complete: bool
-    # the same as `captions`, for all sources that new tables must have
+    # as `captions`, for all sources in the folder
     captions_to_score: dict[str, AnyPath | None]
 
     @property
     def columns(self) -> list[str]:
-        """Names of the score columns."""
         return [*BLIP_COLUMNS, *clip_columns(len(_clips(self.settings)))]
 
 
@@ -56,13 +55,13 @@ def locate_scores(
     required_columns: Mapping[str, str] = NO_COLUMNS,
     new_captions: Mapping[str, AnyPath] = NO_CAPTIONS,
 ) -> ScoreFolder:
-    """Return existing scores that cover the request, otherwise the folder for new ones; writes nothing.
+    """Return existing scores that cover the request, otherwise the folder for new ones; write nothing.
 
-    `required_columns` maps each score column that the caller needs to the setting that needs it. `new_captions` maps
-    captions that are written in the same pass as the scores to their folders.
+    `required_columns` maps required score columns to the settings that need them. `new_captions` maps captions written
+    in the same pass to their folders.
 
-    Raises ValueError or FileNotFoundError for captions that are missing, unfinished or newer than their scores, for a
-    column that the scores lack, and where a model is needed and none is given.
+    Raises ValueError or FileNotFoundError for missing, unfinished or changed captions, a missing score column, and a
+    missing model.
     """
     captions = _find_captions(config, images, config.sources, new_captions)
     path, settings = _choose_folder(config, {source: _origin(folder) for source, folder in captions.items()})
@@ -84,21 +83,21 @@ def locate_scores(
 
 
 def rescore_advice(folder: AnyPath) -> str:
-    """Return what a user can do about scores that no longer fit."""
+    """Return a remedy for scores that no longer fit."""
     return f"delete {folder}, or write other scores with --scores NAME"
 
 
 def _find_captions(
     config: ScoreConfig, images: ShardSet, sources: Iterable[str], new_captions: Mapping[str, AnyPath]
 ) -> dict[str, AnyPath | None]:
-    """Return the folder of each source's captions, None for the web texts: those first, then captions by name.
+    """Return source -> folder of its captions, None for the web texts: "web" first, then by name.
 
-    No `sources` means all that exist. Captions that already exist must be finished.
+    Empty `sources` selects all. Captions that are not new must be finished.
     """
     roots = [config.root / "captions", images.path / "captions"]
-    # A folder without a table is what `capfilt caption` leaves when its model cannot be loaded.
-    begun = [path for root in reversed(roots) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
-    folders = {path.name: path for path in begun} | dict(new_captions)
+    # `capfilt caption` leaves a folder without a table if its model cannot be loaded.
+    old_folders = [path for root in reversed(roots) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
+    folders = {path.name: path for path in old_folders} | dict(new_captions)
     names = set(sources) or {WEB, *folders}
     captions: dict[str, AnyPath | None] = {WEB: None} if WEB in names else {}
     for name in sorted(names - {WEB}):
@@ -119,12 +118,12 @@ def _require_finished(folder: AnyPath, images: ShardSet) -> None:
             f"{folder} lacks {len(missing)} of {len(tables)} shards, {missing[0]} first; run the same "
             "`capfilt caption` again to finish it, or leave it out with --sources."
         )
-    # a table with other columns is reported before the model is loaded
+    # reports a table with other columns before the model is loaded
     read_table(tables[0], CAPTIONS_TABLE_COLUMNS)
 
 
 def _origin(captions: AnyPath | None) -> str:
-    """Return 16 hex digits of the settings that a source's texts were made with; more shards do not change them."""
+    """Return a digest of the settings of a source's captions, 16 hex digits; it is the same for more shards."""
     if captions is None:
         return "in the shards"
     manifest = read_manifest(captions)
@@ -134,7 +133,7 @@ def _origin(captions: AnyPath | None) -> str:
 
 
 def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPath, dict[str, Any]]:
-    """Return a folder of scores with these origins of its sources, and its settings."""
+    """Return a folder of scores for sources with these origins, and its settings."""
     request: dict[str, Any] = {"sources": origins}
     if config.model is not None:
         clips = [open_clip_fingerprint(spec) for spec in config.clips]
@@ -144,7 +143,7 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
             "dtype": config.dtype,
             "clip": clips[0] if len(clips) == 1 else clips or None,
         }
-    # Finished scores cover dtype "auto" in either format, so scores from another machine need no pass on this one.
+    # Finished scores of any dtype cover "auto", so scores from another machine need no pass on this one.
     any_dtype = {name: value for name, value in request.items() if (name, value) != ("dtype", "auto")}
     match = _find_match(config, any_dtype, finished=True)
     if match is not None:
@@ -181,7 +180,7 @@ def _default_name(request: dict[str, Any], clips: int, sources: Iterable[str]) -
 
 
 def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
-    """Return a folder of scores that covers the request, finished or at least begun, and its settings."""
+    """Return a folder of scores that covers the request, finished or else begun, and its settings."""
     root = config.root / "scores"
     folders: list[AnyPath] = [root / config.scores] if config.scores else sorted(root.glob("*"), key=str)
     for folder in folders:
@@ -189,7 +188,7 @@ def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) ->
         if manifest is None or manifest["stage"] != "score" or not _covers(manifest["config"], request):
             continue
         backend = manifest["config"].get("backend", "torch")
-        # A run whose models could not be loaded leaves a manifest without tables; only the same run continues it.
+        # A run whose models cannot be loaded leaves a manifest without tables; only the same request reuses it.
         is_same = manifest["config"] | {"backend": backend} == request | {"backend": backend}
         is_begun = not finished and (is_same or any(folder.glob("*.parquet")))
         if ("counts" in manifest or is_begun) and config.backend in ("auto", backend):
@@ -198,7 +197,7 @@ def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) ->
 
 
 def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Return True if scores with these settings hold everything that is requested."""
+    """Return True if scores with these settings cover the request."""
     sources, clips = request["sources"], _clips(request)
     return (
         all(settings["sources"].get(source) == origin for source, origin in sources.items())
@@ -208,6 +207,6 @@ def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
 
 
 def _clips(settings: dict[str, Any]) -> list[str]:
-    """Return the fingerprints of the open_clip models; the manifest stores one, a list or null."""
+    """Return the fingerprints of the open_clip models; manifests have one, a list or null."""
     clip = settings.get("clip")
     return clip if isinstance(clip, list) else [clip] if clip else []

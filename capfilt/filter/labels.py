@@ -1,7 +1,7 @@
-"""Labels written by hand, and the target that a threshold must reach on them.
+"""Labels written by hand, and the target of a threshold on them.
 
 A labels file is CSV, TSV, JSON lines or Parquet with `key` and `match` (1 or 0, true or false, yes or no), and
-optionally `source` (default: web) and `index` (default: 0), for texts drawn at random.
+optionally `source` (default: web) and `index` (default: 0), for randomly drawn texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXT_COLUMNS = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), 
 
 
 def held_out_mask(keys: pa.ChunkedArray) -> np.ndarray:
-    """Return a mask of the rows of half of the pictures, drawn by a hash of their keys."""
+    """Return a mask of the rows of half of the pictures, drawn by hashes of their keys."""
     key_list = keys.to_pylist()
     order = sorted(set(key_list), key=lambda key: hashlib.blake2b(key.encode()).digest())
     held_out = set(order[1::2])

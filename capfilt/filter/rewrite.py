@@ -18,7 +18,7 @@ from capfilt.shards.tables import read_table, write_table
 
 @dataclass
 class RewriteStage:
-    """Writes the filtered table of a shard: scores, verdict, url and sha256 of the picture. Reads tables only."""
+    """Writes the filtered table of a shard: scores, verdict, url and sha256 of the picture. Needs no picture."""
 
     images: ShardSet
     scores: AnyPath
@@ -62,7 +62,7 @@ class RewriteStage:
         return {name: table[name].take(row) if name in table.column_names else nulls for name in ("url", "sha256")}
 
     def _check_unchanged(self, table: pa.Table, source: str, path: AnyPath) -> None:
-        """Check that the captions at `path` are those that were scored, in any order."""
+        """Check that the captions at `path` are the scored ones, in any order."""
         scored = table.filter(pc.equal(table["source"], source)).select(CAPTIONS_TABLE_COLUMNS)
         current = read_table(path, CAPTIONS_TABLE_COLUMNS).cast(scored.schema)
         order = [("key", "ascending"), ("index", "ascending")]

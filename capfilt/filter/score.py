@@ -1,4 +1,4 @@
-"""Scores the texts of pictures, the first step of `capfilt filter` and its only pass over the pictures.
+"""Scores the texts of pictures: the first step of `capfilt filter`, and its only pass over the pictures.
 
 Reads `NNNNN.tar` with web texts and `captions/<source>/NNNNN.parquet`. Writes `scores/<name>/NNNNN.parquet` with key,
 source, index, text, one column per score, and `error` if the picture could not be decoded. Every text is a row.
@@ -40,22 +40,27 @@ class ScoreTable:
     """The scores table of one shard, in the order of its tar: for each picture the web text, then its captions."""
 
     def __init__(
-        self, web_texts: Mapping[str, str | None] | None, captions: dict[str, TextsByKey], is_unreadable: bool = False
+        self,
+        columns: Sequence[str],
+        captions: dict[str, TextsByKey],
+        web_texts: Mapping[str, str | None] | None,
+        counts: Mapping[str, int],
     ) -> None:
-        """Take the captions of each source, and the web texts in the shard's own table.
+        """Begin a table with the score `columns`.
 
-        None instead of `web_texts` leaves all web texts out. `is_unreadable` counts an own table that cannot be read.
+        `web_texts` are those of the shard's own table, used for pictures without a text in the tar; None leaves web
+        texts out. `counts` are added to those of the table.
         """
-        self.web_texts, self.captions, self.is_unreadable = web_texts, captions, is_unreadable
+        self.columns, self.captions, self.web_texts, self.counts = columns, captions, web_texts, counts
         self.rows: list[Row] = []
 
-    def add_texts(self, source: str, keys: Sequence[str], texts: Sequence[Sequence[str | None]]) -> None:
-        """Add texts of a source for pictures whose rows are not appended yet."""
+    def add_captions(self, source: str, keys: Sequence[str], texts: Sequence[Sequence[str | None]]) -> None:
+        """Add the captions of pictures before their rows."""
         for key, texts_of_picture in zip(keys, texts, strict=True):
             self.captions[source][key] = list(enumerate(texts_of_picture))
 
     def add(self, batch: PictureBatch) -> list[Row]:
-        """Append a row for each text of these pictures, without scores; return the new rows."""
+        """Append a row without scores per text of the pictures; return the new rows."""
         rows = []
         for picture in batch.pictures:
             texts: list[tuple[str, int, str | None]] = []
@@ -70,7 +75,7 @@ class ScoreTable:
         self.rows += rows
         return rows
 
-    def write(self, path: AnyPath, columns: Sequence[str], picture_counts: Mapping[str, int]) -> dict[str, int]:
+    def write(self, path: AnyPath, picture_counts: Mapping[str, int]) -> dict[str, int]:
         """Write the table with its counts in the footer; return the counts.
 
         Raises ValueError for captions of pictures that are not in the tar.
@@ -81,11 +86,9 @@ class ScoreTable:
                     f"Captions '{source}' of shard {path.stem} have {len(remaining)} keys that are not in its tar, "
                     f"{next(iter(remaining))} first; they belong to another shard set."
                 )
-        scored = sum(row.get(columns[0]) is not None for row in self.rows)
-        counts = {"texts": len(self.rows), "texts_scored": scored, **picture_counts}
-        if self.is_unreadable:
-            counts["table/unreadable"] = 1
-        schema = pa.schema([*scores_schema(columns), ("error", pa.string())])
+        scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
+        counts = {"texts": len(self.rows), "texts_scored": scored, **picture_counts, **self.counts}
+        schema = pa.schema([*scores_schema(self.columns), ("error", pa.string())])
         write_table(path, pa.Table.from_pylist(self.rows, schema=schema), counts, make_folder=False)
         return counts
 
@@ -130,14 +133,15 @@ class ScoreStage:
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
-            table = self.open_table(shard)
+            table = self.begin_table(shard)
             for batch in pictures.batches(self.batch_size):
-                self.score(batch, table.add(batch))
+                rows = table.add(batch)
+                self.score(batch, rows)
                 worker.advance(len(batch))
-            return table.write(self.output(shard), self.columns, pictures.counts) | pictures.times()
+            return table.write(self.output(shard), pictures.counts) | pictures.times()
 
-    def open_table(self, shard: str, new_captions: str | None = None) -> ScoreTable:
-        """Return the table of a shard with the texts to score; the source `new_captions` has no texts yet."""
+    def begin_table(self, shard: str, new_captions: str | None = None) -> ScoreTable:
+        """Begin the table of a shard; the captions of the source `new_captions` are added later."""
         captions: dict[str, TextsByKey] = {}
         for source, folder in self.captions.items():
             if source == new_captions:
@@ -145,13 +149,14 @@ class ScoreStage:
             elif folder is not None:
                 captions[source] = _read_caption_texts(folder / f"{shard}.parquet")
         if WEB not in self.captions:
-            return ScoreTable(None, captions)
+            return ScoreTable(self.columns, captions, None, {})
         own_table = self.images.read_own_table(shard, ("caption",))
         is_unreadable = not own_table.column_names and self.images.table(shard).exists()
-        return ScoreTable(_texts_of_table(own_table), captions, is_unreadable)
+        counts = {"table/unreadable": 1} if is_unreadable else {}
+        return ScoreTable(self.columns, captions, _texts_of_table(own_table), counts)
 
     def score(self, batch: PictureBatch, rows: Sequence[Row]) -> None:
-        """Set the scores in the rows of a batch that have words and a decoded picture."""
+        """Score the rows of a batch that have words and a decoded picture."""
         decoded = [row for row in rows if row["error"] is None]
         cleaned = clean_texts(pa.array([row["text"] for row in decoded], pa.string())).to_pylist()
         rows_by_key: dict[str, list[Row]] = defaultdict(list)
@@ -180,14 +185,15 @@ def _read_caption_texts(path: AnyPath) -> TextsByKey:
 
 
 def _texts_of_table(table: pa.Table) -> dict[str, str | None]:
-    """Return key -> web text of a shard's own table, empty if it has none."""
+    """Return key -> web text of a shard's own table."""
     if "caption" not in table.column_names:
         return {}
-    return dict(zip(map(str, table["key"].to_pylist()), table["caption"].to_pylist(), strict=True))
+    keys = (str(key).removeprefix("./") for key in table["key"].to_pylist())
+    return dict(zip(keys, table["caption"].to_pylist(), strict=True))
 
 
 @dataclass
-class ScoredSet:
+class ScoreResult:
     """A folder of scores after a run over its shards."""
 
     folder: ScoreFolder
@@ -196,11 +202,10 @@ class ScoredSet:
     run: RunSummary
 
     def table(self, shard: str) -> AnyPath:
-        """Return the location of a shard's scores."""
         return self.folder.path / f"{shard}.parquet"
 
 
-def open_score_stage(config: ScoreConfig, images: ShardSet, scores: ScoreFolder) -> ScoreStage:
+def make_score_stage(config: ScoreConfig, images: ShardSet, scores: ScoreFolder) -> ScoreStage:
     """Return the stage that writes the missing tables of `scores`."""
     settings = scores.settings
     backend = settings.get("backend", "torch")
@@ -214,15 +219,15 @@ def score_shards(
     stage: Stage | None = None,
     *,
     progress: bool = True,
-) -> ScoredSet:
+) -> ScoreResult:
     """Score the shards that have no scores yet.
 
-    `stage` writes further tables in the same pass over the pictures; it is built on `open_score_stage`.
+    `stage` is `make_score_stage(...)`, or one that also writes other tables in the same pass over the pictures.
     """
     settings = scores.settings
     tables = {shard: scores.path / f"{shard}.parquet" for shard in images.shards}
     shards = config.shards_of_rank(images.shards)
-    # Finished scores are only read, by any number of runs at a time.
+    # Several runs may read finished scores at the same time.
     is_finished = scores.is_complete and "counts" in (read_manifest(scores.path) or {})
     with nullcontext() if is_finished else lock_folder(scores.path, config.rank, config.world_size):
         packages = ["torch", "tokenizers", "pillow", "pyarrow"]
@@ -236,7 +241,7 @@ def score_shards(
             # for readers; a rerun compares the fingerprint
             manifest.content.setdefault("model", config.model)
         run = run_shards(
-            stage or open_score_stage(config, images, scores),
+            stage or make_score_stage(config, images, scores),
             shards,
             workers=config.workers,
             device=config.device,
@@ -244,4 +249,4 @@ def score_shards(
             progress=progress,
         )
         counts = manifest.record_run(tables, shards, run.failed, changed=run.done > 0)
-    return ScoredSet(scores, counts, run)
+    return ScoreResult(scores, counts, run)

@@ -4,7 +4,7 @@
     itc    cosine of BLIP's image and text features, -1 to 1; not a probability
     clip   cosine of an open_clip model's features, -1 to 1; further models give clip2, clip3, ...
 
-Higher is better in every column. This file loads no model, so existing scores are reused without one.
+Higher is better in every column. This file imports no model, so existing scores are reused without torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Scorer(Protocol):
         """Return the input of `score` for an RGB image. Decoding threads call it, ahead of the model."""
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """Return per column one list of scores per picture; `texts` are the uncleaned texts of each picture."""
+        """Return column -> a list of scores per picture; `texts` are the uncleaned texts of each picture."""
 
 
 def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -44,12 +44,12 @@ def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> lis
 
 
 def clip_columns(number: int) -> list[str]:
-    """Return the column names of a number of open_clip models: clip, clip2, clip3, ..."""
+    """Return the columns of a number of open_clip models: clip, clip2, clip3, ..."""
     return ["clip" if position == 1 else f"clip{position}" for position in range(1, number + 1)]
 
 
 def open_clip_fingerprint(spec: str) -> str:
-    """Return ARCH/TAG, or ARCH/DIGEST for a local checkpoint; loads no model."""
+    """Return ARCH/TAG, or ARCH/DIGEST for a local checkpoint; load no model."""
     arch, tag = parse_open_clip(spec)
     if not Path(tag).is_file():
         return f"{arch}/{tag}"
@@ -58,7 +58,7 @@ def open_clip_fingerprint(spec: str) -> str:
 
 
 def parse_open_clip(spec: str) -> tuple[str, str]:
-    """Parse `open_clip:ARCH/TAG` into architecture and tag, where a tag may be the path of a checkpoint."""
+    """Parse `open_clip:ARCH/TAG` into architecture and tag."""
     kind, _, name = spec.partition(":")
     arch, _, tag = name.partition("/")
     if kind != "open_clip" or not (arch and tag):

@@ -4,8 +4,8 @@
     decide    a table of scores, thresholds           -> a reason for every row          decide.py
     rewrite   scores, reasons, the shard's own table  -> filtered/<name>/NNNNN.parquet   rewrite.py
 
-A run with another threshold reuses the scores, and the threshold may be chosen from them (threshold.py). Every text
-stays a row throughout: texts = kept + dropped, by reason.
+Another threshold reuses the scores, from which it may also be chosen (threshold.py). Every text stays a row:
+texts = kept + dropped, by reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capfilt.filter.decide import KEPT, BestTexts
 from capfilt.filter.find_scores import locate_scores
 from capfilt.filter.labels import read_labels
 from capfilt.filter.rewrite import RewriteStage
-from capfilt.filter.score import ScoredSet, score_shards
+from capfilt.filter.score import ScoreResult, score_shards
 from capfilt.filter.threshold import (
     ItmScores,
     choose_by_fraction,
@@ -43,12 +43,11 @@ from capfilt.shards.tables import read_table
 def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
     """Score what has no scores yet, decide and rewrite; return a summary with the counts of all shards.
 
-    Raises ValueError or FileNotFoundError for a folder that is no shard set, a checkpoint without the ITM and ITC
-    heads, captions that are missing, unfinished or newer than their scores, or a folder of that name made with other
-    settings.
+    Raises ValueError or FileNotFoundError for a folder that is no shard set, a checkpoint without ITM and ITC heads,
+    captions that are missing, unfinished or changed, and a set of that name with other settings.
     """
     images = ShardSet.open(config.data)
-    with lock_filtered(config):
+    with lock_filtered_set(config):
         labels = load_labels(config)
         scores = locate_scores(config, images, config.required_columns())
         scored = score_shards(config, images, scores, progress=progress)
@@ -56,27 +55,26 @@ def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, A
 
 
 def explain_thresholds(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
-    """Score what has no scores yet; return what each of several thresholds would keep. Rewrites nothing."""
+    """Score what has no scores yet; return what each threshold of a range would keep. Write no filtered table."""
     images, labels = ShardSet.open(config.data), load_labels(config)
     scores = locate_scores(config, images, config.required_columns())
     scored = score_shards(config, images, scores, progress=progress)
     return compare_thresholds(config, images, scored, labels)
 
 
-def lock_filtered(config: FilterConfig) -> AbstractContextManager[Any]:
-    """Lock the folder of the filtered tables."""
+def lock_filtered_set(config: FilterConfig) -> AbstractContextManager[Any]:
     return lock_folder(_filtered_folder(config), config.rank, config.world_size)
 
 
 def load_labels(config: FilterConfig) -> pa.Table | None:
-    """Read the labels, if any. Call it before scoring, so that mistakes in them are found early."""
+    """Read the labels, if any; call it before scoring, to find mistakes early."""
     return read_labels(to_path(config.labels)) if config.labels else None
 
 
 def rewrite_shards(
-    config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None, *, progress: bool = True
+    config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Decide on all scored texts and write the filtered tables; return the summary."""
+    """Decide on all scored texts, write the filtered tables and return the summary."""
     folder, scores, best = _filtered_folder(config), scored.folder, config.best_texts()
     threshold, reason = config.threshold, ""
     if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
@@ -124,13 +122,13 @@ def rewrite_shards(
 
 
 def compare_thresholds(
-    config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None
+    config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None
 ) -> dict[str, Any]:
-    """Return what each of several thresholds would keep."""
+    """Return what each threshold of a range would keep."""
     itm_scores = _read_itm_scores(config, images, scored, labels)
     try:
         threshold, reason = _choose_threshold(config, itm_scores)
-    except ValueError as error:  # no threshold reaches the target; the table shows how close they come
+    except ValueError as error:  # no threshold reaches the target; the table shows the values they reach
         threshold, reason = 0.5, str(error)
     rows = threshold_table(itm_scores.held_out_half() if config.threshold == "auto" else itm_scores, threshold)
     return {
@@ -150,13 +148,13 @@ def _filtered_folder(config: FilterConfig) -> AnyPath:
 
 
 def _best_settings(best: BestTexts) -> dict[str, Any]:
-    """Return the manifest's settings of `best`, without the defaults of the last two."""
+    """Return the settings of `best` for the manifest, which omits defaults of the last two."""
     settings = {"best": best.number, "best_of": best.score, "best_across": best.across_sources}
     return {name: value for name, value in settings.items() if name == "best" or value not in ("itm", False)}
 
 
 def _choose_threshold(config: FilterConfig, itm_scores: ItmScores) -> tuple[float, str]:
-    """Return the threshold that the settings ask for, and the reason for it."""
+    """Return the threshold of the settings, and a description of it."""
     if config.top_fraction is not None:
         return choose_by_fraction(itm_scores, config.top_fraction)
     if config.threshold == "auto":
@@ -164,7 +162,7 @@ def _choose_threshold(config: FilterConfig, itm_scores: ItmScores) -> tuple[floa
     return config.threshold, describe_threshold(itm_scores, config.threshold)
 
 
-def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoredSet, labels: pa.Table | None) -> ItmScores:
+def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None) -> ItmScores:
     """Return the ITM scores of all shards; ValueError if some have none yet."""
     paths = [scored.table(shard) for shard in images.shards]
     missing = len(paths) - len(existing(paths))

@@ -1,7 +1,7 @@
 """Text columns: BLIP's cleaning, words, hashes of texts and n-grams, on Arrow buffers for millions of texts.
 
-No table stores cleaned texts. A text is cleaned where it is compared or tokenized, by the same rule: `score` cleans to
-skip empty texts, the BLIP scorer cleans the tokenizer's input, `decide` cleans to find empty and repeated texts.
+No table stores cleaned texts. The same rule cleans a text wherever it is needed: `score` skips empty texts, the BLIP
+scorer tokenizes cleaned texts, `decide` finds empty and repeated ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BYTE_CODES = np.random.Generator(np.random.Philox(20220128)).integers(1, 2**64,
 
 
 def clean_texts(texts: pa.ChunkedArray | pa.Array) -> pa.StringArray:
-    """Clean each text as `blipcore.model.tokenizer.clean_caption` does; a null becomes the empty text."""
+    """Clean each text as `blipcore.model.tokenizer.clean_caption`; null becomes the empty text."""
     cleaned = _replace_bytes(_lower(texts), _WITHOUT_PUNCTUATION)
     cleaned = _replace_regex(cleaned, _may_hold_runs(cleaned), _SPACE + "{2,}", " ")
     cleaned = pc.utf8_trim(pc.utf8_rtrim(cleaned, characters="\n"), characters=" ")
@@ -75,7 +75,6 @@ def hash_ngrams(lists: pa.ListArray, n: int) -> np.ndarray:
 
 
 def as_one_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column as a single Arrow array."""
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
@@ -103,14 +102,13 @@ def _may_hold_runs(texts: pa.StringArray) -> pa.BooleanArray:
 
 
 def _replace_regex(texts: pa.StringArray, rows: pa.BooleanArray, pattern: str, replacement: str) -> pa.StringArray:
-    """Replace matches of the pattern in the texts that `rows` selects."""
     if not pc.any(rows).as_py():
         return texts
     return pc.replace_with_mask(texts, rows, pc.replace_substring_regex(texts.filter(rows), pattern, replacement))
 
 
 def _replace_bytes(texts: pa.StringArray, table: np.ndarray) -> pa.StringArray:
-    """Map bytes through a table of 256 that leaves those above 127, of UTF-8 sequences, as they are."""
+    """Map bytes through a table of 256 that leaves bytes above 127, parts of UTF-8 sequences, unchanged."""
     validity, offsets, data = texts.buffers()
     if data is None:
         return texts

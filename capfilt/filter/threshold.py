@@ -1,11 +1,11 @@
 """ITM thresholds: chosen on labels or by the share of texts to keep, and reported with what they keep.
 
 Precision and recall are too high on the labels that a threshold was chosen on. `--threshold auto` therefore chooses it
-on half of the labelled pictures, the selection half, and measures on the other, the held-out half. A given threshold
-is measured on all labels.
+on half of the labelled pictures (the selection half) and measures on the other (the held-out half). A threshold given
+as a number is measured on all labels.
 
 Intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, so few pictures
-should have more than one labelled text.
+should have several labelled texts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from capfilt.filter.labels import held_out_mask, parse_target
 from capfilt.filter.texts import as_one_array
 
 TABLE_THRESHOLDS = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
-# Significance level of the intervals.
+# 1 - confidence level of the intervals.
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class ItmScores:
-    """ITM scores and labels of the texts that the ITM threshold decides about, as arrays; `total` counts all texts."""
+    """ITM scores and labels of the texts that the ITM threshold decides about; `total` counts all texts."""
 
     total: int
     itm: np.ndarray
@@ -49,11 +49,11 @@ class ItmScores:
         return self.itm >= threshold
 
     def selection_half(self) -> ItmScores:
-        """Return the scores without the labels of the held-out half."""
+        """Return a copy without the labels of the held-out half."""
         return self if self.held_out is None else replace(self, label=np.where(self.held_out, -1, self.label))
 
     def held_out_half(self) -> ItmScores:
-        """Return the scores without the labels of the selection half."""
+        """Return a copy without the labels of the selection half."""
         return self if self.held_out is None else replace(self, label=np.where(self.held_out, self.label, -1))
 
 
@@ -143,7 +143,7 @@ def choose_by_fraction(scores: ItmScores, fraction: float) -> tuple[float, str]:
 
 
 def _shortest_decimal(lower: float, upper: float) -> float:
-    """Return the number with the fewest decimals that is above `lower` and at most `upper`."""
+    """Return the number with the fewest decimals in (lower, upper]."""
     for digits in range(17):
         rounded = math.floor(upper * 10**digits) / 10**digits
         if lower < rounded <= upper:
@@ -205,7 +205,6 @@ def format_threshold_table(rows: list[dict[str, Any]], current: float) -> list[s
 
 
 def describe_threshold(scores: ItmScores, threshold: float) -> str:
-    """Return in words what `evaluate_threshold` returns in numbers."""
     row = evaluate_threshold(scores, threshold)
     phrases = [f"keeps {row['kept']:,} of {scores.total:,} texts ({row['share']:.1%})"]
     templates = {
@@ -227,14 +226,13 @@ def describe_threshold(scores: ItmScores, threshold: float) -> str:
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
     """Return the 95% Clopper-Pearson interval of a binomial proportion.
 
-    At its bounds, at least (lower) or at most (upper) `successes` have probability ALPHA / 2.
+    At the lower bound, at least `successes` have probability ALPHA / 2; at the upper one, at most `successes`.
     """
     numbers = np.arange(trials + 1)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(numbers[1:]))])
     log_binomials = log_factorials[trials] - log_factorials - log_factorials[::-1]
 
     def tail(proportion: float, tail_numbers: np.ndarray) -> float:
-        """Return the probability that the number of successes is one of `tail_numbers`."""
         log_odds = tail_numbers * math.log(proportion) + (trials - tail_numbers) * math.log1p(-proportion)
         return float(np.exp(log_binomials[tail_numbers] + log_odds).sum())
 
@@ -256,6 +254,5 @@ def _bisect(increasing: Callable[[float], float]) -> float:
 
 
 def _text_ids(table: pa.Table) -> pa.Array:
-    """Return a string per row that identifies its text."""
     index = table["index"].cast(pa.string())
     return as_one_array(pc.binary_join_element_wise(table["key"], table["source"], index, "\t"))

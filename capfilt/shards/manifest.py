@@ -91,7 +91,6 @@ class Manifest:
         return Manifest(folder, content)
 
     def finish(self, counts: dict[str, int]) -> None:
-        """Record the counts of the finished folder."""
         self._write({"counts": counts})
 
     def drop_counts(self) -> None:

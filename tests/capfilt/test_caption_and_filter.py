@@ -154,14 +154,14 @@ def test_lost_captions_are_written_again(both) -> None:
 
 def test_a_failed_shard_is_reported_and_run_again_the_next_time(both, monkeypatch) -> None:
     _, two, one = both
-    open_table = ScoreStage.open_table
+    begin_table = ScoreStage.begin_table
 
     def fail(stage: ScoreStage, shard: str, **options: Any) -> ScoreTable:
         if shard == "00001":
             raise RuntimeError("the GPU is lost")
-        return open_table(stage, shard, **options)
+        return begin_table(stage, shard, **options)
 
-    monkeypatch.setattr(ScoreStage, "open_table", fail)
+    monkeypatch.setattr(ScoreStage, "begin_table", fail)
     summary = in_one(one)
     assert summary["shards"]["failed"] == {"00001": "RuntimeError: the GPU is lost"}
     monkeypatch.undo()

@@ -60,7 +60,7 @@ def write_set(
 
 
 def filter_set(folder: Path, name: str = "r1", **options: Any) -> Path:
-    """Filter a set made by `write_set`; returns `filtered/<name>`."""
+    """Filter a set of `write_set`; return `filtered/<name>`."""
     filter_shards(FilterConfig(data=str(folder), scores="s", name=name, **options), progress=False)
     return folder / "filtered" / name
 

@@ -12,7 +12,7 @@ from blipcore.data.transforms import EvalTransform
 
 
 def encode_png(red: int = 255) -> bytes:
-    """A picture of 4 x 4 pixels in a shade of red."""
+    """Return a picture of 4 x 4 pixels in a shade of red."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), (red % 256, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -32,7 +32,7 @@ def write_shard_set(folder: Path, counts: list[int], prefix: str = "", broken: t
 
 
 def eval_stream(*specs: str | Path, seed: int = 0, **options: Any) -> Stream:
-    """A stream of pictures of 4 x 4 pixels without augmentation."""
+    """Return a stream of pictures of 4 x 4 pixels, without augmentation."""
     return Stream([str(spec) for spec in specs], EvalTransform(4), seed, **options)
 
 

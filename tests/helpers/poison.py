@@ -68,14 +68,14 @@ def decompression_bomb(side: int = 30_000) -> bytes:
 
 def picture_cases() -> dict[str, PictureCase]:
     """Return file name -> case."""
-    whole = encode(scene(), "JPEG", quality=95)
+    intact = encode(scene(), "JPEG", quality=95)
     deep = np.repeat(np.linspace(0, 65535, 96).astype(np.uint16)[None], 72, axis=0)
     glass = scene().convert("RGBA")
     glass.putalpha(Image.new("L", glass.size, 128))
     frames = [Image.new("RGB", scene().size, colour) for colour in ("black", "white")]
     cases = {
-        "fine.jpg": PictureCase(whole, "ok"),
-        "truncated.jpg": PictureCase(whole[:-300], "decode_error", "truncated"),
+        "fine.jpg": PictureCase(intact, "ok"),
+        "truncated.jpg": PictureCase(intact[:-300], "decode_error", "truncated"),
         "html.jpg": PictureCase(b"<!DOCTYPE html><html>404</html>", "decode_error", "not_a_picture"),
         "empty.jpg": PictureCase(b"", "decode_error", "empty"),
         "video.jpg": PictureCase(b"\0\0\0\x20ftypisom" + bytes(100), "decode_error", "not_a_picture"),
@@ -173,13 +173,13 @@ def write_damaged_set(folder: Path) -> Path:
         return (folder / name).read_bytes()
 
     write_unusual_tar(folder / "00000.tar", picture_cases())
-    whole = write_complete_tar("00001.tar")
-    (folder / "00001.tar").write_bytes(whole[: whole.index(b"000011.jpg") + 700])  # inside its second picture
+    intact = write_complete_tar("00001.tar")
+    (folder / "00001.tar").write_bytes(intact[: intact.index(b"000011.jpg") + 700])  # inside its second picture
     (folder / "00002.tar").write_bytes(b"this is not a tar " * 100)
     (folder / "00003.tar").write_bytes(b"")
-    whole = bytearray(write_complete_tar("00004.tar"))
-    whole[whole.index(b"000041.txt") + 150] ^= 0xFF  # inside a header
-    (folder / "00004.tar").write_bytes(whole)
+    damaged = bytearray(write_complete_tar("00004.tar"))
+    damaged[damaged.index(b"000041.txt") + 150] ^= 0xFF  # inside a header
+    (folder / "00004.tar").write_bytes(damaged)
     write_complete_tar("00005.tar")
     (folder / "00005.parquet").write_bytes(b"PAR1" + bytes(100))  # no footer
     write_complete_tar("00006.tar")

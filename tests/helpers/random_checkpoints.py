@@ -30,7 +30,7 @@ def assert_same_model(model: Blip, expected: Blip) -> None:
     """Assert equal configs and bit-identical weights."""
     config, other = model.config, expected.config
     assert (config.vision, config.text, config.heads) == (other.vision, other.text, other.heads)
-    # Only the ITC projections tell the width of the joint space.
+    # Only the ITC projections have the width of the joint space.
     assert config.embed_dim == other.embed_dim or "itc" not in other.heads
     state = model.state_dict()
     for name, tensor in expected.state_dict().items():

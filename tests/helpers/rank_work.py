@@ -42,7 +42,7 @@ IMAGE_IDS = [0, 1, 2, 3, 0, 4, 5, 1]  # pictures 0 and 1 have a text on each of 
 
 
 def tiny_task(name: str, text: dict[str, Any] | None = None, **options: Any) -> Task:
-    """A task on a random model; `text` overrides sizes of the text transformer, `options` settings of the task."""
+    """Return a task on a random model; `text` overrides sizes of the text model, `options` settings of the task."""
     tokenizer = Tokenizer.from_vocab(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
     torch.manual_seed(0)
     config = PRESETS["tiny"]
@@ -148,7 +148,7 @@ class RecordingCollate:
 
 
 def arm(task: Task, fatal: Fatal) -> None:
-    """Let this process end at the point of `fatal`."""
+    """Make this process end at the point of `fatal`."""
     owner, name = {
         "before": (task, "before_step"),
         "after": (task, "after_step"),
@@ -177,7 +177,7 @@ def arm(task: Task, fatal: Fatal) -> None:
 
 
 def exchange() -> dict[str, object]:
-    """Every exchange, with values that depend on the rank."""
+    """Return the results of every collective operation on values that depend on the rank."""
     rank = distributed.rank()
     features = torch.full((2, 3), float(rank), requires_grad=True)
     gathered = distributed.gather_with_gradient(features)
@@ -203,7 +203,7 @@ def exchange() -> dict[str, object]:
 
 
 def stream_memory(folder: Path, steps: int, counter: Literal["allocated", "resident"]) -> tuple[float, float]:
-    """MB of this process after a fifth of `steps` batches of 4, and after all of them."""
+    """Return the MB of this process after a fifth of `steps` batches of 4, and after all of them."""
     if counter == "allocated":
         tracemalloc.start()
     stream = Stream([str(folder)], TrainTransform(4, 0.5, False, 0.5), 0)

@@ -1,4 +1,4 @@
-"""Writes tars for tests, also such as `tarfile` refuses to write."""
+"""Writes tars for tests, including some that `tarfile` refuses to write."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_model(tokenizer: Tokenizer) -> Blip:
-    """A pre-training model for images of 16 pixels."""
+    """Return a pre-training model for images of 16 pixels."""
     torch.manual_seed(0)
     config = PRESETS["tiny"]
     vision = replace(config.vision, image_size=16, width=32, depth=2, heads=2)
@@ -30,7 +30,7 @@ def tiny_model(tokenizer: Tokenizer) -> Blip:
 
 
 def caption_samples(texts: Iterable[str] = TEXTS, ids: Iterable[int] | None = None) -> list[dict[str, Any]]:
-    """Samples of random images, with image ids 0, 1, ... by default."""
+    """Return samples of random images, with image ids 0, 1, ... by default."""
     torch.manual_seed(1)
     texts = list(texts)
     return [

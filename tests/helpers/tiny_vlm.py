@@ -49,7 +49,7 @@ def _tokenizer(*special: str) -> Any:
 
 
 def _llava(template: bool) -> tuple[Any, Any]:
-    """A fixed number of tokens a picture."""
+    """Return LLaVA: a fixed number of tokens per picture."""
     import transformers as hf
 
     tokenizer = _tokenizer("<image>")
@@ -67,7 +67,7 @@ def _llava(template: bool) -> tuple[Any, Any]:
 
 
 def _qwen2_vl(template: bool) -> tuple[Any, Any]:
-    """Tokens by a picture's size; the patches of a batch lie in one long row."""
+    """Return Qwen2-VL: the number of tokens depends on the picture's size; a batch is one long row of patches."""
     import transformers as hf
 
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>")
@@ -87,11 +87,11 @@ def _qwen2_vl(template: bool) -> tuple[Any, Any]:
 
 
 def _idefics3(template: bool) -> tuple[Any, Any]:
-    """A picture is cut into several, each with tokens of its own."""
+    """Return Idefics3: a picture is cut into tiles, each with its own tokens."""
     import transformers as hf
 
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
-    tokenizer = _tokenizer("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", *places)
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    tokenizer = _tokenizer("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", *tiles)
     pictures = hf.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     image = _template("<image>") if template else None
     processor = hf.Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=image)

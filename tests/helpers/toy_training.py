@@ -66,7 +66,7 @@ OnBatch = Callable[[Brightness, dict], None]
 
 
 def toy_trainer(shards: Path, out: Path, on_batch: OnBatch | None = None, **changes: Any) -> Trainer:
-    """A trainer of 12 steps of 4 pictures, with a record every 5 steps and a checkpoint every 4."""
+    """Return a trainer of 12 steps of 4 pictures, with a record every 5 steps and a checkpoint every 4."""
     settings = {"steps": 12, "batch_size": 4, "lr": 1e-2, "log_every": 5, "save_every": 4, "dtype": "fp32"} | changes
     config = TrainConfig(device="cpu", **settings)
     stream = Stream([str(shards)], TrainTransform(8, 0.5, False, 0.5), seed=config.seed)
@@ -82,7 +82,7 @@ def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 
 def untimed_records(out: Path) -> list[dict]:
-    """The records of metrics.jsonl without times and memory."""
+    """Return the records of metrics.jsonl without times and memory."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in TIMED} for line in lines]
 

@@ -1,4 +1,4 @@
-"""`openai:` with a local server: its answers and its failures, and that no answer is paid for twice."""
+"""`openai:` with a local server: answers, failures, and no answer that is paid for twice."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_requests_overlap_up_to_the_limit(shards, server: VlmServer, caption) ->
 def test_every_answer_without_a_caption_has_an_error(shards, server: VlmServer, caption) -> None:
     data = shards(1, 9)
     kinds = ["refusal", "sorry", "filtered", "long", "empty", "rejected", "policy", "malformed", "no choice"]
-    numbers: dict[bytes, str] = {}
+    troubles: dict[bytes, str] = {}
 
     def trouble(request: dict) -> str | None:
         if request["image"].size == (224, 224):
             return None
-        return numbers.setdefault(request["image"].tobytes(), kinds[len(numbers) % 9])
+        return troubles.setdefault(request["image"].tobytes(), kinds[len(troubles) % 9])
 
     server.trouble = trouble
     counts = caption(data)["counts"]
@@ -257,7 +257,7 @@ def test_a_killed_run_keeps_the_answers(shards, server: VlmServer) -> None:
     server.seconds = 0.0
     time.sleep(0.3)  # the last request ends
     sent = len(server.requests)
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    rerun = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert rerun.returncode == 0, rerun.stderr
     assert len(rows(data)) == 12 and len(server.requests) - sent <= 13 - 4
-    assert "Traceback" not in ended.stderr and "Task was destroyed" not in ended.stderr
+    assert "Traceback" not in rerun.stderr and "Task was destroyed" not in rerun.stderr

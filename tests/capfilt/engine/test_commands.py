@@ -14,10 +14,8 @@ from capfilt.engine.commands import Command, CommandFailedError, CommandRunner, 
 
 
 def test_a_failed_command_is_named_with_its_reason_and_is_not_done(tmp_path: Path) -> None:
-    runner, command = (
-        CommandRunner(tmp_path / "logs"),
-        Command("first", ("pack", str(tmp_path / "nowhere"), str(tmp_path / "data"))),
-    )
+    runner = CommandRunner(tmp_path / "logs")
+    command = Command("first", ("pack", str(tmp_path / "nowhere"), str(tmp_path / "data")))
     with pytest.raises(CommandFailedError, match=r"capfilt pack .*nowhere.* exited with 2: Error: .*first\.log"):
         runner.run(command)
     assert runner.summary(command) is None
@@ -28,17 +26,15 @@ def test_a_command_runs_once_and_leaves_its_summary(tmp_path: Path) -> None:
 
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "a.jpg")
-    runner, command = (
-        CommandRunner(tmp_path / "logs"),
-        Command("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data"))),
-    )
+    runner = CommandRunner(tmp_path / "logs")
+    command = Command("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data")))
     runner.run(command)
     summary = runner.summary(command)
     assert summary["rows"] == summary["ok"] == 1
     assert json.loads((tmp_path / "logs" / "pack.json").read_text()) == summary
-    written = runner.log(command).stat().st_mtime_ns
+    modified = runner.log(command).stat().st_mtime_ns
     runner.run(command)
-    assert runner.log(command).stat().st_mtime_ns == written
+    assert runner.log(command).stat().st_mtime_ns == modified
 
 
 @pytest.fixture
@@ -49,16 +45,16 @@ def default_sigint() -> Iterator[None]:
     signal.signal(signal.SIGINT, previous)
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_an_interrupted_run_ends_its_commands(
-    tmp_path: Path, default_sigint: None, number: signal.Signals, raised: type
+    tmp_path: Path, default_sigint: None, number: signal.Signals, exception: type
 ) -> None:
     runner = CommandRunner(tmp_path / "logs")
-    command = Command("served", ("demo", "--quick", "--out", str(tmp_path / "demo")))  # takes more than a minute
+    command = Command("demo", ("demo", "--quick", "--out", str(tmp_path / "demo")))  # takes more than a minute
 
     thread = threading.get_ident()
     threading.Timer(1, signal.pthread_kill, [thread, number]).start()  # Ctrl-C, or the end of a batch job
-    with pytest.raises(raised):
+    with pytest.raises(exception):
         runner.run(command)
     assert runner.summary(command) is None
     assert not [
@@ -70,10 +66,8 @@ def test_an_interrupted_run_ends_its_commands(
 
 def test_a_command_that_outlives_its_job_is_not_started_a_second_time(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    runner, command = (
-        CommandRunner(tmp_path / "logs"),
-        Command("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data"))),
-    )
+    runner = CommandRunner(tmp_path / "logs")
+    command = Command("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data")))
     code = (
         "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
     )

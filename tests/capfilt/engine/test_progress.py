@@ -10,7 +10,7 @@ from capfilt.engine.progress import ProgressDisplay
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch):
-    """A clock that the test moves."""
+    """Replace the time by a clock that the test moves."""
 
     class Clock:
         now = 100.0

@@ -1,4 +1,4 @@
-"""Shards are skipped, retried and reported; a worker that is killed costs only the time of its shard."""
+"""Shards are skipped, retried and reported; a killed run leaves no worker and can be resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def toy(tmp_path: Path) -> Callable[..., Toy]:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Shard -> its device, from its output."""
+    """Return shard -> device, from the outputs."""
     return {path.stem: path.read_text().split()[1] for path in sorted(folder.glob("*.txt"))}
 
 
@@ -49,7 +49,7 @@ def test_each_shard_is_run_once_and_then_skipped(toy, tmp_path: Path, capsys, wo
 
 
 def next_shards(folder: Path) -> dict[str, str]:
-    """Shard -> the next shard that its worker expected."""
+    """Return shard -> next shard of its worker."""
     return {path.stem: path.read_text() for path in sorted(folder.glob("*.next"))}
 
 

@@ -99,7 +99,7 @@ def decide_row_by_row(table: pa.Table, limits: dict[str, float], best: BestTexts
     groups = defaultdict(list)
     for position, row in enumerate(table.to_pylist()):
         words = clean_caption(row["text"] or "")
-        failed = [f"{name}<{least:g}" for name, least in limits.items() if not (row[name] or -1) >= least]
+        failed = [f"{name}<{limit:g}" for name, limit in limits.items() if not (row[name] or -1) >= limit]
         if row["error"]:
             reasons.append("undecodable: " + row["error"])
         elif not words:

@@ -97,7 +97,7 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
         assert row["keep"] == (row["reason"] == "kept")
         if row["reason"] in ("kept", "itm<0.5"):
             assert row["keep"] == (row["itm"] >= 0.5) and -1 <= row["itc"] <= 1
-    # the summary and the manifest say the same
+    # the summary and the manifest agree
     assert summary["texts"] == 44 == summary["kept"] + sum(summary["dropped"].values())
     for source, totals in summary["by_source"].items():
         reasons = [row["reason"] for row in out if row["source"] == source]
@@ -153,9 +153,9 @@ def test_another_threshold_or_fewer_sources_read_no_picture(shards, tiny_blip, t
     strict = run(data, tiny_filter, name="strict", threshold=0.9, itc_threshold=0.2)
     assert set(strict["dropped"]) <= {"itm<0.9", "itc<0.2", "duplicate"} and strict["kept"] < half["kept"]
     # scores from a machine with another number format are reused too, unless --dtype names one
-    elsewhere = "fp32" if resolve_dtype("cpu") == "bf16" else "bf16"
+    other_dtype = "fp32" if resolve_dtype("cpu") == "bf16" else "bf16"
     manifest = Path(half["scores"]) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"dtype": "fp32"', f'"dtype": "{elsewhere}"'))
+    manifest.write_text(manifest.read_text().replace('"dtype": "fp32"', f'"dtype": "{other_dtype}"'))
     assert run(data, tiny_filter, name="anywhere", dtype="auto")["scores"] == half["scores"]
     # named scores need no model
     named = run(data, None, name="named", scores=Path(half["scores"]).name, threshold=0.5)
@@ -224,7 +224,7 @@ def test_captions_that_changed_after_scoring_are_refused(shards, tiny_blip: Path
 
 def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> None:
     data = shards(1, 3)
-    web = read_back = [row["text"] for row in rows(run(data, tiny_filter, name="web"))]
+    web = [row["text"] for row in rows(run(data, tiny_filter, name="web"))]
     columns = {
         "key": ["000000", "000000", "000001"],
         "index": [0, 1, 0],
@@ -235,7 +235,7 @@ def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> No
     write_table(data / "captions/hand/00000.parquet", pa.table(columns, schema=CAPTIONS))
     summary = run(data, tiny_filter, threshold=0)
     assert summary["by_source"]["hand"] == {"texts": 3, "kept": 2, "dropped": {"duplicate": 1}}
-    assert [row["text"] for row in rows(summary) if row["source"] == "web"] == read_back
+    assert [row["text"] for row in rows(summary) if row["source"] == "web"] == web
     alone = run(data, tiny_filter, name="alone", threshold=0, sources=["hand"])
     assert alone["kept"] == 3  # there are no web texts to repeat
 
@@ -257,9 +257,9 @@ def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tin
         run(data, tiny_filter, name="both", scores=Path(both["scores"]).name)
     assert rows(run(data, tiny_filter, name="both", clip=tiny_clip)) == rows(both)
     no_pictures()
-    least = sorted(row["clip"] for row in rows(both))[4]
-    half = run(data, tiny_filter, name="half", clip=tiny_clip, threshold=0, clip_threshold=least)
-    assert half["kept"] == 4 and half["dropped"] == {f"clip<{least}": 4}
+    limit = sorted(row["clip"] for row in rows(both))[4]
+    half = run(data, tiny_filter, name="half", clip=tiny_clip, threshold=0, clip_threshold=limit)
+    assert half["kept"] == 4 and half["dropped"] == {f"clip<{limit}": 4}
 
 
 def test_several_clips_are_columns_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:

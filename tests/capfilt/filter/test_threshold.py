@@ -76,14 +76,19 @@ def test_auto_reaches_its_target_on_the_selection_half(
 
 
 def test_precision_on_the_held_out_half_is_unbiased() -> None:
-    """400 labels files drawn from one population.
+    """Draw 400 sets of labels from one population.
 
-    On the held-out half the estimate has no bias and the intervals cover the truth. On the selection half the
-    estimate is too high.
+    On the held-out half the estimate has no bias and the intervals cover the truth; on the selection half it is too
+    high.
     """
     rng = np.random.default_rng(3)
-    draw = lambda number: rng.beta(0.6, 0.6, number).astype(np.float32).astype(float)  # noqa: E731
-    chance = lambda itm: 0.4 + 0.3 * itm  # noqa: E731
+
+    def draw(number: int) -> np.ndarray:
+        return rng.beta(0.6, 0.6, number).astype(np.float32).astype(float)
+
+    def chance(itm: np.ndarray) -> np.ndarray:
+        return 0.4 + 0.3 * itm
+
     population = np.sort(draw(200_000))
     # the true precision of a threshold at each of the sorted scores
     precision = np.cumsum(chance(population)[::-1])[::-1] / np.arange(len(population), 0, -1)
@@ -153,7 +158,7 @@ def test_explain_agrees_with_filter_and_writes_nothing(data: Path, labels: Path)
             options = {"clip_threshold": 0.2, "best": 1, "labels": str(labels), "threshold": row["threshold"]}
             summary, rows = run(data, f"explained{number}", **options)
             assert row["kept"] == summary["kept"]
-            assert row["by_source"] == {source: about["kept"] for source, about in summary["by_source"].items()}
+            assert row["by_source"] == {source: totals["kept"] for source, totals in summary["by_source"].items()}
             if row["kept"]:
                 assert row["precision"]["share"] == pytest.approx(precision_and_recall(data, labels, rows)[0])
     result = CliRunner().invoke(app, ["filter", str(data), "--scores", "s", "--explain", "--threshold", "0.37"])
@@ -188,8 +193,8 @@ def test_the_shortest_decimal_separates_the_same_texts() -> None:
     assert _shortest_decimal(-1.0, 0.3) == 0
     assert _shortest_decimal(0.3, 0.3000001) == 0.3000001
     rng = np.random.default_rng(1)
-    for below, at in np.sort(rng.random((200, 2)).astype(np.float32)).astype(np.float64):
-        assert below < _shortest_decimal(below, at) <= at
+    for lower, upper in np.sort(rng.random((200, 2)).astype(np.float32)).astype(np.float64):
+        assert lower < _shortest_decimal(lower, upper) <= upper
 
 
 def test_labels_without_a_scored_text_are_counted(data: Path, labels: Path, tmp_path: Path) -> None:

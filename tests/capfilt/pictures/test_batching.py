@@ -1,4 +1,4 @@
-"""A batch that a GPU has no memory for is split, with the same results."""
+"""A batch too large for a GPU is split, with the same results."""
 
 from __future__ import annotations
 

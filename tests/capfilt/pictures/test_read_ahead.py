@@ -1,4 +1,4 @@
-"""Pictures come out in tar order whatever the threads do, those of the next tar too; waiting for them is measured."""
+"""Pictures come out in tar order for any number of threads, across two tars; the waiting time is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,14 +38,14 @@ def test_pictures_keep_the_order_of_the_tar(tar: Path, threads: int, ahead: int)
         return image.size
 
     pictures = ReadAhead(tar, prepare, ahead=ahead, threads=threads)
-    ready = list(pictures)
-    assert [one.key for one in ready] == [
+    prepared = list(pictures)
+    assert [picture.key for picture in prepared] == [
         f"{n:06d}" if n not in (3, 19) else "bad" + " too" * (n > 3) for n in range(20)
     ]
-    assert [(one.input, one.error) for one in ready if one.error is None] == [((40, 40), None)] * 18
-    assert ready[3].error == "not_a_picture" and ready[3].text == "a text" and ready[3].input is None
+    assert [(picture.input, picture.error) for picture in prepared if picture.error is None] == [((40, 40), None)] * 18
+    assert prepared[3].error == "not_a_picture" and prepared[3].text == "a text" and prepared[3].input is None
     assert pictures.counts == {
-        "pictures": 20, "undecodable": 2, "undecodable/not_a_picture": 1, f"undecodable/{ready[19].error}": 1
+        "pictures": 20, "undecodable": 2, "undecodable/not_a_picture": 1, f"undecodable/{prepared[19].error}": 1
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_an_error_of_prepare_is_raised(tar: Path) -> None:
 
 
 @pytest.fixture
-def two(tar: Path, tmp_path: Path, drawn) -> tuple[Path, Path]:
+def two_tars(tar: Path, tmp_path: Path, drawn) -> tuple[Path, Path]:
     """A tar of 20 pictures and another of 10."""
     write_shard(tmp_path / "00001.tar", [drawn(number) for number in range(100, 110)])
     return tar, tmp_path / "00001.tar"
@@ -68,42 +68,42 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(("read", "decode"))]
 
 
-def wait_until(true, seconds: float = 10) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
     deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
-    return true()
+    return condition()
 
 
 @pytest.mark.parametrize("ahead", [1, 7, 64])
-def test_the_next_tar_is_read_in_the_remaining_room(two, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
-    expected = [[(one.key, one.error) for one in ReadAhead(tar, lambda image: 1)] for tar in two]
-    read, opened, came, seen = read_samples, [], [], []
+def test_the_next_tar_is_read_in_the_remaining_room(two_tars, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    expected = [[(picture.key, picture.error) for picture in ReadAhead(tar, lambda image: 1)] for tar in two_tars]
+    read, opened, in_flight, consumed = read_samples, [], [], []
 
     def counted(tar: Path, problems: list) -> Iterator[TarSample]:
         opened.append(tar)
         for picture in read(tar, problems):
-            came.append(len(came) - len(seen))  # pictures on their way and, beside them, one that is looked at
+            in_flight.append(len(in_flight) - len(consumed))  # pictures read earlier and not consumed
             yield picture
 
     def room_is_used() -> bool:
-        return len(came) == min(30, len(seen) + 1 + ahead)
+        return len(in_flight) == min(30, len(consumed) + 1 + ahead)
 
     monkeypatch.setattr(read_ahead, "read_samples", counted)
-    first = ReadAhead(two[0], lambda image: 1, ahead=ahead)
-    following = first.prefetch(two[1])
+    first = ReadAhead(two_tars[0], lambda image: 1, ahead=ahead)
+    following = first.prefetch(two_tars[1])
     for pictures in (first, following):
-        for one in pictures:
+        for picture in pictures:
             assert wait_until(room_is_used)
-            seen.append((one.key, one.error))
-    assert seen == expected[0] + expected[1] and max(came) <= ahead
-    assert opened == list(two)
+            consumed.append((picture.key, picture.error))
+    assert consumed == expected[0] + expected[1] and max(in_flight) <= ahead
+    assert opened == list(two_tars)
     assert (first.counts["pictures"], following.counts) == (20, {"pictures": 10})
     assert wait_until(lambda: not threads())
 
 
-def test_an_unreadable_tar_raises_in_place_of_its_pictures(two, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = two
+def test_an_unreadable_tar_raises_in_place_of_its_pictures(two_tars, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = two_tars
     read = read_samples
 
     def breaks(tar: Path, problems: list) -> Iterator[TarSample]:
@@ -113,31 +113,33 @@ def test_an_unreadable_tar_raises_in_place_of_its_pictures(two, monkeypatch: pyt
             yield picture
 
     monkeypatch.setattr(read_ahead, "read_samples", breaks)
-    for tar, error, before in ((second, "the network is away", 4), (first.with_name("none.tar"), "none.tar", 0)):
+    for tar, error, readable in ((second, "the network is away", 4), (first.with_name("none.tar"), "none.tar", 0)):
         pictures = ReadAhead(first, lambda image: 1)
-        following, seen = pictures.prefetch(tar), []
+        following, keys = pictures.prefetch(tar), []
         assert len(list(pictures)) == 20
         with pytest.raises(OSError, match=error):
-            seen.extend(one.key for one in following)
-        assert len(seen) == before
+            keys.extend(picture.key for picture in following)
+        assert len(keys) == readable
         assert wait_until(lambda: not threads())
 
 
-def test_leaving_ends_the_threads(two) -> None:
+def test_leaving_ends_the_threads(two_tars) -> None:
     for ahead in (1, 64):
-        for number, _ in enumerate(ReadAhead(two[0], lambda image: 1, ahead=ahead)):
+        for number, _ in enumerate(ReadAhead(two_tars[0], lambda image: 1, ahead=ahead)):
             if number == 2:
                 break
         assert wait_until(lambda: not threads())
-        pictures = ReadAhead(two[0], lambda image: 1, ahead=ahead)
-        following = pictures.prefetch(two[1])
+        pictures = ReadAhead(two_tars[0], lambda image: 1, ahead=ahead)
+        following = pictures.prefetch(two_tars[1])
         assert threads()
         following.close()
         assert wait_until(lambda: not threads())
 
 
 @pytest.mark.parametrize("stop", [None, signal.SIGINT])
-def test_a_waiting_reader_does_not_keep_the_process_alive(two, tmp_path: Path, stop: signal.Signals | None) -> None:
+def test_a_waiting_reader_does_not_keep_the_process_alive(
+    two_tars, tmp_path: Path, stop: signal.Signals | None
+) -> None:
     """One reader waits for room, the other for bytes that never come."""
     (tmp_path / "main.py").write_text(
         "import os, signal, sys\n"
@@ -151,7 +153,7 @@ def test_a_waiting_reader_does_not_keep_the_process_alive(two, tmp_path: Path, s
         "if sys.argv[4] == 'wait':\n"
         "    list(ReadAhead(Path(sys.argv[3]), lambda image: 1))\n"
     )
-    command = [sys.executable, tmp_path / "main.py", *two, tmp_path / "fifo", "wait" if stop else "end"]
+    command = [sys.executable, tmp_path / "main.py", *two_tars, tmp_path / "fifo", "wait" if stop else "end"]
     environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         assert process.stdout.readline() == b"000000\n"
@@ -165,7 +167,7 @@ def test_a_waiting_reader_does_not_keep_the_process_alive(two, tmp_path: Path, s
 
 
 def test_the_wait_for_pictures_is_measured(tar: Path) -> None:
-    """With a clock that ticks at each reading, every picture and the end of the tar cost the consumer one second."""
+    """With a clock that ticks at each reading, every picture and the end of the tar cost one second."""
     seconds = iter(range(100))
     pictures = ReadAhead(tar, lambda image: 1, clock=lambda: float(next(seconds)))
     assert len(list(pictures)) == 20

@@ -1,4 +1,4 @@
-"""A stage pulls pictures while the next shard is read ahead, which changes no output and leaves no thread behind."""
+"""A stage pulls pictures while the next shard is read ahead; this changes no output and leaves no thread."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def keys(shard: str) -> str:
 
 
 def all_threads_end() -> bool:
-    """Return True if no thread that reads or decodes remains, or soon remains."""
+    """Return True if all threads that read or decode end within ten seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if not any(thread.name.startswith(("read", "decode")) for thread in threading.enumerate()):

@@ -1,4 +1,4 @@
-"""A folder belongs to the settings it was begun with; others are refused with the difference."""
+"""A folder keeps its settings; others are refused with the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard set opens, local or remote, or one sentence names the reason why not."""
+"""Local and remote shard sets, and errors for folders that are none."""
 
 from __future__ import annotations
 

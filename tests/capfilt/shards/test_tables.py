@@ -1,4 +1,4 @@
-"""Tables have stable bytes and carry their counts; a bad table is one sentence."""
+"""Tables have stable bytes and carry their counts; the error of a bad table is one sentence."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_table_in_a_folder_that_was_deleted_is_an_error(tmp_path: Path) -> Non
     write_table(tmp_path / "new" / "a.parquet", CAPTIONS.empty_table())
 
 
-def test_a_bad_table_is_one_sentence(tmp_path: Path) -> None:
+def test_the_error_of_a_bad_table_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No table at"):
         read_table(tmp_path / "x.parquet")
     write_table(tmp_path / "x.parquet", CAPTIONS.empty_table())
     with pytest.raises(ValueError, match="has no column 'itm'; its columns are key, index, text, logprob"):
         read_table(tmp_path / "x.parquet", ["key", "itm"])
-    whole = (tmp_path / "x.parquet").read_bytes()
-    (tmp_path / "x.parquet").write_bytes(whole[:-20])
+    intact = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(intact[:-20])
     with pytest.raises(ValueError, match="not a readable Parquet file"):
         read_table(tmp_path / "x.parquet")
