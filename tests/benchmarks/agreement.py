@@ -1,7 +1,7 @@
 """Effect of bf16, int8 and the backends on captions and verdicts, compared with fp32.
 
 Takes a shard set with captions, such as the demo's, its captioner and its filter. Prints per backend the share of pairs
-whose verdict at 0.5 equals that in fp32, and the share of captions that differ. `distance` is how far the noise was
+with the same verdict at 0.5 as in fp32, and the share of captions that differ. `distance` is how far the noise was
 from drawing the other token where two captions first differ, in cumulative probability of the fp32 nucleus.
 
     capfilt demo --out demo
@@ -26,6 +26,7 @@ from blipcore.io.samples import read_samples
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
 from capfilt.filter.config import ScoreConfig
+from capfilt.filter.find_scores import locate_scores
 from capfilt.filter.score import score_shards
 from capfilt.shards.shard_set import ShardSet
 
@@ -36,9 +37,10 @@ THRESHOLD = 0.5
 def scores(data: str, model: str, out: str, dtype: str, backend: str) -> dict[tuple, float]:
     """Return the ITM probability of all pairs by (key, source, index)."""
     config = ScoreConfig(data=data, model=model, out=out, dtype=dtype, backend=backend, scores=f"{dtype}-{backend}")
-    folder = score_shards(config, progress=False).folder
+    images = ShardSet.open(data)
+    folder = score_shards(config, images, locate_scores(config, images), progress=False).folder
     probabilities = {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in sorted(folder.path.glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
             if row["itm"] is not None:
                 probabilities[row["key"], row["source"], row["index"]] = row["itm"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("transformers")
+import agreement
 import caption
 import filter as filtering
 import stages
@@ -51,6 +52,21 @@ def test_a_quick_run_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     filtering.main(QUICK)
     out = capsys.readouterr().out
     assert "| capfilt | fp32 |" in out and "x one pair fp32" in out
+
+
+def test_agreement_prints_verdicts_and_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = stages.model_config("small", 384)
+    stages.save_both(tmp_path / "captioner", config, "decode")
+    stages.save_both(tmp_path / "filter", config, "encode", "itc", "itm")
+    stages.write_pictures(tmp_path / "data", 4, 64, lambda rng: filtering.random_text(rng, 4, 20))
+    models = [word for name in ("captioner", "filter") for word in (f"--{name}", str(tmp_path / name / "blipcore"))]
+    monkeypatch.setattr(sys, "argv", ["agreement.py", str(tmp_path / "data"), *models])
+    monkeypatch.setattr(agreement, "resolve_backend", lambda device, dtype: "torch")
+    agreement.main()
+    out = capsys.readouterr().out
+    assert "| torch | 4 | " in out and out.count("| torch |") == 2
 
 
 @pytest.mark.slow
