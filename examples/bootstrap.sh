@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole of CapFilt on your own pairs. The sizes are the paper's.
+# The whole loop on your own pairs. The sizes are the paper's.
 #
 #   urls.parquet         columns url, caption: the noisy web pairs
 #   clean/train.json     [{"image": "a.jpg", "caption": "..."}, ...]: a small set written by people (the paper: COCO)
-#   clean/test.json      [{"image": "b.jpg", "caption": ["...", ...]}, ...]: held out, several captions a picture
+#   clean/test.json      [{"image": "b.jpg", "caption": ["...", ...]}, ...]: held out, several captions per picture
 #
 # A killed command resumes when you repeat it.
 set -euo pipefail
