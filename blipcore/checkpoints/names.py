@@ -72,7 +72,7 @@ TEXT_STACKS = {"decode": "text_decoder.bert", "encode": "text_encoder"}
 # temperature, which only training uses.
 OPTIONAL_TENSORS = {"temp": 0.07}
 
-_TABLE = {ours: (official or ours, hf or official or ours) for ours, official, hf in NAMES}
+_TABLE = {name: (official or name, hf or official or name) for name, official, hf in NAMES}
 _ANSWER_DECODER = "answer_decoder."
 # Of decoders that share less with the encoder than BLIP's.
 _SEPARATE_DECODER = re.compile(r"\.decode_(cross|ffn|embeddings)\.")
@@ -81,15 +81,15 @@ _MERGE_LAYER = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
 _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 
 
-def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: bool = False) -> list[tuple[str, ...]]:
-    """Return the names of blipcore's tensor `ours` in an official (or Hugging Face) file with text stacks for `roles`.
+def official_names(name: str, roles: Sequence[str] = ("encode", "decode"), hf: bool = False) -> list[tuple[str, ...]]:
+    """Return the names of blipcore's tensor `name` in an official (or Hugging Face) file with text stacks for `roles`.
 
-    Each tuple holds the aliases of one of the file's tensors that are stacked in `ours`.
+    Each tuple holds the aliases of one of the file's tensors that are stacked in it.
     """
-    if ours.startswith(_ANSWER_DECODER):
+    if name.startswith(_ANSWER_DECODER):
         # The answer decoder of a VQA model is the file's decoder, as "text" is a captioner's.
-        ours, roles = ours.replace(_ANSWER_DECODER, "text.", 1), ["decode"]
-    key, layer = _LAYER.sub(".#.", ours), _LAYER.search(ours)
+        name, roles = name.replace(_ANSWER_DECODER, "text.", 1), ["decode"]
+    key, layer = _LAYER.sub(".#.", name), _LAYER.search(name)
     stem, _, leaf = key.rpartition(".")
     pattern = _TABLE[key if key in _TABLE else f"{stem}.*"][hf]
     pattern = pattern.replace("*", leaf).replace("#", layer[1] if layer else "")
@@ -100,7 +100,7 @@ def official_names(ours: str, roles: Sequence[str] = ("encode", "decode"), hf: b
     for part in parts:
         aliases = [alias for alias in part.split("|") if "decode" in roles or not alias.startswith("text_decoder")]
         expanded = [[alias.replace("{text}", s) for s in stacks] if "{text}" in alias else [alias] for alias in aliases]
-        names.append(tuple(name for group in expanded for name in group))
+        names.append(tuple(alias for group in expanded for alias in group))
     return names
 
 
@@ -119,15 +119,14 @@ def to_official(state: Mapping[str, Tensor], hf: bool = False) -> dict[str, Tens
         )
     roles = [role for role in TEXT_STACKS if any(name.startswith("text.") and f".{role}." in name for name in state)]
     out: dict[str, Tensor] = {}
-    for ours, tensor in state.items():
-        if ours in QUEUES:
-            out["ptr_queue" if ours == "queue_ptr" and "idx_queue" in state else ours] = tensor
+    for name, tensor in state.items():
+        if name in QUEUES:
+            out["ptr_queue" if name == "queue_ptr" and "idx_queue" in state else name] = tensor
             continue
-        if hf and ours in OPTIONAL_TENSORS:
+        if hf and name in OPTIONAL_TENSORS:
             continue
-        name = ours.removeprefix("momentum.")
-        is_momentum = name != ours
-        parts = official_names(name, ["encode"] if is_momentum else roles, hf)
+        is_momentum = name.startswith("momentum.")
+        parts = official_names(name.removeprefix("momentum."), ["encode"] if is_momentum else roles, hf)
         chunks = tensor.chunk(len(parts)) if len(parts) > 1 else [tensor]
         for aliases, rows in zip(parts, chunks, strict=True):
             out.update({_momentum_name(alias) if is_momentum else alias: rows for alias in aliases})
@@ -170,28 +169,30 @@ def from_official(state: Mapping[str, Tensor], config: BlipConfig, path: object,
     missing: list[str] = []
     misshapen: list[str] = []
     used: set[str] = set()
-    for ours, shape in tensor_shapes(config).items():
-        parts = official_names(ours, config.text.roles, hf)
-        names = []
+    for name, shape in tensor_shapes(config).items():
+        parts = official_names(name, config.text.roles, hf)
+        sources = []
         for aliases in parts:
             existing = [alias for alias in aliases if alias in state]
             used.update(existing)
-            names += existing[:1]
-            if not existing and ours not in OPTIONAL_TENSORS:
+            sources += existing[:1]
+            if not existing and name not in OPTIONAL_TENSORS:
                 missing.append(aliases[0])
             for alias in existing[1:]:
                 if not torch.equal(state[existing[0]], state[alias]):
                     raise ValueError(f"{path}: {existing[0]} and {alias} differ, but in BLIP they are one tensor.")
         part_shape = (shape[0] // len(parts), *shape[1:]) if shape else ()
         wrong = [
-            _shape_mismatch(name, state[name].shape, part_shape) for name in names if state[name].shape != part_shape
+            _shape_mismatch(source, state[source].shape, part_shape)
+            for source in sources
+            if state[source].shape != part_shape
         ]
         misshapen += wrong
-        if len(names) == len(parts) and not wrong:
-            out[ours] = torch.cat([state[name] for name in names]) if len(names) > 1 else state[names[0]]
-        elif not names and ours in OPTIONAL_TENSORS:
-            out[ours] = torch.tensor(OPTIONAL_TENSORS[ours])
-    unexpected = [name for name in state if name not in used and not name.endswith(".position_ids")]
+        if len(sources) == len(parts) and not wrong:
+            out[name] = torch.cat([state[source] for source in sources]) if len(sources) > 1 else state[sources[0]]
+        elif not sources and name in OPTIONAL_TENSORS:
+            out[name] = torch.tensor(OPTIONAL_TENSORS[name])
+    unexpected = [source for source in state if source not in used and not source.endswith(".position_ids")]
     require_fit(path, missing, unexpected, misshapen)
     return out
 
@@ -268,7 +269,7 @@ def detect_parts(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, 
 
 
 def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: object) -> BlipConfig:
-    """Return the config of an official state dict from tensors and `overrides`, by default with heads of 64 channels."""
+    """Return the config of an official state dict from its tensors and `overrides`; heads default to 64 channels."""
     roles, heads = detect_parts(state, path)
     stack = TEXT_STACKS[roles[-1]]
 

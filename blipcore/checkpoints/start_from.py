@@ -147,12 +147,12 @@ def load_bert(text: TextTransformer, start: StartingWeights) -> None:
     missing: list[str] = []
     misshapen: list[str] = []
     for name, tensor in text.state_dict().items():
-        ours = f"text.{_SEPARATE_DECODER.sub('', name)}"
-        bert_names = [_bert_name(aliases[0]) for aliases in official_names(ours)]
+        shared_name = f"text.{_SEPARATE_DECODER.sub('', name)}"
+        bert_names = [_bert_name(aliases[0]) for aliases in official_names(shared_name)]
         used.update(bert_names)
         absent = [part for part in bert_names if part not in start.state]
         if absent:
-            missing += [] if _RANDOM_START.search(ours) else absent
+            missing += [] if _RANDOM_START.search(shared_name) else absent
             continue
         parts = [start.state[part] for part in bert_names]
         rows = torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -36,7 +36,7 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
     An image is finished when it has `beams` hypotheses and no candidate beats the worst of them at the current length.
     """
     B, nb, device = len(decoder.kv), config.beams, decoder.kv.layers[0].device
-    stored: list[list[Hypothesis]] = [[] for _ in range(B)]
+    hypotheses: list[list[Hypothesis]] = [[] for _ in range(B)]
     # Unfinished images, each with nb rows of the batch.
     live = list(range(B))
     ids = torch.tensor([prompt] * (B * nb), device=device)
@@ -52,7 +52,7 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
         top, flat = scores.topk(2 * nb, dim=1)
         sums = (token_logprob + logprob[:, None]).view(len(live), nb * V).gather(1, flat)
         top_scores, top_index, top_logprob = top.tolist(), flat.tolist(), sums.tolist()
-        written = ids[:, len(prompt) :].tolist()
+        texts = ids[:, len(prompt) :].tolist()
 
         # 2) Per image: store hypotheses that end, collect the next beams, check if the image is finished.
         beams: list[Candidate] = []
@@ -65,15 +65,15 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
                 if token != sep:
                     candidates.append(Candidate(row, token, score, text_logprob))
                 elif rank < nb:
-                    _store(stored[image], Hypothesis(score / length, text_logprob, written[row]), nb)
+                    _store(hypotheses[image], Hypothesis(score / length, text_logprob, texts[row]), nb)
                 if len(candidates) == nb:
                     break
-            worst = min((h.score for h in stored[image]), default=0.0)
-            if len(stored[image]) < nb or worst < top_scores[slot][0] / length:
+            worst = min((h.score for h in hypotheses[image]), default=0.0)
+            if len(hypotheses[image]) < nb or worst < top_scores[slot][0] / length:
                 unfinished.append(slot)
                 beams += candidates
         if not unfinished:
-            return _best(stored, config)
+            return _best(hypotheses, config)
 
         # 3) Reorder the rows to the chosen beams of unfinished images.
         source = torch.tensor([beam.row for beam in beams], device=device)
@@ -85,22 +85,22 @@ def beam_search(decoder: Decoder, prompt: list[int], sep: int, config: GenerateC
         ids = torch.cat([ids[source], token[:, None]], dim=1)
         live = [live[slot] for slot in unfinished]
 
-    written = ids[:, len(prompt) :].tolist()
+    texts = ids[:, len(prompt) :].tolist()
     for row, (score, text_logprob) in enumerate(zip(total.tolist(), logprob.tolist(), strict=True)):
-        _store(stored[live[row // nb]], Hypothesis(score / config.max_length, text_logprob, written[row]), nb)
-    return _best(stored, config)
+        _store(hypotheses[live[row // nb]], Hypothesis(score / config.max_length, text_logprob, texts[row]), nb)
+    return _best(hypotheses, config)
 
 
-def _store(stored: list[Hypothesis], hypothesis: Hypothesis, beams: int) -> None:
+def _store(hypotheses: list[Hypothesis], hypothesis: Hypothesis, beams: int) -> None:
     """Add a hypothesis; keep the `beams` best."""
-    if len(stored) < beams or hypothesis.score > min(h.score for h in stored):
-        stored.append(hypothesis)
-        if len(stored) > beams:
-            stored.remove(min(stored, key=lambda h: h.score))
+    if len(hypotheses) < beams or hypothesis.score > min(h.score for h in hypotheses):
+        hypotheses.append(hypothesis)
+        if len(hypotheses) > beams:
+            hypotheses.remove(min(hypotheses, key=lambda h: h.score))
 
 
-def _best(stored: list[list[Hypothesis]], config: GenerateConfig) -> GeneratedTexts:
+def _best(hypotheses: list[list[Hypothesis]], config: GenerateConfig) -> GeneratedTexts:
     """Return the `num_captions` best hypotheses of each image, best first."""
-    best_last = (sorted(hypotheses, key=lambda h: h.score) for hypotheses in stored)
-    ranked = [h for hypotheses in best_last for h in hypotheses[: -config.num_captions - 1 : -1]]
+    best_last = (sorted(of_image, key=lambda h: h.score) for of_image in hypotheses)
+    ranked = [h for of_image in best_last for h in of_image[: -config.num_captions - 1 : -1]]
     return GeneratedTexts([h.ids for h in ranked], [h.logprob for h in ranked])

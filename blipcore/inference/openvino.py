@@ -113,8 +113,8 @@ class GraphBuilder:
         weights, biases = attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)
         parts = [self.product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
         q, k, v = (op.transpose(op.reshape(part, [0, 0, heads, width // heads], True), [0, 2, 1, 3]) for part in parts)
-        attended = op.transpose(op.scaled_dot_product_attention(q, k, v), [0, 2, 1, 3])
-        return self.linear(op.reshape(attended, [0, 0, width], True), attention.proj)
+        context = op.transpose(op.scaled_dot_product_attention(q, k, v), [0, 2, 1, 3])
+        return self.linear(op.reshape(context, [0, 0, width], True), attention.proj)
 
     def mlp(self, x: Node, mlp: Mlp) -> Node:
         x = self.linear(x, mlp.fc1)

@@ -38,11 +38,10 @@ def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collec
     for name in dict.fromkeys([*before, *after]):
         if name.rpartition(".")[2] in ignored:
             continue
-        was, now = _format(before, name), _format(after, name)
+        old_value, new_value = _format(before, name), _format(after, name)
         # Both tests: 1 equals 1.0, and NaN does not equal itself.
-        same = was == now or (name in before and name in after and before[name] == after[name])
-        if not same:
-            lines.append(f"{name}: {was} -> {now}")
+        if old_value != new_value and not (name in before and name in after and before[name] == after[name]):
+            lines.append(f"{name}: {old_value} -> {new_value}")
     return lines
 
 

@@ -52,9 +52,10 @@ def walk_tar(file: BinaryIO, problems: list[TarProblem], position: int = 0) -> I
     while position + BLOCK <= end:
         file.seek(position)
         header = file.read(BLOCK)
+        place = f"byte {position}, after {member!r}"
         if header == END:
             if _has_header(file.read(RECORD)):  # `cat a.tar b.tar`
-                problems.append(TarProblem("data_after_end", f"byte {position}, after {member!r}"))
+                problems.append(TarProblem("data_after_end", place))
             return
         kind = header[156:157]
         size = _number(header[124:136])
@@ -62,25 +63,25 @@ def walk_tar(file: BinaryIO, problems: list[TarProblem], position: int = 0) -> I
             size = _decimal(pax[b"size"])
         # A negative size would lead back to an earlier header, for ever.
         if size is None or size < 0 or not _checksum_matches(header):
-            problems.append(TarProblem("corrupt_tar", f"byte {position}, after {member!r}"))
+            problems.append(TarProblem("corrupt_tar", place))
             return
         if kind in WITHOUT_DATA:
             size = 0
         data = position + BLOCK
         if kind == SPARSE_FILE:
             data = _skip_sparse_map(file, header, data)
-        header_position, position = position, data + -(-size // BLOCK) * BLOCK
+        position = data + -(-size // BLOCK) * BLOCK
         if kind in EXTENDED_HEADERS:
             if position > end:
                 break
             records = _extended_records(kind, file.read(size)) if size <= EXTENDED_LIMIT else None
             if records is None:
-                problems.append(TarProblem("corrupt_tar", f"byte {header_position}, after {member!r}"))
+                problems.append(TarProblem("corrupt_tar", place))
                 return
             if kind != b"g":
                 pax |= records
-            elif b"path" in records or b"size" in records:  # of all members: one name for all is a mistake
-                problems.append(TarProblem("global_header", f"byte {header_position}, after {member!r}"))
+            elif b"path" in records or b"size" in records:  # one name for all members is a mistake
+                problems.append(TarProblem("global_header", place))
             continue
         path = pax.get(b"GNU.sparse.name") or pax.get(b"path")
         member = path.decode("utf-8", "replace") if path else _header_name(header)
@@ -104,11 +105,11 @@ def _extended_records(kind: bytes, content: bytes) -> dict[bytes, bytes] | None:
     records = {}
     start = 0
     while start < len(content) and content[start]:  # zeros may follow the last record
-        # "LENGTH NAME=VALUE\n", where the length counts all of it: a value may hold any bytes, line breaks included
+        # "LENGTH NAME=VALUE\n"; the length counts all of it, since a value may hold any bytes
         length = content[start : start + 20].partition(b" ")[0]
         stop = start + _decimal(length)
         name, equals, value = content[start + len(length) + 1 : stop].partition(b"=")
-        if stop > len(content) or not equals or not value.endswith(b"\n"):
+        if not start < stop <= len(content) or not equals or not value.endswith(b"\n"):
             return None
         records[name] = value[:-1]
         start = stop

@@ -94,10 +94,10 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, survive: Tensor | None = None) -> Tensor:
-        attended = self.attn(self.norm1(x))
-        x = x + (attended if survive is None else attended * survive[0])
-        widened = self.mlp(self.norm2(x))
-        return x + (widened if survive is None else widened * survive[1])
+        attention = self.attn(self.norm1(x))
+        x = x + (attention if survive is None else attention * survive[0])
+        mlp = self.mlp(self.norm2(x))
+        return x + (mlp if survive is None else mlp * survive[1])
 
 
 class VisionTransformer(nn.Module):

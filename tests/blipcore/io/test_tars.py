@@ -95,6 +95,16 @@ def test_a_negative_size_is_damage(size: bytes) -> None:
     assert read_members(tar) == ({"0.jpg": b"x"}, [TarProblem("corrupt_tar", "byte 2048, after '0.jpg'")])
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "content",
+    [b"path=a\n\n", b"0 path=a\n", b"-9 path=a\n", b"99 path=a\n", b"9 path:a\n", b"10 path=a\n9 size=1\n", b"\xff"],
+)
+def test_a_damaged_extended_header_is_damage(content: bytes) -> None:
+    tar = member("0.jpg", b"x") + member("PaxHeader", content, b"x") + member("1.jpg", b"y") + END_MARK
+    assert read_members(tar) == ({"0.jpg": b"x"}, [TarProblem("corrupt_tar", "byte 1024, after '0.jpg'")])
+
+
 def test_members_that_are_no_files_are_skipped() -> None:
     kinds = {"folder": b"5", "hard link": b"1", "link": b"2", "device": b"3", "pipe": b"6"}
     tar = b"".join(header(name, 0, kind) for name, kind in kinds.items())
