@@ -98,7 +98,7 @@ def test_a_negative_size_is_damage(size: bytes) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "content",
-    [b"path=a\n\n", b"0 path=a\n", b"-9 path=a\n", b"99 path=a\n", b"9 path:a\n", b"10 path=a\n9 size=1\n", b"\xff"],
+    [b"path=a\n\n", b"0 path=a\n", b"-9 path=a\n", b"99 path=a\n", b"9 path:a\n", b"10 path=a\n9 size=\n", b"\xff"],
 )
 def test_a_damaged_extended_header_is_damage(content: bytes) -> None:
     tar = member("0.jpg", b"x") + member("PaxHeader", content, b"x") + member("1.jpg", b"y") + END_MARK
