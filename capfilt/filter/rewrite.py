@@ -58,7 +58,7 @@ class RewriteStage:
         table = self.images.read_own_table(shard, ("url", "sha256"))
         if not table.column_names:
             return {"url": nulls, "sha256": nulls}
-        row = pc.index_in(keys, value_set=table["key"].cast(pa.string()).combine_chunks())
+        row = pc.index_in(keys, value_set=table["key"].combine_chunks())
         return {name: table[name].take(row) if name in table.column_names else nulls for name in ("url", "sha256")}
 
     def _check_unchanged(self, table: pa.Table, source: str, path: AnyPath) -> None:

@@ -188,8 +188,7 @@ def _texts_of_table(table: pa.Table) -> dict[str, str | None]:
     """Return key -> web text of a shard's own table."""
     if "caption" not in table.column_names:
         return {}
-    keys = (str(key).removeprefix("./") for key in table["key"].to_pylist())
-    return dict(zip(keys, table["caption"].to_pylist(), strict=True))
+    return dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
 
 
 @dataclass

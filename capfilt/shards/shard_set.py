@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, Remote, list_names, resolve_reference, to_path
 from capfilt.shards.manifest import read_manifest
@@ -59,7 +60,11 @@ class ShardSet:
             table = read_table(self.table(shard), [], optional=("key", *columns))
         except (FileNotFoundError, ValueError):
             return pa.table({})
-        return table if "key" in table.column_names else pa.table({})
+        if "key" not in table.column_names:
+            return pa.table({})
+        # as in `read_samples`: tables of other tools may have "./00012"
+        keys = pc.replace_substring_regex(table["key"].cast(pa.string()), r"^(\./)+", "")
+        return table.set_column(table.column_names.index("key"), "key", keys)
 
 
 def _explain_no_shards(folder: AnyPath, names: list[str], manifest: dict[str, Any] | None) -> str:

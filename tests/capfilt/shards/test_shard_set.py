@@ -63,7 +63,7 @@ def test_columns_of_a_shards_own_table(tmp_path: Path) -> None:
     assert images.read_own_table("0", ["caption"]).column_names == []
     write_table(tmp_path / "0.parquet", pa.table({"something": [1]}))
     assert images.read_own_table("0", ["caption"]).column_names == []
-    write_table(tmp_path / "0.parquet", pa.table({"key": ["a"], "caption": ["b"], "url": ["c"]}))
+    write_table(tmp_path / "0.parquet", pa.table({"key": ["./a"], "caption": ["b"], "url": ["c"]}))
     assert images.read_own_table("0", ["caption", "sha256"]).to_pylist() == [{"key": "a", "caption": "b"}]
 
 
