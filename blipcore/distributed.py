@@ -86,7 +86,7 @@ def _set_gpu(device: str, number: int) -> None:
 
 
 def run_on_main(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0; every process returns its result or raises its exception. Both must be picklable."""
+    """Run `work` on rank 0; return its picklable result, or raise its exception, on every rank."""
     if not _in_group():
         return work()
     outcome: list[Any] = [None, None]  # result, exception
@@ -102,7 +102,7 @@ def run_on_main(work: Callable[[], T]) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return the picklable values of all processes, in the order of ranks."""
+    """Return the picklable values of all ranks, in their order."""
     if not _in_group():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -137,7 +137,7 @@ def mean_weight(count: Tensor) -> Tensor | float:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors (B, ...) of all W processes into (W*B, ...), in the order of ranks, without gradient."""
+    """Concatenate the tensors (B, ...) of all W ranks into (W*B, ...), in their order, without gradient."""
     if not _in_group():
         return tensor.detach()
     gathered = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])

@@ -101,7 +101,7 @@ class Evaluator(NamedTuple):
 
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
-    """Return the scores of `run.model` on `run.annotations`; write captions, answers or classes to `run.results`."""
+    """Return the scores of `run.model` on `run.annotations`; write the results to `run.results`."""
     if run.results:
         Path(run.results).parent.mkdir(parents=True, exist_ok=True)
         if Path(run.results).is_dir():

@@ -21,7 +21,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def heal_torchvision() -> None:
-    """Make `import torchvision` work if its operators are missing; do nothing if it works or is not installed."""
+    """Make `import torchvision` work if it is installed without its operators."""
     if "torchvision" in sys.modules or _libraries:
         return
     try:

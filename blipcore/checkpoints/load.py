@@ -81,7 +81,7 @@ def load_model(
 def load_for_training(
     path_or_id: str | Path, needs: Sequence[str], tokenizer: str | Path | None, image_size: int | None
 ) -> tuple[Blip, Tokenizer, dict[str, Tensor]]:
-    """Return model and tokenizer as `load_model`, and the training state of an official .pth (see `read_official`)."""
+    """Return model, tokenizer and the training state of an official .pth (see `read_official`)."""
     path = locate_model(path_or_id)
     config, state, training_state = read_checkpoint(path)
     require_parts(config, path_or_id, needs)
@@ -113,7 +113,7 @@ def require_parts(config: BlipConfig, name: str | Path, needs: Sequence[str]) ->
 
 
 def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | None) -> Blip:
-    """Return the model of `config` with the weights `state`, its position table resized to `image_size`."""
+    """Return the model with the weights `state`, its position table resized to `image_size`."""
     if image_size is not None and image_size != config.vision.image_size:
         config.vision.image_size = image_size
         config.vision.__post_init__()

@@ -230,7 +230,7 @@ def require_fit(
     misshapen: Sequence[str],
     target: str = "a BLIP model of its config",
 ) -> None:
-    """Raise ValueError with up to three names of each list of tensors unless all lists are empty."""
+    """Raise ValueError with three names of each list unless all lists are empty."""
     problems = []
     for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
         if names:

@@ -201,7 +201,7 @@ def _find_weights(source: str) -> Path:
 
 
 def _timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the image tower of a timm or open_clip state dict under timm's names, without its classifier."""
+    """Return the image tower of a timm or open_clip state dict under timm's names, without classifier."""
     for prefix in ("visual.trunk.", "visual."):
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}

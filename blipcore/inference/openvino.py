@@ -82,7 +82,6 @@ class GraphBuilder:
         self.openvino, self.op, self.encoder, self.int8 = openvino, openvino.opset13, encoder, int8
 
     def build(self) -> Any:
-        """Return the OpenVINO model."""
         config, op = self.encoder.config, self.op
         side, width = config.image_size, config.width
         pixels = op.parameter([-1, 3, side, side], np.float32, name="pixels")

@@ -15,12 +15,12 @@ PER_PROCESS: Mapping[str, Any] = {"per_process": True}
 
 
 def incidental_fields(config: Any) -> list[str]:
-    """Return the names of the fields of a dataclass or instance that are marked `INCIDENTAL`."""
+    """Return the names of the `INCIDENTAL` fields of a dataclass or instance."""
     return _marked_fields(config, INCIDENTAL)
 
 
 def per_process_fields(config: Any) -> list[str]:
-    """Return the names of the fields of a dataclass or instance that are marked `PER_PROCESS`."""
+    """Return the names of the `PER_PROCESS` fields of a dataclass or instance."""
     return _marked_fields(config, PER_PROCESS)
 
 
@@ -31,7 +31,7 @@ def _marked_fields(config: Any, mark: Mapping[str, Any]) -> list[str]:
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """Return one line per setting that differs, such as `generate.top_p: 0.9 -> 0.8`.
 
-    Settings with a name in `ignored`, which has no section names, may differ.
+    `ignored` holds setting names without sections.
     """
     before, after = _flatten(old), _flatten(new)
     lines = []

@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a model folder. Raises FileNotFoundError or ValueError."""
+    """Return the JSON object in a file of a model folder."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}.")
     try:

@@ -27,7 +27,7 @@ UPRIGHT_TRANSPOSES = {
 
 
 def open_picture(source: bytes | str | Path) -> Image.Image:
-    """Read the header of a picture, without its pixels. Raises any of Pillow's errors, which are of many types."""
+    """Read the header of a picture. Raises Pillow's errors, which are of many types."""
     Image.init()
     formats = [name for name in PILLOW_FORMATS if name in Image.OPEN]
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
@@ -43,7 +43,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an opened picture as upright 8-bit RGB. Raises any of Pillow's errors for damaged pixels."""
+    """Return an opened picture as upright 8-bit RGB. Raises Pillow's errors for damaged pixels."""
     image.load()
     transpose = UPRIGHT_TRANSPOSES.get(read_orientation(image))
     if transpose is not None:
@@ -57,7 +57,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Scale grey of more than 8 bits to 0..255; Pillow clips it at 255, which makes nearly all of it white."""
+    """Scale grey of more than 8 bits to 0..255; Pillow clips it, which makes nearly all of it white."""
     import numpy as np
 
     values = np.asarray(image).astype(np.float64)

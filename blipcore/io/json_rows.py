@@ -48,7 +48,7 @@ def read_json_rows(path: Path, start: RowStart = FIRST_ROW) -> Iterator[tuple[Ro
 def parse_json_rows(
     file: BinaryIO, name: str, lines: bool = False, start: RowStart = FIRST_ROW
 ) -> Iterator[tuple[RowStart, object]]:
-    """Yield the rows of an open file: a JSON list, or one value per line if `lines`. Errors call the file `name`."""
+    """Yield the rows of an open file: a JSON list, or JSON lines. Errors call the file `name`."""
     text = _JsonWindow(file, start.offset, name)
     if start == FIRST_ROW and not lines and not text.skip("["):
         raise ValueError(f"{name} must hold a list of rows, but begins with {text.preview()!r}.")
@@ -68,7 +68,7 @@ def parse_json_rows(
 
 
 def first_character(path: AnyPath) -> str:
-    """Return the first character that is not white space: "[" in a list, "{" in an object, "" in an empty file."""
+    """Return the first character that is not white space; "" in an empty file."""
     if not path.is_file():
         raise FileNotFoundError(f"No annotation file at {path}.")
     with open_read(path) as file:
@@ -91,7 +91,7 @@ class _JsonWindow:
 
     @property
     def offset(self) -> int:
-        """Byte offset of the next character in the file."""
+        """Byte offset of the next character."""
         self._offset += len(self.window[self._counted : self.at].encode())
         self._counted = self.at
         return self._offset

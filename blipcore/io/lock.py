@@ -210,7 +210,7 @@ def _require_no_other_lease(folder: AnyPath, lease: AnyPath, owner: Owner) -> No
 
 
 def _read_lease(lease: AnyPath) -> Owner:
-    """Return the owner of a lease. An empty file is still being written and is read again for a second."""
+    """Return the owner of a lease; read again for a second while it is empty."""
     for _ in range(50):
         owner = _parse_owner(lease.read_bytes())
         if owner:

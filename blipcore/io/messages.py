@@ -6,6 +6,6 @@ MAX_LENGTH = 300  # characters; some messages contain whole documents
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return a text or the message of an error without line breaks, or the error's type if it has no message."""
+    """Return the message of an error without line breaks, or its type if it is empty."""
     message = " ".join(str(error).split())[:MAX_LENGTH]
     return message or ("" if isinstance(error, str) else type(error).__name__)

@@ -16,7 +16,7 @@ RANGES_AHEAD = 4  # requested beyond the one that is read
 
 
 def open_read(path: AnyPath) -> BinaryIO:
-    """Open a file for reading; it supports `seek`."""
+    """Open a seekable file for reading."""
     return open(path, "rb") if isinstance(path, Path) else RemoteFile(path)  # type: ignore[return-value]
 
 

@@ -25,7 +25,7 @@ PARTS = {**dict.fromkeys(PICTURE_SUFFIXES, "image"), "txt": "text", "json": "met
 
 @dataclass
 class TarSample:
-    """One sample of a tar; `image` is empty if and only if `error` gives the reason."""
+    """One sample of a tar; `error` gives the reason for a missing image."""
 
     key: str
     image: bytes
@@ -36,8 +36,6 @@ class TarSample:
 
 @dataclass(slots=True)
 class SampleMembers:
-    """The members of one sample."""
-
     image: TarMember | None = None
     text: TarMember | None = None
     metadata: TarMember | None = None
@@ -79,7 +77,7 @@ class IndexedTar:
         return metadata if isinstance(metadata, dict) else {}
 
     def read_text(self, members: SampleMembers, metadata: dict[str, Any] | None = None) -> str | None:
-        """Return the text of a sample in the tar: its `.txt`, or the "caption" of `metadata`, which is read if None."""
+        """Return the `.txt` of a sample, or the "caption" of its `metadata`, which is read if None."""
         data = self.read(members.text)
         text = None if data is None else data.decode("utf-8", errors="replace")
         if text and not text.isspace():
@@ -92,7 +90,7 @@ class IndexedTar:
 
 
 def choose_text(*candidates: str | None) -> str | None:
-    """Return the first text that is not blank, else the first that is not None, with its surrounding white space."""
+    """Return the first text that is not blank, else the first that is not None, as it was written."""
     for text in candidates:
         if text and not text.isspace():
             return text
@@ -123,7 +121,7 @@ def read_samples(
 
 
 def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, SampleMembers]:
-    """Return the members of each sample of a tar by key, in the order of the first members."""
+    """Return key -> members of the samples of a tar, in the order of the first members."""
     samples: dict[str, SampleMembers] = {}
     for member in walk_tar(file, problems):
         name = member.name

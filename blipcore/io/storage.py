@@ -91,7 +91,7 @@ class Remote:
         return self._kind() == "directory"
 
     def _kind(self) -> str | None:
-        """Return "file", "directory" or None. fsspec's own `exists` turns a network failure into False."""
+        """Return "file", "directory" or None. Unlike this, fsspec's `exists` turns a network failure into False."""
         try:
             return self.info()["type"]
         except FileNotFoundError:

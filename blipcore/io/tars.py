@@ -117,7 +117,7 @@ def _extended_records(kind: bytes, content: bytes) -> dict[bytes, bytes] | None:
 
 
 def _skip_sparse_map(file: BinaryIO, header: bytes, position: int) -> int:
-    """Return the position behind the blocks that continue the map of a sparse file's header."""
+    """Return the position after the blocks that continue the map in a sparse file's header."""
     continues = header[482]
     while continues:
         file.seek(position)
@@ -132,7 +132,7 @@ def _has_header(blocks: bytes) -> bool:
 
 
 def _number(digits: bytes) -> int | None:
-    """Return the value of an octal or binary number field, None if it is neither."""
+    """Return the value of an octal or binary field, None if it is damaged."""
     try:
         return int(digits.rstrip(b"\0 "), 8)
     except ValueError:
@@ -146,7 +146,7 @@ def _number(digits: bytes) -> int | None:
 
 
 def _decimal(digits: bytes) -> int:
-    """Return the value of a pax number, -1 (damage) if it is none."""
+    """Return the value of a pax number, -1 if it is damaged."""
     return int(digits) if digits.isdigit() and len(digits) <= 20 else -1
 
 

@@ -78,12 +78,12 @@ class ImageKV:
         return ImageKV(self.map_layers(lambda kv: kv[:, :n]), self.mask[:n] if self.mask is not None else None)
 
     def select(self, index: Tensor) -> ImageKV:
-        """Return a copy of the images at `index` (R,), in this order; an image may be repeated."""
+        """Return a copy of the images at `index` (R,), which may repeat."""
         mask = self.mask.index_select(0, index) if self.mask is not None else None
         return ImageKV(self.map_layers(lambda kv: kv.index_select(1, index)), mask)
 
     def map_layers(self, function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """Return `function` of each item, called once for an item that several layers share."""
+        """Return `function` of each item, called once for a shared item."""
         unique = {id(kv): kv for kv in self.layers}
         results = {key: function(kv) for key, kv in unique.items()}
         return [results[id(kv)] for kv in self.layers]
@@ -112,7 +112,7 @@ class KVCache:
         return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
 
     def advance(self, new: int) -> None:
-        """Count `new` tokens as filled, after every layer has appended them."""
+        """Count `new` tokens as filled, after all layers have appended them."""
         self.length += new
 
     def select(self, index: Tensor) -> None:
@@ -225,7 +225,7 @@ class MultiHeadCrossAttention(nn.Module):
         return context.reshape(queries.shape) + self.kv.bias[D:].to(queries.dtype)
 
     def _context_with_maps(self, queries: Tensor, kv: Tensor, mask: Tensor | None, maps: list[Tensor]) -> Tensor:
-        """Attend with the probabilities (R, H, L, N) written out, and append them to `maps` as part of the graph."""
+        """Attend, and append the probabilities (R, H, L, N) to `maps` as part of the graph."""
         (q,), (k, v) = split_heads(queries, 1, self.heads), kv.repeat_interleave(len(queries) // kv.shape[1], dim=1)
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if mask is not None:

@@ -17,7 +17,7 @@ from blipcore.model.vit import VisionTransformer
 
 
 class Blip(nn.Module):
-    """The model, without tokenisation, losses and momentum copies, which belong to the tasks."""
+    """The model, without tokenisation, losses and momentum copies (see `blipcore.tasks`)."""
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ MAX_WIDTH = 1 << 24
 
 
 def require_sizes(config: object, *names: str) -> None:
-    """Raise ValueError unless each field in `names` is a positive integer within its maximum."""
+    """Raise ValueError unless the fields `names` are positive integers within their maximum."""
     for name in names:
         size, maximum = getattr(config, name), MAX_COUNT.get(name, MAX_WIDTH)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -24,7 +24,7 @@ def require_sizes(config: object, *names: str) -> None:
 
 
 def require_numbers(config: object, maximum: float, *names: str) -> None:
-    """Raise ValueError unless each field in `names` is a number from 0 to `maximum`."""
+    """Raise ValueError unless the fields `names` are numbers from 0 to `maximum`."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= maximum:
@@ -152,7 +152,7 @@ class BlipConfig:
 
     @property
     def answer_decoder(self) -> TextConfig:
-        """Sizes of VQA's answer decoder: those of the text transformer, attending to question states."""
+        """Sizes of VQA's answer decoder, which attends to question states."""
         return replace(self.text, roles=("decode",), encoder_width=self.text.width)
 
 

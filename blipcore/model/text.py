@@ -82,7 +82,7 @@ def build_per_role(config: TextConfig, shared: bool, build: Callable[[], M]) -> 
 
 
 class TextLayer(nn.Module):
-    """Self-attention of the role, cross-attention if there is an image or an image pair, feed-forward."""
+    """Self-attention, cross-attention if there is an image or an image pair, feed-forward."""
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class TextLayer(nn.Module):
 
 
 class LMHead(nn.Module):
-    """BERT's masked-LM transform with an output bias; the output matrix is the word embedding."""
+    """BERT's masked-LM head, whose output matrix is the word embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class TextTransformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def recompute_activations(self, layers: int) -> None:
-        """In training, recompute the activations of the last `layers` layers in the backward pass, to save memory."""
+        """In training, recompute the activations of the last `layers` layers in the backward pass."""
         self._recomputed_layers = layers
 
     def image_kv(

@@ -80,7 +80,7 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, vocab: Sequence[str] | str | Path) -> "Tokenizer":
-        """Build a tokenizer from a list of tokens or a vocab.txt with one token per line; ids count from 0."""
+        """Build a tokenizer from a list of tokens or a vocab.txt with one token per line."""
         if isinstance(vocab, (str, Path)):
             # Not splitlines(): a token may be a character that Python treats as a line end.
             vocab = Path(vocab).read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -183,7 +183,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, [DEC] and [ENC] included."""
+        """Number of ids, with [DEC] and [ENC]."""
         return len(self)
 
     def __call__(

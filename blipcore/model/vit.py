@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around the exact (erf) GELU, or around the sigmoid approximation of OpenAI's CLIP."""
+    """Two linear layers around the exact (erf) GELU or OpenAI CLIP's sigmoid approximation."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Map pixels (B, 3, S, S) (see `normalise_pixels`) to image tokens (B, N, W), after the final LayerNorm."""
+    """Map pixels (B, 3, S, S), uint8 or normalised, to image tokens (B, N, W) after the final LayerNorm."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def recompute_activations(self, blocks: int) -> None:
-        """In training, recompute the activations of the last `blocks` blocks in the backward pass, to save memory."""
+        """In training, recompute the activations of the last `blocks` blocks in the backward pass."""
         self._recomputed_blocks = blocks
 
     def set_chunk_size(self, images: int | None) -> None:

@@ -94,7 +94,7 @@ def relative_error(results: dict[str, torch.Tensor], expected: dict[str, torch.T
 
 @pytest.fixture
 def task(model, tokenizer, monkeypatch) -> PretrainTask:
-    """Return a task without dropout, whose negatives are the next sample's, so that rounding cannot change them."""
+    """Return a task without dropout; its negatives are the next sample's, independent of rounding."""
     task = PretrainTask(model, tokenizer, PretrainConfig(queue_size=16)).eval()
     monkeypatch.setattr(task, "negatives", lambda i2t, *_: [torch.arange(len(i2t), device=i2t.device).roll(1)] * 2)
     return task
@@ -158,7 +158,7 @@ def test_no_step_waits_for_the_device(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """CUDA raises an error where the host would wait. The first three steps, which compile, may wait."""
+    """CUDA raises an error where the host would wait. The first three steps compile and may wait."""
     train_step = Trainer._step
 
     def step(self: Trainer, *arguments: object) -> None:

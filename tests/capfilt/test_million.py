@@ -69,7 +69,7 @@ def write_million(folder: Path) -> Path:
 
 
 def run(*arguments: str) -> tuple[dict, float, float]:
-    """Return the summary of a command, and the wall-clock and CPU seconds of its process, with imports."""
+    """Return the summary of a command, and wall-clock and CPU seconds of its process."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-m", "capfilt", *arguments, "--json"]
     process = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Shards in S3 give the same tables as local ones, byte for byte, also if requests to the server fail."""
+"""Shards in S3 give the tables of local ones, byte for byte, also if requests fail."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def test_the_filter_and_the_trainer_read_the_same_pictures_and_texts(
 
 
 def test_the_filter_and_the_trainer_choose_the_same_text(tmp_path: Path, tiny_blip: Path) -> None:
-    """The text is the first of `.txt`, the JSON's caption and the table's caption that is not blank."""
+    """The first of `.txt`, the JSON's caption and the table's caption that is not blank."""
     texts: dict[str, tuple[str | None, str | None, str | None, str]] = {
         "all": ("one red tree", "two", "three", "one red tree"),
         "json": (None, "two dogs", "three", "two dogs"),
@@ -255,7 +255,7 @@ def test_the_filter_and_the_trainer_choose_the_same_text(tmp_path: Path, tiny_bl
     filtered = Path(filter_shards(config, progress=False)["out"])
     rows = {row["key"]: row for row in pq.read_table(filtered / "00000.parquet").to_pylist()}
     expected = {key: text[3] for key, text in texts.items() if key != "no caption"}
-    # Stored as written; whoever compares or tokenises a text strips it.
+    # Texts are stored as written.
     assert {key: row["text"] for key, row in rows.items() if row["keep"]} == expected
     assert rows["no caption"]["reason"] == "no_text"
     for folder in (tmp_path, filtered):

@@ -1,4 +1,4 @@
-"""`capfilt convert`: tensors and sizes survive every round trip; impossible conversions are refused in one sentence."""
+"""`capfilt convert`: round trips keep tensors and sizes; impossible conversions are refused in one sentence."""
 
 import json
 from collections.abc import Callable

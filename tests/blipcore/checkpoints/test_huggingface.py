@@ -1,4 +1,4 @@
-"""Hugging Face configs: released conversions get the trained values; models without a transformers class are refused.
+"""Hugging Face configs: released conversions get the trained values, unsupported models are refused.
 
 Weights and outputs are compared in `test_transformers_parity`.
 """

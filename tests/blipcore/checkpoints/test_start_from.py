@@ -24,7 +24,7 @@ from blipcore.model.config import TextConfig, VisionConfig
 from blipcore.model.text import TextTransformer
 from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer
 from blipcore.model.vit import VisionTransformer
-from blipcore.torchvision_shim import import_open_clip, import_timm, heal_torchvision
+from blipcore.torchvision_shim import heal_torchvision, import_open_clip, import_timm
 
 heal_torchvision()
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ def test_a_masked_lm_head_becomes_the_lm_head(write_bert: WriteBert) -> None:
 
 
 def test_old_names_of_layer_norm_are_understood(write_bert: WriteBert) -> None:
-    """bert-base-uncased's file on the hub calls LayerNorm's weight gamma and its bias beta."""
+    """bert-base-uncased's file calls LayerNorm's weight gamma and its bias beta."""
 
     def use_old_names(state: State) -> State:
         names = {name: name for name in state}

@@ -37,7 +37,7 @@ def trace_step(step: Callable[[], Tensor], device: torch.device, sibling: Record
 
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Trace from the third step of a size on; yields the number of recorded rows of every replay."""
+    """Trace from the third step of a size on; yield the recorded rows of every replay."""
     replayed_rows: list[int] = []
 
     def record(step: Callable[[], Tensor], device: torch.device, sibling: RecordedStep | None) -> RecordedStep:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 from random_captioner import IMAGES, KEYS, TOKENIZER, decode_uncached, random_captioner, random_images
 from torch import Tensor
 

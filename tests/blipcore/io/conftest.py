@@ -15,13 +15,13 @@ MEMORY = type(fsspec.filesystem("memory"))
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest) -> Remote:
-    """A remote folder for this test alone; it does not exist yet."""
+    """A missing remote folder, different for each test."""
     return Remote(f"memory://{request.path.stem}/{request.node.name}")
 
 
 @pytest.fixture
 def fail_requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str, Exception], list[int]]:
-    """Let every request of one kind fail a number of times before it succeeds; returns a list with the call count."""
+    """Let each request of one kind fail a number of times first; returns a list with the call count."""
     monkeypatch.setattr(storage, "FIRST_WAIT", 0.0)
 
     def install(times: int, method: str, error: Exception) -> list[int]:
@@ -43,7 +43,7 @@ def fail_requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str, Except
 
 @pytest.fixture
 def renaming(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the memory rename, as SFTP and HDFS do; otherwise it is an object store."""
+    """Make the memory able to rename, like SFTP and HDFS; otherwise it is an object store."""
 
     def mv(self: fsspec.AbstractFileSystem, old: str, new: str) -> None:
         self.store[new] = self.store.pop(old)

@@ -1,4 +1,4 @@
-"""COCO annotation files: captions grouped by image, with or without the check that every annotation has one."""
+"""COCO annotation files: captions grouped by image, required or not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of JSON files: the same as from json.loads, from any start, in bounded memory, with errors that name the row."""
+"""Rows of JSON files equal those of json.loads, from any start and in bounded memory; errors name the row."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_list_of_ten_million_rows_loads_in_bounded_memory(tmp_path: Path) -> None:
-    """Measure the peak resident memory of a process that splits a gigabyte of rows and loads one part."""
+    """Peak resident memory of a process that splits a gigabyte of rows and loads one part."""
     size = write_long_list(tmp_path / "long.json", 10_000_000)
     code = """
 import resource, sys

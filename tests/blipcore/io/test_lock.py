@@ -1,4 +1,4 @@
-"""A folder has one run at a time, or the ranks of one job, and a lock leaves nothing behind."""
+"""A folder has one run at a time, or the ranks of one job; a lock leaves no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOLD = (
 
 @pytest.fixture(params=["flock", "lease"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with the file system's locks, and as if it had none."""
+    """Run the test with and without locks of the file system."""
     if request.param == "lease":
 
         def flock(descriptor: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""Members are grouped by key, the parts of a sample are found, and strange members are named."""
+"""Members are grouped into samples by key; unusable members are reported."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def remote(shards: Path, folder: Remote) -> Remote:
 
 
 def write_tables(shards: Path) -> None:
-    """Write tables as capfilt and img2dataset do; a row each has no picture and no text."""
+    """Write tables like capfilt and img2dataset; one row has no picture, one no text."""
     for path in sorted(shards.glob("*.tar")):
         keys = [f"{int(path.stem)}{row}" for row in range(3)]
         rows = {
@@ -113,7 +113,7 @@ def test_tars_are_downloaded_once_and_ahead_and_only_the_last_used_stay(
 
 
 def test_a_new_file_of_the_same_name_is_downloaded(remote: Remote) -> None:
-    """A shard set that was made again must not combine its texts with the old pictures."""
+    """The texts of a new shard set must not meet old pictures."""
     before = TarCache(remote).local("00000.tar").read_bytes()
     (remote / "00000.tar").write_bytes(b"other")
     assert TarCache(remote).local("00000.tar").read_bytes() == b"other" != before
@@ -137,7 +137,7 @@ def test_copies_are_in_a_folder_of_the_user(remote: Remote, temporary: Path, mon
 
 
 def test_forked_workers_open_the_file_system_again(shards: Path) -> None:
-    """Asynchronous file systems, such as S3's, refuse to work in a fork of the process that opened them."""
+    """Asynchronous file systems, such as S3's, cannot be used after a fork."""
     write_tables(shards)  # so that opening downloads no tar
     url = f"async_wrapper::file://{shards}"
     loader = make_loader(Stream([url], EvalTransform(4), 0, window=2), list, 2, 0, 9, workers=1)

@@ -1,4 +1,4 @@
-"""Every kind of tar is listed, and damage ends the list with a named problem."""
+"""Every kind of tar is listed; damage ends the list with a problem."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_tar_format_is_read(tmp_path: Path, tar_format: int) -> None:
 
 
 def test_a_tar_without_the_word_ustar_is_read() -> None:
-    """Tars from before 1988 have nothing there."""
+    """Tars from before 1988 lack it."""
     old = with_checksum(header("0.jpg", 1), {257: bytes(8)})
     assert read_members(old + b"x".ljust(512, b"\0") + END_MARK) == ({"0.jpg": b"x"}, [])
 
@@ -87,7 +87,7 @@ def test_one_wrong_byte_of_a_header_is_damage(byte: int) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("size", [b"-1", b"-5", b"-2000", b"-0000001130"])
 def test_a_negative_size_is_damage(size: bytes) -> None:
-    """A walk that followed it would never end."""
+    """Following it would never end."""
     second = with_checksum(header("1.jpg", 0), {124: size.ljust(12, b"\0")})
     tar = member("0.jpg", b"x") + second + END_MARK
     assert read_members(tar) == ({"0.jpg": b"x"}, [TarProblem("corrupt_tar", "byte 1024, after '0.jpg'")])

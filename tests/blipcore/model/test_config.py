@@ -1,4 +1,4 @@
-"""Model configs: impossible sizes are refused, a config survives the way to JSON and back, parts are selected."""
+"""Model configs: impossible sizes are refused, JSON keeps every value, parts are selected."""
 
 import json
 import subprocess

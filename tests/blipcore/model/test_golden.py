@@ -77,7 +77,7 @@ def load_golden(overrides: dict[str, dict[str, Any]]) -> Callable[[str], Blip]:
 
 @pytest.fixture
 def load_task(tokenizer: Tokenizer, overrides: dict[str, dict[str, Any]]) -> Callable[..., Any]:
-    """Return a function that builds a task with the weights, momentum encoders and queues of a golden checkpoint."""
+    """Return a function that builds a task with the complete state of a golden checkpoint."""
 
     def build(task_type: Callable[..., Any], config: Any, name: str) -> Any:
         if name == "nlvr":

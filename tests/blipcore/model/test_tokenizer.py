@@ -157,7 +157,7 @@ def test_chinese_is_read_and_written_as_it_stands() -> None:
 
 @pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.txt"])
 def test_tokenizer_config_can_switch_lower_casing_off(tmp_path: Path, kept: str) -> None:
-    """As for bert-base-chinese and the multilingual cased BERT, whose vocabulary file does not tell the case."""
+    """The vocabulary files of bert-base-chinese and the multilingual cased BERT do not tell the case."""
     Tokenizer.from_vocab(CHINESE).save(tmp_path)
     ({"tokenizer.json": tmp_path / "vocab.txt", "vocab.txt": tmp_path / "tokenizer.json"})[kept].unlink()
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false, "model_max_length": 512}')

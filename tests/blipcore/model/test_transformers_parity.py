@@ -1,4 +1,4 @@
-"""blipcore and transformers compute the same with the same random weights, and read each other's folders."""
+"""blipcore and transformers agree with the same random weights, and read each other's folders."""
 
 import json
 from collections.abc import Callable
