@@ -72,7 +72,7 @@ def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[s
 
 
 def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
-    """Print the steps of the loop, with hours estimated from the rates of the steps of the same kind that are done."""
+    """Print the steps of the loop. Hours are estimated from the rates of finished steps of the same kind."""
     runner, steps = CommandRunner(config.logs), plan(config)
     rates: dict[str, float] = {}
     for step in steps:
@@ -94,7 +94,7 @@ def dry_run(config: BootstrapConfig, console: Console) -> dict[str, Any]:
         console.print(f"[bold]{step.command.name:24}[/]{amount:26}{duration}")
         console.print(f"  [dim]{escape(str(step.command))}[/]", soft_wrap=True)
     if unknown:
-        console.print(f"Hours are unknown until a step of its kind is done: {', '.join(sorted(unknown))}.")
+        console.print(f"Hours are unknown until a first step of the kind is done: {', '.join(sorted(unknown))}.")
     missing = missing_files(config)
     if missing:
         console.print(f"Missing files: {escape(', '.join(missing))}.")
@@ -121,14 +121,12 @@ class StepTable:
         self.live.stop()
 
     def start(self, step: Step) -> None:
-        """Show a step as running."""
         self.current, self.start_time = step, time.monotonic()
         if not self.console.is_terminal:
             prefix = "$" if self.runner.summary(step.command) is None else "done before:"
             self.console.print(f"{prefix} {escape(str(step.command))}", soft_wrap=True)
 
     def finish(self, step: Step) -> None:
-        """Show a step as done."""
         self.seconds[step.command.name], self.current = time.monotonic() - self.start_time, None
 
     def render(self) -> Table:

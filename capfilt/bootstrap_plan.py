@@ -72,9 +72,9 @@ def plan(config: BootstrapConfig) -> list[Step]:
 
 
 def missing_files(config: BootstrapConfig) -> list[str]:
-    """Return the local input files that do not exist. The last of them may be needed only after days."""
-    needed = dict.fromkeys([config.urls or config.data, *config.human, *config.tests.values()])
-    return [path for path in needed if "://" not in path and not Path(path).exists()]
+    """Return the local input files that do not exist. Some may be needed only after days."""
+    inputs = dict.fromkeys([config.urls or config.data, *config.human, *config.tests.values()])
+    return [path for path in inputs if "://" not in path and not Path(path).exists()]
 
 
 def round_model(config: BootstrapConfig, number: int) -> str:
@@ -92,7 +92,6 @@ def section_settings(config: BootstrapConfig, section: str) -> dict[str, Any]:
 
 
 def settings_file(config: BootstrapConfig, section: str) -> Path:
-    """Return the path of the file with the settings of a section."""
     return Path(config.out) / "configs" / f"{section}.yaml"
 
 
@@ -129,9 +128,9 @@ def _filter(config: BootstrapConfig, number: int) -> tuple[Step, Path]:
     """Return the step that captions and filters in one pass, and the folder of its filtered set."""
     name = f"round-{number}"
     captioner, model = (str(_round_folder(config, number) / role / "model") for role in ("captioner", "filter"))
-    doubled = [setting for setting in config.caption if setting in SHARED]
-    if doubled:
-        raise ValueError(f"caption: leave out '{doubled[0]}'; one pass captions and filters, so set it under filter.")
+    shared = [setting for setting in config.caption if setting in SHARED]
+    if shared:
+        raise ValueError(f"caption: leave out '{shared[0]}'; one pass captions and filters, so set it under filter.")
     _resolve_section(config, "caption", {"data": config.data, "model": captioner, "name": name})
     fixed = {"data": config.data, "model": model, "name": name, "sources": ["web", name]}
     fixed |= {"captioner.model": captioner, "captioner.name": name}
@@ -180,9 +179,9 @@ def _resolve_section(config: BootstrapConfig, section: str, fixed: Mapping[str, 
     `fixed` holds the settings that the loop sets; a section that sets one of them raises ValueError.
     """
     settings = section_settings(config, section)
-    doubled = [name for name in settings if name in fixed]
-    if doubled:
-        raise ValueError(f"{section}: leave out '{doubled[0]}'; the loop sets it.")
+    conflicts = [name for name in settings if name in fixed]
+    if conflicts:
+        raise ValueError(f"{section}: leave out '{conflicts[0]}'; the loop sets it.")
     try:
         command_config = resolve(_config_class(section), None, (), {**settings, **fixed})
     except ValueError as error:
@@ -209,7 +208,7 @@ def _config_class(section: str) -> type[Any]:
 def _images(run: Any, nproc: int, pictures: int | None = None, steps: int | None = None) -> int | None:
     """Return the images that a training run reads, if known: from its steps, or its epochs over `pictures`.
 
-    `steps` is the length that an earlier run of the same kind turned out to have.
+    `steps` is the length of an earlier run of the same kind.
     """
     train = run.train
     steps = train.steps or steps

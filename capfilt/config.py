@@ -1,7 +1,7 @@
 """Builds the config of a command from a YAML file, `--set a.b=c` and explicit options.
 
-Each command has a plain dataclass beside its code. `resolve` fills it: defaults, then the YAML file, then `--set`, then
-options, each over the one before. Nothing below the command line reads YAML or options.
+Each command has a dataclass beside its code. `resolve` fills it from defaults, the YAML file, `--set` and options;
+later ones override earlier ones. Only the command line reads YAML or options.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _merge(target: dict[str, Any], new: Mapping[Any, Any], cls: type, source: str, prefix: str = "") -> None:
-    """Lay settings over those of `target`, which belong to the dataclass `cls`. `source` is for error messages."""
+    """Merge settings into `target`, the values of the dataclass `cls`. `source` is for error messages."""
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for name, value in new.items():
@@ -114,7 +114,7 @@ def _merge(target: dict[str, Any], new: Mapping[Any, Any], cls: type, source: st
 
 
 def _merge_dicts(old: dict[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return a copy of a free-form dict with another one laid over it at every level."""
+    """Return a copy of a free-form dict with another one merged in at every level."""
     result = dict(old)
     for name, value in new.items():
         previous = result.get(str(name))

@@ -84,7 +84,7 @@ def run_checks(folder: str = ".", hosts: Iterable[str] = HOSTS, *, download: boo
         try:
             findings.append(check())
         except Exception as error:
-            # Whatever is broken here is what this command is for.
+            # A broken installation may raise anything.
             findings.append(Finding(name, BAD, f"{type(error).__name__}: {one_line(error)}"))
     return findings
 
@@ -117,7 +117,6 @@ def format_findings(findings: list[Finding]) -> list[str]:
 
 
 def check_python() -> Finding:
-    """Check the version of the interpreter."""
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
         return Finding("python", GOOD, detail)
@@ -219,7 +218,7 @@ def check_open_files() -> Finding:
 
 
 def check_dns(hosts: Iterable[str], timeout: float = DNS_TIMEOUT) -> Finding:
-    """Measure how fast host names are resolved, which limits large downloads first."""
+    """Measure the time to resolve host names, the first limit of large downloads."""
     seconds: dict[str, float | None] = dict.fromkeys(hosts)
 
     def resolve(host: str) -> None:
@@ -235,7 +234,7 @@ def check_dns(hosts: Iterable[str], timeout: float = DNS_TIMEOUT) -> Finding:
     for thread in threads:
         thread.start()
     for thread in threads:
-        # getaddrinfo has no timeout: a thread may stay behind
+        # getaddrinfo has no timeout: a thread may continue
         thread.join(max(0.0, deadline - time.monotonic()))
     answers = [value for value in seconds.values() if value is not None]
     if not answers:

@@ -38,7 +38,6 @@ LEADING = ("{c}背景上，", "在{c}的背景上，", "{c}的背景，")
 
 
 def is_chinese(text: str) -> bool:
-    """Return whether a text has a Chinese character."""
     return any("\u4e00" <= character <= "\u9fff" for character in text)
 
 

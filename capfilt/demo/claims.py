@@ -22,7 +22,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a text states. `relation` is (noun, relation, noun); `unclear` holds unreadable words of place or colour."""
+    """The claims of a text. `relation` is (noun, relation, noun); `unclear` has unreadable words of place or colour."""
 
     things: tuple[Mention, ...]
     relation: tuple[str, str, str] | None

@@ -3,11 +3,11 @@
 In: a `CorpusConfig`. Out, in one folder:
 
     web/urls.parquet          url (relative), caption: the pairs to download, as a crawl gives them
-    www/                      the pictures that are served; behaviour.json lists the slow ones and the opted-out ones
+    www/                      the pictures to serve; behaviour.json lists the slow and the opted-out ones
     human/images/             pictures of the human-captioned sets
     human/train.json          [{"image", "caption", "image_id"}], one row per caption
     human/validation.json     [{"image", "caption": [5 texts], "image_id"}], the references of a captioner's captions
-    human/retrieval_validation.json   the same, each text complete, without pictures that no caption distinguishes
+    human/retrieval_validation.json   the same with complete texts, one picture per distinct description
     human/test.json, human/retrieval_test.json   likewise
     truth/web.parquet         url, kind, matches, fate, scene: the truth about each web pair
     truth/validation.json     {image: scene}
@@ -73,7 +73,6 @@ class CorpusConfig:
             raise ValueError(f"The shares of {', '.join(FATES)} URLs add up to more than 1.")
 
     def fate_shares(self) -> list[float]:
-        """Return the probabilities of `FATES`."""
         return [getattr(self, fate) for fate in FATES]
 
 

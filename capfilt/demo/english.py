@@ -74,7 +74,7 @@ def write_caption(scene: Scene, rng: Random, detail: float) -> str:
 
 
 def noun_phrase(thing: Thing, rng: Random, with_size: bool) -> str:
-    """ "two small dogs", "an apple"."""
+    """Return a phrase such as "two small dogs" or "an apple"."""
     noun = art.vocabulary()[thing.noun]
     size = rng.choice(SIZE_WORDS[thing.size]) + " " if with_size else ""
     return _with_article(size + noun.en) if thing.count == 1 else f"{NUMBERS[thing.count]} {size}{noun.plural}"

@@ -1,10 +1,10 @@
 """Pre-training of the image encoder that every model of the demo starts from.
 
-The paper starts from a ViT trained with labels on ImageNet; this is the same at the size of the corpus. The class
-token, which ITC reads, is trained to name the nouns of a picture. Every patch token, which cross-attention reads, is
-trained to name the noun of its quarter, its number and its side of the picture. With labels only for the whole picture,
-as in ImageNet, a model this small keeps no place or number in its tokens, and a caption model on top of it does not
-learn "left of" or "two" within minutes. The weights for the default nouns ship as `image_encoder.safetensors`, made by
+The paper starts from a ViT trained on ImageNet labels; this is the equivalent at the size of the corpus. The class
+token, which ITC reads, learns the nouns of a picture. Every patch token, which cross-attention reads, learns the noun
+of its quarter, its number and its side of the picture. With labels per picture, as in ImageNet, tokens of a model this
+small hold no place or number, and a captioner does not learn "left of" or "two" within minutes. The weights for the
+default nouns ship as `image_encoder.safetensors`, made by
 
     python -m capfilt.demo.image_encoder capfilt/demo/image_encoder.safetensors
 

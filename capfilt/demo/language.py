@@ -1,9 +1,7 @@
 """Captions of scenes and their grading, in English and Chinese.
 
-Writing: a scene and a random generator in, a caption as a person would write it out. A caption states all nouns, their
-counts and the relation, sometimes sizes and background, and nothing false.
-
-Grading: a text and a scene in. Words outside nouns, numbers, sizes, colours and places are ignored.
+A caption, as a person would write it, states all nouns, their counts and the relation, sometimes sizes and background,
+and nothing false. Grading ignores all words but nouns, numbers, sizes, colours and places:
 
 `exact_match`  The text names every object once, with its count ("a", "one", "two"; a bare singular counts as one, a
                bare plural fails), and no other. It states the relation of two things in either direction, and no other

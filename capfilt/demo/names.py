@@ -1,11 +1,10 @@
 """The reviewed nouns of the embedded corpus: drawings that captions may name, and their names.
 
-An emoji set names its drawings for people who pick an emoji, and many of these names are not things that one can count
-and place beside another. 445 of the 845 concepts are in this table. Scenes ("motorway", "sunset"), masses and plurals
-("butter", "grapes"), second drawings of a thing ("cat face"), names that begin with a number, a size or a colour
-("black cat") and nouns with equal singular and plural ("deer") are left out. An entry is `id`, with `=english` if
-CLDR's English name is longer than the thing, and `@中文` if its Chinese name is (`dog-face=dog@狗`). Entries are
-grouped by their Chinese measure word.
+445 of the 845 concepts are in this table: those whose names are things that one can count and place beside another.
+Not included are scenes ("motorway", "sunset"), masses and plurals ("butter", "grapes"), second drawings of a thing
+("cat face"), names that begin with a number, a size or a colour ("black cat") and nouns with equal singular and plural
+("deer"). An entry is `id`, with `=english` if CLDR's English name is longer than the thing, and `@中文` if its Chinese
+name is (`dog-face=dog@狗`). Entries are grouped by their Chinese measure word.
 """
 
 from __future__ import annotations

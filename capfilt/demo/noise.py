@@ -89,7 +89,6 @@ def web_text(
 
 
 def _wrong_scene(seed: int, scene: Scene, kind: str, rng: Random, nouns: Sequence[str]) -> Scene:
-    """Return the scene that a wrong text describes."""
     if kind == "other_image":
         return sample_scene(seed, "web", rng.getrandbits(32), nouns)
     if kind == "wrong_relation":
@@ -111,7 +110,6 @@ def _marketing(rng: Random, lang: str) -> str:
 
 
 def _filename(rng: Random) -> str:
-    """Return a file name as of a camera or an upload form."""
     number = rng.randrange(1, 10000)
     name = rng.choice(
         ("IMG_{:04d}", "DSC{:05d}", "P10{:05d}", "image ({})", "untitled-{}", "photo_{}", "{:08x}", "scan{:03d}")

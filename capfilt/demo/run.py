@@ -37,7 +37,7 @@ from capfilt.shards.tables import write_table
 RECIPES = Path(__file__).parent / "recipes"
 HUMAN_SHARE = 0.2  # of every pre-training batch, in every row
 HUMAN_CAPTIONS = 5  # per human picture, as in COCO
-RERANKED = 16  # candidates that ITM re-ranks: recall is at most at 10, among about 600 pictures
+RERANKED = 16  # candidates that ITM re-ranks, enough for recall at 10 among about 600 pictures
 CAPTIONER = "captioner"
 # Recipe -> section with the settings of its task.
 TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}
@@ -61,8 +61,9 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of pictures and steps. The other settings, in `recipes/`, were tuned on the validation pictures of
-    corpus seed 100, which is in no table.
+    """Numbers of pictures and steps.
+
+    The other settings, in `recipes/`, were tuned on the validation pictures of corpus seed 100, which is in no table.
     """
 
     web: int = 12_000
@@ -84,14 +85,14 @@ class Recipe:
 
 
 def run_demo(config: DemoConfig, console: Console | None = None) -> dict[str, Any]:
-    """Run the demo into `config.out`, or resume it; return the content of `summary.json`."""
-    # rich asks a terminal for its width. In a file, the widest table needs 120 columns.
+    """Run or resume the demo in `config.out`; return the content of `summary.json`."""
+    # Outside a terminal, the widest table needs 120 columns.
     console = console or Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     return Demo(config, console).run()
 
 
 class Demo:
-    """One demo run: the paths of its files and its commands in order."""
+    """The files and commands of a demo run."""
 
     def __init__(self, config: DemoConfig, console: Console) -> None:
         self.config, self.console, self.recipe = config, console, Recipe.from_config(config)
@@ -103,7 +104,7 @@ class Demo:
             self.rows += ["filter_only", "captioner_only"]
 
     def run(self) -> dict[str, Any]:
-        """Run every command that is not done, print the tables, and write the summary and the report."""
+        """Run the remaining commands; print the tables, write the summary and the report."""
         start = time.monotonic()
         settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
         claim_folder(self.out, "demo.json", settings, "demo")
@@ -130,7 +131,7 @@ class Demo:
         self.report()
         return summary
 
-    # --- the commands ---------------------------------------------------------------------------------------------
+    # --- the commands (returned, not run; `download` also runs) ---
 
     def download(self) -> None:
         """Write the corpus, serve it on localhost and download it."""
@@ -146,26 +147,24 @@ class Demo:
             self.run_commands(self.fetch())
 
     def fetch(self) -> Command:
-        """Return the download command."""
         arguments = ["download", str(self.out / "urls.parquet"), str(self.data), "--allow-private"]
         arguments += ["--shard-size", str(self.recipe.shard_size), "--workers", str(count_cores())]
         return Command("download", (*arguments, "--set", "min_size=16"))
 
     def pretrain(self, name: str, dataset: str | None) -> Command:
-        """Return the command that trains a row's model on a data set and the human pairs, or on the latter alone."""
+        """Train a row's model on the human pairs and, if given, a data set."""
         human = str(self.corpus / "human" / "train.json")
         datasets = [f"{dataset}={1 - HUMAN_SHARE:g}", f"{human}={HUMAN_SHARE:g}"] if dataset else [human]
         vision = ("--vision", short_path(image_encoder.SHIPPED))
         return Command(f"pretrain-{name}", ("pretrain", *datasets, *vision, *self.training_options("pretrain", name)))
 
     def finetune(self, task: str, name: str) -> Command:
-        """Return the command that finetunes the noisy model on the human pairs."""
         human, noisy = self.corpus / "human" / "train.json", self.runs / "noisy" / "model"
         arguments = ("finetune", task, str(human), "--init", str(noisy), *self.training_options(name, name))
         return Command(f"finetune-{name}", arguments)
 
     def training_options(self, recipe: str, name: str) -> list[str]:
-        """Return the options that all training commands have."""
+        """Return the options of all training commands."""
         steps = getattr(self.recipe, f"{recipe}_steps")
         seed = ["--seed", str(self.config.seed)] if self.config.seed else []
         config = short_path(RECIPES / f"{recipe}.yaml")
@@ -177,14 +176,12 @@ class Demo:
         return ["--set", setting] if self.config.lang == "zh" else []
 
     def caption(self) -> Command:
-        """Return the command that captions the downloaded pictures."""
         arguments = ["caption", str(self.data), "--model", str(self.runs / CAPTIONER / "model"), "--name", CAPTIONER]
         arguments += ["--seed", str(self.config.seed), "--workers", str(count_cores())]
         arguments += ["--config", short_path(RECIPES / "caption.yaml")]
         return Command("caption", (*arguments, *self.length_option("generate.max_length=40")))
 
     def filter(self, name: str) -> Command:
-        """Return the command that filters for a row."""
         # The filter of a quick run has learned little more than its prior of one third.
         options = ["--threshold", "0.1"] if self.config.quick else []
         options = ["--threshold", "0"] if name == "captioner_only" else options
@@ -194,7 +191,7 @@ class Demo:
         return Command(f"filter-{name}", (*arguments, "--workers", str(count_cores())))
 
     def evaluate(self, name: str) -> tuple[Command, Command]:
-        """Return the commands that evaluate the captions and the retrieval of a row's model."""
+        """Evaluate the captions and the retrieval of a row's model."""
         human, run = self.corpus / "human", self.runs / name
         caption = ["evaluate", "caption", str(human / "test.json"), "--model", str(run / "model")]
         caption += ["--results", str(run / "captions.json"), "--config", short_path(RECIPES / "evaluate.yaml")]
@@ -205,7 +202,6 @@ class Demo:
         )
 
     def report(self) -> None:
-        """Write the report on the filtered sets."""
         first, *others = (str(self.data / "filtered" / name) for name in self.rows[2:])
         page = self.out / "report.html"
         write_report(ReportConfig(first, compare=others, out=str(page)))
@@ -232,7 +228,7 @@ class Demo:
             self.console.print(f"[dim]{time.monotonic() - start:.0f} s[/]")
 
     def port(self) -> int:
-        """Return the port of the first launch, whose URLs a resumed download fetches, or 0 for any free port."""
+        """Return the port in the stored URLs, which a resumed download fetches, or 0 for any free port."""
         urls = self.out / "urls.parquet"
         if urls.is_file():
             return int(pq.read_table(urls)["url"][0].as_py().split(":")[2].split("/")[0])

@@ -152,7 +152,6 @@ def _is_single(scene: Scene) -> bool:
 
 
 def _areas(scene: Scene, rng: Random) -> list[list[_Area]]:
-    """Return an area for every object of every thing."""
     if _is_single(scene):
         return [[_Area(0.5, 0.5, 1.0, 1.0)]]
     if scene.relation:

@@ -76,7 +76,6 @@ def sentence(scene: Scene, rng: Random) -> str:
 
 
 def zh_title(scene: Scene, rng: Random) -> str:
-    """Return a title: names, perhaps a format and a colour."""
     text = rng.choice(("和", "与", "、")).join(_zh_name(thing, rng) for thing in scene.things)
     if rng.random() < 0.5:
         text += rng.choice(ZH_FORMAT_WORDS)
@@ -86,19 +85,16 @@ def zh_title(scene: Scene, rng: Random) -> str:
 
 
 def zh_keywords(scene: Scene, rng: Random) -> str:
-    """Return a keyword list: names, formats, perhaps the colour."""
     names = [art.vocabulary()[thing.noun].zh for thing in scene.things]
     return "，".join(_keywords(names, ZH_FORMAT_WORDS, chinese.COLOURS[scene.background], rng))
 
 
 def zh_shop(scene: Scene, rng: Random) -> str:
-    """Return a shop line: names, a product, a marketing phrase."""
     names = "和".join(art.vocabulary()[thing.noun].zh for thing in scene.things)
     return names + rng.choice(ZH_PRODUCTS) + rng.choice((" ", "，", " | ")) + rng.choice(ZH_MARKETING)
 
 
 def zh_sentence(scene: Scene, rng: Random) -> str:
-    """Return an alt text."""
     return chinese.write_caption(scene, rng, 0.4) + rng.choice(("", "。"))
 
 

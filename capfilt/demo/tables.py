@@ -37,7 +37,6 @@ def save_svg(summary: dict[str, Any], out: Path) -> None:
 
 
 def rows_table(summary: dict[str, Any]) -> Table:
-    """Return the scores of each model on held-out scenes."""
     columns = ["trained on", "exact scene", "object F1", "CIDEr", "text R@1", "image R@1", "mean recall", "texts kept"]
     table = _table("Held-out clean scenes, in percent", columns)
     for name, label in ROWS.items():
@@ -53,7 +52,7 @@ def rows_table(summary: dict[str, Any]) -> Table:
 
 
 def filter_table(summary: dict[str, Any]) -> Table:
-    """Return the precision and recall of the filter for web texts and synthetic captions."""
+    """Return the filter's scores for web texts and synthetic captions."""
     columns = ["texts", "number", "right before", "kept", "right after", "recall", "ITM AUC"]
     table = _table("The filter, in percent", columns)
     for name, row in summary["filter"].items():
@@ -84,7 +83,6 @@ def print_samples(console: Console, summary: dict[str, Any], out: Path) -> None:
 
 
 def _table(title: str, columns: list[str]) -> Table:
-    """Return an empty table; its first column is left-aligned, the others right-aligned."""
     table = Table(title=title, title_justify="left")
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left")

@@ -229,7 +229,7 @@ def _finish(
 
 
 def _export_key(shard: str, picture: TarSample) -> str:
-    """Return a key that is unique in the export; it has no dots of the shard, because webdataset ends a key there."""
+    """Return a key that is unique in the export; without dots, at which webdataset would end it."""
     return f"{shard.replace('.', '_')}_{picture.key}"
 
 
@@ -247,7 +247,7 @@ def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
 
 
 def _join_lists(folder: AnyPath, shards: list[str]) -> None:
-    """Join the shards' parts to pairs.json, a JSON list, with one part in memory."""
+    """Join the shards' parts to the JSON list pairs.json, with one part in memory."""
     with atomic_write(folder / "pairs.json") as file:
         separator = b"[\n"
         for shard in shards:

@@ -16,10 +16,7 @@ from capfilt.ingest.lists import ListColumn, file_fingerprint, read_columns
 
 
 class AnnotatedInput(PictureInput):
-    """The pictures under a folder that an annotation file names, with their texts.
-
-    `rows` are (name, cells with texts) of the file.
-    """
+    """Pictures under a folder, by an annotation file. `rows` are its (name, cells with texts)."""
 
     def __init__(self, path: AnyPath, root: AnyPath, rows: Iterator[tuple[Any, list[Any]]]) -> None:
         super().__init__("annotations", [], file_fingerprint(str(path)))
@@ -27,14 +24,14 @@ class AnnotatedInput(PictureInput):
 
     def __iter__(self) -> Iterator[InputRow]:
         roots = [self.root]
-        if isinstance(self.root, Path):  # absolute names may go through the links of the root, or have them resolved
+        if isinstance(self.root, Path):  # absolute names may have the links of the root resolved, or not
             roots = [Path(os.path.realpath(self.root)), Path(os.path.abspath(self.root))]
         for name, cells in self.rows:
             texts = [text for cell in cells for text in cell_texts(cell)]
             if not isinstance(name, str) or not name.strip():
                 yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
                 continue
-            # Links inside the folder are the user's own; a name that leads out of it is not.
+            # Links inside the folder are followed; a name that leads out of it, with .. or as a path, is refused.
             names = (_relative_to(root, name.strip()) for root in roots)
             inside = next((relative for relative in names if relative is not None), None)
             if inside is None or "\0" in name:
@@ -45,7 +42,7 @@ class AnnotatedInput(PictureInput):
 
 
 def _relative_to(root: AnyPath, name: str) -> str | None:
-    """Return a relative or absolute name as relative to `root`, None if it lies outside."""
+    """Return a relative or absolute name relative to `root`, None if it is outside."""
     folder = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2]
     name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
     path = os.path.normpath(os.path.join(folder, name))

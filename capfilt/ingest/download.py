@@ -4,9 +4,8 @@
 2. Fetch some shards at a time with img2dataset, in the folder `.staging`; retry temporary failures.
 3. Write these shards (`shard_writer.py`), then remove what was fetched.
 
-Keys are img2dataset's and follow the order of the input. The same responses from the servers therefore give the same
-bytes, however often the run was killed. `--retry-failed` retries, in a later run, the rows of complete shards that have
-failed temporarily.
+Keys are img2dataset's and follow the order of the input. The same responses therefore give the same bytes, however
+often the run was killed. `--retry-failed` retries the temporary failures of complete shards in a later run.
 """
 
 from __future__ import annotations
@@ -196,7 +195,7 @@ def _download_shards(
 
 
 def _remove_results(folder: Path) -> None:
-    """Remove the results of attempts, which a kill leaves under their name completely or not at all."""
+    """Remove the results of attempts. They are renamed first, so that a kill leaves all or none."""
     renamed = folder.with_name(f"gone-{folder.name}")
     shutil.rmtree(renamed, ignore_errors=True)
     folder.rename(renamed)
@@ -206,7 +205,6 @@ def _remove_results(folder: Path) -> None:
 def _write_shards(
     out: AnyPath, plans: Path, shards: list[str], rows: int, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
-    """Write shards from their plans; return those that failed with the reason."""
     stage = ShardWriter(str(plans), str(out), config.image_size, config.min_size, config.max_bytes, config.quality)
     workers = max(1, min(config.workers or count_cores(), rows // ROWS_PER_PROCESS))
     return run_shards(stage, shards, workers=workers, device="cpu", progress=progress).failed
@@ -215,7 +213,7 @@ def _write_shards(
 def _fetch_urls(
     attempts: Attempts, urls: dict[int, str | None], shards: int, config: DownloadConfig, progress: bool
 ) -> dict[int, FetchResult]:
-    """Return a result for every URL, by its row in the input; what is not worth a request is refused."""
+    """Return a result for every URL, by its row in the input; invalid URLs are not requested."""
     encoded: dict[int, str] = {}
     refused: dict[int, FetchResult] = {}
     for row, url in urls.items():
@@ -280,7 +278,7 @@ def _require_no_derived_tables(out: AnyPath) -> None:
 def _retry_failed_rows(
     out: AnyPath, staging: Path, shards: list[str], manifest: Manifest, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
-    """Retry the temporary failures of complete shards and replace these shards; return those that failed."""
+    """Retry the temporary failures of complete shards and replace the shards; return those that failed."""
     failed: dict[str, str] = {}
     folder = staging / RETRY_FOLDER
     per_round = max(1, ROWS_PER_ROUND // config.shard_size)
@@ -312,7 +310,7 @@ def _retry_failed_rows(
 def _make_retry_plan(
     out: AnyPath, table: pa.Table, shard: str, results: dict[int, FetchResult], config: DownloadConfig
 ) -> pa.Table:
-    """Return the plan of a complete shard with new results for some rows; its pictures are taken from its tar."""
+    """Return the plan of a complete shard with new results for some rows; its other pictures are in its tar."""
     tar = out / f"{shard}.tar"
     with open_read(tar) as file:
         members = {member.name: member for member in walk_tar(file, [])}

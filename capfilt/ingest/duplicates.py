@@ -1,7 +1,7 @@
-"""Finds pictures of a shard set that occur twice, with the same bytes or nearly the same look, and marks them.
+"""Marks duplicate pictures of a shard set: the same bytes, or nearly the same look.
 
-Nothing is deleted. `duplicates/NNNNN.parquet` has a row for each picture that duplicates an earlier one. Only the
-`sha256` and `dhash` of the set's tables are read, no picture. Memory: about 200 bytes per picture.
+`duplicates/NNNNN.parquet` has a row for each picture that duplicates an earlier one; nothing is deleted. Only the
+columns `sha256` and `dhash` are read. Memory: about 200 bytes per picture.
 """
 
 from __future__ import annotations
@@ -77,26 +77,26 @@ def mark_duplicates(folder: AnyPath, shards: Iterable[str], kind: str) -> dict[s
 
 
 def marked_kind(folder: AnyPath) -> str:
-    """Return the kind of duplicates that are marked in `folder`, "" if none are."""
+    """Return the kind of the duplicates marked in `folder`, "" if there are none."""
     manifest = read_manifest(folder / "duplicates")
     return "" if manifest is None else manifest["config"]["kind"]
 
 
 def _find_exact(digests: np.ndarray) -> np.ndarray:
-    """Return for each row of `digests` (N, 2) the first row with the same digest, -1 if it is that row itself."""
+    """Return for each row of `digests` (N, 2) the first equal row, or -1 for the first one itself."""
     _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     originals = first[group.reshape(-1)]
     return np.where(originals == np.arange(len(digests)), -1, originals)
 
 
 def _find_near(hashes: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Return for each hash (N,) an earlier one within MAX_DIFFERENT_BITS that is no duplicate itself, or -1.
+    """Return for each hash (N,) the row of an earlier non-duplicate within MAX_DIFFERENT_BITS, or -1.
 
-    Two hashes that differ in a few bits are close together in the sorted order of at least one rotation. In a large set
-    some pairs may be further apart than WINDOW and are missed; in return the work is proportional to N.
+    Hashes that differ in a few bits are near each other in the sorted order of at least one rotation. Pairs further
+    apart than WINDOW, as in a large set, are missed; in return the work is proportional to N.
     """
     rows = np.flatnonzero(usable & are_distinctive(hashes))
-    # Any number of pictures may share a hash; the first of them is compared with others.
+    # Of the pictures with the same hash, only the first is compared.
     _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
     representatives = rows[first]
     pairs: set[tuple[int, int]] = set()

@@ -1,6 +1,6 @@
-"""The kinds of inputs of `capfilt pack`: folders, Parquet files, saved datasets, webdatasets, annotation files.
+"""Inputs of `capfilt pack`: folders, Parquet files, saved datasets, webdatasets, annotation files.
 
-An input knows where the bytes of each picture are, and its texts. It decodes no picture.
+An input finds the bytes and the texts of each picture; it decodes none.
 """
 
 from __future__ import annotations
@@ -183,7 +183,6 @@ def _image_column_of(path: AnyPath, columns: InputColumns) -> str | None:
 
 
 def _table_rows(path: AnyPath, name: str, schema: pa.Schema, columns: InputColumns) -> Iterator[InputRow]:
-    """Yield a row per row of a table with pictures."""
     image_column = find_image_column(schema, columns.image, str(path))
     list_columns = (
         ListColumn("a URL", URL_COLUMNS, None, "", required=False),
@@ -257,7 +256,7 @@ class WebdatasetInput(PictureInput):
 
 
 def _orientation(metadata: dict[str, Any]) -> int | None:
-    """Return the EXIF orientation that an img2dataset sample had, None if it was upright or unknown."""
+    """Return the original EXIF orientation of an img2dataset sample, None if upright or unknown."""
     try:
         return ORIENTATIONS.get(json.loads(metadata["exif"])["Image Orientation"])
     except (KeyError, TypeError, ValueError, RecursionError):

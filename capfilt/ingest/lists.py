@@ -1,7 +1,7 @@
-"""Lists in files, read as rows of a few columns: the URL lists of `download` and the annotations of `pack`.
+"""Reads columns of list files: the URL lists of `download` and the annotations of `pack`.
 
 The formats are txt (one value per line), csv, tsv, json, jsonl (each also with .gz) and Parquet, from a path or an
-fsspec URL. Memory holds a small part of the file at a time, so a list may be as long as the disk allows.
+fsspec URL. Only a small part of the file is in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MAX_CELL = 1 << 22  # characters of a CSV cell; a longer one has a quote that is
 PARQUET_ROWS = 10_000  # read at a time
 # Options of ParquetFile that read a page at a time instead of a row group, which may be the whole file.
 PAGE_BY_PAGE = {"pre_buffer": False, "buffer_size": 1 << 20}
-JSON_ROWS_FOR_NAMES = 1_000  # objects of a JSON list whose names count as its columns
+JSON_ROWS_FOR_NAMES = 1_000  # objects of a JSON list from which its columns are taken
 
 
 class ListColumn(NamedTuple):
-    """A column to look for: the one the user has named, or one with a usual name in any case."""
+    """A column to look for by the user's name for it, or by its usual names in any case."""
 
     content: str  # for messages: "a URL"
     usual_names: tuple[str, ...]  # the most common first
@@ -43,7 +43,7 @@ class ListColumn(NamedTuple):
 
 
 def list_format(path: str) -> str | None:
-    """Return which of `FORMATS` the suffix of a path means, None for any other suffix."""
+    """Return the format by the suffix of a path, None if it is not in `FORMATS`."""
     suffix = path.removesuffix(".gz").rpartition(".")[2].lower()
     return suffix if suffix in FORMATS else None
 
@@ -51,7 +51,7 @@ def list_format(path: str) -> str | None:
 def read_columns(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
     """Yield the values of these columns row by row, None for a column that is missing.
 
-    Raises FileNotFoundError and ValueError in one sentence. An error in a later row is raised when it is reached.
+    Raises FileNotFoundError or ValueError; for an error in a later row, when it is reached.
     """
     file_format = list_format(path)
     if "://" not in path and not Path(path).expanduser().is_file():
@@ -114,7 +114,6 @@ def _open(path: str) -> Iterator[BinaryIO]:
 
 
 def _read_txt(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, ...]]:
-    """Yield each line as the first column."""
     missing = (None,) * (len(columns) - 1)
     with _open(path) as file:
         for line in file:
@@ -161,7 +160,7 @@ def _csv_rows(text: TextIOWrapper, delimiter: str, path: str) -> Iterator[tuple[
 def _require_closed_quotes(lines: list[str], delimiter: str, where: str) -> None:
     """Raise ValueError unless each quote in a row of several lines is closed at the end of a cell.
 
-    The reader would otherwise take all lines up to the next quote, which may be many rows, for a single cell.
+    Otherwise the reader would take all lines up to the next quote as one cell.
     """
     try:
         for _ in csv.reader(lines, delimiter=delimiter, strict=True):
@@ -211,15 +210,15 @@ def _require_type(row: object, expected: type, path: str) -> Any:
 
 
 def match_columns(names: Sequence[str], columns: Sequence[ListColumn], path: str) -> list[str | None]:
-    """Return the file's own name of each column; ValueError if one that is named or required is missing."""
+    """Return each column's name in the file, or None; ValueError if a required or a named column is missing."""
     matches: list[str | None] = []
     for column in columns:
         if column.name is not None and column.name not in names:
             raise ValueError(f"{path} has no column '{column.name}' ({column.option}); it has {', '.join(names)}.")
         match = column.name or _usual_column(names, column.usual_names)
         if match is None and column.required:
-            problem = f"no column that looks like {column.content}; name it with {column.option}"
-            raise ValueError(f"{path} has {problem}: {', '.join(names)}.")
+            problem = f"{path} has no column that looks like {column.content}; it has {', '.join(names)}."
+            raise ValueError(f"{problem} Name the column with {column.option}.")
         matches.append(match)
     return matches
 

@@ -1,4 +1,4 @@
-"""Stage 1 for pictures that exist already: packs them into the same kind of shards as `download`.
+"""Stage 1 for existing pictures: packs them into shards like those of `download`.
 
 The input is one of:
 
@@ -8,8 +8,8 @@ The input is one of:
     a dataset saved by Hugging Face `datasets`
     another webdataset
 
-`inputs.py` finds the bytes and the texts of each picture, `shard_writer.py` writes the shards. Every picture ends as a
-row with an outcome. The first text of a picture is its web text; the others are captions of the source `more`.
+`inputs.py` finds the bytes and texts of each picture, `shard_writer.py` writes the shards. Every picture gets a row
+with an outcome. Its first text is its web text; the others are captions of the source `more`.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _plan_row(row: InputRow, number: int, config: PackConfig) -> InputRow:
 
 
 def _find_examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
-    """Return for each outcome the first picture with it and the reason; reads no more tables than that takes."""
+    """Return per outcome the first picture with it and the reason; read only the tables needed for that."""
     examples: dict[str, str] = {}
     for path in tables:
         if outcomes <= examples.keys():

@@ -1,4 +1,4 @@
-"""Reads the bytes of pictures from files, from within files, and from tables."""
+"""Reads the bytes of pictures from files, parts of files, and tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MissingPictureError(Exception):
 
 
 class PictureReader:
-    """Reads the bytes of pictures, and keeps the last file or table open, since rows come in order."""
+    """Reads the bytes of pictures. The last file or table stays open, because rows come in order."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -87,7 +87,7 @@ class PictureReader:
     def close(self, keep_tables: bool = False) -> None:
         """Close the last file or table.
 
-        With `keep_tables` a table stays open for the next shard, as a row group can only be read from its start.
+        With `keep_tables`, a table stays open for the next shard: a row group can only be read from its start.
         """
         if self._file is not None:
             self._file.close()

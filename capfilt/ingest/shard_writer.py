@@ -1,7 +1,7 @@
-"""Writes shards from a plan of where each picture's bytes are: the last step of `download`, and all of `pack`.
+"""Writes shards from plans, for `download` and `pack`.
 
-A plan is a table with a row per input row. Each picture is read, decoded, rotated upright, shrunk and hashed; then
-`00000.tar` is written and, last, `00000.parquet`, whose presence means that the shard is complete.
+A plan is a table with the place of each picture's bytes. Each picture is read, decoded, rotated upright, shrunk and
+hashed. `00000.tar` is written first, `00000.parquet` last: its presence means that the shard is complete.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ STAGING = ".staging"  # subfolder of a local shard set until it is complete
 ROWS_FOLDER = "rows"  # subfolder of the staging folder: the input, split into a table per shard
 TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # tables of shards; a list of URLs may be in the same folder
 COUNT_FILE = "count.json"  # exists once the whole input has been read
-MORE_CAPTIONS = "more"  # `source` of a picture's texts after the first, which is its web text
-# A row with `status` "ok" is a picture whose bytes are in the file `body`: in the table cell of row `offset` and the
-# given `column`; without a column, from `offset` on or, without an offset, in the whole file. A row with a `sha256` has
-# been decoded and hashed before.
+MORE_CAPTIONS = "more"  # source of the texts after the first; the first is the web text
+# The bytes of a row with `status` "ok" are in the file `body`: with a `column`, in the table's cell at row `offset`;
+# with an `offset` only, `size` bytes from there; otherwise the whole file. A row with a `sha256` is stored unchanged.
 PLAN_SCHEMA = pa.schema(
     [
         *IMAGES,
@@ -78,7 +77,7 @@ def open_folders(path: str) -> Iterator[tuple[AnyPath, Path]]:
 
 
 def _remote_staging(out: Remote) -> Path:
-    """Return the staging folder, on this machine, of a remote shard set; a later run finds it again."""
+    """Return the local staging folder of a remote shard set, the same in every run."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "capfilt" / hashlib.sha256(str(out).encode()).hexdigest()[:16]
 
@@ -92,7 +91,7 @@ def open_manifest(
             raise ValueError(f"{out} holds shards that `capfilt {stage}` has not made; choose another folder.")
         shutil.rmtree(staging, ignore_errors=True)  # of another input
     elif not (staging / ROWS_FOLDER / COUNT_FILE).exists() and not any(out.glob(TABLES_GLOB)):
-        # The earlier run ended before its input was read, so its settings bind nothing.
+        # The earlier run ended before it had read its input, so it wrote no shard.
         (out / MANIFEST).unlink()
     manifest = Manifest.begin(out, stage, settings, packages=packages)
     rows = manifest.content.get("counts", {}).get("rows", 0)
@@ -150,13 +149,13 @@ class ShardWriter:
             write_table(to_path(self.captions) / f"{shard}.parquet", _more_captions_table(rows), make_folder=False)
         counts = Counter(row["status"] for row in rows)
         counts["rows"] = len(rows)
-        # The table comes last, because its presence means that the shard is complete.
+        # Last: the table marks the shard as complete.
         table = pa.Table.from_pylist(rows, schema=IMAGES)
         write_table(self.output(shard), table, dict(counts), make_folder=False)
         return {**counts, "pictures": counts["ok"]}
 
     def _samples(self, rows: list[dict[str, Any]], advance: Callable[[int], None]) -> Iterator[TarSample]:
-        """Yield the samples of the tar; fills in the outcome and the picture columns of `rows`."""
+        """Yield the samples of the tar; fill in the outcome and the picture columns of `rows`."""
         try:
             for row in rows:
                 image = self._read_image(row) if row["status"] == "ok" else None
@@ -170,7 +169,7 @@ class ShardWriter:
         self.reader.close(keep_tables=True)
 
     def _read_image(self, row: dict[str, Any]) -> bytes | None:
-        """Return the bytes to store; None, with the reason in `row`, if there are none."""
+        """Return the bytes to store, or None with the reason in `row`."""
         data = self._read_bytes(row)
         if data is None or row["sha256"] is not None:
             return data

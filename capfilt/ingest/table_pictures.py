@@ -59,7 +59,6 @@ class TableColumns(ABC):
         self._next_row = -1  # of `_rows`; -1 if reading must start anew
 
     def read(self, row: int) -> tuple[Any, ...]:
-        """Return the cells of a row."""
         if not 0 <= self._next_row <= row or self._can_skip_to(row):
             self._rows, self._next_row = self._read_from(row), row
         skipped = row - self._next_row
@@ -75,11 +74,11 @@ class TableColumns(ABC):
 
     @abstractmethod
     def _can_skip_to(self, row: int) -> bool:
-        """Return whether reading can start after the next row, and so closer to this one."""
+        """Return whether a new start would skip rows that reading on would not."""
 
     @abstractmethod
     def _read_from(self, row: int) -> Iterator[tuple[Any, ...]]:
-        """Yield the cells of this row and of all that follow."""
+        """Yield the cells of each row from this one on."""
 
     @abstractmethod
     def close(self) -> None:

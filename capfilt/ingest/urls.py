@@ -1,4 +1,4 @@
-"""Lists of URLs with or without captions, and checks of which URLs are worth a request."""
+"""Lists of URLs with captions, and checks of URLs before they are requested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in an IPv6-only n
 def read_urls(path: str, url_col: str | None = None, caption_col: str | None = None) -> Iterator[tuple[Any, Any]]:
     """Yield (url, caption) of each row in order, None for a missing one.
 
-    Columns without a given name have one of the usual names. Raises ValueError or FileNotFoundError in one sentence.
+    Without a given name, a column is found by its usual names. Raises ValueError or FileNotFoundError.
     """
     columns = (
         ListColumn("a URL", URL_COLUMNS, url_col, "--url-col"),
@@ -31,7 +31,7 @@ def read_urls(path: str, url_col: str | None = None, caption_col: str | None = N
 
 
 def encode_url(url: str | None) -> str:
-    """Return a URL as it is requested, percent-encoded and with an ASCII host; ValueError if it is not one."""
+    """Return a URL percent-encoded and with an ASCII host; ValueError if it is invalid."""
     url = (url or "").strip()
     if not url:
         raise ValueError("no URL")
@@ -47,14 +47,14 @@ def encode_url(url: str | None) -> str:
         raise ValueError(f"not a host name: {host[:100]}") from None
     bracketed = f"[{ascii_host}]" if ":" in ascii_host else ascii_host
     netloc = bracketed if parts.port is None else f"{bracketed}:{parts.port}"
-    # "%" is safe: what is encoded already is not encoded again.
+    # "%" is safe, so that nothing is encoded twice.
     path = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
     query = quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]|")
     return urlunsplit((parts.scheme.lower(), netloc, path, query, ""))
 
 
 def check_url(url: str | None, allow_private: bool) -> str:
-    """Return the encoded URL; ValueError if it is not one, or has a private host."""
+    """Return the encoded URL; ValueError if it is invalid or has a private host."""
     encoded = encode_url(url)
     host = urlsplit(encoded).hostname or ""
     if not allow_private and is_private_host(host):

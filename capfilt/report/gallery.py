@@ -79,6 +79,7 @@ class GalleryCandidates:
         name = pa.repeat(pa.scalar(shard.shard), len(shard.table))
         rows = shard.table.select(["key", "source", "index"]).append_column("shard", name)
         itm, threshold = shard.values["itm"], self.data.threshold
+        # A threshold of 0 keeps all texts; then those above 0.5 are candidates.
         kept_by_itm = shard.decided_by_itm & (itm >= (threshold or 0.5))
         self.kinds["threshold"].offer(rows, np.where(shard.decided_by_itm, np.abs(itm - threshold), np.nan))
         self.kinds["random"].offer(rows, self.random.random(len(rows)))
@@ -118,9 +119,9 @@ def changed_verdicts(data: FilteredSet, others: Sequence[FilteredSet], number: i
 
 
 def _read_with_text_ids(data: FilteredSet, path: AnyPath) -> tuple[pa.Table, pa.Array]:
-    """Read a table, with an id per row that the same text of the same picture has in any set.
+    """Read a table, and an id per row that is equal for the same text of the same picture in every set.
 
-    A picture is identified by its sha256, otherwise by the shard set.
+    A picture is identified by its key and its sha256, or else its shard set.
     """
     table = read_table(path, ["key", "source", "index", "text", "itm", "reason", "sha256"]).combine_chunks()
     picture = pc.coalesce(table["sha256"], pa.scalar(str(data.images)))
@@ -159,7 +160,7 @@ def build_gallery(
 ) -> dict[str, Any]:
     """Return the picks with their texts and thumbnails, in about `budget` bytes of JSON.
 
-    `missing` is the reason why a picture has no thumbnail. `others` are its entries in the other sets, or None.
+    Of each picture, `missing` is the reason for no thumbnail; `others` are its entries in the other sets, or None.
     """
     text_ids: dict[str, dict[str, set[TextId]]] = defaultdict(lambda: defaultdict(set))
     for of_kind in picks.values():

@@ -143,7 +143,6 @@ def _csp_hash(text: str) -> str:
 
 
 def _describe_set(data: FilteredSet) -> dict[str, Any]:
-    """Return name, settings and filter command of a set."""
     return {
         "name": data.folder.name,
         "path": str(data.folder),

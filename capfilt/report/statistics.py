@@ -77,8 +77,8 @@ class VerdictCounts:
 class ScoreHistograms:
     """A histogram per score and source; bin n counts values from `bins[n]` to below `bins[n + 1]`.
 
-    `decided_by_itm` counts the texts that ITM alone decides about: its tail from a bin on is the number of texts that
-    the bin's lower edge keeps as a threshold.
+    `decided_by_itm` counts the texts that ITM alone decides about: its sum from a bin on is the number of texts kept at
+    a threshold of the bin's lower edge.
     """
 
     data: FilteredSet
@@ -163,7 +163,6 @@ class TextStatistics:
 
 
 def _repeated(hashes: np.ndarray) -> float | None:
-    """Return the share of texts that equal another text."""
     _, occurrences = np.unique(hashes, return_counts=True)
     return float(occurrences[occurrences > 1].sum() / len(hashes)) if len(hashes) else None
 

@@ -19,7 +19,7 @@ from capfilt.cli import app
 # command line -> pattern of the error
 CATALOGUE = {
     "download none.csv d": r"No file at none\.csv\.",
-    "download table.csv d": "has no column that looks like a URL; name it with --url-col: path, words",
+    "download table.csv d": "has no column that looks like a URL; it has path, words. Name the column with --url-col",
     "download table.csv d --url-col uri": r"has no column 'uri' \(--url-col\); it has path, words",
     "download list.docx d": "has an unknown format; its name must end in .txt",
     "download cut.parquet d": "cut.parquet cannot be read as parquet",
@@ -37,7 +37,7 @@ CATALOGUE = {
     "pack empty d": "empty holds no pictures, tars or Parquet files",
     "pack cut.json d": "cut.json, row 0 is not valid JSON, or cut short",
     "pack cut.parquet d": "is not a readable Parquet file",
-    "pack heads.csv d": "heads.csv has no column that looks like the path of a picture; name it with --image-col",
+    "pack heads.csv d": "heads.csv has no column that looks like the path of a picture; it has .* with --image-col",
     "pack photos d --annotations none.csv": r"No file at none\.csv\.",
     "pack photos table.csv": "table.csv is a file; give a folder for the shards",
     "pack photos data --image-size 64": r"data was made with other settings; .*\n  image_size: 512 -> 64",

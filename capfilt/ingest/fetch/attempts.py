@@ -1,11 +1,11 @@
 """Fetches rows with img2dataset in several attempts, until each row has a result.
 
-Each attempt has a folder of its own:
+Each attempt has its own folder:
 
     a000/{urls.parquet, fetch.json, log.txt, out/00000.tar, out/00000.parquet, ...}
 
-The results are read from these files alone, never from how the fetcher ended: the tars hold the bodies with their row
-numbers, the tables beside them the failures. What an attempt wrote before it was killed therefore counts.
+The results are read from these files alone: the tars hold the bodies with their row numbers, the tables the failures.
+So the results of an attempt count even if it was killed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ UNKNOWN_HOST = tuple(
     f"[Errno {getattr(socket, name)}]" for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
 )
 ROWS_PER_PROCESS = 500  # fewer are not worth starting a process, which takes a second
-MIN_PROCESSES_AFTER_STALL = 4  # so that others continue beside a process with a row that stalls
+MIN_PROCESSES_AFTER_STALL = 4  # so that a row that stalls holds up one process only
 # Outcome -> parts of messages, in lower case; the first match counts.
 FAILURE_SIGNS = {
     "opted_out": ("x-robots-tag", RESERVED),
@@ -76,7 +76,7 @@ HTTP_OUTCOMES = {
 
 
 class FetchError(RuntimeError):
-    """img2dataset cannot run, whatever the URLs."""
+    """img2dataset cannot run, for any URL."""
 
 
 @dataclass
@@ -92,12 +92,12 @@ class FetchResult:
 
     @property
     def retry_after(self) -> float:
-        """Seconds that the server has asked to wait, 0 if it has not."""
+        """Seconds of the server's Retry-After, 0 without one."""
         match = re.search(rf"{RETRY_AFTER} (\d+)", self.error or "")
         return float(match.group(1)) if match else 0.0
 
     def is_final(self, policy: FetchPolicy) -> bool:
-        """Return whether another try is useless, has been made often enough, or would have to wait too long."""
+        """Return whether another try is useless, not allowed, or would have to wait too long."""
         unknown_host = any(sign in (self.error or "") for sign in UNKNOWN_HOST)
         out_of_tries = self.tries > policy.retries or self.retry_after > policy.retry_after
         return self.status not in RETRYABLE or unknown_host or out_of_tries
@@ -105,7 +105,7 @@ class FetchResult:
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """How to fetch, and how often to retry. Times are in seconds."""
+    """Limits of all attempts. Times are in seconds."""
 
     seconds: float  # for all attempts together
     stall_seconds: float
@@ -129,7 +129,7 @@ def classify_failure(message: str) -> str:
 
 
 class Attempts:
-    """The attempts at one set of rows, in a folder."""
+    """The attempts at a set of rows."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Attempts:
         return sorted(self.folder.glob("a[0-9]*"))
 
     def read_results(self, rows: Iterable[int]) -> dict[int, FetchResult]:
-        """Return the results that the attempts so far have for these rows."""
+        """Return the results of these rows so far."""
         requested = set(rows)
         results: dict[int, FetchResult] = {}
         for attempt in self.folders():
@@ -209,13 +209,13 @@ class Attempts:
         """Make one attempt at (row, URL) pairs; return how it ended. Its results are on disk.
 
         `report` is called with the number of finished rows. `after_stall` spreads the rows over more processes and
-        tars, so that a row that stalls holds up few others: failures are only on disk once their tar is complete.
+        tars: failures are on disk only once their tar is complete, so a row that stalls then holds up fewer others.
         """
         number = len(self.folders())
-        # The attempt is prepared under another name, so that a kill leaves none without its input.
+        # Prepared under another name, so that a kill leaves no attempt without its input.
         folder, prepared = self.folder / f"a{number:03d}", self.folder / f"making-a{number:03d}"
         shutil.rmtree(prepared, ignore_errors=True)
-        if number:  # another order of hosts than the one that failed
+        if number:  # in another order of hosts
             rows = random.Random(number).sample(rows, len(rows))
         if after_stall:
             processes = max(MIN_PROCESSES_AFTER_STALL, policy.workers)
@@ -239,7 +239,7 @@ class Attempts:
         return run_fetcher(folder, policy.stall_seconds, deadline, report, self.clock)
 
     def _require_space(self) -> None:
-        """Raise OSError if the disk is full, or was so during the last attempt: no server is to blame for its rows."""
+        """Raise OSError if the disk is full, or was during the last attempt."""
         log = read_tail(self.folders()[-1] / "log.txt", 1 << 20).decode(errors="replace")
         for number in DISK_FULL_ERRNOS:
             if os.strerror(number) in log:
@@ -248,7 +248,6 @@ class Attempts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def last_log_line(self) -> str:
-        """Return the last line that the fetcher of the last attempt has printed."""
         try:
             lines = (self.folders()[-1] / "log.txt").read_text(errors="replace").strip().splitlines()
         except (OSError, IndexError):

@@ -1,12 +1,12 @@
-"""Fetches raw bytes with img2dataset, as a program of its own:
+"""Fetches raw bytes with img2dataset, as a separate program:
 
     python -m capfilt.ingest.fetch.fetcher SETTINGS.json
 
 The input is a Parquet table of `uid` and `url`. The output is img2dataset's tars with the bodies as they were received,
 and its tables of the failures.
 
-It is a separate process because img2dataset takes over signals and standard output. img2dataset's workers import the
-main program again, and that import installs the opener with the safety limits.
+It has its own process because img2dataset takes over signals and standard output. img2dataset's workers import the main
+program again; this import installs the opener with the safety limits.
 """
 
 from __future__ import annotations

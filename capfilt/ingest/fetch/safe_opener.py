@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from capfilt.ingest.urls import PRIVATE, is_private_host, is_public
 
 READ_BYTES = 1 << 16
-# Parts of the error messages, as is PRIVATE, by which `attempts.classify_failure` finds the outcome.
+# Like PRIVATE, parts of messages by which `attempts.classify_failure` finds the outcome.
 TOO_LARGE, TOO_SLOW = "larger than", "not complete after"
 RESERVED, RETRY_AFTER = "tdm-reservation", "Retry-After:"
 
@@ -98,7 +98,7 @@ class _Response(http.client.HTTPResponse):
                 if size > max_bytes:
                     raise request.too_large()
         except (OSError, http.client.HTTPException):
-            # After the deadline it is the watchdog that has closed the connection.
+            # After the deadline, the watchdog has closed the connection.
             if not request.is_late():
                 raise
         if request.is_late():
@@ -157,7 +157,7 @@ def close_late_sockets() -> None:
 
 
 def _connection_class(kind: type[http.client.HTTPConnection], request: _RequestLimits) -> Any:
-    """Return a factory of connections that keep the limits, which urllib takes for a connection class."""
+    """Return a factory of connections within the limits; urllib calls it like a connection class."""
 
     def make_connection(host: str, **options: Any) -> http.client.HTTPConnection:
         connection: Any = kind(host, **options)
@@ -176,11 +176,11 @@ class HostPauses:
         self.until: dict[str, float] = {}
 
     def add(self, host: str, seconds: float) -> None:
-        """Pause a host from now on."""
+        """Pause a host, from now, for a number of seconds."""
         self.until[host] = max(self.until.get(host, 0.0), self.clock() + seconds)
 
     def wait(self, host: str, deadline: float) -> None:
-        """Sleep until the pause of a host is over; RefusedError if `deadline` comes before."""
+        """Sleep until the pause of a host is over; RefusedError if it ends after `deadline`."""
         until = self.until.get(host, 0.0)
         remaining = until - self.clock()
         if until > deadline:

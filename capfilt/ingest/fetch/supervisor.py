@@ -44,7 +44,7 @@ def run_fetcher(
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # a process group that can be killed as one, and that Ctrl-C does not reach
+            start_new_session=True,  # a process group: killed as one, and not reached by Ctrl-C
         ) as child,
     ):
         last_change, last_size = clock(), -1
@@ -71,7 +71,7 @@ def run_fetcher(
 
 
 class OutputProgress:
-    """Counts the finished rows by what img2dataset has written so far."""
+    """Counts the finished rows in the output of img2dataset."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -98,7 +98,7 @@ class OutputProgress:
 
 
 def _count_pictures(tar: Path, pictures: int, position: int) -> tuple[int, int]:
-    """Count on from `position`; return the number of complete pictures and the position after the last member."""
+    """Count complete pictures from `position` on; return their number and the position after the last member."""
     with open(tar, "rb") as file:
         end = os.fstat(file.fileno()).st_size
         for member in walk_tar(file, [], position):

@@ -51,7 +51,11 @@ def test_absolute_names_may_go_through_a_link_to_the_folder(tmp_path: Path) -> N
     ("name", "content", "words"),
     [
         ("a.json", '{"x": 1}', "must hold a list of rows, or an object of"),
-        ("a.json", '[{"x": 1}]', "no column that looks like the path of a picture; name it with --image-col: x"),
+        (
+            "a.json",
+            '[{"x": 1}]',
+            "no column that looks like the path of a picture; it has x. Name the column with --image-col.",
+        ),
         ("a.csv", "image,b\nx.jpg,2\n", None),
         ("a.parquet", "PAR1", "not a readable Parquet file"),
     ],

@@ -75,7 +75,7 @@ def test_named_columns_nulls_and_lone_surrogates(tmp_path: Path) -> None:
     [
         ("none.csv", None, {}, "No file at"),
         ("list.xls", "x", {}, "has an unknown format"),
-        ("list.csv", "a,b\n1,2\n", {}, "no column that looks like a URL; name it with --url-col: a, b."),
+        ("list.csv", "a,b\n1,2\n", {}, "no column that looks like a URL; it has a, b. Name the column with --url-col."),
         ("list.csv", "url,b\n1,2\n", {"caption_col": "c"}, r"no column 'c' \(--caption-col\); it has url, b"),
         ("list.csv", "url,b\n", {}, "has no rows"),
         ("list.csv", 'url,b\n"1,2\n3,4,5\n', {}, "line 2: a quote is not closed"),
