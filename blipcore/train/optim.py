@@ -70,9 +70,8 @@ class TrainConfig:
     keep: int = field(default=2, metadata=INCIDENTAL)  # checkpoints kept
     # on a loss that is not finite; with skip, the host waits for the device in every step
     nonfinite: Literal["stop", "skip"] = "stop"
-    freeze: list[str] = field(
-        default_factory=list
-    )  # patterns of parameter names, such as visual_encoder.blocks.[0-5].*
+    # patterns of parameter names, such as visual_encoder.blocks.[0-5].*
+    freeze: list[str] = field(default_factory=list)
     wandb: str = field(default="", metadata=INCIDENTAL)  # project of Weights & Biases to log to
 
     def __post_init__(self) -> None:

@@ -63,10 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = draw_pictures(Path(folder))
         for round_number in range(options.rounds):
-            for nproc, measured in rates.items():
-                measured.append(pictures_per_second(nproc, data, Path(folder) / f"{round_number}-{nproc}", options))
+            for nproc, values in rates.items():
+                values.append(pictures_per_second(nproc, data, Path(folder) / f"{round_number}-{nproc}", options))
                 print(f"round {round_number + 1}, nproc {nproc}: {measured[-1]:.1f} pictures/s", flush=True)
-    one, two = (statistics.median(measured) for measured in rates.values())
+    one, two = (statistics.median(values) for values in rates.values())
     print(json.dumps({"one": one, "two": two, "ratio": round(two / one, 3), **vars(options)}))
 
 

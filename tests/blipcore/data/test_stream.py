@@ -22,11 +22,8 @@ def test_an_epoch_holds_every_picture_once_and_epochs_differ(tmp_path) -> None:
     epochs = [sample_keys(stream, 22, start=22 * epoch) for epoch in range(3)]
     assert len(stream) == 22 and all(len(set(epoch)) == 22 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert sample_keys(eval_stream(tmp_path, window=2), 66) == [
-        *epochs[0],
-        *epochs[1],
-        *epochs[2],
-    ]  # depends on the seed alone
+    # The order depends on the seed alone.
+    assert sample_keys(eval_stream(tmp_path, window=2), 66) == [*epochs[0], *epochs[1], *epochs[2]]
     assert sample_keys(eval_stream(tmp_path, window=2, seed=1), 22) != epochs[0]
 
 
@@ -57,7 +54,7 @@ def test_only_the_shards_of_a_window_are_in_memory(tmp_path, monkeypatch) -> Non
     sample_keys(stream, 36)
     assert sorted(loads) == list(range(12))  # once per epoch: kept while the window lasts
     sample_keys(stream, 36)
-    assert len(loads) > 20  # and not much longer
+    assert len(loads) > 20  # and not for much longer
 
 
 def write_annotations(tmp_path: Path, texts: dict[str, list[str]]) -> Path:
@@ -70,11 +67,11 @@ def write_annotations(tmp_path: Path, texts: dict[str, list[str]]) -> Path:
 
 def test_each_epoch_draws_one_of_the_texts(tmp_path) -> None:
     stream = eval_stream(write_annotations(tmp_path, {"a.png": ["a0", "a1", "a2"], "b.png": ["b0"]}))
-    drawn = Counter(stream.sample(position)["text"] for position in range(2 * 600))
-    assert drawn["b0"] == 600 and sum(drawn.values()) == 1200
-    assert all(150 < drawn[text] < 250 for text in ("a0", "a1", "a2"))
+    counts = Counter(stream.sample(position)["text"] for position in range(2 * 600))
+    assert counts["b0"] == 600 and sum(counts.values()) == 1200
+    assert all(150 < counts[text] < 250 for text in ("a0", "a1", "a2"))
     again = Counter(stream.sample(position)["text"] for position in range(2 * 600))
-    assert again == drawn
+    assert again == counts
 
 
 def test_samples_are_complete_and_different_pictures_have_different_ids(tmp_path) -> None:

@@ -72,9 +72,9 @@ def test_pairs_of_nlvr2(write, label) -> None:
 )
 def test_errors_name_the_bad_row(write, read, row, message) -> None:
     good = PAIR if read is read_image_pairs else VQA
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as error:
         read(write(good, row))
-    assert str(caught.value).startswith(f"{write(good, row)}, row 1: ")
+    assert str(error.value).startswith(f"{write(good, row)}, row 1: ")
 
 
 def test_missing_and_empty_files_are_refused(write, tmp_path) -> None:
@@ -110,9 +110,9 @@ def test_streams_of_questions_and_pairs(write, tmp_path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
     stream = Stream([str(write(VQA, VG))], EvalTransform(4), opener=QuestionDataset)
-    drawn = {sample["text"]: sample for sample in map(stream.sample, range(2))}
-    assert drawn["what?"]["answers"] == ["red", "blue"] and drawn["what?"]["weights"] == pytest.approx([0.7, 0.3])
-    assert drawn["where?"]["answers"] == ["here"] and drawn["where?"]["image"].shape == (3, 4, 4)
+    samples = {sample["text"]: sample for sample in map(stream.sample, range(2))}
+    assert samples["what?"]["answers"] == ["red", "blue"] and samples["what?"]["weights"] == pytest.approx([0.7, 0.3])
+    assert samples["where?"]["answers"] == ["here"] and samples["where?"]["image"].shape == (3, 4, 4)
 
     stream = Stream([str(write(PAIR))], EvalTransform(4), opener=PairDataset)
     sample = stream.sample(0)

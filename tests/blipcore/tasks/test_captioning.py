@@ -19,12 +19,12 @@ def test_captioning_does_not_score_the_prompt(model, tokenizer) -> None:
     ids = replace_first(batch["input_ids"], tokenizer.bos)
     kv = model.text.image_kv(model.encode_image(batch["pixels"]))
     log_p = model.text.logits(model.text.decode(ids, batch["attention_mask"], kv)).log_softmax(-1)
-    scored = [
+    token_losses = [
         -(0.9 * log_p[b, t, ids[b, t + 1]] + 0.1 * log_p[b, t].mean())
         for b in range(2)
         for t in range(1, ids.shape[1] - 1)
     ]
-    torch.testing.assert_close(loss, torch.stack(scored).mean().detach())
+    torch.testing.assert_close(loss, torch.stack(token_losses).mean().detach())
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from blipcore.tasks.losses import (
 )
 
 
-def test_soft_targets_are_distributions_between_belief_and_truth() -> None:
+def test_soft_targets_mix_momentum_distributions_and_hard_targets() -> None:
     logits, hard = torch.randn(3, 5), torch.eye(3, 5)
     mixed = soft_targets(logits, hard, 0.4)
     torch.testing.assert_close(mixed.sum(1), torch.ones(3))
@@ -31,7 +31,7 @@ def test_itc_of_equal_similarities_is_the_log_of_the_candidates() -> None:
 
 
 def test_itm_prior_is_the_entropy_of_one_in_three() -> None:
-    """A filter that has learned nothing but the share of positives stays at H(1/3) = 0.6365 (BLIP#200)."""
+    """The loss of a filter that has learned the share of positives alone: H(1/3) = 0.6365 (BLIP#200)."""
     logits = torch.tensor([2 / 3, 1 / 3]).log().expand(9, 2)
     matched = torch.tensor([1, 0, 0] * 3)
     assert itm_loss(logits, matched).item() == pytest.approx(0.6365, abs=1e-4)
@@ -41,11 +41,11 @@ def test_negatives_are_never_forbidden_and_follow_the_weights() -> None:
     torch.manual_seed(0)
     weights = torch.tensor([[9.0, 1.0, 3.0], [1.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
     forbidden = torch.eye(3, dtype=torch.bool)
-    drawn = torch.stack([sample_negatives(weights, forbidden, "multinomial") for _ in range(2000)])
-    assert not (drawn == torch.arange(3)).any()
-    assert (drawn[:, 0] == 2).float().mean().item() == pytest.approx(0.75, abs=0.05)
-    assert (drawn[:, 1] == 0).all()
-    assert set(drawn[:, 2].tolist()) == {0, 1}, "a row without weight draws among the others"
+    columns = torch.stack([sample_negatives(weights, forbidden, "multinomial") for _ in range(2000)])
+    assert not (columns == torch.arange(3)).any()
+    assert (columns[:, 0] == 2).float().mean().item() == pytest.approx(0.75, abs=0.05)
+    assert (columns[:, 1] == 0).all()
+    assert set(columns[:, 2].tolist()) == {0, 1}, "a row without weight draws among the others"
     assert sample_negatives(weights, forbidden, "argmax")[0] == 2
 
 

@@ -17,11 +17,11 @@ from blipcore.tasks.nlvr import NLVRConfig, NLVRTask, evaluate_nlvr, pair_logits
 
 def test_an_nlvr_model_starts_from_a_pretraining_model(wide_model) -> None:
     model = wide_model.select_parts("encode", "nlvr")
-    source, copied = wide_model.state_dict(), model.state_dict()
+    source, target = wide_model.state_dict(), model.state_dict()
     for side in ("first", "second"):
         for part in ("query", "kv", "out"):
             expected = source[f"text.layers.0.cross.{part}.weight"]
-            assert_close(copied[f"text.layers.0.cross.{side}.{part}.weight"], expected)
+            assert_close(target[f"text.layers.0.cross.{side}.{part}.weight"], expected)
     merging = [layer.cross.merge is not None for layer in model.text.layers]
     assert merging == [False, False, True, True]
     # Below the merging layers, a pair of equal images gives the states of a single one.

@@ -49,7 +49,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(filter_model, tokenizer, pictures):
-    """(cosine, ITM logit) of every picture and text, both (I, T), each text by itself, and the owner of each text."""
+    """Cosines and ITM logits (I, T) of all pairs, one text at a time, and the picture (T,) of each text."""
     cosine, itm, owner = [], [], []
     model = filter_model
     with torch.inference_mode():
@@ -87,8 +87,8 @@ def test_pairs_scored_together_have_the_scores_of_single_pairs(filter_model, tok
     _, pixels = next(iter(pictures))
     rng = random.Random(rows)
     for share in (0.05, 0.4, 1.0):
-        chosen = [(i, t) for i in range(len(pixels)) for t in range(len(texts)) if rng.random() < share]
-        image, text = torch.tensor(chosen).T
+        pairs = [(i, t) for i in range(len(pixels)) for t in range(len(texts)) if rng.random() < share]
+        image, text = torch.tensor(pairs).T
         with torch.inference_mode():
             logits = match_pairs(filter_model, pixels, ids, mask, image, text, rows)
         torch.testing.assert_close(logits, scores[1][image, text], atol=2e-5, rtol=1e-4)
@@ -108,14 +108,14 @@ def test_a_shortlist_has_the_keys_of_highest_cosine() -> None:
 def test_the_tokens_of_one_batch_are_in_memory_at_a_time(filter_model, tokenizer, pictures, monkeypatch) -> None:
     """The official evaluation keeps the tokens of all pictures: 8.9 GB on COCO's test set, at 384 pixels."""
     model = filter_model
-    held: list[weakref.ref] = []
-    most = []
+    tensors: list[weakref.ref] = []
+    sizes = []
 
     def watch(function):
         def watched(value):
             result = function(value)
-            held.extend(map(weakref.ref, getattr(result, "layers", [result])))
-            most.append(sum(len(ref().flatten()) // ref().shape[-1] for ref in held if ref() is not None))
+            tensors.extend(map(weakref.ref, getattr(result, "layers", [result])))
+            sizes.append(sum(len(ref().flatten()) // ref().shape[-1] for ref in tensors if ref() is not None))
             return result
 
         return watched
@@ -125,4 +125,4 @@ def test_the_tokens_of_one_batch_are_in_memory_at_a_time(filter_model, tokenizer
     monkeypatch.setattr(model.text, "image_kv", watch(model.text.image_kv))
     evaluate_retrieval(model, tokenizer, pictures)
     vectors = 1 + model.config.text.depth * 2 * model.config.text.heads  # of a token: its state, keys and values
-    assert len(most) == 3 * 4 and 0 < max(most) <= pictures.batch_size * tokens * vectors
+    assert len(sizes) == 3 * 4 and 0 < max(sizes) <= pictures.batch_size * tokens * vectors

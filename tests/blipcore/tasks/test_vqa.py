@@ -29,14 +29,14 @@ from blipcore.tasks.vqa import (
 
 def test_a_vqa_model_starts_from_a_pretraining_model(wide_model) -> None:
     model = wide_model.select_parts("encode", "vqa")
-    source, copied = wide_model.state_dict(), model.state_dict()
-    assert_close(copied["answer_decoder.lm_head.bias"], source["text.lm_head.bias"])
-    assert_close(copied["answer_decoder.layers.1.decode.qkv.weight"], source["text.layers.1.decode.qkv.weight"])
-    assert_close(copied["answer_decoder.layers.1.cross.kv.bias"], source["text.layers.1.cross.kv.bias"])
+    source, target = wide_model.state_dict(), model.state_dict()
+    assert_close(target["answer_decoder.lm_head.bias"], source["text.lm_head.bias"])
+    assert_close(target["answer_decoder.layers.1.decode.qkv.weight"], source["text.layers.1.decode.qkv.weight"])
+    assert_close(target["answer_decoder.layers.1.cross.kv.bias"], source["text.layers.1.cross.kv.bias"])
     # Question states are not as wide as image tokens here, so these weights are new.
-    assert copied["answer_decoder.layers.1.cross.kv.weight"].shape == (64, 32)
+    assert target["answer_decoder.layers.1.cross.kv.weight"].shape == (64, 32)
     again = model.select_parts("encode", "vqa").state_dict()
-    assert all(torch.equal(again[name], tensor) for name, tensor in copied.items())
+    assert all(torch.equal(again[name], tensor) for name, tensor in target.items())
     with pytest.raises(ValueError, match="cannot start"):
         wide_model.select_parts("encode").select_parts("encode", "vqa")
 

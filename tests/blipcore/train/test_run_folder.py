@@ -133,7 +133,7 @@ def test_weights_and_biases_gets_the_records(shards, tmp_path, monkeypatch) -> N
     assert all(name.encode() in log.read_bytes() for name in untimed_records(tmp_path / "run")[0])
 
 
-def test_without_weights_and_biases_the_error_says_what_to_install(shards, tmp_path, monkeypatch) -> None:
+def test_without_weights_and_biases_the_error_names_the_package(shards, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"pip install 'capfilt\[wandb\]'"):
         toy_trainer(shards, tmp_path, wandb="capfilt").fit()

@@ -71,7 +71,7 @@ def test_a_pretrained_model_has_every_part(pretrained) -> None:
     assert len(tokenizer) == model.config.text.vocab_size
 
 
-def test_a_captioner_is_only_a_captioner(pretrained, annotations, tmp_path) -> None:
+def test_a_finetuned_captioner_has_the_decoder_alone(pretrained, annotations, tmp_path) -> None:
     run = FinetuneRun("caption", [str(annotations)], pretrained, augment=PLAIN, train=TRAIN, dropout=0.25)
     run.validation = ValidationConfig(str(annotations), words="plain")
     assert finetune(run, tmp_path / "captioner")["best"].keys() >= {"step", "value", "CIDEr", "BLEU-4"}
@@ -171,10 +171,8 @@ def test_training_loads_the_momentum_encoders_and_queues_of_an_official_file(
 
     monkeypatch.setattr(Trainer, "fit", record_task)
     settings = {"init": str(tmp_path / "pretrain.pth"), "tokenizer": pretrained, "augment": PLAIN, "train": TRAIN}
-    for size, image_size in (
-        (8, 32),
-        (16, 16),
-    ):  # the position table is resized; a queue of another length is not loaded
+    # The position table is resized; a queue of another length is not loaded.
+    for size, image_size in ((8, 32), (16, 16)):
         run = FinetuneRun("retrieval", [str(annotations)], image_size=image_size, **settings)
         run.retrieval = RetrievalConfig(queue_size=size)
         finetune(run, tmp_path / "filter")
@@ -240,9 +238,9 @@ def test_parts_and_checkpoints_of_another_size_are_refused(annotations, parts, p
 
     def error_of(**options) -> str:
         run = PretrainRun([str(annotations)], augment=PLAIN, train=TRAIN, **options)
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError) as error:
             pretrain(run, tmp_path / "run")
-        return str(caught.value)
+        return str(error.value)
 
     tiny = {"preset": "tiny", "model": {"vision": {"image_size": 16}}, "tokenizer": str(text)}
     assert "vit.safetensors has width 64, depth 1, but the model has width 128, depth 3" in error_of(

@@ -34,7 +34,7 @@ def test_the_best_model_on_the_validation_set_is_kept(shards, tmp_path) -> None:
     assert best_model != (tmp_path / "run/model/model.pt").read_bytes()
     scores = [record for record in untimed_records(tmp_path / "run") if "val_a" in record]
     assert [(record["step"], record["val_a"]) for record in scores] == [(4, 1.0), (8, 3.0), (12, 2.0)]
-    # The evaluation drew random numbers, and training did not notice.
+    # The evaluation draws random numbers, which does not change training.
     toy_trainer(shards, tmp_path / "not validated").fit()
     assert same_tensors(read_weights(tmp_path / "run"), read_weights(tmp_path / "not validated"))
 
