@@ -1,7 +1,7 @@
 """BLIP's training and evaluation transforms, with PIL and torch alone.
 
-A transform returns a uint8 tensor (3, S, S), a quarter of the size of floats; the image encoder normalises it. All random
-choices come from the `random.Random` that the caller passes, so a sample is a function of its position in the stream.
+A transform returns a uint8 tensor (3, S, S), a quarter of the size of floats; the image encoder normalises it. All
+random choices come from the caller's `random.Random`, so a sample is a function of its position in the stream.
 """
 
 import math

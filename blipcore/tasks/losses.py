@@ -41,8 +41,8 @@ def sample_negatives(weights: Tensor, forbidden: Tensor, method: Negatives, firs
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, other_pairs)
     if method == "argmax":
         return weights.argmax(1)
-    # The argmax of weight / Exp(1) is a draw in proportion to the weights. `torch.multinomial` would wait for the device
-    # to check its input.
+    # The argmax of weight / Exp(1) is a draw in proportion to the weights. `torch.multinomial` would wait for the
+    # device to check its input.
     return (weights / torch.empty_like(weights).exponential_()).argmax(1)
 
 

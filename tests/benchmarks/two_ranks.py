@@ -65,7 +65,7 @@ def main() -> None:
         for round_number in range(options.rounds):
             for nproc, values in rates.items():
                 values.append(pictures_per_second(nproc, data, Path(folder) / f"{round_number}-{nproc}", options))
-                print(f"round {round_number + 1}, nproc {nproc}: {measured[-1]:.1f} pictures/s", flush=True)
+                print(f"round {round_number + 1}, nproc {nproc}: {values[-1]:.1f} pictures/s", flush=True)
     one, two = (statistics.median(values) for values in rates.values())
     print(json.dumps({"one": one, "two": two, "ratio": round(two / one, 3), **vars(options)}))
 
