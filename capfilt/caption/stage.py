@@ -2,8 +2,8 @@
 
 Reads `NNNNN.tar`. Writes `captions/<name>/NNNNN.parquet` with key, index, text, logprob and error, in the order of the
 tar, and a manifest. A caption is a function of picture, model, settings, seed and key, so workers and restarts do not
-change the tables. An undecodable picture has no rows; a missing caption has a row without a text. Both are counted by
-reason in the footer of the table and in the manifest.
+change the tables. An undecodable picture has no rows; a missing caption has a row without a text. Footer and manifest
+count both by reason.
 """
 
 from __future__ import annotations

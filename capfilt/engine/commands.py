@@ -1,7 +1,7 @@
 """Runs capfilt commands as child processes, each with a log and a summary: the steps of a longer job.
 
-Each command writes two files into one folder: NAME.log, its messages, and NAME.json, its summary. The summary exists
-only after success, so a job that is launched again skips the commands that have one.
+Each command writes NAME.log, its messages, and NAME.json, its summary. The summary exists only after success, so a
+job that is started again skips finished commands.
 
 On Ctrl-C or SIGTERM a job ends its commands; after a SIGKILL they continue without it. Therefore a command holds a lock
 on NAME.json.partial, its stdout, until it ends, and a second job does not start it again.

@@ -1,7 +1,7 @@
 """Labels written by hand, and the target of a threshold on them.
 
 A labels file is CSV, TSV, JSON lines or Parquet with `key` and `match` (1 or 0, true or false, yes or no), and
-optionally `source` (default: web) and `index` (default: 0), for randomly drawn texts.
+optionally `source` (default: web) and `index` (default: 0). The labelled texts should be drawn at random.
 """
 
 from __future__ import annotations

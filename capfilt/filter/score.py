@@ -46,10 +46,10 @@ class ScoreTable:
         web_texts: Mapping[str, str | None] | None,
         counts: Mapping[str, int],
     ) -> None:
-        """Begin a table with the score `columns`.
+        """Begin a table with the score `columns`; `counts` are added to its own.
 
-        `web_texts` are those of the shard's own table, used for pictures without a text in the tar; None leaves web
-        texts out. `counts` are added to those of the table.
+        `web_texts` are those of the shard's own table, for pictures without a text in the tar; None leaves all web
+        texts out.
         """
         self.columns, self.captions, self.web_texts, self.counts = columns, captions, web_texts, counts
         self.rows: list[Row] = []

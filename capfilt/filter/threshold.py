@@ -4,8 +4,7 @@ Precision and recall are too high on the labels that a threshold was chosen on. 
 on half of the labelled pictures (the selection half) and measures on the other (the held-out half). A threshold given
 as a number is measured on all labels.
 
-Intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, so few pictures
-should have several labelled texts.
+Intervals are Clopper-Pearson intervals (Biometrika 1934) at 95%. They assume independent labels, about one per picture.
 """
 
 from __future__ import annotations

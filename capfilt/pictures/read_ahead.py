@@ -45,8 +45,8 @@ class ReadAhead(Generic[T]):
     undecodable pictures by reason and, after the last picture, problems of the tar by reason. `waited` is the waiting
     time of the consumer in seconds.
 
-    An error of the tar is raised in place of the unreadable pictures. It ends the reading of the next tar too, and so
-    does leaving the iteration early.
+    An error of the tar is raised in place of the unreadable pictures. Like leaving the iteration early, it ends the
+    reading of the next tar too.
     """
 
     tar: AnyPath

@@ -103,8 +103,8 @@ class Manifest:
         """Record the outcome of a run over `shards`; return the counts.
 
         `tables` maps every shard of the folder to its table. If all exist, the folder is finished and the counts cover
-        all shards. Otherwise they cover `shards`, and the manifest lists the `failed` ones with reasons. A finished
-        folder that has not `changed` keeps its counts, and no table is read.
+        all shards. Otherwise they cover `shards`, and the manifest lists the `failed` ones with reasons. No table of a
+        finished folder is read unless it has `changed`.
         """
         present = existing(tables.values())
         complete = len(present) == len(tables)

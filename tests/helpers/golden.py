@@ -14,8 +14,8 @@ TOLERANCE = 2e-5
 def assert_matches(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Raise AssertionError unless integers are equal and floats differ by at most `TOLERANCE` of the tensor's scale.
 
-    The scale is the largest absolute value of `expected`, at least 1. Rounding errors grow with the largest terms of a
-    sum, so the small values of a tensor are as inexact as its large ones.
+    The scale is the largest absolute value of `expected`, at least 1: rounding errors grow with the largest terms of a
+    sum, so small values are as inexact as large ones.
     """
     if not expected.is_floating_point():
         assert_close(actual, expected, atol=0, rtol=0)

@@ -22,7 +22,7 @@ def pack_folder(source: Path, out: Path, **settings: Any) -> dict[str, Any]:
 
 
 def pictures_of(out: Path) -> list[TarSample]:
-    """Return the samples of a shard set, whose tars must be free of problems."""
+    """Return the samples of a shard set; its tars must have no problems."""
     shard_set = ShardSet.open(out)
     problems: list[TarProblem] = []
     samples = [sample for shard in shard_set.shards for sample in read_samples(shard_set.tar(shard), problems)]

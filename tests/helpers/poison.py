@@ -16,7 +16,7 @@ from PIL import Image, features
 
 
 class PictureCase(NamedTuple):
-    """The bytes of a picture file, its outcome in `download` and `pack`, and the reason if stages cannot decode it."""
+    """A picture file, its outcome in `download` and `pack`, and the reason if stages cannot decode it."""
 
     data: bytes
     outcome: str
@@ -30,7 +30,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def scene(size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Return a picture whose orientation can be seen: red above, green at the lower left, blue at the lower right."""
+    """Return a picture with visible orientation: red above, green at the lower left, blue at the lower right."""
     image = Image.new("RGB", size, "red")
     image.paste((0, 255, 0), (0, size[1] // 2, size[0] // 2, size[1]))
     image.paste((0, 0, 255), (size[0] // 2, size[1] // 2, *size))

@@ -1,4 +1,4 @@
-"""A simulated GPU for machines without one: tensors that claim to be on "cuda:0" and keep their numbers on the CPU.
+"""A simulated GPU for machines without one: tensors that report "cuda:0" and keep their numbers on the CPU.
 
 Code written for a GPU runs to its end on them. Tensors of two devices in one operation raise, and every place where the
 host would wait for the device is recorded. Results of CUDA's own kernels, speed and memory need a real GPU
@@ -40,7 +40,7 @@ MOVING_OPS = {aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other
 
 
 class GpuTensor(Tensor):
-    """A tensor that claims to be on the GPU; `values` has its numbers."""
+    """A tensor that reports the GPU as its device; `values` has its numbers."""
 
     values: Tensor
 
@@ -152,7 +152,7 @@ class _Computation(TorchDispatchMode):
         )
 
     def check(self, func, args, kwargs, cpu_tensors: list[Tensor], to_gpu: bool) -> None:
-        """Record if the host would wait. Raise RuntimeError for tensors of two devices."""
+        """Record a wait of the host, if any; raise RuntimeError for tensors of two devices."""
         if func in (aten._to_copy.default, aten.copy_.default):
             source = args[0] if func is aten._to_copy.default else args[1]
             target = to_gpu if func is aten._to_copy.default else isinstance(args[0], GpuTensor)
@@ -195,7 +195,7 @@ def _cuda_device_guard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pretend_gpu() -> Iterator[list[str]]:
-    """Simulate one GPU, "cuda:0"; yields the list of waits (see `_Computation.record_wait`)."""
+    """Simulate one GPU, "cuda:0"; yield the list of waits (see `_Computation.record_wait`)."""
 
     def pin(tensor: Tensor) -> Tensor:
         pinned = tensor.clone()

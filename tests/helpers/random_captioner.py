@@ -13,7 +13,7 @@ KEYS = [f"00000{i}" for i in range(IMAGES)]
 
 
 def random_captioner(heads: int = 2) -> Blip:
-    """Return a captioner whose next-token distributions are neither flat nor certain, and that ends texts early."""
+    """Return a captioner with next-token distributions neither flat nor certain, which ends texts early."""
     torch.manual_seed(0)
     config = BlipConfig(
         VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),

@@ -131,7 +131,7 @@ def train_run(
     keys: list[str] = []
     task.collate = RecordingCollate(task.collate, keys)
     if fatal and fatal.rank == distributed.rank():
-        arm(task, fatal)
+        kill_at_point(task, fatal)
     stream = Stream([str(data)], TrainTransform(16, 0.5, False, 0.5), config.seed)
     return Trainer(task, stream, config, out, {"run": "test"}).fit(), keys
 
@@ -147,7 +147,7 @@ class RecordingCollate:
         return self.collate(samples)
 
 
-def arm(task: Task, fatal: Fatal) -> None:
+def kill_at_point(task: Task, fatal: Fatal) -> None:
     """Make this process end at the point of `fatal`."""
     owner, name = {
         "before": (task, "before_step"),

@@ -27,7 +27,7 @@ def picture(number: int, size: tuple[int, int] = (32, 24), kind: str = "JPEG", *
 
 
 def sideways() -> bytes:
-    """Return a landscape that is stored as a portrait with an EXIF orientation, as telephones do."""
+    """Return a landscape stored as a portrait with an EXIF orientation, as telephones do."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()

@@ -39,7 +39,7 @@ def test_workers_that_die_while_loading_end_the_run(toy) -> None:
 
 
 def test_a_worker_reports_its_setup_progress_and_shard(toy, tmp_path: Path) -> None:
-    """A machine with more workers than cores gives each of them one core."""
+    """With more workers than cores, each has one core."""
     pool = ProcessPool(toy(), "cpu", workers=2 * count_cores())
     worker = pool.start(0)
     try:

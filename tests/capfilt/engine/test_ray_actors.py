@@ -28,7 +28,7 @@ HELPERS = str(Path(__file__).parents[2] / "helpers")
 
 @pytest.fixture(scope="module")
 def cluster(start_ray) -> Iterator[None]:
-    """A small local cluster, which the engine connects to and leaves running."""
+    """Start a small local cluster."""
     paths = os.pathsep.join([str(Path(capfilt.__file__).parents[1]), HELPERS])
     start_ray(runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}})
     yield
@@ -54,7 +54,7 @@ def test_failures_and_deaths_cost_only_their_shard(toy, tmp_path: Path) -> None:
 
 
 def test_an_abandoned_worker_frees_its_resources(toy, tmp_path: Path) -> None:
-    """An exception that the worker does not catch leaves its actor alive, with the CPUs that its successor needs."""
+    """An uncaught exception leaves the actor alive, with the CPUs that its successor needs."""
     workers = int(ray.cluster_resources()["CPU"])
     stage = toy(interrupted_once=("00000", "00001"))
     summary = run_shards(stage, SHARDS, workers=workers, device="cpu", engine="ray", progress=False)
@@ -90,7 +90,7 @@ def busy_actors() -> list[int]:
 
 
 def actor_killer() -> tuple[threading.Thread, list[int]]:
-    """Return a thread that kills one busy actor, and the list that gets its process id."""
+    """Return a thread that kills a busy actor, and a list for its process id."""
     killed: list[int] = []
 
     def kill() -> None:

@@ -27,7 +27,7 @@ def toy(tmp_path: Path) -> Callable[..., Toy]:
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    """Return shard -> device, from the outputs."""
+    """Return shard -> device."""
     return {path.stem: path.read_text().split()[1] for path in sorted(folder.glob("*.txt"))}
 
 
@@ -59,7 +59,7 @@ def test_a_worker_knows_its_next_shard(toy, tmp_path: Path) -> None:
 
 
 def test_an_idle_worker_takes_the_next_shard_of_a_busy_one(toy, tmp_path: Path) -> None:
-    """The first shard ends when all others have begun, so the other worker must run them, the next one included."""
+    """The first shard waits until all others have begun, so the other worker must run them."""
     stage = toy(waits_for=(("00000", 6),))
     summary = run_shards(stage, SHARDS, workers=2, device="cpu", progress=False)
     assert (summary.done, [tries(tmp_path, shard) for shard in SHARDS]) == (6, [1] * 6)
@@ -141,7 +141,7 @@ def test_a_killed_run_leaves_no_worker_and_the_next_run_resumes(toy, tmp_path: P
 
 
 def _command(pid: int) -> str:
-    """Return the command line of a live process, empty if it has ended."""
+    """Return the command line of a process, empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:

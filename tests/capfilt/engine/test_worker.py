@@ -63,7 +63,7 @@ def test_errors_of_the_output_folder_are_fatal(tmp_path: Path, error: Exception,
 
 
 class LocalError(ValueError):
-    """An exception that cannot be unpickled: its constructor takes another argument."""
+    """An exception that cannot be unpickled, because its constructor takes other arguments."""
 
     def __init__(self, number: int, word: str) -> None:
         super().__init__(f"{number} {word}")

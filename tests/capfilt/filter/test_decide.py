@@ -48,7 +48,7 @@ def test_the_reason_is_the_first_that_applies() -> None:
 
 
 def test_a_threshold_is_compared_as_typed() -> None:
-    """As float32 scores, 0.1 is stored slightly above the typed 0.1 and 0.7 slightly below."""
+    """In float32, 0.1 is slightly above the typed 0.1 and 0.7 slightly below."""
     table = pa.table({"key": ["a", "b"], "source": ["web"] * 2, "text": ["x", "y"], "error": [None] * 2}).append_column(
         "itm", pa.array(np.array([0.1, 0.7], np.float32))
     )
@@ -93,7 +93,6 @@ def random_table(rng: random.Random, rows: int) -> pa.Table:
 
 
 def decide_row_by_row(table: pa.Table, limits: dict[str, float], best: BestTexts) -> list[str]:
-    """Apply the rules in a plain loop."""
     reasons: list[str] = []
     earlier: set[tuple[str, str]] = set()
     groups = defaultdict(list)

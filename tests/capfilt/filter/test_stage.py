@@ -52,7 +52,7 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture
 def messy(tmp_path: Path, drawn) -> Path:
-    """Two shards with every kind of text and picture; the first one has a table beside it."""
+    """Write two shards with every kind of text and picture; the first has a table."""
     good = drawn(0).image
     write_shard(
         tmp_path / "data" / "00000.tar",

@@ -167,7 +167,7 @@ def test_a_waiting_reader_does_not_keep_the_process_alive(
 
 
 def test_the_wait_for_pictures_is_measured(tar: Path) -> None:
-    """With a clock that ticks at each reading, every picture and the end of the tar cost one second."""
+    """The clock ticks at each reading: every picture and the end of the tar cost one second."""
     seconds = iter(range(100))
     pictures = ReadAhead(tar, lambda image: 1, clock=lambda: float(next(seconds)))
     assert len(list(pictures)) == 20
