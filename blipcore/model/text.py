@@ -177,7 +177,7 @@ class TextTransformer(nn.Module):
             return ImageKV([cross.image_kv(image_embeds) for cross in crosses], mask)
         if text_tokens < self.config.width / self.config.heads:
             return ImageKV([image_embeds[None]] * len(crosses), mask)
-        # Otherwise every decoding step would copy them into this order.
+        # Contiguous, as the products need them: otherwise every decoding step would copy them.
         return ImageKV([cross.image_kv(image_embeds).contiguous() for cross in crosses], mask)
 
     def look_up(self, encode: Sequence[Tensor], decode: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
