@@ -43,8 +43,8 @@ def walk_tar(file: BinaryIO, problems: list[TarProblem], position: int = 0) -> I
     """Yield the regular files of a tar (v7, ustar, GNU or pax) from the header at byte `position` on.
 
     The walk stops at the end mark, at a damaged header (`corrupt_tar`) or at the end of a truncated file
-    (`truncated_tar`). Links, devices, pipes and sparse files are skipped. Everything but folders and the end mark
-    appends to `problems`.
+    (`truncated_tar`). Links, devices, pipes and sparse files are skipped. Each of these appends to `problems`, the end
+    mark only if members follow it.
     """
     end = file.seek(0, os.SEEK_END)
     member = ""
