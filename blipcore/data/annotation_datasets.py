@@ -23,7 +23,6 @@ class AnnotationDataset:
     split = staticmethod(split_captions)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """Return the pictures of a part, in the order of the file."""
         rows = read_captioned_images(self.path, self.root, part=self.parts[shard])
         return [DatasetEntry(row["key"], tuple(row["texts"]), stable_id(str(row["image_id"]))) for row in rows]
 
@@ -41,12 +40,11 @@ class AnnotationDataset:
 
 
 class QuestionDataset(AnnotationDataset):
-    """A VQA file with one entry per question."""
+    """A VQA file: an entry is a question with its weighted answers."""
 
     split = staticmethod(split_list)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """Return the questions of a part, with their answers and the weights of these."""
         rows = read_questions(self.path, self.root, part=self.parts[shard])
         return [
             DatasetEntry(
@@ -60,12 +58,11 @@ class QuestionDataset(AnnotationDataset):
 
 
 class PairDataset(AnnotationDataset):
-    """An NLVR2 file: an entry is a pair of pictures with a sentence."""
+    """An NLVR2 file: an entry is a pair of pictures with a sentence and a label."""
 
     split = staticmethod(split_list)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """Return the pairs of a part, each with its label."""
         entries = []
         for row in read_image_pairs(self.path, self.root, part=self.parts[shard]):
             left, right = (DatasetEntry(key, (row["sentence"],), stable_id(key)) for key in row["keys"])

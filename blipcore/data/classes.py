@@ -17,8 +17,6 @@ Label = str | int  # of a class: its name or number
 
 
 class LabelledImage(TypedDict):
-    """A picture and its class."""
-
     key: str  # path relative to the folder, or as the file has it
     image: Path
     label: int  # index of the class
@@ -81,7 +79,7 @@ def _labelled_images(path: Path) -> Iterator[tuple[str, Label]]:
 
 
 def _index_labels(labels: list[Label], names: str | Path | None, path: Path) -> tuple[Mapping[Label, int], list[str]]:
-    """Return the class index of each label, and the class names."""
+    """Return the index of each label, and the class names."""
     index: dict[Label, int]
     if names is None:
         numbers = [label for label in labels if isinstance(label, int)]

@@ -110,7 +110,7 @@ class FilteredDataset(_TarDataset):
         self.counts = _count_shards(self._count, tables)
 
     def load(self, shard: int) -> list[DatasetEntry]:
-        """Return the pictures of a table with their kept texts, in the order of their first rows."""
+        """Return the pictures of a table with their kept texts, in row order."""
         kept = self._read_kept(self.tables[shard])
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
@@ -121,7 +121,7 @@ class FilteredDataset(_TarDataset):
         return pc.count_distinct(self._read_kept(table)["key"]).as_py()
 
     def _read_kept(self, name: str) -> pa.Table:
-        """Return key and text, without surrounding white space, of the kept rows of a table."""
+        """Return key and stripped text of the kept rows of a table."""
         path = self.folder / name
         table = _read_columns(path, FILTERED_COLUMNS)
         missing = [column for column in FILTERED_COLUMNS if column not in table.column_names]

@@ -77,11 +77,10 @@ class Stream:
         self._load = self._cached_load()
 
     def __len__(self) -> int:
-        """Return the number of pictures of all data sets together."""
+        """Return the number of pictures of all data sets."""
         return self._length
 
     def __iter__(self) -> Iterator[Sample]:
-        """Iterate over all samples from position 0, endlessly."""
         position = 0
         while True:
             yield self.sample(position)
@@ -116,7 +115,7 @@ class Stream:
             self.problems[name] = self._new_problems[name] = reason
 
     def _read(self, index: int, row: int, position: int) -> Sample:
-        """Read row `row` of the shuffled data set `index` as the sample of a stream position."""
+        """Read row `row` of the shuffled data set `index` as the sample of a position."""
         dataset, shuffle = self.datasets[index], self._shuffles[index]
         location, window = shuffle.locate(row), shuffle.window_at(row)
         if self._windows.get(index) != window:

@@ -24,8 +24,6 @@ LABELS = {"True": True, "False": False, True: True, False: False}
 
 
 class Question(TypedDict):
-    """A question about a picture."""
-
     question_id: int | str
     key: str  # the picture's path as the file has it
     image: Path
@@ -35,7 +33,7 @@ class Question(TypedDict):
 
 
 class ImagePair(TypedDict):
-    """A sentence about two pictures, and whether it is true."""
+    """A sentence about two pictures; `label` is whether it is true."""
 
     keys: tuple[str, str]
     images: tuple[Path, Path]

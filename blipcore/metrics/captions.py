@@ -72,14 +72,14 @@ def caption_scores(
 
 
 def require_scorers(words: Words) -> None:
-    """Raise ImportError or ValueError if `caption_scores` lacks a package or Java; to be called before captioning."""
+    """Raise ImportError or ValueError if `caption_scores` would lack a package or Java."""
     _package_folder()
     if words == "ptb" and not has_java():
         raise ValueError("COCO's tokenizer needs Java, which is not installed: install Java or set words=plain.")
 
 
 def has_java() -> bool:
-    """Return whether Java is installed, for COCO's tokenizer, METEOR and SPICE."""
+    """Return whether Java is installed."""
     return shutil.which("java") is not None
 
 
@@ -120,7 +120,7 @@ def _package_folder() -> Path:
 
 
 def _load_scorers(java: bool) -> tuple[dict[str, ScoreFunction], dict[str, str]]:
-    """Return the available scorers by name, and the reasons why others are not available."""
+    """Return the available scorers by name, and name -> reason for the others."""
     package = _package_folder()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

@@ -141,7 +141,7 @@ class ContrastiveTask(Task):
         return (distributed.rank() * B, distributed.world_size() * B) if across_ranks else (0, B)
 
     def alpha(self, progress: Progress) -> float:
-        """Return the weight of the momentum encoders in the ITC targets of this step."""
+        """Return the weight of the momentum encoders in ITC targets."""
         ramp = self.config.alpha_ramp_steps
         return self.config.alpha * (min(1.0, progress.step / ramp) if ramp else 1.0)
 

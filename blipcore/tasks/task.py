@@ -53,7 +53,7 @@ class Task(nn.Module, ABC):
         """Update queues, after the optimizer. Default: nothing."""
 
     def save(self, folder: Path, model: Blip) -> None:
-        """Write a checkpoint folder of `model` (this task's model, unsharded) with the tokenizer."""
+        """Write a checkpoint folder of `model`, the unsharded model of this task, with the tokenizer."""
         save_model(folder, model, self.tokenizer)
 
     def load_extra(self, tensors: Mapping[str, Tensor]) -> None:

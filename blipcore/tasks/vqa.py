@@ -31,7 +31,7 @@ WRITE_ANSWERS = GenerateConfig(mode="beam", prompt="", max_length=10, min_length
 
 @dataclass
 class VQAConfig:
-    """Length of questions and label smoothing of the LM loss of answers (official values)."""
+    """Settings of VQA; the defaults are the official ones."""
 
     max_tokens: int = 35
     max_words: int = 50
@@ -86,7 +86,6 @@ class VQATask(Task):
 
 
 def answer_decoder(model: Blip) -> TextTransformer:
-    """Return the answer decoder of a VQA model."""
     assert model.answer_decoder is not None, "the model was built without the VQA head"
     return model.answer_decoder
 
@@ -134,7 +133,7 @@ def rank_answers(
 
 
 def questions_by_picture(questions: Sequence[Question]) -> list[dict[str, Any]]:
-    """Group questions into records {"image", "questions"}, so that a picture is read and encoded once."""
+    """Group questions into records {"image", "questions"}, to read and encode a picture once."""
     records: dict[str, dict[str, Any]] = {}
     for question in questions:
         record = records.setdefault(question["key"], {"image": question["image"], "questions": []})

@@ -124,7 +124,7 @@ def _cause(error: BaseException) -> str:
 
 
 def random_state(device: str) -> dict[str, Tensor]:
-    """Return the states of all random generators that training on `device` uses, as tensors of fixed shapes."""
+    """Return the states of all random generators of training on `device`, as tensors of fixed shapes."""
     _, words, gauss = random.getstate()
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)

@@ -72,7 +72,7 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
 
 
 def _first_error(error: ChildFailedError) -> BaseException:
-    """Convert the error of the process that failed first into one for this process to raise."""
+    """Return an error to raise for the process that failed first."""
     rank, failure = error.get_first_failure()
     if failure.exitcode > 128:  # exited on a signal sent to the processes directly
         return SystemExit(failure.exitcode)

@@ -1,4 +1,4 @@
-"""Average losses, throughput and memory of a run, measured per log interval."""
+"""Average losses, throughput and memory of a run, per log interval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Meter:
         self._start = time.perf_counter() - seconds
 
     def seconds(self) -> float:
-        """Return the seconds of training so far, over all launches."""
+        """Return the seconds of training, over all launches."""
         return time.perf_counter() - self._start
 
     def add(self, outputs: list[Outputs]) -> None:
@@ -43,7 +43,7 @@ class Meter:
     def record(self, state: TrainState, learning_rate: float) -> dict[str, float]:
         """Return the record of the interval since the last one, and start the next interval.
 
-        Updates the losses and the times of `state`. All processes must call it: losses are means over them.
+        Updates losses and times of `state`. All processes must call it: losses are means over them.
         """
         if self.sums:  # empty if every step of the interval was skipped
             sums = torch.stack(list(self.sums.values()))

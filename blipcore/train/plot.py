@@ -53,7 +53,6 @@ def draw_losses(records: list[dict[str, float]], title: str = "") -> str:
 
 
 def read_records(path: Path) -> list[dict[str, float]]:
-    """Return the records of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

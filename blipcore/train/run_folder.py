@@ -35,7 +35,7 @@ MAX_DIFFERENCES = 8
 
 
 class RunFolder:
-    """The folder `path` of a run with the resolved configuration `config`; `launch` describes the processes."""
+    """The folder of a run with the resolved configuration `config`; `launch` describes the processes."""
 
     def __init__(self, path: Path, config: dict[str, Any], launch: dict[str, Any]) -> None:
         self.path, self.launch = path, launch | package_versions()
@@ -67,12 +67,10 @@ class RunFolder:
         return None
 
     def _has_progress(self) -> bool:
-        """Return whether the folder holds records, checkpoints or a model."""
         metrics = self.path / "metrics.jsonl"
         return self.model.exists() or self.checkpoints.exists() or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def _require_same_config(self) -> None:
-        """Raise ValueError if config.yaml differs in a setting that changes the result."""
         config_file = self.path / "config.yaml"
         if not config_file.is_file():
             return
@@ -90,7 +88,7 @@ class RunFolder:
             )
 
     def _same_pictures_per_step(self) -> bool:
-        """Return whether the last launch had the same number of pictures per step, on any number of processes."""
+        """Return whether the last launch had the same number of pictures per step."""
         launches = self.path / "launches.jsonl"
         lines = launches.read_text(encoding="utf-8").splitlines() if launches.is_file() else []
         return bool(lines) and json.loads(lines[-1])["pictures_per_step"] == self.launch["pictures_per_step"]
@@ -155,7 +153,7 @@ class RunFolder:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result may depend on."""
+    """Return the versions of Python and of packages that affect results."""
     packages = ("capfilt", "torch", "numpy", "pillow", "tokenizers", "safetensors")
     versions = {"python": platform.python_version()}
     for package in packages:

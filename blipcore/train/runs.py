@@ -1,7 +1,4 @@
-"""`capfilt pretrain` and `capfilt finetune`: builds stream, model and task from a run's settings, and trains.
-
-Each `*Run` dataclass is the whole configuration of its command.
-"""
+"""`capfilt pretrain` and `capfilt finetune`: builds stream, model and task from the settings of a run, and trains."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -126,7 +123,7 @@ class FinetuneRun:
 
 
 def _in_process_group(work: Callable[[Any, Path], dict[str, Any]]) -> Callable[[Any, Path], dict[str, Any]]:
-    """Decorate `work` to run in the process group of a launcher, if one started this process."""
+    """Decorate `work` to run in the process group of a launcher, if there is one."""
 
     @functools.wraps(work)
     def work_in_group(run: Any, out: Path) -> dict[str, Any]:
@@ -198,7 +195,7 @@ def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:
 
 
 def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Validator | None:
-    """Return the evaluation on the run's validation set, or None if it has none."""
+    """Return the evaluation on the validation set; None without one."""
     config, annotations = run.validation, run.validation.annotations
     if not annotations:
         return None
@@ -248,7 +245,7 @@ def _model_overrides(run: PretrainRun, vision: StartingWeights | None, text: Sta
 
 
 def _require_sizes(run: PretrainRun, config: BlipConfig) -> None:
-    """Raise ValueError if `config`, of the checkpoint, differs from the sizes of `run.preset` and `run.model`."""
+    """Raise ValueError if `config` differs from the sizes of `run.preset` and `run.model`."""
     sizes = config.to_dict()
     geometry = ("width", "depth", "heads", "patch_size", "mlp_ratio", "hidden")
     for part in ("vision", "text"):

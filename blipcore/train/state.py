@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TrainState:
-    """Progress of a run, apart from its tensors; a checkpoint holds it as JSON."""
+    """Progress without tensors; a checkpoint holds it as JSON."""
 
     step: int = 0  # optimizer steps done
     steps: int = 0  # optimizer steps of the whole run

@@ -1,9 +1,9 @@
 """The training loop: steps, devices and files. The Task provides the model and the losses.
 
-A Trainer trains a Task on a Stream into a run folder (contents: `run_folder.py`). Launched again after a kill, it
-resumes from the last checkpoint with the same samples, the same dropout and, on a CPU, the same bits. On several
-processes (see `distributed.process_group`) each trains on its part of every batch. Rank 0 alone logs, and writes all
-files except the tensors of checkpoints.
+A Trainer trains a Task on a Stream into a run folder (see `run_folder.py`). After a kill it resumes from the last
+checkpoint with the same samples, the same dropout and, on a CPU, the same bits. Each of several processes (see
+`distributed.process_group`) trains on its part of every batch. Rank 0 alone logs, and writes all files except the
+tensors of checkpoints.
 """
 
 import contextlib
@@ -219,7 +219,7 @@ class Trainer:
             self.folder.plot()
 
     def _tensors(self, optimizer: AdamW) -> dict[str, Tensor]:
-        """Return weights, momentum encoders, queues and optimizer state under names that no process layout changes."""
+        """Return weights, momentum encoders, queues and optimizer state by names that any number of processes shares."""
         state = {"task." + name: value for name, value in self.task.state_dict().items()}
         return state | {"optimizer." + name: value for name, value in optimizer_tensors(self.task, optimizer).items()}
 
@@ -227,7 +227,7 @@ class Trainer:
         return {f"random.{distributed.rank()}.{name}": value for name, value in random_states.items()}
 
     def _resume(self, optimizer: AdamW) -> list[str]:
-        """Load the newest readable checkpoint if one exists; return messages for the user."""
+        """Load the newest readable checkpoint, if any; return messages for the user."""
         ranks, random_states = distributed.world_size(), random_state(self.device)
 
         def tensors_to_fill(saved_state: dict[str, Any]) -> dict[str, Tensor]:
