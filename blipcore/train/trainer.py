@@ -219,7 +219,7 @@ class Trainer:
             self.folder.plot()
 
     def _tensors(self, optimizer: AdamW) -> dict[str, Tensor]:
-        """Return weights, momentum encoders, queues and optimizer state by names that any number of processes shares."""
+        """Return weights, momentum encoders, queues and optimizer state, named alike for any number of processes."""
         state = {"task." + name: value for name, value in self.task.state_dict().items()}
         return state | {"optimizer." + name: value for name, value in optimizer_tensors(self.task, optimizer).items()}
 
