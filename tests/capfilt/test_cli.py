@@ -53,7 +53,7 @@ SLOW_IMPORTS += ["pydantic", "yaml"]
 
 
 def shell(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `capfilt` in a process of its own."""
+    """Run `capfilt` in its own process."""
     variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "COLUMNS": "100"} | environment
     command = [sys.executable, "-m", "capfilt", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=cwd, timeout=120)

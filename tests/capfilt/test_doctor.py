@@ -93,7 +93,7 @@ def test_names_that_do_not_resolve_are_a_note(monkeypatch: pytest.MonkeyPatch) -
     assert doctor.check_dns(["unknown"]).detail == "no host name could be resolved"
 
 
-def test_a_resolver_that_does_not_answer_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_does_not_answer_does_not_block_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     release, finished = threading.Event(), threading.Event()
 
     def resolve(*_: object) -> list:

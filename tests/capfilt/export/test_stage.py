@@ -26,7 +26,7 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, drawn) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(filtered: Path) -> dict[str, list[dict]]:
+def kept_texts(filtered: Path) -> dict[str, list[dict]]:
     """Return the kept texts of each key, best first."""
     texts = defaultdict(list)
     for row in rows_of(filtered):
@@ -35,22 +35,22 @@ def kept(filtered: Path) -> dict[str, list[dict]]:
     return {key: sorted(rows, key=lambda row: -row["itm"]) for key, rows in texts.items()}
 
 
-def test_tars_contain_the_kept_pictures_with_their_texts(filtered: Path, kept: dict, tmp_path: Path) -> None:
+def test_tars_contain_the_kept_pictures_with_their_texts(filtered: Path, kept_texts: dict, tmp_path: Path) -> None:
     summary = export_shards(ExportConfig(str(filtered), str(tmp_path / "out")), progress=False)
-    texts = sum(map(len, kept.values()))
-    assert summary["counts"] == {"contaminated": 0, "exported": len(kept), "missing": 0, "texts": texts}
+    texts = sum(map(len, kept_texts.values()))
+    assert summary["counts"] == {"contaminated": 0, "exported": len(kept_texts), "missing": 0, "texts": texts}
     pictures = [p for tar in sorted((tmp_path / "out").glob("*.tar")) for p in read_samples(tar)]
-    assert len(pictures) == len(kept) > 20
+    assert len(pictures) == len(kept_texts) > 20
     stored = {p.key: p.image for tar in sorted(filtered.parents[1].glob("*.tar")) for p in read_samples(tar)}
     for picture in pictures:
-        best, key = kept[picture.key.split("_")[1]], picture.key.split("_")[1]
+        best, key = kept_texts[picture.key.split("_")[1]], picture.key.split("_")[1]
         assert picture.image == stored[key] and picture.text == best[0]["text"]
         for source in ("web", "c", "second"):
             of_source = [row for row in best if row["source"] == source]
             assert picture.metadata[f"caption_{source}"] == (of_source[0]["text"] if of_source else None)
             assert picture.metadata[f"itm_{source}"] == (of_source[0]["itm"] if of_source else None)
         assert picture.metadata["url"].startswith("https://www.host")
-    assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == len(kept)
+    assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == len(kept_texts)
 
 
 def test_output_does_not_depend_on_the_number_of_workers(filtered: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_output_does_not_depend_on_the_number_of_workers(filtered: Path, tmp_pat
     assert again["shards"]["done"] == 0 and again["counts"]["exported"] > 20
 
 
-def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path) -> None:
+def test_open_clip_trains_on_the_tars(filtered: Path, kept_texts: dict, tmp_path: Path) -> None:
     export_shards(ExportConfig(str(filtered), str(tmp_path)), progress=False)
     from blipcore.torchvision_shim import heal_torchvision
 
@@ -87,7 +87,7 @@ def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path
     preprocess = open_clip.image_transform((32, 32), is_train=True)
     tokenizer = open_clip.SimpleTokenizer(context_length=16)
     data = get_wds_dataset(arguments, preprocess, is_train=True, epoch=0, tokenizer=tokenizer)
-    assert len(kept) <= data.dataloader.num_samples < len(kept) + 4
+    assert len(kept_texts) <= data.dataloader.num_samples < len(kept_texts) + 4
     optimizer, loss_of, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), open_clip.ClipLoss(), []
     for epoch in range(20):
         data.set_epoch(epoch)
@@ -103,14 +103,14 @@ def test_open_clip_trains_on_the_tars(filtered: Path, kept: dict, tmp_path: Path
     assert len(losses) >= 20 and all(loss == loss for loss in losses)
 
 
-def test_datasets_reads_pictures_from_the_parquet(filtered: Path, kept: dict, tmp_path: Path) -> None:
+def test_datasets_reads_pictures_from_the_parquet(filtered: Path, kept_texts: dict, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     export_shards(ExportConfig(str(filtered), str(tmp_path / "out"), "parquet"), progress=False)
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(loaded) == len(kept)
+    assert len(loaded) == len(kept_texts)
     assert isinstance(loaded.features["image"], datasets.Image)
     row = loaded[0]
-    assert row["image"].size == (40, 40) and row["text"] == kept[row["key"].split("_")[1]][0]["text"]
+    assert row["image"].size == (40, 40) and row["text"] == kept_texts[row["key"].split("_")[1]][0]["text"]
     shutil.rmtree(tmp_path / "out")  # `datasets` does not reuse its cache for another export into the same folder
     strict = filter_set(filtered.parents[1], "strict", threshold=0.95)
     export_shards(ExportConfig(str(strict), str(tmp_path / "out"), "parquet"), progress=False)
@@ -118,12 +118,12 @@ def test_datasets_reads_pictures_from_the_parquet(filtered: Path, kept: dict, tm
     assert 0 < len(again) < len(loaded)
 
 
-def test_the_json_list_has_a_row_per_text_and_its_files_exist(filtered: Path, kept: dict, tmp_path: Path) -> None:
+def test_the_json_list_has_a_row_per_text_and_its_files_exist(filtered: Path, kept_texts: dict, tmp_path: Path) -> None:
     export_shards(ExportConfig(str(filtered), str(tmp_path), "json"), progress=False)
     rows = json.loads((tmp_path / "pairs.json").read_text(encoding="utf-8"))
-    assert len(rows) == sum(map(len, kept.values()))
+    assert len(rows) == sum(map(len, kept_texts.values()))
     assert all((tmp_path / row["image"]).is_file() for row in rows)
-    assert {row["caption"] for row in rows} == {row["text"] for texts in kept.values() for row in texts}
+    assert {row["caption"] for row in rows} == {row["text"] for texts in kept_texts.values() for row in texts}
 
     from blipcore.data.annotations import read_captioned_images
 
@@ -133,11 +133,11 @@ def test_the_json_list_has_a_row_per_text_and_its_files_exist(filtered: Path, ke
 def test_keys_and_shard_names_of_other_tools_stay_unique(tmp_path: Path, drawn) -> None:
     import webdataset
 
-    def foreign(number: int) -> TarSample:
+    def sample_of_another_tool(number: int) -> TarSample:
         """Return a picture; the keys 3/x and 3_x are different."""
         return replace(drawn(number), key=f"{number // 2}{'/_'[number % 2]}x")
 
-    data = write_set(tmp_path / "data", foreign, pictures=30, shards=1)
+    data = write_set(tmp_path / "data", sample_of_another_tool, pictures=30, shards=1)
     for path in list(data.rglob("00000.*")):
         path.rename(path.with_name(f"part.v1{path.suffix}"))
     stored = {picture.key: picture.image for picture in read_samples(data / "part.v1.tar")}

@@ -139,14 +139,14 @@ def download_from_hell(web: Web, folder: Path, times: int, shard_size: int) -> N
     assert len(pictures) == summary["ok"]
 
 
-def test_the_server_from_hell(tmp_path: Path, web: Web, internet: None) -> None:
-    """Without the limits per picture the rows that hang or drip would never end."""
+def test_every_row_on_the_worst_server_has_its_outcome(tmp_path: Path, web: Web, internet: None) -> None:
+    """Without the limits per picture, the rows that hang or drip would never end."""
     download_from_hell(web, tmp_path, times=2, shard_size=100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_server_from_hell_at_length(tmp_path: Path, web: Web, internet: None) -> None:
+def test_every_row_of_a_long_list_on_the_worst_server_has_its_outcome(tmp_path: Path, web: Web, internet: None) -> None:
     download_from_hell(web, tmp_path, times=15, shard_size=250)
 
 

@@ -1,4 +1,4 @@
-"""Reading the bytes of pictures from files, from within files and from tables."""
+"""Reading the bytes of pictures from files, parts of files and tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan becomes a tar and a table: every row has its outcome, and what was stored before is not converted again."""
+"""A plan becomes a tar and a table: every row has its outcome, and stored pictures are not converted again."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from capfilt.report.stage import ReportConfig, write_report
 from capfilt.shards.format import write_shard
 
 
-def test_each_kind_selects_what_its_heading_says(filtered: Path, content: dict[str, Any]) -> None:
+def test_each_kind_selects_the_pictures_of_its_heading(filtered: Path, content: dict[str, Any]) -> None:
     kinds, pictures = content["gallery"]["kinds"], content["gallery"]["pictures"]
     assert [len(kinds[kind]) for kind in ("threshold", "random", "disagree")] == [10, 10, 10]
     rows = {(row["key"], row["source"]): row for row in rows_of(filtered)}

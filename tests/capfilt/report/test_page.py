@@ -223,7 +223,7 @@ def test_markup_in_a_text_is_shown_as_text(open_page, html: Path) -> None:
     assert page.evaluate("document.scripts.length") == 2
 
 
-def test_the_keyboard_is_enough(open_page, html: Path) -> None:
+def test_the_page_works_with_the_keyboard_alone(open_page, html: Path) -> None:
     page = open_page(html)
     expected = page.evaluate(FOCUSABLE)
     reached = []

@@ -118,9 +118,7 @@ def test_a_fetcher_that_dies_without_any_result_is_an_error(tmp_path: Path) -> N
         fetch(attempts, 1)
 
 
-def test_an_attempt_that_a_killed_run_was_preparing_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attempt_prepared_by_a_killed_run_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "making-a000").mkdir()
     (tmp_path / "making-a000" / "urls.parquet").write_bytes(b"half")
     monkeypatch.setattr("capfilt.ingest.fetch.attempts.run_fetcher", lambda *_: "done")
@@ -170,7 +168,7 @@ def test_results_that_are_not_retried() -> None:
     assert FetchResult("rate_limited", "HTTP Error 429: Too Many Requests (Retry-After: 61)").is_final(patient)
 
 
-def test_samples_that_a_crash_of_the_machine_has_blanked_are_fetched_again(tmp_path: Path) -> None:
+def test_samples_zeroed_by_a_crash_are_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "a000" / "out").mkdir(parents=True)
     with tarfile.open(tmp_path / "a000" / "out" / "00000.tar", "w") as tar:
         for name, data in (("0.jpg", b"x"), ("0.json", bytes(9)), ("1.jpg", b"y"), ("1.json", b'{"uid": 1}')):
@@ -182,7 +180,7 @@ def test_samples_that_a_crash_of_the_machine_has_blanked_are_fetched_again(tmp_p
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def run_fetcher(folder: Path, *_: object) -> FetchEnd:
         (folder / "log.txt").write_text(f"shard 0 failed with error [Errno {number}] {os.strerror(number)}\n")
         return "done"

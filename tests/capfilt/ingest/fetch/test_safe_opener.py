@@ -85,7 +85,7 @@ def test_a_host_that_has_sent_retry_after_gets_no_request(web: Web) -> None:
 
 
 class ManualClock:
-    """A clock that moves only when somebody sleeps."""
+    """A clock that moves only by sleeping."""
 
     def __init__(self) -> None:
         self.now, self.sleeps = 100.0, list[float]()
@@ -134,7 +134,7 @@ class Proxy(BaseHTTPRequestHandler):
         self.wfile.write(self.path.encode())
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def test_behind_a_proxy_the_limits_apply_to_the_host_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
