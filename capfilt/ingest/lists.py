@@ -127,6 +127,8 @@ def _read_csv(path: str, columns: Sequence[ListColumn]) -> Iterator[tuple[Any, .
     with _open(path) as file, TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         rows = _csv_rows(text, delimiter, path)
         _, _, header = next(rows, (1, [], []))
+        if not header:
+            raise ValueError(f"{path} is empty.")
         names = match_columns(header, columns, path)
         indices = [None if name is None else header.index(name) for name in names]
         for line, lines, cells in rows:

@@ -90,7 +90,7 @@ def test_named_columns_nulls_and_lone_surrogates(tmp_path: Path) -> None:
         ("list.tsv", 'text\turl\n"one\ta\ntwo\tb\nsaid "x" y\tc\n', {}, "line 2: a quote is not closed"),
         ("list.json", "[]", {}, "has no rows"),
         ("list.json", '[{"url": "a"}]\n[{"url": "b"}]', {}, "continues after the end of its list"),
-        ("list.csv", "", {}, "no column that looks like a URL"),
+        ("list.csv", "", {}, "is empty"),
         ("list.parquet", "PAR1", {}, "cannot be read as parquet"),
         ("list.txt.gz", "plain", {}, "cannot be read as txt"),
         ("list.jsonl", '{"url": "a"}\n' + "[" * 200_000, {}, "row 1 is nested too deeply"),
