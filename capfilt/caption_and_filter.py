@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from blipcore.io.storage import AnyPath, existing
+from blipcore.io.storage import AnyPath, existing_paths
 from capfilt.caption.stage import CaptionConfig, CaptionFolder, CaptionStage, CaptionTable, lock_captions
 from capfilt.config import resolve
 from capfilt.engine.worker import Worker
@@ -83,7 +83,7 @@ def caption_and_explain(config: CaptionFilterConfig, *, progress: bool = True) -
 
 def _captioned_shards(stage: CaptionStage) -> frozenset[str]:
     tables = {shard: stage.output(shard) for shard in stage.images.shards}
-    existing_tables = existing(tables.values())
+    existing_tables = existing_paths(tables.values())
     return frozenset(shard for shard, table in tables.items() if table in existing_tables)
 
 

@@ -198,7 +198,7 @@ def list_names(folder: AnyPath) -> list[str]:
     return sorted({name.rstrip("/").rpartition("/")[2] for name in names})
 
 
-def existing(paths: Iterable[AnyPath]) -> set[AnyPath]:
+def existing_paths(paths: Iterable[AnyPath]) -> set[AnyPath]:
     """Return the existing paths among `paths`, by one listing per folder."""
     by_folder: dict[AnyPath, dict[str, AnyPath]] = {}
     for path in paths:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from blipcore.io.storage import existing
+from blipcore.io.storage import existing_paths
 from blipcore.io.writing import remove_temporary_files
 from capfilt.engine.processes import ProcessPool
 from capfilt.engine.progress import ProgressDisplay
@@ -95,7 +95,7 @@ def run_shards(
         raise ValueError(f"workers must be at least 1, not {workers}.")
     shards = list(shards)
     outputs = {shard: stage.output(shard) for shard in shards}
-    existing_outputs = existing(outputs.values())  # one listing of the folder for all shards
+    existing_outputs = existing_paths(outputs.values())  # one listing of the folder for all shards
     todo = [shard for shard, output in outputs.items() if output not in existing_outputs]
     for folder in {outputs[shard].parent for shard in todo}:
         remove_temporary_files(folder, (outputs[shard].name for shard in todo))

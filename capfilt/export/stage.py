@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from blipcore.io.lock import lock_folder
 from blipcore.io.samples import TarSample, read_samples
-from blipcore.io.storage import AnyPath, existing, to_path
+from blipcore.io.storage import AnyPath, existing_paths, to_path
 from blipcore.io.writing import atomic_write, remove_temporary_files, write_json, write_text
 from capfilt.engine.run import EngineConfig, run_shards
 from capfilt.engine.worker import Worker
@@ -203,7 +203,7 @@ def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, A
         )
         indexes = {shard: stage.output(shard) for shard in shards}
         counts = manifest.record_run(indexes, own_shards, result.failed, changed=result.done > 0)
-        if len(existing(indexes.values())) == len(shards):
+        if len(existing_paths(indexes.values())) == len(shards):
             _finish(config, data, folder, indexes, counts)
     return {
         "stage": "export",

@@ -15,7 +15,7 @@ from typing import Any
 
 from blipcore.device import resolve_backend, resolve_dtype
 from blipcore.io.hub import model_fingerprint
-from blipcore.io.storage import AnyPath, existing
+from blipcore.io.storage import AnyPath, existing_paths
 from capfilt.engine.worker import worker_device
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import BLIP_COLUMNS, clip_columns, open_clip_fingerprint
@@ -66,7 +66,7 @@ def locate_scores(
     captions = _find_captions(config, images, config.sources, new_captions)
     path, settings = _choose_folder(config, {source: _origin(folder) for source, folder in captions.items()})
     outputs = [folder / f"{shard}.parquet" for folder in (path, *new_captions.values()) for shard in images.shards]
-    is_complete = len(existing(outputs)) == len(outputs)
+    is_complete = len(existing_paths(outputs)) == len(outputs)
     scores = ScoreFolder(path, settings, captions, is_complete, captions)
     for column, setting in required_columns.items():
         if column not in scores.columns:
@@ -112,7 +112,7 @@ def _find_captions(
 
 def _require_finished(folder: AnyPath, images: ShardSet) -> None:
     tables = [folder / f"{shard}.parquet" for shard in images.shards]
-    missing = [path.stem for path in sorted(set(tables) - existing(tables))]
+    missing = [path.stem for path in sorted(set(tables) - existing_paths(tables))]
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} of {len(tables)} shards, {missing[0]} first; run the same "

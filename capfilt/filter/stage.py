@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from blipcore.device import count_cores
 from blipcore.io.lock import lock_folder
-from blipcore.io.storage import AnyPath, existing, to_path
+from blipcore.io.storage import AnyPath, existing_paths, to_path
 from capfilt.engine.run import run_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.decide import KEPT, BestTexts
@@ -165,7 +165,7 @@ def _choose_threshold(config: FilterConfig, itm_scores: ItmScores) -> tuple[floa
 def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None) -> ItmScores:
     """Return the ITM scores of all shards; ValueError if some have none yet."""
     paths = [scored.table(shard) for shard in images.shards]
-    missing = len(paths) - len(existing(paths))
+    missing = len(paths) - len(existing_paths(paths))
     if missing:
         raise ValueError(
             f"{missing} of {len(paths)} shards have no scores yet, and choosing a threshold needs all of them; run the "

@@ -25,7 +25,7 @@ import pyarrow as pa
 from blipcore.device import count_cores
 from blipcore.io.config_diff import INCIDENTAL, incidental_fields
 from blipcore.io.reading import open_read
-from blipcore.io.storage import AnyPath, existing, list_names
+from blipcore.io.storage import AnyPath, existing_paths, list_names
 from blipcore.io.tars import walk_tar
 from blipcore.io.writing import atomic_write
 from capfilt.config import to_dict
@@ -126,7 +126,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
             total, _ = split_rows(staging, pairs, INPUT_SCHEMA, config.shard_size)
         shards = [f"{number:05d}" for number in range(-(-total // config.shard_size))]
         tables = {shard: out / f"{shard}.parquet" for shard in shards}
-        existing_tables = existing(tables.values())
+        existing_tables = existing_paths(tables.values())
         pending = [shard for shard in shards if tables[shard] not in existing_tables]
         skipped = [shard for shard in shards if tables[shard] in existing_tables]
         if progress and not pending and not config.retry_failed:
@@ -138,7 +138,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
             failed |= _retry_failed_rows(out, staging, skipped, manifest, config, progress)
         changed = bool(pending) or config.retry_failed or "counts" not in manifest.content
         counts = manifest.record_run(tables, tables, failed, changed)
-        existing_tables = existing(tables.values())
+        existing_tables = existing_paths(tables.values())
         if len(existing_tables) == len(shards) and not failed:
             shutil.rmtree(staging, ignore_errors=True)
         complete = [shard for shard in shards if tables[shard] in existing_tables]

@@ -15,7 +15,7 @@ from typing import Any
 
 from blipcore.device import Backend
 from blipcore.io.config_diff import diff_configs
-from blipcore.io.storage import AnyPath, existing, list_names, resolve_reference
+from blipcore.io.storage import AnyPath, existing_paths, list_names, resolve_reference
 from blipcore.io.writing import remove_temporary_files, write_json
 from capfilt.shards.tables import sum_footer_counts
 
@@ -106,7 +106,7 @@ class Manifest:
         all shards. Otherwise they cover `shards`, and the manifest lists the `failed` ones with reasons. No table of a
         finished folder is read unless it has `changed`.
         """
-        present = existing(tables.values())
+        present = existing_paths(tables.values())
         complete = len(present) == len(tables)
         if complete and not changed and "counts" in self.content:
             return self.content["counts"]

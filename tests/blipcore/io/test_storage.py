@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from blipcore.io import storage
-from blipcore.io.storage import AnyPath, Remote, existing, list_files, list_names, resolve_reference, to_path
+from blipcore.io.storage import AnyPath, Remote, existing_paths, list_files, list_names, resolve_reference, to_path
 from blipcore.io.writing import write_json
 
 FailRequests = Callable[[int, str, Exception], list[int]]
@@ -39,17 +39,17 @@ def test_references_are_relative_absolute_or_urls() -> None:
 def test_one_listing_for_any_number_of_files(folder: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roots: Iterable[AnyPath] = (folder, tmp_path)
     for root in roots:
-        assert list_names(root / "nowhere") == [] and existing([root / "nowhere" / "x"]) == set()
+        assert list_names(root / "nowhere") == [] and existing_paths([root / "nowhere" / "x"]) == set()
         write_json(root / "b.json", {})
         write_json(root / "inner" / "a.json", {})
         assert list_names(root) == ["b.json", "inner"]
         wanted = [root / "a.json", root / "b.json", root / "inner" / "a.json"]
-        assert existing(wanted) == set(wanted[1:])
+        assert existing_paths(wanted) == set(wanted[1:])
     assert sorted(path.name for path in folder.glob("*.json")) == ["b.json"]
     assert folder.is_dir() and (folder / "b.json").is_file() and not (folder / "c.json").exists()
     listed: list[AnyPath] = []
     monkeypatch.setattr(storage, "list_names", lambda path: listed.append(path) or [])
-    existing(folder / f"{number:05d}.parquet" for number in range(1000))
+    existing_paths(folder / f"{number:05d}.parquet" for number in range(1000))
     assert listed == [folder]
 
 
