@@ -20,7 +20,7 @@ class MissingPictureError(Exception):
         self.outcome = outcome
 
 
-class PictureReader:
+class PictureBytesReader:
     """Reads the bytes of pictures. The last file or table stays open, because rows come in order."""
 
     def __init__(self, max_bytes: int) -> None:

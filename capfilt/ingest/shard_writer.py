@@ -26,7 +26,7 @@ from blipcore.io.samples import TarSample
 from blipcore.io.storage import AnyPath, Remote, to_path
 from blipcore.io.writing import write_json
 from capfilt.engine.worker import Worker
-from capfilt.ingest.picture_bytes import MissingPictureError, PictureReader
+from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader
 from capfilt.pictures.decode import DecodeError, difference_hash, to_jpeg
 from capfilt.shards.format import CAPTIONS, IMAGES, write_shard
 from capfilt.shards.manifest import MANIFEST, Manifest, read_manifest
@@ -140,7 +140,7 @@ class ShardWriter:
         return to_path(self.out) / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
-        self.reader = PictureReader(self.max_bytes)
+        self.reader = PictureBytesReader(self.max_bytes)
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from blipcore.io.storage import to_path
-from capfilt.ingest.picture_bytes import MissingPictureError, PictureReader
+from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader
 
 
 def test_a_file_is_read_whole_or_in_part(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
-    reader = PictureReader(max_bytes=10)
+    reader = PictureBytesReader(max_bytes=10)
     assert reader.read(str(tmp_path / "a.bin"), None, None, None) == b"0123456789"
     assert reader.read(str(tmp_path / "a.bin"), None, 3, 4) == b"3456"
     assert reader.read(str(tmp_path / "a.bin"), None, 0, 2) == b"01"
@@ -30,7 +30,7 @@ def test_a_cell_is_bytes_or_a_struct(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     structs = [{"bytes": b"c", "path": None}, {"bytes": None, "path": "x.jpg"}, {"bytes": None, "path": None}]
     pq.write_table(pa.table({"jpg": [b"a", None, b"b"], "image": structs}), path)
-    reader = PictureReader(max_bytes=10)
+    reader = PictureBytesReader(max_bytes=10)
     assert [reader.read(path, "jpg", row, None) for row in (0, 2)] == [b"a", b"b"]
     assert reader.read(path, "image", 0, None) == b"c"
     for column, row, message in (("jpg", 1, "no bytes"), ("image", 1, "not in the table: x.jpg"), ("image", 2, "no b")):
@@ -42,7 +42,7 @@ def test_a_cell_is_bytes_or_a_struct(tmp_path: Path) -> None:
 def test_large_and_special_files_are_refused_before_they_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     os.mkfifo(tmp_path / "pipe")
-    reader = PictureReader(max_bytes=9)
+    reader = PictureBytesReader(max_bytes=9)
     for offset, size in ((None, None), (0, 10)):
         with pytest.raises(MissingPictureError, match="larger than 9 bytes: 10") as caught:
             reader.read(str(tmp_path / "a.bin"), None, offset, size)
@@ -56,7 +56,7 @@ def test_large_and_special_files_are_refused_before_they_are_read(tmp_path: Path
 def test_a_table_can_stay_open_and_a_file_never_does(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"jpg": [b"a", b"b"]}), path)
-    reader = PictureReader(max_bytes=10)
+    reader = PictureBytesReader(max_bytes=10)
     reader.read(path, "jpg", 0, None)
     table = reader._table
     reader.close(keep_tables=True)
