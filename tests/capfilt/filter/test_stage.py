@@ -11,43 +11,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from filter_runs import caption, rows, run
 
 from blipcore.device import resolve_dtype
 from blipcore.generate.config import GenerateConfig
 from blipcore.io.samples import TarSample
-from capfilt.caption.stage import CaptionConfig, caption_shards
-from capfilt.filter.config import FilterConfig
-from capfilt.filter.stage import filter_shards
-from capfilt.pictures.read_ahead import ReadAhead
 from capfilt.shards.format import CAPTIONS, filtered_schema, write_shard
 from capfilt.shards.tables import read_table, write_table
-
-
-def run(data: Path, model: Path | None, **options) -> dict:
-    options = {"model": None if model is None else str(model), "dtype": "fp32"} | options
-    return filter_shards(FilterConfig(data=str(data), device="cpu", **options), progress=False)
-
-
-def caption(data: Path, model: Path, **options) -> None:
-    caption_shards(CaptionConfig(str(data), str(model), device="cpu", **options), progress=False)
-
-
-def rows(summary: dict) -> list[dict]:
-    return [row for path in sorted(Path(summary["out"]).glob("*.parquet")) for row in read_table(path).to_pylist()]
-
-
-def scores(summary: dict) -> list[dict]:
-    return [row for path in sorted(Path(summary["scores"]).glob("*.parquet")) for row in read_table(path).to_pylist()]
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Return a function after which reading a picture fails the test."""
-
-    def forbid() -> None:
-        monkeypatch.setattr(ReadAhead, "__iter__", lambda self: pytest.fail("a picture was read"))
-
-    return forbid
 
 
 @pytest.fixture
@@ -123,20 +93,6 @@ def test_scores_of_another_backend_are_reused_unless_one_is_named(
     assert again["scores"] == first["scores"]
     with pytest.raises(ValueError, match=r"made with other settings(.|\n)*backend"):
         run(data, tiny_blip, dtype="bf16", name="third", backend="openvino")
-
-
-def test_scores_depend_neither_on_batches_nor_on_workers(shards, tiny_blip: Path) -> None:
-    data = shards(2, 12)
-    caption(data, tiny_blip)
-    tables = [
-        scores(run(data, tiny_blip, name=name, scores=name, batch_size=batch_size, workers=workers))
-        for name, batch_size, workers in (("a", 3, 1), ("b", 32, 1), ("c", 5, 2))
-    ]
-    assert len({row["itm"] for row in tables[0]}) > 20
-    for other in tables[1:]:
-        for row, other_row in zip(tables[0], other, strict=True):
-            assert all(row[name] == other_row[name] for name in ("key", "source", "index", "text"))
-            assert (row["itm"], row["itc"]) == pytest.approx((other_row["itm"], other_row["itc"]), abs=1e-5)
 
 
 def test_another_threshold_or_fewer_sources_read_no_picture(shards, tiny_blip, tiny_filter, no_pictures) -> None:
@@ -240,38 +196,6 @@ def test_duplicates_of_the_web_text_are_dropped(shards, tiny_filter: Path) -> No
     assert alone["kept"] == 3  # there are no web texts to repeat
 
 
-def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:
-    data = shards(1, 8)
-    with pytest.raises(
-        ValueError, match="clip_threshold needs the score 'clip', but the scores are itm, itc; add --clip"
-    ):
-        run(data, tiny_filter, clip_threshold=0.1)
-    assert not (data / "scores").exists()  # raised before any picture is scored
-    plain = run(data, tiny_filter)
-    assert "clip" not in rows(plain)[0]
-    both = run(data, tiny_filter, name="both", clip=tiny_clip)
-    assert {row["clip"] for row in rows(both)}.isdisjoint({None}) and len({row["clip"] for row in rows(both)}) == 8
-    assert [row["itm"] for row in rows(both)] == pytest.approx([row["itm"] for row in rows(plain)], abs=1e-6)
-    (Path(both["scores"]) / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match="is not finished; to finish it, give the same --model and --clip"):
-        run(data, tiny_filter, name="both", scores=Path(both["scores"]).name)
-    assert rows(run(data, tiny_filter, name="both", clip=tiny_clip)) == rows(both)
-    no_pictures()
-    limit = sorted(row["clip"] for row in rows(both))[4]
-    half = run(data, tiny_filter, name="half", clip=tiny_clip, threshold=0, clip_threshold=limit)
-    assert half["kept"] == 4 and half["dropped"] == {f"clip<{limit}": 4}
-
-
-def test_several_clips_are_columns_in_the_same_pass(shards, tiny_filter: Path, tiny_clip: str, no_pictures) -> None:
-    data = shards(1, 6)
-    both = run(data, tiny_filter, name="both", clip=[tiny_clip, tiny_clip])
-    assert Path(both["scores"]).name.split(".")[0].endswith("+clip2")
-    assert [row["clip2"] for row in rows(both)] == [row["clip"] for row in rows(both)]
-    no_pictures()
-    assert run(data, tiny_filter, name="one", clip=tiny_clip, best_of="clip2")["scores"] == both["scores"]
-    assert run(data, tiny_filter, name="none")["scores"] == both["scores"]
-
-
 def test_the_best_of_several_captions_by_any_score_stays(shards, tiny_blip, tiny_clip: str, no_pictures) -> None:
     data = shards(1, 6)
     caption(data, tiny_blip, name="c", generate=GenerateConfig(num_captions=4))
@@ -294,34 +218,6 @@ def test_the_best_of_several_captions_by_any_score_stays(shards, tiny_blip, tiny
         run(data, tiny_blip, name="second", clip=tiny_clip, best_of="clip2")
     with pytest.raises(ValueError, match=r"best_of must be itm, itc, clip, .*, not 'nice'"):
         run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
-
-
-def test_a_truncated_tar_keeps_its_complete_pictures(shards, tiny_filter: Path) -> None:
-    data = shards(2, 10)
-    tar = data / "00001.tar"
-    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
-    summary = run(data, tiny_filter)
-    assert summary["shards"]["failed"] == {} and summary["counts"]["tar/truncated_tar"] == 1
-    assert 10 < summary["texts"] < 20 and summary["texts"] == summary["kept"] + sum(summary["dropped"].values())
-
-
-def test_wrong_captions_raise(shards, tiny_blip: Path, tiny_filter: Path) -> None:
-    data = shards(2, 3)
-    caption(data, tiny_blip, name="c")
-    with pytest.raises(FileNotFoundError, match=r"No captions named 'd' in .*; the sources are web, c\."):
-        run(data, tiny_filter, sources=["web", "d"])
-    good = read_table(data / "captions/c/00001.parquet")
-    (data / "captions/c/00001.parquet").unlink()
-    with pytest.raises(ValueError, match=r"lacks 1 of 2 shards, 00001 first; run the same `capfilt caption` again"):
-        run(data, tiny_filter)
-    write_table(data / "captions/c/00001.parquet", good.set_column(0, "key", pa.array([f"x{n}" for n in range(3)])))
-    failed = run(data, tiny_filter)["shards"]["failed"]
-    assert list(failed) == ["00001"] and "have 3 keys that are not in its tar, x0 first" in failed["00001"]
-    write_table(data / "captions/c/00000.parquet", good.drop_columns("text"))
-    with pytest.raises(
-        ValueError, match=r"00000.parquet has no column 'text'; its columns are key, index, logprob, error\."
-    ):
-        run(data, tiny_filter, name="r2")
 
 
 def test_captions_without_a_table_are_no_source(shards, tiny_filter: Path) -> None:
@@ -348,13 +244,6 @@ def test_wrong_models_and_settings_raise(shards, tiny_captioner: Path, tiny_filt
     (Path(scores) / "00000.parquet").unlink()
     with pytest.raises(ValueError, match="is not finished; to finish it, give"):
         run(data, None, name="r2", scores=Path(scores).name)
-    with pytest.raises(ValueError, match="Give a model to score with"):
-        FilterConfig(data="data")
-    with pytest.raises(ValueError, match="threshold must be a probability"):
-        FilterConfig(data="data", model="m", threshold=50)
-    for option in ("name", "scores"):
-        with pytest.raises(ValueError, match=rf"{option} must consist of letters, digits and .*, not '\.\./x'"):
-            FilterConfig(data="data", model="m", **{option: "../x"})
 
 
 def test_the_pictures_may_be_read_only(shards, tiny_blip: Path, tmp_path: Path) -> None:
