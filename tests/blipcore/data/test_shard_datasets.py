@@ -143,14 +143,3 @@ def test_paths_without_a_data_set(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "x.csv"):
         with pytest.raises(ValueError, match="is no data set: give"):
             open_dataset(path)
-
-
-def test_an_annotation_file_is_a_data_set(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"A")
-    rows = [{"image": "a.jpg", "caption": ["x", "y"]}, {"image": "b.jpg", "caption": "z"}]
-    (tmp_path / "set.json").write_text(json.dumps(rows))
-    dataset = open_dataset(tmp_path / "set.json")
-    first, second = dataset.load(0)
-    assert dataset.counts == [2] and first.texts == ("x", "y") and dataset.read(0, first) == b"A"
-    with pytest.raises(OSError, match="no such file"):
-        dataset.read(0, second)

@@ -4,12 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 
-from blipcore.data.annotation_datasets import PairDataset, QuestionDataset
-from blipcore.data.stream import Stream
-from blipcore.data.transforms import EvalTransform
 from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions, split_list
 
 VQA = {"question_id": 9, "question": "what?", "image": "a.png", "dataset": "vqa", "answer": ["red"] * 7 + ["blue"] * 3}
@@ -104,28 +99,3 @@ def test_candidate_answers_come_from_text_or_json(tmp_path) -> None:
         read_answers(tmp_path / "answers.json")
     with pytest.raises(FileNotFoundError, match="No answer list at"):
         read_answers(tmp_path / "none.txt")
-
-
-def test_streams_of_questions_and_pairs(write, tmp_path) -> None:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    Image.new("RGB", (8, 8), "blue").save(tmp_path / "b.png")
-    stream = Stream([str(write(VQA, VG))], EvalTransform(4), opener=QuestionDataset)
-    samples = {sample["text"]: sample for sample in map(stream.sample, range(2))}
-    assert samples["what?"]["answers"] == ["red", "blue"] and samples["what?"]["weights"] == pytest.approx([0.7, 0.3])
-    assert samples["where?"]["answers"] == ["here"] and samples["where?"]["image"].shape == (3, 4, 4)
-
-    stream = Stream([str(write(PAIR))], EvalTransform(4), opener=PairDataset)
-    sample = stream.sample(0)
-    left, right = sample["image"]
-    assert sample["label"] is True and not torch.equal(left, right)
-    assert left[0].sum() > right[0].sum()  # red, blue
-    assert stream.sample(1)["epoch"] == 1
-
-
-def test_a_pair_with_a_missing_picture_is_replaced_and_named(write, tmp_path) -> None:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "c.png")
-    path = write(PAIR, PAIR | {"images": ["a.png", "c.png"]})
-    stream = Stream([str(path)], EvalTransform(4), opener=PairDataset)
-    assert {stream.sample(n)["image"].shape for n in range(2)} == {torch.Size([2, 3, 4, 4])}
-    assert stream.pop_problems() == {"b.png": "no such file"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blipcore.device import Backend, Dtype, resolve_backend, supports_bf16
+from blipcore.device import Backend, Dtype, supports_bf16
 from blipcore.inference.prepare import CPU_CHUNK, PackedLinear, prepare_for_inference
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
@@ -92,27 +92,6 @@ def test_packed_weights_give_close_logits() -> None:
         text, kv = model.text, model.text.image_kv(model.visual_encoder(PIXELS[:2].bfloat16()))
         logits.append([model.itm_logits(text.fuse(ids, mask, kv)), text.logits(text.decode(ids, mask, kv))])
     torch.testing.assert_close(logits[1], logits[0], atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize("installed", [False, True])
-def test_the_automatic_backend_is_openvino_for_bf16_on_a_cpu_if_installed(
-    monkeypatch: pytest.MonkeyPatch, installed: bool
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    assert resolve_backend("cpu", "bf16") == ("openvino" if installed else "torch")
-    assert resolve_backend("cpu", "fp32") == resolve_backend("cuda", "bf16") == "torch"
-    assert resolve_backend("cpu", "bf16", previous="torch") == "torch"
-    assert resolve_backend("cpu", "bf16", "compile", previous="torch") == "compile"
-
-
-def test_impossible_backends_are_refused() -> None:
-    with pytest.raises(ValueError, match="backend openvino needs --device cpu and --dtype bf16"):
-        resolve_backend("cpu", "fp32", "openvino")
-    assert resolve_backend("cpu", "fp32", "openvino-int8") == "openvino-int8"
-    with pytest.raises(ValueError, match="backend openvino-int8 needs --device cpu"):
-        resolve_backend("cuda:0", "bf16", "openvino-int8")
-    with pytest.raises(ValueError, match="backend must be one of auto, "):
-        resolve_backend("cpu", "bf16", "onnx")  # type: ignore[arg-type]  # on purpose
 
 
 @torch.inference_mode()
