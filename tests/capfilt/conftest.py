@@ -144,6 +144,36 @@ def shards(tmp_path: Path) -> Callable[[int, int], Path]:
     return lambda count, pictures: _write_shards(tmp_path / "data", count, pictures)
 
 
+@pytest.fixture
+def loop_yaml(tmp_path: Path, draw: Callable[..., Image.Image]) -> Path:
+    """Write the YAML file of a bootstrap run, its shard set and a few human pairs; return the path of the YAML file."""
+    import yaml
+
+    _write_shards(tmp_path / "data", 1, 6)
+    rows = []
+    for number in range(6):
+        draw(number).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": "a red dog" if number % 2 else "two green trees"})
+    (tmp_path / "human.json").write_text(json.dumps(rows))
+    tests = [row | {"caption": [row["caption"], "a picture"]} for row in rows]
+    (tmp_path / "test.json").write_text(json.dumps(tests))
+    train = {"train": {"batch_size": 4, "steps": 2, "log_every": 1}}
+    settings = {
+        "data": str(tmp_path / "data"),
+        "human": [str(tmp_path / "human.json")],
+        "out": str(tmp_path / "loop"),
+        "human_share": 0.5,
+        "tests": {"retrieval": str(tmp_path / "test.json")},
+        "pretrain": {"preset": "tiny", "tokenizer": "train:60", "task": {"queue_size": 8}, **train},
+        "finetune_captioner": train,
+        "finetune_filter": {"retrieval": {"queue_size": 8}, **train},
+        "caption": {"generate": {"prompt": "", "max_length": 8}},
+        "filter": {"threshold": 0.0},
+    }
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "loop.yaml"
+
+
 def _start_ray(**options: object) -> None:
     import ray
 

@@ -1,52 +1,23 @@
-"""The command line: help, options, one sentence per mistake, exit codes, JSON on stdout."""
+"""The command line: help of every command, imports, and a download from its settings to its exit code."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 from web import Web
 
 import capfilt
-from capfilt import options
 from capfilt.cli import app
 
-# A new option is a decision: it needs an entry here.
-RUN_OPTIONS = "--backend --batch-size --device --dtype --engine --rank --workers --world-size"
-TRAIN_OPTIONS = "--batch-size --device --dtype --epochs --lr --nproc --seed --steps --workers"
-OPTIONS = {
-    "download": "--allow-private --caption-col --config --duplicates --image-size --json --min-success --retries "
-    "--retry-failed --set --shard-size --threads --url-col --workers",
-    "pack": "--annotations --caption-col --config --duplicates --image-col --image-size --json --min-success --set "
-    "--shard-size --workers",
-    "caption": "--base-url --config --json --mode --model --name --num-captions --out --prompt --seed --set "
-    f"--tokenizer {RUN_OPTIONS}",
-    "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name --out "
-    f"--scores --set --sources --target --threshold --tokenizer --top-fraction {RUN_OPTIONS}",
-    "pretrain": f"--config --image-root --init --json --out --preset --set --text --tokenizer --vision {TRAIN_OPTIONS}",
-    "finetune": f"--config --image-root --image-size --init --json --out --set --tokenizer {TRAIN_OPTIONS}",
-    "evaluate": "--answers --batch-size --config --device --dtype --image-root --image-size --json --model --results "
-    "--set --tokenizer",
-    "convert": "--image-size --json --numerics --set --task --to --tokenizer",
-    "report": "--compare --json --out --pictures",
-    "doctor": "--json",
-    "export": "--decontaminate --format --json --licence --workers",
-    "bootstrap": "--dry-run --json --rounds --set",
-    "demo": "--json --lang --out --quick --rows --scale --seed",
-}
 COMMANDS = get_command(app).commands
 SLOW_IMPORTS = ["torch", "transformers", "open_clip", "img2dataset", "webdataset", "pyarrow", "numpy", "PIL"]
 SLOW_IMPORTS += ["pydantic", "yaml"]
@@ -61,21 +32,6 @@ def shell(*arguments: str, cwd: Path | None = None, **environment: str) -> subpr
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("output", ["finish({'ok': 1}, as_json=True)", "print('ok')"])
-def test_a_closed_stdout_ends_the_command_quietly(output: str, unbuffered: str) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    program = (
-        f"import typer\nfrom capfilt.console import *\n@exit_on_error\ndef write():\n    {output}\ntyper.run(write)"
-    )
-    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "PYTHONUNBUFFERED": unbuffered}
-    command = [sys.executable, "-c", program]
-    process = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, env=variables, timeout=120)
-    os.close(write_end)
-    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_help_lists_every_command_and_imports_nothing_slow() -> None:
@@ -95,83 +51,6 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert result.exit_code == 0
     assert f"Example: capfilt {command}" in result.stdout
     assert "--json" in result.stdout
-
-
-def test_the_option_names_of_every_command_are_frozen() -> None:
-    names = {
-        command: {name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("--")}
-        for command in COMMANDS
-    }
-    assert names == {command: set(line.split()) for command, line in OPTIONS.items()}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_help_and_a_panel(command: str) -> None:
-    panels = {options.READ, options.DOWNLOAD, options.MODEL, options.CAPTION, options.DECIDE, options.TRAIN}
-    panels |= {options.RUN, options.OUTPUT, options.SETTINGS}
-    for parameter in COMMANDS[command].params:
-        assert parameter.help, parameter.name
-        if parameter.opts[0].startswith("--"):
-            assert parameter.rich_help_panel in panels, parameter.name
-
-
-def default(cls: Any, name: str) -> Any:
-    """The default of a config's field; dots reach into nested fields."""
-    first, *rest = name.split(".")
-    field = {field.name: field for field in dataclasses.fields(cls)}[first]
-    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    for part in rest:
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part)
-    return value
-
-
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
-def test_help_shows_the_defaults_of_the_config(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = []
-
-    def record(context: typer.Context, cls: type, fields: dict[str, str | None] | None = None) -> None:
-        configs.append((cls, fields or {}))
-        raise typer.Exit
-
-    for module in ("cli", "cli_models"):
-        monkeypatch.setattr(f"capfilt.{module}.read_settings", record)
-    result = run(*shlex.split(COMMANDS[command].epilog.removeprefix("Example: capfilt ")))
-    assert result.exit_code == 0, result.output
-    [(cls, fields)] = configs
-    for parameter in COMMANDS[command].params:
-        shown = re.search(r"\[default: (.*)\]\[/dim\]", parameter.help)
-        if shown:
-            value = default(cls, fields.get(parameter.name, parameter.name))
-            # A default that is worked out later is described in words.
-            assert shown[1] == str(value) or value in (None, "", 0, []), parameter.name
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(config: object) -> dict:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr("capfilt.ingest.download.download", broken)
-    assert isinstance(run("download", "a.txt", "b").exception, KeyError)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence", "code"),
-    [
-        (OSError(28, "No space left on device", "data/0.tar"), "Error: No space left on device: data/0.tar\n", 2),
-        (PermissionError(13, "Permission denied", "data"), "Error: Permission denied: data\n", 2),
-        (ImportError("pip install 'capfilt[eval]'"), "Error: pip install 'capfilt[eval]'\n", 2),
-        (ValueError("two\n  lines"), "Error: two\n  lines\n", 2),
-        (KeyboardInterrupt(), "Error: interrupted; run the same command again to resume.\n", 130),
-        (MemoryError(), "Error: out of memory; try a smaller --batch-size or fewer --workers.\n", 1),
-    ],
-)
-def test_errors_become_sentences(error, sentence: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: object) -> dict:
-        raise error
-
-    monkeypatch.setattr("capfilt.ingest.download.download", broken)
-    result = run("download", "a.txt", "b")
-    assert (result.stderr, result.exit_code) == (sentence, code)
 
 
 def test_download_from_yaml_options_and_set(tmp_path: Path) -> None:

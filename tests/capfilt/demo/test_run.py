@@ -12,11 +12,9 @@ import pytest
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from capfilt.demo import art
 from capfilt.demo.chinese import is_chinese
-from capfilt.demo.grading import GradedPair, grade_filter
 from capfilt.demo.language import write_caption
 from capfilt.demo.run import DemoConfig, Recipe, run_demo
 from capfilt.demo.scenes import sample_scene
-from capfilt.demo.tables import filter_table
 
 
 def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -92,13 +90,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no demo"):
         run_demo(DemoConfig(out=tmp_path))
-
-
-def test_undefined_numbers_of_a_filter_are_null():
-    pair = GradedPair("a", "captioner", "a dog", 0.2, False, "itm<0.5", "synthetic", matches=False)
-    grades = grade_filter([pair])["synthetic"]
-    assert (grades["kept"], grades["precision"], grades["recall"], grades["itm_auc"]) == (0, None, None, None)
-    assert "–" in "".join(filter_table({"filter": {"synthetic": grades}}).columns[4].cells)
 
 
 def test_scale_changes_pictures_and_steps_but_not_the_test_set():

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from soft_photos import encode, photo
 
 from blipcore.io.samples import read_samples
 from capfilt.ingest.duplicates import _find_exact, _find_near, mark_duplicates
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.pictures.decode import difference_hash
-from capfilt.pictures.look_alikes import LookAlikes, count_bits
+from capfilt.pictures.look_alikes import LookAlikes
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def photo(number: int) -> Image.Image:
-    """Return a picture of soft blobs, which hashes like a photograph."""
-    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
 
 
 def test_exact_and_near_duplicates_are_marked(tmp_path: Path) -> None:
@@ -109,8 +97,7 @@ def test_the_hash_is_of_the_upright_picture() -> None:
         assert difference_hash(same) in LookAlikes([difference_hash(encode(photo(3), "JPEG", quality=95))])
 
 
-def test_numbers() -> None:
-    assert count_bits(np.array([0, 1, 0xFF, 2**64 - 1], np.uint64)).tolist() == [0, 1, 8, 64]
+def test_equal_digests_are_found_and_hashes_have_16_digits() -> None:
     digests = np.array([[1, 2], [3, 4], [1, 2], [1, 3], [1, 2]], np.uint64)
     assert _find_exact(digests).tolist() == [-1, -1, 0, -1, 0]
     assert len(difference_hash(encode(photo(1), "JPEG"))) == 16
@@ -125,12 +112,3 @@ def test_near_duplicates_are_found_among_many_pictures() -> None:
     originals = _find_near(hashes, np.ones(len(hashes), bool))
     assert np.flatnonzero(originals >= 0).tolist() == list(range(10_000, 10_500))
     assert (originals[10_000:10_500] == np.arange(500)).all()
-
-
-def test_look_alikes_are_copies_not_similar_pictures() -> None:
-    alikes = LookAlikes(difference_hash(encode(photo(n), "JPEG", quality=95)) for n in range(40))
-    assert len(alikes.hashes) > 30
-    again = [difference_hash(encode(photo(n).resize((150, 110)), "JPEG", quality=40)) in alikes for n in range(40)]
-    assert sum(again) >= len(alikes.hashes)
-    assert not [n for n in range(100, 300) if difference_hash(encode(photo(n), "PNG")) in alikes]
-    assert "0000000000000000" not in alikes and "ffffffffffffffff" not in LookAlikes(["ffffffffffffffff"])
