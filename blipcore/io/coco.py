@@ -25,7 +25,9 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply.") from None
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); a file with one row per line ends in .jsonl.") from None
     images = content.get("images") if isinstance(content, dict) else None
     annotations = content.get("annotations", []) if isinstance(content, dict) else None
