@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,55 +39,48 @@ def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     sys.modules.update(modules)
 
 
-@pytest.fixture
-def write_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that installs a torchvision with a module `ops` and the given code."""
-
-    def write(code: str) -> None:
-        (tmp_path / "torchvision").mkdir()
-        (tmp_path / "torchvision" / "ops.py").write_text("")
-        (tmp_path / "torchvision" / "__init__.py").write_text(code)
-        monkeypatch.syspath_prepend(tmp_path)
-
-    return write
+def replace_import(monkeypatch: pytest.MonkeyPatch, import_module: Callable[[str], Any]) -> None:
+    monkeypatch.setattr(torchvision_shim, "importlib", SimpleNamespace(import_module=import_module))
 
 
-def test_missing_operators_are_declared(operators: SimpleNamespace, write_torchvision: Callable[[str], None]) -> None:
-    write_torchvision(
-        "from torchvision import ops\n"
-        "from blipcore import torchvision_shim\n"
-        "if not hasattr(torchvision_shim.torch.ops.torchvision, 'qnms'):\n"
-        "    ops.is_left_over = True\n"
-        "    raise RuntimeError('operator torchvision::nms does not exist')\n"
-    )
+def test_missing_operators_are_declared(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = []
+
+    def import_torchvision(name: str) -> None:
+        imports.append(name)
+        assert "torchvision.ops" not in sys.modules, "left over from the failed import"
+        sys.modules["torchvision.ops"] = ModuleType("torchvision.ops")
+        if vars(operators).keys() != {"nms", "qnms"}:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        sys.modules["torchvision"] = ModuleType("torchvision")
+
+    replace_import(monkeypatch, import_torchvision)
     heal_torchvision()
-    assert vars(operators).keys() == {"nms", "qnms"} and operators.nms.startswith("nms(Tensor dets, Tensor scores")
-    assert not hasattr(sys.modules["torchvision.ops"], "is_left_over")
-    heal_torchvision()  # does nothing: torchvision is imported
-
-
-def test_a_torchvision_with_operators_is_left_alone(
-    operators: SimpleNamespace, write_torchvision: Callable[[str], None]
-) -> None:
-    write_torchvision("")
+    assert imports == ["torchvision"] * 2 and operators.nms.startswith("nms(Tensor dets, Tensor scores")
     heal_torchvision()
-    assert "torchvision" in sys.modules and not vars(operators)
+    assert len(imports) == 2, "torchvision is imported already"
 
 
-def test_other_errors_of_the_import_are_raised(
-    operators: SimpleNamespace, write_torchvision: Callable[[str], None]
+@pytest.mark.parametrize("error", [None, ModuleNotFoundError("No module named 'torchvision'")])
+def test_a_working_or_missing_torchvision_is_left_alone(
+    error: Exception | None, operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_torchvision("raise RuntimeError('wrong version of CUDA')")
+    def import_torchvision(name: str) -> None:
+        if error:
+            raise error
+
+    replace_import(monkeypatch, import_torchvision)
+    heal_torchvision()
+    assert not vars(operators)
+
+
+def test_other_errors_of_the_import_are_raised(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_torchvision(name: str) -> None:
+        raise RuntimeError("wrong version of CUDA")
+
+    replace_import(monkeypatch, import_torchvision)
     with pytest.raises(RuntimeError, match="wrong version of CUDA"):
         heal_torchvision()
-
-
-def test_torchvision_may_be_missing(operators: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def import_nothing(name: str) -> Any:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(torchvision_shim, "importlib", SimpleNamespace(import_module=import_nothing))
-    heal_torchvision()
     assert not vars(operators)
 
 
