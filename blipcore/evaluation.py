@@ -133,6 +133,8 @@ def make_evaluator(
     """
     if config.k < 1 or config.batch_size < 1:
         raise ValueError(f"k and batch_size must be at least 1, not {config.k} and {config.batch_size}.")
+    if task not in EVALUATORS:
+        raise ValueError(f"Task '{task}' has no evaluator; tasks with one are {', '.join(EVALUATORS)}.")
     return EVALUATORS[task](path, image_root, config, wants_results)
 
 

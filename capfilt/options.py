@@ -246,8 +246,9 @@ Out = Annotated[str | None, option(OUTPUT, "Folder or URL for the tables.", defa
 RunPath = Annotated[Path, option(OUTPUT, "Run folder; the model goes to RUN/model.", metavar="RUN")]
 ResultsFile = Annotated[str | None, option(OUTPUT, "JSON file to write captions, answers or classes to.")]
 WriteFormat = Annotated[CheckpointFormat, option(OUTPUT, "Format to write.")]
+CONVERTIBLE_TASKS = ("caption", "retrieval", "vqa", "nlvr")
 KeepParts = Annotated[
-    str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", values=[*FinetuneTask])
+    str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", values=CONVERTIBLE_TASKS)
 ]
 Page = Annotated[str | None, option(OUTPUT, "HTML file to write.", metavar="FILE", default="report.html")]
 GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]

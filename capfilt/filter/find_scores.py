@@ -202,7 +202,7 @@ def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
     return (
         all(settings["sources"].get(source) == origin for source, origin in sources.items())
         and _clips(settings)[: len(clips)] == clips
-        and all(settings[name] == value for name, value in request.items() if name not in ("sources", "clip"))
+        and all(settings.get(name) == value for name, value in request.items() if name not in ("sources", "clip"))
     )
 
 

@@ -94,3 +94,8 @@ def test_annotations_without_scores_are_refused_before_a_model_is_loaded(
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(ImportError, match=r"pip install 'capfilt\[eval\]'"):
         evaluate(EvaluateRun("caption", str(annotations), "nowhere"))
+
+
+def test_a_task_without_an_evaluator_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'pretrain' has no evaluator; tasks with one are caption, retrieval"):
+        make_evaluator("pretrain", "pairs.json", None, ValidationConfig())
