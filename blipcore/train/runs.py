@@ -115,7 +115,7 @@ class FinetuneRun:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-5))
 
     def __post_init__(self) -> None:
-        if (self.init is None) == (self.preset is None):
+        if bool(self.init) == bool(self.preset):
             raise ValueError(
                 "Finetuning starts from a checkpoint or from a new model: give --init CHECKPOINT, or --set preset=tiny "
                 "(base, large)."

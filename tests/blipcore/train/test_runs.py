@@ -289,6 +289,6 @@ def test_nlvr_is_finetuned_from_a_pretrained_model(pretrained, annotations, tmp_
 
 
 def test_finetuning_needs_a_checkpoint_or_a_preset() -> None:
-    for start in ({}, {"init": "a", "preset": "tiny"}):
+    for start in ({}, {"init": ""}, {"init": "a", "preset": "tiny"}):
         with pytest.raises(ValueError, match="from a checkpoint or from a new model"):
             FinetuneRun("vqa", ["x.json"], **start)
