@@ -144,5 +144,5 @@ class _JsonWindow:
         try:
             self.window, self.at = rest + self.decoder.decode(content, final=not content), 0
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.name}, row {self.row} or soon after is not UTF-8: {error.reason}.") from None
+            raise ValueError(f"{self.name}, row {self.row} or one of the next is not UTF-8: {error.reason}.") from None
         return bool(content)

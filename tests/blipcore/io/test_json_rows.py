@@ -63,7 +63,7 @@ def test_an_empty_list_has_no_rows(tmp_path: Path) -> None:
         (b'[{"a": 1} {"a": 2}]', "row 1: no comma"),
         (b'[{"a": 1}, {a: 2}]', "row 1 is not valid JSON.*property name"),
         (b'[{"a": 1}] [2]', "continues after the end"),
-        (b'[{"a": "\xff"}]', "row 0 or soon after is not UTF-8"),
+        (b'[{"a": "\xff"}]', "row 0 or one of the next is not UTF-8"),
         (b"[" + b"[" * 200_000, "row 0 is nested too deeply"),
     ],
 )
