@@ -36,7 +36,7 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     captions: dict[Any, list[Any]] = {}
     for number, image in enumerate(images):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
-            raise ValueError(f'{path}, image {number}: it has no "id".')
+            raise ValueError(f'{path}, image {number}: its "id" is missing, or no whole number or string.')
         if "file_name" not in image:
             raise ValueError(
                 f'{path}, image {number} has no "file_name", so this file can only be used for scoring; give a list of '
@@ -46,7 +46,7 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     for number, annotation in enumerate(annotations):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not isinstance(image_id, int | str):
-            raise ValueError(f'{path}, annotation {number}: it has no "image_id".')
+            raise ValueError(f'{path}, annotation {number}: its "image_id" is missing, or no whole number or string.')
         if image_id not in captions:
             if require_captions:
                 raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images.')

@@ -96,7 +96,7 @@ def test_coco_and_nocaps_annotation_files(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"images": {}}, 'an object of "images" and "annotations"'),
-        ({"images": [{"file_name": "a.jpg"}]}, 'image 0: it has no "id"'),
+        ({"images": [{"file_name": "a.jpg"}]}, 'image 0: its "id" is missing'),
         ({"images": [{"id": 3}]}, 'image 0 has no "file_name", so this file can only be used for scoring'),
         ({"annotations": [{"image_id": 4, "caption": "x"}]}, "annotation 0: .* none of the images"),
         ({"annotations": [{"image_id": 3, "bbox": [1]}]}, "annotation 0: .* is this a file of captions"),

@@ -32,7 +32,7 @@ def test_an_annotation_without_an_image_id_is_an_error(tmp_path: Path, require_c
     path = tmp_path / "captions.json"
     content = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": [{"caption": "a dog"}]}
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='annotation 0: it has no "image_id"'):
+    with pytest.raises(ValueError, match='annotation 0: its "image_id" is missing'):
         read_coco(path, require_captions)
 
 
