@@ -48,7 +48,7 @@ class WebText:
 
     @property
     def matches(self) -> bool:
-        """Whether a perfect filter keeps the text."""
+        """True if a perfect filter keeps the text."""
         return self.kind in MATCHING_KINDS
 
 
