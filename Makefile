@@ -10,8 +10,9 @@ ARGS ?=
 demo: $(STAMP)  ## run the whole loop on the embedded corpus into demo/ (ARGS="--rows all --seed 1")
 	$(BIN)/capfilt demo --out demo $(ARGS)
 
+# Two processes; the tests of a file share fixtures, so each file runs in one of them.
 test: $(STAMP) $(MINILM)  ## run the default tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) $(MINILM)  ## run the tests that take minutes
 	$(BIN)/pytest -m slow $(ARGS)
