@@ -67,7 +67,7 @@ class Meter:
 
     @staticmethod
     def start_interval(state: TrainState) -> None:
-        """Start the next interval at the step of `state`."""
+        """Start the next logging interval at the current step."""
         state.logged_step, state.logged_seconds, state.logged_waited = state.step, state.seconds, state.waited
 
     def saved_sums(self) -> dict[str, float]:

@@ -49,7 +49,7 @@ def _tokenizer(*special: str) -> Any:
 
 
 def _llava(template: bool) -> tuple[Any, Any]:
-    """Return LLaVA: a fixed number of tokens per picture."""
+    """Return a tiny LLaVA, which has a fixed number of tokens per picture."""
     import transformers as hf
 
     tokenizer = _tokenizer("<image>")
@@ -67,7 +67,7 @@ def _llava(template: bool) -> tuple[Any, Any]:
 
 
 def _qwen2_vl(template: bool) -> tuple[Any, Any]:
-    """Return Qwen2-VL: the number of tokens depends on the picture's size; a batch is one long row of patches."""
+    """Return a tiny Qwen2-VL: the picture size sets the number of tokens, and a batch is one row of patches."""
     import transformers as hf
 
     special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>")
@@ -87,7 +87,7 @@ def _qwen2_vl(template: bool) -> tuple[Any, Any]:
 
 
 def _idefics3(template: bool) -> tuple[Any, Any]:
-    """Return Idefics3: a picture is cut into tiles, each with its own tokens."""
+    """Return a tiny Idefics3, which cuts a picture into tiles with their own tokens."""
     import transformers as hf
 
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
