@@ -1,0 +1,83 @@
+"""The account of an input: what it was taken for, where pictures and texts come from, and how many rows have a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Account:
+    """What an input was taken for. `download` and `pack` print it before the long part, `inspect` prints nothing else.
+
+    It is part of their summaries and manifests. Fields that do not apply to an input are empty.
+    """
+
+    kind: str  # such as "URL list", "folder" or "webdataset"
+    files: int = 0
+    format: str = ""  # of the files, such as "tsv, UTF-8, no header, quotes are part of the text"
+    splits: tuple[str, ...] = ()  # that are read
+    picture: str = ""  # column or files of the pictures
+    # column, file or JSON field -> rows in which it holds a text; the first text of a row is its web text
+    texts: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()  # columns, files or fields that may hold texts and are not read
+    kept: tuple[str, ...] = ()  # further columns that are stored with each row
+    rows: int = 0
+    rows_with_text: int = 0
+    notes: tuple[str, ...] = ()  # decisions and problems, each a sentence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that apply, as JSON values."""
+        content = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        counted = ("kind", "texts", "rows", "rows_with_text")
+        return {name: value for name, value in content.items() if value or name in counted}
+
+    def to_lines(self) -> list[str]:
+        """Return the account as lines of a name and a value."""
+        texts = ", ".join(f"{name} ({count:,} rows)" for name, count in self.texts.items()) or "none"
+        values = {
+            "input": f"{self.kind} of {self.files:,} file{'s' * (self.files != 1)}" if self.files else self.kind,
+            "format": self.format,
+            "splits": ", ".join(self.splits),
+            "picture": self.picture,
+            "texts": texts,
+            "not used": shorten(self.unused),
+            "kept": shorten(self.kept),
+            "rows": f"{self.rows:,}, {self.rows_with_text:,} with a text",
+        }
+        lines = [f"{name:<8}  {value}" for name, value in values.items() if value]
+        return lines + [f"{'note':<8}  {note}" for note in self.notes]
+
+    def print(self) -> None:
+        """Print the account on stderr; stdout is for the summary."""
+        print("\n".join(self.to_lines()), file=sys.stderr, flush=True)
+
+    def require_texts(self, source: str, requested: Sequence[str], option: str = "--caption-col") -> None:
+        """Raise ValueError if texts were `requested` or may exist, and no row has one.
+
+        `requested` are the names given by the user; each must hold a text in at least one row.
+        """
+        if not self.rows:
+            return
+        empty = [name for name in requested if not self.texts.get(name)]
+        if empty:
+            problem = f"{source} has no text in {_quote(empty)} in any of its {self.rows:,} rows"
+            others = [name for name in (*self.texts, *self.unused) if name not in empty]
+            raise ValueError(f"{problem}; {option} may name {_quote(others)}." if others else f"{problem}.")
+        if not self.rows_with_text and self.unused:
+            raise ValueError(
+                f"{source} has no text in any of its {self.rows:,} rows, but {_quote(self.unused)} may hold texts. "
+                f"Name them with {option}, or give {option} none to read no texts."
+            )
+
+
+def shorten(names: Sequence[str], limit: int = 20) -> str:
+    """Return names joined by commas, the first `limit` of many."""
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _quote(names: Sequence[str]) -> str:
+    return shorten([f"'{name}'" for name in names])
