@@ -50,16 +50,16 @@ def bootstrap(config: BootstrapConfig, console: Console | None = None) -> dict[s
     missing = missing_files(config)
     if missing:
         raise FileNotFoundError(f"Some input files do not exist: {', '.join(missing)}.")
-    claim_folder(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap")
-    for section in COMMAND_SECTIONS:
-        settings = yaml.safe_dump(section_settings(config, section), sort_keys=False, allow_unicode=True)
-        write_text(settings_file(config, section), settings)
     start = time.monotonic()
-    with StepTable(console, runner, steps) as table:
-        for step in steps:
-            table.start(step)
-            runner.run(step.command)
-            table.finish(step)
+    with claim_folder(out, "bootstrap.json", to_dict(config, without=("out", "rounds")), "bootstrap"):
+        for section in COMMAND_SECTIONS:
+            settings = yaml.safe_dump(section_settings(config, section), sort_keys=False, allow_unicode=True)
+            write_text(settings_file(config, section), settings)
+        with StepTable(console, runner, steps) as table:
+            for step in steps:
+                table.start(step)
+                runner.run(step.command)
+                table.finish(step)
     rounds = {}
     for number in range(config.rounds + 1):
         filtered = runner.named_summary(f"{number}-filter") or {}

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from blipcore.io.memory import describe_memory_limit, peak_memory_gb
+from blipcore.io.parent import end_with_job
 from capfilt.options import SETTINGS
 
 OUR_PACKAGES = ("capfilt", "blipcore")
@@ -46,6 +48,7 @@ def exit_on_error(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **options: Any) -> None:
+        end_with_job()
         try:
             try:
                 function(*args, **options)
@@ -82,10 +85,12 @@ def _describe(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.strerror:
         path = f": {error.filename}" if error.filename is not None else ""
         return f"{error.strerror}{path}", 2
+    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
+        return "capfilt does not run on Windows, which lacks POSIX file locks; run it in WSL 2.", 2
     if isinstance(error, (ValueError, ImportError, OSError)):
         return str(error) or type(error).__name__, 2
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out of memory; try a smaller --batch-size or fewer --workers.", 1
+        return f"out of memory{describe_memory_limit()}; try a smaller --batch-size or fewer --workers.", 1
     if type(error).__module__.split(".")[0] in OUR_PACKAGES:
         return str(error), 1
     return None
@@ -97,7 +102,8 @@ def _exit(sentence: str, code: int) -> None:
 
 
 def finish(summary: Mapping[str, Any], as_json: bool, error: str | None = None) -> None:
-    """Print the summary of a command on stdout; exit with code 1 if there is an `error`."""
+    """Print the summary of a command and its peak memory on stdout; exit with code 1 if there is an `error`."""
+    summary = {**summary, "peak_memory_gb": peak_memory_gb()}
     if as_json:
         print(json.dumps(summary, ensure_ascii=False), flush=True)
     else:
@@ -128,7 +134,19 @@ def failed_shards(summary: Mapping[str, Any]) -> str | None:
     if not failed:
         return None
     shard, reason = next(iter(failed.items()))
-    return f"{len(failed)} shards failed, first {shard}: {reason}. Run the same command again to retry."
+    number = "1 shard" if len(failed) == 1 else f"{len(failed)} shards"
+    return f"{number} failed, first {shard}: {reason.rstrip('.')}. Remove the cause, then run the same command again."
+
+
+def missing_pictures(summary: Mapping[str, Any]) -> str | None:
+    """Return an error if rows of the shards' tables have no picture in their tars any more, or None."""
+    missing = summary["counts"].get("missing", 0)
+    if not missing:
+        return None
+    return (
+        f"{missing:,} pictures of the shards' tables are not in their tars any more, which are damaged or cut short; "
+        "restore the tars and repeat the command with another name."
+    )
 
 
 def too_few_ok(summary: Mapping[str, Any], min_success: float) -> str | None:

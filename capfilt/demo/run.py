@@ -105,9 +105,12 @@ class Demo:
 
     def run(self) -> dict[str, Any]:
         """Run the remaining commands; print the tables, write the summary and the report."""
-        start = time.monotonic()
         settings = {name: value for name, value in asdict(self.config).items() if name not in ("out", "rows")}
-        claim_folder(self.out, "demo.json", settings, "demo")
+        with claim_folder(self.out, "demo.json", settings, "demo"):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        start = time.monotonic()
         self.print_heading("1  A noisy web: draw the corpus, serve it, download it")
         self.download()
         self.print_heading("2  Pre-train on the noisy pairs (and, as a control, on the human pairs alone)")

@@ -3,8 +3,9 @@
 Each command writes NAME.log, its messages, and NAME.json, its summary. The summary exists only after success, so a
 job that is started again skips finished commands.
 
-On Ctrl-C or SIGTERM a job ends its commands; after a SIGKILL they continue without it. Therefore a command holds a lock
-on NAME.json.partial, its stdout, until it ends, and a second job does not start it again.
+Commands end with their job: on Ctrl-C and SIGTERM the job ends them, and after a SIGKILL the closed end of a pipe does.
+A trainer saves first, so a command holds a lock on NAME.json.partial, its stdout, until it has ended, and the next job
+waits for it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from blipcore.io.config_diff import diff_configs
+from blipcore.io.lock import lock_folder
+from blipcore.io.parent import PARENT_PIPE
 from blipcore.io.writing import write_json
+
+# For a command of a killed job, which may have a checkpoint to save.
+SECONDS_TO_END = 600.0
 
 
 class CommandFailedError(RuntimeError):
@@ -78,11 +85,12 @@ class CommandRunner:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         running: list[tuple[Command, subprocess.Popen[bytes]]] = []
+        parent_pipe, own_end = os.pipe()
         with _exit_on_sigterm():
             try:
                 for command in commands:
                     if self.summary(command) is None:
-                        running.append((command, self._start(command, environment)))
+                        running.append((command, self._start(command, environment, parent_pipe)))
                 for _, process in running:
                     process.wait()
             except BaseException:
@@ -91,6 +99,9 @@ class CommandRunner:
                 for _, process in running:
                     process.wait()
                 raise
+            finally:
+                os.close(parent_pipe)
+                os.close(own_end)
         for command, process in running:
             if process.returncode:
                 reason = self.last_line(command) or "no output"
@@ -102,22 +113,35 @@ class CommandRunner:
     def _partial(self, command: Command) -> Path:
         return self.folder / f"{command.name}.json.partial"
 
-    def _start(self, command: Command, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    def _start(
+        self, command: Command, environment: Mapping[str, str] | None, parent_pipe: int
+    ) -> subprocess.Popen[bytes]:
         arguments = [sys.executable, "-m", "capfilt", *command.arguments, "--json"]
+        variables = os.environ | dict(environment or {}) | {PARENT_PIPE: str(parent_pipe)}
         with self._partial(command).open("ab") as stdout:
-            try:
-                # The child inherits the lock and holds it until it ends.
-                fcntl.flock(stdout, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CommandFailedError(
-                    f"{command} is still running, started by a run that was killed. Wait until it ends, or end it, and "
-                    f"run the same command again (see {self.log(command)})."
-                ) from None
+            self._lock(stdout, command)  # inherited by the child, which holds it until it ends
             stdout.truncate(0)
             with self.log(command).open("wb") as stderr:
-                return subprocess.Popen(
-                    arguments, stdout=stdout, stderr=stderr, env=os.environ | dict(environment or {})
-                )
+                return subprocess.Popen(arguments, stdout=stdout, stderr=stderr, env=variables, pass_fds=[parent_pipe])
+
+    def _lock(self, file: BinaryIO, command: Command) -> None:
+        """Lock the output of a command; wait for the same command of a killed job, which is ending."""
+        deadline = time.monotonic() + SECONDS_TO_END
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CommandFailedError(
+                        f"{command} of an earlier run has not ended in {SECONDS_TO_END:.0f} s. End its process, and "
+                        f"run the same command again (see {self.log(command)})."
+                    ) from None
+            if not waiting:
+                print(f"waiting for {command} of an earlier run to end", file=sys.stderr, flush=True)
+                waiting = True
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -137,19 +161,23 @@ def _exit_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
-def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> None:
-    """Record the settings of a job in the file `marker` of its folder.
+@contextmanager
+def claim_folder(folder: Path, marker: str, settings: Mapping[str, Any], job: str) -> Iterator[None]:
+    """Lock the folder of a job, and record its settings in the file `marker`.
 
-    Raises ValueError if the folder holds other files, or the same job with other settings.
+    Raises FolderLockedError if the job runs already, ValueError if the folder holds other files, or the same job with
+    other settings.
     """
-    path = folder / marker
-    if path.is_file():
-        changes = diff_configs(json.loads(path.read_text(encoding="utf-8")), settings)
-        if changes:
-            raise ValueError(
-                f"{folder} holds a {job} with other settings ({'; '.join(changes)}); "
-                "give another --out or remove the folder."
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no {job}; give another --out.")
-    write_json(path, settings)
+    with lock_folder(folder):
+        path = folder / marker
+        if path.is_file():
+            changes = diff_configs(json.loads(path.read_text(encoding="utf-8")), settings)
+            if changes:
+                raise ValueError(
+                    f"{folder} holds a {job} with other settings ({'; '.join(changes)}); "
+                    "give another --out or remove the folder."
+                )
+        elif any(not entry.name.startswith(".lock") for entry in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no {job}; give another --out.")
+        write_json(path, settings)
+        yield

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from blipcore.device import count_cores
+from blipcore.io.memory import describe_memory_limit
 from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, make_portable
 
 PROGRESS_SECONDS = 0.5  # between two progress messages of a worker
@@ -120,4 +121,7 @@ def _describe_exit(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
+    if name == "SIGKILL":
+        return f"{name}, perhaps out of memory"
+    # Libraries crash where they do not check an allocation.
+    return f"{name}{describe_memory_limit()}"

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from blipcore.io.storage import existing_paths
+from blipcore.io.storage import AnyPath, existing_paths
 from blipcore.io.writing import remove_temporary_files
 from capfilt.engine.processes import ProcessPool
 from capfilt.engine.progress import ProgressDisplay
@@ -97,12 +97,13 @@ def run_shards(
     outputs = {shard: stage.output(shard) for shard in shards}
     existing_outputs = existing_paths(outputs.values())  # one listing of the folder for all shards
     todo = [shard for shard, output in outputs.items() if output not in existing_outputs]
-    for folder in {outputs[shard].parent for shard in todo}:
+    folders = {outputs[shard].parent for shard in todo}
+    for folder in folders:
         remove_temporary_files(folder, (outputs[shard].name for shard in todo))
     summary = RunSummary(skipped=len(shards) - len(todo))
     start = time.monotonic()
     with ProgressDisplay(stage.name, len(shards), done=summary.skipped, shown=progress) as display:
-        ledger = _Ledger(summary, display, stage, retries)
+        ledger = _Ledger(summary, display, stage, retries, folders)
         if not todo:
             display.print(f"{stage.name}: all {len(shards)} shards are done already.")
         elif workers == 1 and engine != "ray":
@@ -206,8 +207,13 @@ def pick_shards(queue: deque[str], reserved: set[str | None]) -> tuple[str, str 
 class _Ledger:
     """Records outcomes in the summary and the display, where each picture counts once."""
 
-    def __init__(self, summary: RunSummary, display: ProgressDisplay, stage: Stage, retries: int) -> None:
+    def __init__(
+        self, summary: RunSummary, display: ProgressDisplay, stage: Stage, retries: int, folders: Iterable[AnyPath] = ()
+    ) -> None:
+        """Begin a run that writes to `folders`; a shard that fails after one of them was removed ends the run."""
         self.summary, self.display, self.stage, self.retries = summary, display, stage, retries
+        # A stage may create the folder of its outputs with the first shard, so what exists now is watched.
+        self.folders = {_existing_ancestor(folder) for folder in folders if isinstance(folder, Path)}
         self.failures: Counter[str] = Counter()  # per shard
         self.reported: Counter[int] = Counter()  # pictures of the current shard, per worker
 
@@ -227,7 +233,7 @@ class _Ledger:
                 self.summary.counts[name] = self.summary.counts.get(name, 0) + count
             self.display.advance(1, max(0, outcome.value.get("pictures", 0) - reported))
             return False
-        self._require_folder(shard)
+        self._require_folders()
         self.failures[shard] += 1
         if self.failures[shard] <= self.retries:
             return True
@@ -237,7 +243,14 @@ class _Ledger:
         self.display.print(f"shard {shard} failed: {reason}")
         return False
 
-    def _require_folder(self, shard: str) -> None:
-        folder = self.stage.output(shard).parent
-        if isinstance(folder, Path) and not folder.exists():
-            raise EngineError(f"{folder} was removed while {self.stage.name} was writing it; run the command again.")
+    def _require_folders(self) -> None:
+        for folder in self.folders:
+            if not folder.exists():
+                raise EngineError(
+                    f"{folder} was removed while {self.stage.name} was writing it; run the command again."
+                )
+
+
+def _existing_ancestor(folder: Path) -> Path:
+    """Return the folder, or its innermost parent that exists."""
+    return next((path for path in (folder, *folder.parents) if path.exists()), folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,33 +90,40 @@ SUMMARY: dict[str, Any] = {
 
 def test_a_summary_is_a_line_per_value_without_empty_ones(capsys: pytest.CaptureFixture[str]) -> None:
     finish(SUMMARY, as_json=False)
-    assert capsys.readouterr().out.splitlines() == [
-        "out         é",
-        "texts kept  12,345",
-        "share       0.1235",
-        "shards      done 1,500",
-        "names       a, b",
-        "seconds     1,234",
+    *lines, memory = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "out             é",
+        "texts kept      12,345",
+        "share           0.1235",
+        "shards          done 1,500",
+        "names           a, b",
+        "seconds         1,234",
     ]
+    assert re.fullmatch(r"peak memory gb  this_process [\d.]+, largest_child [\d.e-]+", memory)
 
 
 def test_a_summary_may_be_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     finish(SUMMARY, as_json=True)
     out = capsys.readouterr().out
-    assert json.loads(out) == SUMMARY and out.count("\n") == 1 and "é" in out
+    summary = json.loads(out)
+    assert summary.pop("peak_memory_gb")["this_process"] > 0
+    assert summary == SUMMARY and out.count("\n") == 1 and "é" in out
 
 
 def test_an_error_follows_the_summary_and_sets_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as caught:
         finish({"ok": 1}, as_json=True, error="too few.")
     output = capsys.readouterr()
-    assert (caught.value.exit_code, output.out, output.err) == (1, '{"ok": 1}\n', "Error: too few.\n")
+    assert (caught.value.exit_code, output.err) == (1, "Error: too few.\n")
+    assert json.loads(output.out)["ok"] == 1
 
 
 def test_failed_shards_and_a_low_success_are_errors() -> None:
     assert failed_shards({"shards": {"failed": {}}}) is None
     error = failed_shards({"shards": {"failed": {"00003": "no space", "00007": "other"}}})
-    assert error == "2 shards failed, first 00003: no space. Run the same command again to retry."
+    assert error == "2 shards failed, first 00003: no space. Remove the cause, then run the same command again."
+    error = failed_shards({"shards": {"failed": {"00003": "It is no tar."}}})
+    assert error == "1 shard failed, first 00003: It is no tar. Remove the cause, then run the same command again."
     summary = {"success": 0.5, "ok": 1, "rows": 2}
     assert too_few_ok(summary, 0.5) is None
     assert too_few_ok(summary, 0.6) == "only 1 of 2 rows are ok, less than the share of 0.6."

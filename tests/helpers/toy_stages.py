@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -64,3 +65,23 @@ class Toy:
         while len(list(self.folder.glob("*.tries"))) < shards:
             assert time.monotonic() < deadline, f"{shards} shards have not begun"
             time.sleep(0.01)
+
+
+@dataclass
+class LateFolder(Toy):
+    """Writes to a folder that it makes with its first shard."""
+
+    # shards that find the stage's folder removed
+    removes: tuple[str, ...] = ()
+
+    def output(self, shard: str) -> Path:
+        return self.folder / "late" / f"{shard}.txt"
+
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        if shard in self.removes:
+            shutil.rmtree(self.folder)
+        return super().run(shard, worker)
+
+    def _wait(self, shards: int) -> None:
+        super()._wait(shards)
+        self.output("").parent.mkdir(exist_ok=True)

@@ -85,11 +85,13 @@ def test_rows_before_an_error_are_read(tmp_path: Path) -> None:
 def test_an_unterminated_string_does_not_load_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
     monkeypatch.setattr(json_rows, "MAX_ROW_CHARACTERS", 1000)
-    (tmp_path / "rows.json").write_text('["' + "x" * 100_000)
+    (tmp_path / "rows.json").write_text('["' + "x" * 1_000_000)
     tracemalloc.start()
     with pytest.raises(ValueError, match="cut short: Unterminated string"):
         list(read_json_rows(tmp_path / "rows.json"))
-    assert tracemalloc.get_traced_memory()[1] < 60_000
+    assert (
+        tracemalloc.get_traced_memory()[1] < 200_000
+    )  # with the buffer of the file, 131,072 bytes from Python 3.14 on
     tracemalloc.stop()
 
 

@@ -1,16 +1,24 @@
 """Commands as child processes: run once, named in the error if they fail, ended with the job."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+import capfilt
+from blipcore.io.lock import FolderLockedError
+from capfilt.engine import commands
 from capfilt.engine.commands import Command, CommandFailedError, CommandRunner, claim_folder
+
+ROOT = Path(capfilt.__file__).parents[1]
 
 
 def test_a_failed_command_is_named_with_its_reason_and_is_not_done(tmp_path: Path) -> None:
@@ -57,14 +65,42 @@ def test_an_interrupted_run_ends_its_commands(
     with pytest.raises(exception):
         runner.run(command)
     assert runner.summary(command) is None
-    assert not [
-        line
-        for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
-        if str(tmp_path / "demo") in line
-    ]
+    assert not processes_with(str(tmp_path / "demo"))
 
 
-def test_a_command_that_outlives_its_job_is_not_started_a_second_time(tmp_path: Path) -> None:
+def processes_with(argument: str) -> list[int]:
+    """Return the running processes with an argument that contains `argument`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if argument.encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def test_commands_end_with_a_killed_job(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from capfilt.engine.commands import Command, CommandRunner\n"
+        "out = Path(sys.argv[1])\n"
+        "CommandRunner(out / 'logs').run(Command('demo', ('demo', '--quick', '--out', str(out / 'demo'))))"
+    )
+    job = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    wait_until(lambda: processes_with(str(tmp_path / "demo")), "the command has not started")
+    job.kill()  # perhaps while the command is still importing
+    job.wait()
+    wait_until(lambda: not processes_with(str(tmp_path / "demo")), "the command has outlived its job")
+
+
+def wait_until(condition: Callable[[], object], problem: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, problem
+        time.sleep(0.05)
+
+
+def test_the_next_job_waits_for_a_command_that_is_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "logs").mkdir()
     runner = CommandRunner(tmp_path / "logs")
     command = Command("pack", ("pack", str(tmp_path / "photos"), str(tmp_path / "data")))
@@ -74,21 +110,39 @@ def test_a_command_that_outlives_its_job_is_not_started_a_second_time(tmp_path: 
     arguments = [sys.executable, "-c", code, str(tmp_path / "logs" / "pack.json.partial")]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as survivor:
         assert survivor.stdout and survivor.stdout.readline() == "1\n"
-        with pytest.raises(
-            CommandFailedError, match=r"capfilt pack .* is still running, started by a run that was killed"
-        ):
+        with monkeypatch.context() as patch:
+            patch.setattr(commands, "SECONDS_TO_END", 0.2)
+            with pytest.raises(CommandFailedError, match=r"capfilt pack .* of an earlier run has not ended in"):
+                runner.run(command)
+        threading.Timer(0.5, survivor.communicate, ["\n"]).start()
+        with pytest.raises(CommandFailedError, match="exited with 2"):  # there are no photos
             runner.run(command)
-        survivor.communicate("\n")
-    with pytest.raises(CommandFailedError, match="exited with 2"):  # there are no photos
-        runner.run(command)
+    assert "waiting for capfilt pack" in capsys.readouterr().err
 
 
 def test_a_job_refuses_a_folder_with_other_content(tmp_path: Path) -> None:
-    claim_folder(tmp_path / "job", "job.json", {"seed": 0}, "job")
-    claim_folder(tmp_path / "job", "job.json", {"seed": 0}, "job")
-    with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1\)"):
-        claim_folder(tmp_path / "job", "job.json", {"seed": 1}, "job")
+    for _ in range(2):
+        with claim_folder(tmp_path / "job", "job.json", {"seed": 0}, "job"):
+            pass
+    with (
+        pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1\)"),
+        claim_folder(tmp_path / "job", "job.json", {"seed": 1}, "job"),
+    ):
+        pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty and holds no job"):
-        claim_folder(tmp_path / "other", "job.json", {"seed": 0}, "job")
+    with (
+        pytest.raises(ValueError, match="is not empty and holds no job"),
+        claim_folder(tmp_path / "other", "job.json", {"seed": 0}, "job"),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_job_in_a_folder_names_the_first(tmp_path: Path) -> None:
+    with (
+        claim_folder(tmp_path / "job", "job.json", {"seed": 0}, "job"),
+        pytest.raises(FolderLockedError, match=rf"is being written by process {os.getpid()} on"),
+        claim_folder(tmp_path / "job", "job.json", {"seed": 0}, "job"),
+    ):
+        pass

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_stages import Toy
+from toy_stages import LateFolder, Toy
 
 import capfilt
 from capfilt.engine.run import EngineConfig, pick_shards, run_shards
+from capfilt.errors import EngineError
 
 SHARDS = [f"{number:05d}" for number in range(6)]
 POOLS = [(1, "local"), (2, "local"), (2, "threads")]
@@ -95,6 +96,21 @@ def test_failures_are_retried_then_reported(toy, tmp_path: Path, capsys, workers
     assert summary.done == 5
     assert (tries(tmp_path, "00001"), tries(tmp_path, "00002")) == (3, 2)
     assert "shard 00001 failed: ValueError: shard 00001 is bad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("workers", "engine"), [(1, "local"), (2, "local")])
+def test_a_folder_that_was_not_made_yet_was_not_removed(tmp_path: Path, workers: int, engine: str) -> None:
+    """A stage such as export makes the folder of its outputs with the first shard."""
+    stage = LateFolder(tmp_path, fails=("00000",), dies_once=("00001",) if workers > 1 else ())
+    summary = run_shards(stage, SHARDS[:3], workers=workers, device="cpu", engine=engine, progress=False)
+    assert (summary.failed, summary.done) == ({"00000": "ValueError: shard 00000 is bad"}, 2)
+
+
+def test_a_run_ends_when_its_folder_is_removed(tmp_path: Path) -> None:
+    stage = LateFolder(tmp_path / "out", removes=("00000",))
+    stage.folder.mkdir()
+    with pytest.raises(EngineError, match=r"out was removed while toy was writing it; run the command again"):
+        run_shards(stage, SHARDS, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize(("workers", "engine"), POOLS)
