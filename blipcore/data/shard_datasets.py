@@ -86,6 +86,10 @@ class _TarDataset:
         self._reader = TarReader(locate=self._cache.local)
         self.problems = self._reader.problems
 
+    def image_id(self, shard: int, key: str) -> int:
+        """Return the id of a picture; tars of other tools may each begin with the same key."""
+        return stable_id(f"{self.tars[shard]}/{key}")
+
     def describe(self, shard: int, entry: DatasetEntry) -> str:
         return f"{self.tars[shard]}/{entry.key}"
 
@@ -115,7 +119,9 @@ class FilteredDataset(_TarDataset):
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
             texts.setdefault(key, []).append(text)
-        return [DatasetEntry(key, tuple(texts_of_key), stable_id(key)) for key, texts_of_key in texts.items()]
+        return [
+            DatasetEntry(key, tuple(texts_of_key), self.image_id(shard, key)) for key, texts_of_key in texts.items()
+        ]
 
     def _count(self, table: str) -> int:
         return pc.count_distinct(self._read_kept(table)["key"]).as_py()
@@ -177,11 +183,13 @@ class ShardSetDataset(_TarDataset):
             members = tar.samples.get(key.removeprefix("./"))
             text = choose_text(tar.read_text(members) if members else None, caption)
             if text and not text.isspace():
-                entries.append(DatasetEntry(key, (text.strip(),), stable_id(key)))
-        without_picture = sum(not members.image and members.text is not None for members in tar.samples.values())
+                entries.append(DatasetEntry(key, (text.strip(),), self.image_id(shard, key)))
+        without_picture = sum(not members.image and bool(members.texts) for members in tar.samples.values())
+        problems = [summarise_problems(tar.problems)]  # again: texts that cannot be decoded are known now
         if without_picture:
-            problem = f"texts without a picture, not used: {without_picture}"
-            self.problems[name] = "; ".join(filter(None, [summarise_problems(tar.problems), problem]))
+            problems.append(f"texts without a picture, not used: {without_picture}")
+        if any(problems):
+            self.problems[name] = "; ".join(filter(None, problems))
         if table is not None:
             listed = {key.removeprefix("./") for key in captions}
             unlisted = [members for key, members in tar.samples.items() if members.image and key not in listed]

@@ -1,26 +1,32 @@
-"""Groups the members of a tar into samples, and chooses the text of a picture.
+"""Groups the members of a tar into samples, and chooses the texts of a picture.
 
 A key is a member's name up to the first dot of its last part, as in webdataset: `a/0.jpg`, `a/0.txt` and `a/0.json`
 are the picture, the text and the metadata of the sample `a/0`. They need not be adjacent.
 
-The text of a picture is the first that is not blank: its `.txt`, the "caption" of its `.json`, the caption in the
-table beside the tar. Filter, export and trainer share this rule (`choose_text`).
+The text of a picture is the first that is not blank: its `.txt`, its `.caption` or another of `TEXT_SUFFIXES`, the
+caption in its `.json`, the caption in the table beside the tar. Filter, export, trainer and pack share this rule
+(`choose_texts`, `choose_text`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Generator
+from collections import Counter
+from collections.abc import Callable, Container, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from blipcore.io.reading import open_read, read_at
 from blipcore.io.storage import AnyPath, to_path
 from blipcore.io.tars import TarMember, TarProblem, walk_tar
+from blipcore.io.texts import decode_text
 
 PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm"])
+TEXT_SUFFIXES = ("txt", "caption", "cap", "text", "captions")  # the first that is not blank is used
+# Keys of a JSON that hold captions, in any case; the first that holds a text is used. LAION-COCO has `top_caption`.
+TEXT_KEYS = ("caption", "captions", "text", "texts", "top_caption", "all_captions", "sentences")
 # suffix -> attribute of SampleMembers
-PARTS = {**dict.fromkeys(PICTURE_SUFFIXES, "image"), "txt": "text", "json": "metadata"}
+PARTS = {**dict.fromkeys(PICTURE_SUFFIXES, "image"), **dict.fromkeys(TEXT_SUFFIXES, "texts"), "json": "metadata"}
 
 
 @dataclass
@@ -37,20 +43,23 @@ class TarSample:
 @dataclass(slots=True)
 class SampleMembers:
     image: TarMember | None = None
-    text: TarMember | None = None
+    texts: tuple[TarMember, ...] = ()  # in the order of TEXT_SUFFIXES
     metadata: TarMember | None = None
 
 
 class IndexedTar:
     """A tar whose samples are indexed by key and read in any order; a context manager.
 
-    `samples` has the order of the first members; `problems` lists the tar's defects.
+    `samples` has the order of the first members; `problems` lists the tar's defects, texts that cannot be decoded
+    once they have been read; `unused` counts members that are no part of a sample, by suffix. `encoding` is that of
+    texts that are not UTF-8.
     """
 
-    def __init__(self, path: AnyPath) -> None:
-        self._file = open_read(path)
+    def __init__(self, path: AnyPath, encoding: str | None = None) -> None:
+        self._file, self._encoding = open_read(path), encoding
         self.problems: list[TarProblem] = []
-        self.samples = index_samples(self._file, self.problems)
+        self.unused: Counter[str] = Counter()
+        self.samples = index_samples(self._file, self.problems, self.unused)
 
     def __enter__(self) -> IndexedTar:
         return self
@@ -67,26 +76,42 @@ class IndexedTar:
             return None
         return read_at(self._file, member.offset, member.size)
 
-    def read_metadata(self, members: SampleMembers) -> dict[str, Any]:
-        """Return the JSON object of a sample, empty if it is missing or unreadable."""
+    def read_json(self, members: SampleMembers) -> Any:
+        """Return the JSON of a sample, None if it is missing or unreadable."""
         data = self.read(members.metadata)
-        try:
-            metadata = json.loads(data) if data else {}
-        except (ValueError, RecursionError):  # no JSON, no UTF-8, or too many brackets
-            return {}
-        return metadata if isinstance(metadata, dict) else {}
+        return parse_json(data) if data else None
 
-    def read_text(self, members: SampleMembers, metadata: dict[str, Any] | None = None) -> str | None:
-        """Return the `.txt` of a sample, or the "caption" of its `metadata`, which is read if None."""
-        data = self.read(members.text)
-        text = None if data is None else data.decode("utf-8", errors="replace")
-        if text and not text.isspace():
-            return text
-        caption = (self.read_metadata(members) if metadata is None else metadata).get("caption")
-        if not isinstance(caption, str):
-            return text
-        # JSON may hold half of a surrogate pair, which no table can store.
-        return choose_text(text, caption.encode("utf-8", errors="replace").decode("utf-8"))
+    def read_metadata(self, members: SampleMembers) -> dict[str, Any]:
+        """Return the JSON object of a sample, empty if it is missing, unreadable or no object."""
+        content = self.read_json(members)
+        return content if isinstance(content, dict) else {}
+
+    def read_text(self, members: SampleMembers, content: Any = None) -> str | None:
+        """Return the text of a sample; `content` is its JSON, which is read if None."""
+        return next(iter(self.read_texts(members, content)), None)
+
+    def read_texts(self, members: SampleMembers, content: Any = None) -> list[str]:
+        """Return the text of a sample and its further captions; `content` is its JSON, which is read if None."""
+        texts = (self._decode(member) for member in members.texts)
+        return choose_texts(texts, lambda: self.read_json(members) if content is None else content)
+
+    def _decode(self, member: TarMember) -> str | None:
+        data = self.read(member)
+        try:
+            return None if data is None else decode_text(data, self._encoding)
+        except ValueError:
+            problem = TarProblem("undecodable_text", member.name)
+            if problem not in self.problems:
+                self.problems.append(problem)
+            return None
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the JSON in `data`, None if it is no JSON, no UTF-8 or has too many brackets."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 def choose_text(*candidates: str | None) -> str | None:
@@ -97,6 +122,53 @@ def choose_text(*candidates: str | None) -> str | None:
     return next((text for text in candidates if text is not None), None)
 
 
+def choose_texts(files: Iterable[str | None], read_json: Callable[[], Any]) -> list[str]:
+    """Return the text of a picture, then its further captions.
+
+    `files` are its text files by rank, and `read_json` returns the content of its JSON. The first file that is not
+    blank is used. Its lines are captions of their own if there are several and none is blank, unless the JSON holds
+    the whole as caption, as that of img2dataset and `capfilt` does.
+    """
+    blank: str | None = None
+    for text in files:
+        if text and not text.isspace():
+            lines = [line.strip() for line in text.strip().split("\n")]
+            if len(lines) == 1 or not all(lines) or text.strip() in map(str.strip, json_texts(read_json())):
+                return [text]
+            return lines
+        blank = text if blank is None else blank
+    texts = json_texts(read_json())
+    if blank is not None and not any(text and not text.isspace() for text in texts):
+        return [blank]
+    return texts
+
+
+def json_texts(content: Any, keys: tuple[str, ...] = TEXT_KEYS) -> list[str]:
+    """Return the captions in the JSON of a picture: a list, or the value of the first of `keys` that holds any.
+
+    A JSON with a "caption", even null, has no other captions.
+    """
+    if not isinstance(content, dict):
+        return value_texts(content, keys) if isinstance(content, list) else []
+    if keys is TEXT_KEYS and "caption" in content:
+        return value_texts(content["caption"])
+    by_name = {name.lower(): value for name, value in reversed(content.items())}
+    found = (value_texts(by_name[key.lower()]) for key in keys if key.lower() in by_name)
+    return next((texts for texts in found if texts), [])
+
+
+def value_texts(value: Any, keys: tuple[str, ...] = (*TEXT_KEYS, "raw")) -> list[str]:
+    """Return the texts of a value: a string, a list of them, or of objects with one of `keys` each."""
+    if isinstance(value, str):
+        # JSON may hold half of a surrogate pair, which no table can store.
+        return [value.encode("utf-8", errors="replace").decode("utf-8")]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in value_texts(item, keys)]
+    if isinstance(value, dict):
+        return next((value_texts(value[key], keys) for key in keys if isinstance(value.get(key), str | list)), [])
+    return []
+
+
 def read_samples(
     path: str | AnyPath, problems: list[TarProblem] | None = None, keys: Container[str] | None = None
 ) -> Generator[TarSample, None, None]:
@@ -105,24 +177,30 @@ def read_samples(
     Defects of the tar are appended to `problems`. With `keys`, other samples are skipped.
     """
     with IndexedTar(to_path(path)) as tar:
-        if problems is not None:
-            problems += tar.problems
+        reported = 0
         for key, members in tar.samples.items():
             if keys is not None and key not in keys:
                 continue
-            metadata = tar.read_metadata(members)
-            text = tar.read_text(members, metadata)
+            content = tar.read_json(members)
+            metadata = content if isinstance(content, dict) else {}
+            text = tar.read_text(members, content if content is not None else {})
+            if problems is not None:
+                problems += tar.problems[reported:]
+                reported = len(tar.problems)
             image = tar.read(members.image)
             if image is None:
                 error = "truncated_tar" if members.image else "no_picture"
                 yield TarSample(key, b"", text, metadata, error)
             else:
                 yield TarSample(key, image, text, metadata)
+        if problems is not None:
+            problems += tar.problems[reported:]
 
 
-def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, SampleMembers]:
-    """Return key -> members of the samples of a tar, in the order of the first members."""
+def index_samples(file: BinaryIO, problems: list[TarProblem], unused: Counter[str]) -> dict[str, SampleMembers]:
+    """Return key -> members of the samples of a tar, in the order of the first members; count the other members."""
     samples: dict[str, SampleMembers] = {}
+    texts_with_field: list[tuple[str, str, TarMember]] = []
     for member in walk_tar(file, problems):
         name = member.name
         while name.startswith("./"):
@@ -135,19 +213,50 @@ def index_samples(file: BinaryIO, problems: list[TarProblem]) -> dict[str, Sampl
         if not stem or not dot:  # .DS_Store, README
             problems.append(TarProblem("foreign_member", member.name))
             continue
-        part = PARTS.get(suffix) or PARTS.get(suffix.rpartition(".")[2].lower())
+        last = suffix.rpartition(".")[2].lower()
+        part = PARTS.get(suffix) or PARTS.get(last)
         if part is None:  # another field of a webdataset sample: 00012.cls
+            unused[last] += 1
             continue
         key = folder + slash + stem
         members = samples.get(key)
         if members is None:
             members = samples[key] = SampleMembers()
+        if part == "texts":
+            if "." in suffix:
+                texts_with_field.append((key, suffix, member))
+            elif any(_suffix(text) == last for text in members.texts):
+                problems.append(TarProblem("duplicate_member", member.name))
+            else:
+                members.texts = tuple(sorted((*members.texts, member), key=_rank)) if members.texts else (member,)
+            continue
         earlier: TarMember | None = getattr(members, part)
         if earlier is None or (_has_field(earlier) and "." not in suffix):
             setattr(members, part, member)
         elif _has_field(earlier) == ("." in suffix):
             problems.append(TarProblem("duplicate_member", member.name))
+    for key, suffix, member in texts_with_field:
+        members = samples[key]
+        field = suffix.rpartition(".")[0]
+        if members.texts or (field.lower() not in (*TEXT_SUFFIXES, *_picture_fields(members.image))):
+            unused[suffix.lower()] += 1  # url.txt, alt.txt
+        else:
+            members.texts = (member,)
     return samples
+
+
+def _suffix(member: TarMember) -> str:
+    return member.name.rpartition(".")[2].lower()
+
+
+def _rank(member: TarMember) -> int:
+    return TEXT_SUFFIXES.index(_suffix(member))
+
+
+def _picture_fields(image: TarMember | None) -> tuple[str, ...]:
+    """Return the dotted part of a picture's name: photo.v2.txt is the text of photo.v2.jpg."""
+    parts = image.name.rpartition("/")[2].lower().split(".") if image else []
+    return (".".join(parts[1:-1]), ".".join(parts[1:])) if len(parts) > 1 else ()
 
 
 def _has_field(member: TarMember) -> bool:

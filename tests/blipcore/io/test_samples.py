@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from tar_files import END_MARK, header, member, write_tar
 
-from blipcore.io.samples import TarSample, choose_text, read_samples
+from blipcore.io.samples import IndexedTar, TarSample, choose_text, read_samples
 from blipcore.io.tars import TarProblem
 
 
@@ -33,10 +33,10 @@ def test_names_as_img2dataset_and_others_write_them(tmp_path: Path) -> None:
     assert list(read_samples(tar, problems)) == [
         TarSample("a/photo", b"A", "dots after the key"),
         TarSample("b/photo", b"B", "only in json", {"caption": "only in json", "n": 1}),
-        TarSample("c", b"C", "\ufffd bad utf-8"),
+        TarSample("c", b"C"),
         TarSample("d", b"D"),
     ]
-    assert problems == []
+    assert problems == [("undecodable_text", "c.txt")]
 
 
 def test_tars_of_webdataset(tmp_path: Path) -> None:
@@ -136,6 +136,59 @@ def test_json_that_no_table_takes(tmp_path: Path) -> None:
 )
 def test_the_first_text_that_is_not_blank_is_chosen(candidates: tuple[str | None, ...], text: str | None) -> None:
     assert choose_text(*candidates) == text
+
+
+def text_of(tmp_path: Path, members: dict[str, bytes]) -> tuple[list[str], list[str]]:
+    """Return the texts of the sample with these members beside its picture, and the members that are not used."""
+    tar = IndexedTar(write_tar(tmp_path / "0.tar", {"0.jpg": b"x"} | members, tarfile.USTAR_FORMAT))
+    with tar:
+        return tar.read_texts(tar.samples["0"]), sorted(tar.unused)
+
+
+@pytest.mark.parametrize(
+    ("members", "texts"),
+    [
+        ({"0.caption": b"tags"}, ["tags"]),
+        ({"0.cap": b"a", "0.caption": b"b", "0.txt": b" "}, ["b"]),
+        ({"0.json": b'{"caption": ["a cat", "the cat"], "text": "x"}'}, ["a cat", "the cat"]),
+        ({"0.json": b'{"caption": null, "text": "never beside a caption"}'}, []),
+        ({"0.json": b'{"top_caption": "top", "all_captions": ["a", "b"]}'}, ["top"]),
+        ({"0.json": b'{"TEXT": "upper case"}'}, ["upper case"]),
+        ({"0.json": b'{"captions": [], "text": "t"}'}, ["t"]),
+        ({"0.json": b'{"sentences": [{"raw": "one", "tokens": ["one"]}, {"raw": "two"}]}'}, ["one", "two"]),
+        ({"0.json": b'["one", "two"]'}, ["one", "two"]),
+        ({"0.json": b'[{"caption": "one"}, {"caption": "two"}, 3]'}, ["one", "two"]),
+        ({"0.txt": b"a dog\r\na brown dog\n"}, ["a dog", "a brown dog"]),
+        ({"0.txt": b"first paragraph\n\nsecond"}, ["first paragraph\n\nsecond"]),
+        ({"0.txt": b"two\nlines", "0.json": b'{"caption": "two\\nlines"}'}, ["two\nlines"]),
+        ({"0.txt": b"two\nlines", "0.json": b'{"text": "two\\nlines", "caption_web": "x"}'}, ["two\nlines"]),
+        ({"0.txt": "caf\u00e9".encode("utf-16")}, ["caf\u00e9"]),
+        ({"0.txt": "caf\u00e9".encode("utf-32")}, ["caf\u00e9"]),
+        ({"0.txt": "\ufeffcaf\u00e9".encode()}, ["caf\u00e9"]),
+        ({"0.txt": "a dog".encode("utf-16-le")}, []),
+        ({"0.jpg.txt": b"a"}, ["a"]),
+        ({"0.caption.txt": b"a"}, ["a"]),
+    ],
+)
+def test_the_first_text_that_is_not_blank_and_its_further_captions(
+    tmp_path: Path, members: dict[str, bytes], texts: list[str]
+) -> None:
+    assert text_of(tmp_path, members) == (texts, [])
+
+
+def test_other_members_are_no_text_and_are_counted(tmp_path: Path) -> None:
+    members = {"0.url.txt": b"http://x", "0.alt.txt": b"alt", "0.cls": b"1", "0.npy": b"x"}
+    assert text_of(tmp_path, members) == ([], ["alt.txt", "cls", "npy", "url.txt"])
+    assert text_of(tmp_path, members | {"0.txt": b"a"})[0] == ["a"]
+
+
+def test_an_encoding_is_for_texts_that_are_not_utf_8(tmp_path: Path) -> None:
+    members = {"0.jpg": b"x", "0.txt": "caf\u00e9".encode("cp1252"), "1.jpg": b"x", "1.txt": "caf\u00e9".encode()}
+    with IndexedTar(write_tar(tmp_path / "0.tar", members), encoding="cp1252") as tar:
+        assert [tar.read_text(sample) for sample in tar.samples.values()] == ["caf\u00e9"] * 2
+    with IndexedTar(tmp_path / "0.tar") as tar:
+        assert [tar.read_text(sample) for sample in tar.samples.values()] == [None, "caf\u00e9"]
+        assert tar.problems == [("undecodable_text", "0.txt")]
 
 
 @pytest.mark.parametrize(
