@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import threading
 import time
+import zlib
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,6 +139,29 @@ class Handler(BaseHTTPRequestHandler):
     def get_elsewhere(self, number: str) -> None:
         port = self.server.server_port
         self.body(b"", 302, Location=f"http://127.0.0.2:{port}/good/{number}.jpg")
+
+    def get_encoded(self, name: str) -> None:
+        """Send /encoded/gzip.jpg with the content encoding gzip, whatever the client accepts."""
+        encode = {"gzip": gzip.compress, "deflate": zlib.compress}.get(name, bytes)
+        self.body(encode(picture(5)), Content_Encoding=name)
+
+    def get_bomb(self, number: str) -> None:
+        self.body(gzip.compress(bytes(10**7)), Content_Encoding="gzip")
+
+    def get_cookie(self, number: str) -> None:
+        """Redirect to the same URL until the client sends the cookie."""
+        if "seen=yes" in self.headers.get("Cookie", ""):
+            self.body(picture(int(number)))
+        else:
+            self.body(b"", 302, Location=self.path, Set_Cookie="seen=yes; Path=/")
+
+    def get_cookieaway(self, number: str) -> None:
+        """Set a cookie and redirect to another host, which sends back the cookies that it gets."""
+        location = f"http://localhost:{self.server.server_port}/showcookie/{number}.jpg"
+        self.body(b"", 302, Location=location, Set_Cookie="secret=1; Path=/")
+
+    def get_showcookie(self, number: str) -> None:
+        self.body(self.headers.get("Cookie", "none").encode())
 
     def get_tofile(self, number: str) -> None:
         self.body(b"", 302, Location="file:///etc/passwd")

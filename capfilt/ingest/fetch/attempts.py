@@ -30,6 +30,7 @@ from blipcore.io.reading import read_tail
 from blipcore.io.storage import DISK_FULL_ERRNOS
 from blipcore.io.tars import walk_tar
 from capfilt.engine.progress import ProgressDisplay
+from capfilt.ingest.fetch.content_encoding import BROKEN_ENCODING, UNKNOWN_ENCODING
 from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
 from capfilt.ingest.fetch.supervisor import FetchEnd, run_fetcher
@@ -48,6 +49,7 @@ FAILURE_SIGNS = {
     "opted_out": ("x-robots-tag", RESERVED),
     "bad_url": (PRIVATE, "unknown url type", "no host given", "url can't contain", "nonnumeric port"),
     "too_large": (TOO_LARGE,),
+    "decode_error": (UNKNOWN_ENCODING, BROKEN_ENCODING),
     "timeout": (TOO_SLOW, "timed out", "timeout"),
     "connection": (
         "urlopen error",

@@ -1,7 +1,8 @@
 """A urllib opener with safety limits, which img2dataset uses for every request.
 
 It refuses private addresses at every redirect, bounds the size of a body and the time per picture, waits as long as a
-host asks for with `Retry-After`, and refuses content whose rights are reserved (`tdm-reservation`).
+host asks for with `Retry-After`, and refuses content whose rights are reserved (`tdm-reservation`). Compressed bodies
+are decoded. A cookie is sent only along the redirects of its URL, and only to the host that has set it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
+from capfilt.ingest.fetch.content_encoding import BodyTooLargeError, decode_body
 from capfilt.ingest.urls import PRIVATE, is_private_host, is_public
 
 READ_BYTES = 1 << 16
@@ -65,9 +68,10 @@ class _RequestLimits:
 
 
 class _TimedRequest(urllib.request.Request):
-    """A urllib request with the deadline that `_Handler` sets on it; used for casts only."""
+    """A urllib request with what it shares with its redirects; used for casts only."""
 
     deadline: float
+    cookies: dict[str, CookieJar]  # by host name
 
 
 class _Response(http.client.HTTPResponse):
@@ -105,7 +109,11 @@ class _Response(http.client.HTTPResponse):
             raise request.too_slow(f"{size} bytes")
         if length is not None and size < length:  # read1 returns b"" for a broken connection too
             raise http.client.IncompleteRead(b"".join(chunks), length - size)
-        return b"".join(chunks)
+        encoding = ",".join(self.headers.get_all("Content-Encoding", []))
+        try:
+            return decode_body(b"".join(chunks), encoding, max_bytes)
+        except BodyTooLargeError as error:
+            raise request.too_large(f" without its content encoding, {error}") from None
 
 
 def _connect(
@@ -200,7 +208,8 @@ class _Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
     def prepare(self, request: urllib.request.Request) -> urllib.request.Request:
         if not hasattr(request, "deadline"):
-            cast(_TimedRequest, request).deadline = self.clock() + self.limits.seconds
+            timed = cast(_TimedRequest, request)
+            timed.deadline, timed.cookies = self.clock() + self.limits.seconds, {}
         return self.do_request_(request)
 
     # urllib finds the methods of a handler by these names.
@@ -268,11 +277,22 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, *args: Any) -> Any:
-        redirected = super().redirect_request(req, *args)
-        if redirected is not None:
-            cast(_TimedRequest, redirected).deadline = req.deadline
+    """Follows redirects, and hands on the deadline and the cookies of the first request."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        redirected: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if redirected is None:
+            return None
+        redirected.deadline, redirected.cookies = req.deadline, req.cookies
+        if "Set-Cookie" in headers:
+            req.cookies.setdefault(_host_name(req), CookieJar()).extract_cookies(fp, req)
+        if jar := req.cookies.get(_host_name(redirected)):
+            jar.add_cookie_header(redirected)
         return redirected
+
+
+def _host_name(request: urllib.request.Request) -> str:
+    return (urlsplit(request.full_url).hostname or "").lower()
 
 
 def build_opener(

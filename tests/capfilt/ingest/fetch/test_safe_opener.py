@@ -15,6 +15,7 @@ import pytest
 from web import Web, picture
 
 from capfilt.ingest.fetch import safe_opener
+from capfilt.ingest.fetch.attempts import classify_failure
 from capfilt.ingest.fetch.safe_opener import FetchLimits, HostPauses, RefusedError, build_opener, parse_retry_after
 
 
@@ -177,6 +178,28 @@ def test_the_size_of_a_body_is_bounded(web: Web) -> None:
         get(f"{web.url}/fat")
     with pytest.raises(RefusedError, match="larger than 100000 bytes"):
         get(f"{web.url}/endless")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity", "utf-8"])
+def test_bodies_are_decoded_by_their_content_encoding(web: Web, encoding: str) -> None:
+    assert get(f"{web.url}/encoded/{encoding}.jpg") == picture(5)
+
+
+def test_a_body_that_is_too_large_when_decoded_is_refused(web: Web) -> None:
+    with pytest.raises(RefusedError, match="larger than 100000 bytes without its content encoding, gzip") as caught:
+        get(f"{web.url}/bomb/1.jpg")
+    assert classify_failure(str(caught.value)) == "too_large"
+
+
+def test_a_cookie_is_sent_along_the_redirects_of_one_url(web: Web) -> None:
+    director = build_opener(FetchLimits(100_000, 30, True))
+    for number in (1, 2):  # each URL gets its own cookie
+        assert director.open(f"{web.url}/cookie/{number}.jpg", timeout=5).read() == picture(number)
+        assert web.hits[f"/cookie/{number}.jpg"] == 2
+
+
+def test_a_cookie_is_never_sent_to_another_host(web: Web) -> None:
+    assert get(f"{web.url}/cookieaway/1.jpg") == b"none"
 
 
 @pytest.mark.parametrize("path", ["dripbody", "dripchunk", "driphead"])
