@@ -6,7 +6,7 @@ They import their stages inside, so that `capfilt --help` is fast. Commands for 
 import typer
 
 from capfilt import cli_models, options
-from capfilt.console import command, failed_shards, finish, too_few_ok
+from capfilt.console import command, failed_shards, finish, missing_pictures, too_few_ok
 from capfilt.options import read_settings
 
 app = typer.Typer(
@@ -109,7 +109,7 @@ def caption(
     section = "generate" if captioner_kind(named.model) == "blip" else "chat"
     fields = {name: f"{section}.{name}" for name in ("prompt", "mode", "num_captions", "seed")}
     summary = caption_shards(read_settings(context, CaptionConfig, {**fields, "base_url": "server.base_url"}))
-    finish(summary, as_json, failed_shards(summary))
+    finish(summary, as_json, failed_shards(summary) or missing_pictures(summary))
 
 
 @command(app, "capfilt filter data --model runs/filter/model --threshold 0.5", name="filter")
@@ -151,7 +151,7 @@ def filter_(
     fields = {"captioner": "captioner.model", "captioner_name": "captioner.name", "explain": None}
     settings = read_settings(context, CaptionFilterConfig, fields)
     summary = caption_and_explain(settings) if explain else caption_and_filter(settings)
-    error = None if explain else failed_shards(summary)
+    error = None if explain else failed_shards(summary) or missing_pictures(summary)
     if as_json:
         finish(summary, as_json, error)
         return
@@ -209,7 +209,7 @@ def export(
     from capfilt.export.stage import ExportConfig, export_shards
 
     summary = export_shards(read_settings(context, ExportConfig))
-    finish(summary, as_json, failed_shards(summary))
+    finish(summary, as_json, failed_shards(summary) or missing_pictures(summary))
 
 
 @command(app, "capfilt bootstrap bootstrap.yaml --dry-run")

@@ -9,7 +9,7 @@ Meanwhile the next shard is read ahead. If the engine then runs another shard, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,10 @@ from capfilt.pictures.read_ahead import PreparedPicture, ReadAhead, decode_threa
 from capfilt.shards.shard_set import ShardSet
 
 Prepare = Callable[[Image.Image], Any]
+
+NOT_IN_TAR = "not_in_tar"
+# Reasons of `read_samples` for a picture that the tar does not hold whole.
+INCOMPLETE = ("no_picture", "truncated_tar")
 
 
 @dataclass(frozen=True)
@@ -62,27 +66,53 @@ class PictureBatch:
 
 
 class ShardPass:
-    """One pass over the pictures of a shard."""
+    """One pass over the pictures of a shard; `read_stored_keys` returns those that its own table lists as stored."""
 
-    def __init__(self, pictures: ReadAhead[Any]) -> None:
-        self._pictures = pictures
+    def __init__(self, pictures: ReadAhead[Any], read_stored_keys: Callable[[], Iterable[str]]) -> None:
+        self._pictures, self._read_stored_keys = pictures, read_stored_keys
 
     def batches(self, size: int) -> Iterator[PictureBatch]:
-        """Yield batches with `size` decoded pictures each, fewer in the last one."""
+        """Yield batches with `size` decoded pictures each, fewer in the last one.
+
+        Pictures that are not in the tar, although its table lists them, come last.
+        """
         batch: list[PreparedPicture[Any]] = []
         decoded = 0
+        errors: dict[str, str | None] = {}
         for picture in self._pictures:
+            errors[picture.key] = picture.error
             batch.append(picture)
             decoded += picture.error is None
             if decoded == size:
                 yield PictureBatch(batch)
                 batch, decoded = [], 0
+        batch += self._find_missing(errors)
         if batch:
             yield PictureBatch(batch)
 
+    def _find_missing(self, errors: Mapping[str, str | None]) -> list[PreparedPicture[Any]]:
+        """Return the stored pictures that are not in the tar, and count them with those that are cut short.
+
+        `errors` has the keys of the tar. A table without any of them belongs to another tar.
+        """
+        stored = list(self._read_stored_keys())
+        if errors and errors.keys().isdisjoint(stored):
+            return []
+        absent = [key for key in stored if key not in errors]
+        incomplete = sum(errors.get(key) in INCOMPLETE for key in stored)
+        if absent:
+            names = ("pictures", "undecodable", f"undecodable/{NOT_IN_TAR}")
+            self._pictures.counts.update(dict.fromkeys(names, len(absent)))
+        if absent or incomplete:
+            self._pictures.counts["missing"] += len(absent) + incomplete
+        return [PreparedPicture(key, None, None, NOT_IN_TAR) for key in absent]
+
     @property
     def counts(self) -> Mapping[str, int]:
-        """Pictures, undecodable pictures and problems of the tar, by reason; complete after the last batch."""
+        """Pictures, undecodable pictures and problems of the tar, by reason; complete after the last batch.
+
+        `missing` counts the pictures that the shard's table lists as stored and that the tar does not hold whole.
+        """
         return self._pictures.counts
 
     def times(self) -> dict[str, int]:
@@ -114,7 +144,7 @@ class PictureReader:
             pictures = self._take(shard, prepare, cores)
             if next_shard is not None:
                 self._latest = pictures.prefetch(self.images.tar(next_shard))
-            yield ShardPass(pictures)
+            yield ShardPass(pictures, lambda: self.images.stored_keys(shard))
             if self._latest is pictures:  # no next shard
                 self.close()
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ import pyarrow.compute as pc
 from blipcore.io.storage import AnyPath, Remote, list_names, resolve_reference, to_path
 from capfilt.shards.manifest import read_manifest
 from capfilt.shards.tables import read_table
+
+# The status of a stored picture, in our tables and in those of img2dataset.
+STORED = ["ok", "success"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,8 @@ class ShardSet:
         manifest = read_manifest(folder)
         shards = [name.removesuffix(".tar") for name in names if name.endswith(".tar")]
         if manifest is not None and manifest.get("stage") in ("download", "pack"):
-            # Both stages write the table last, so a tar without a table is unfinished.
-            tables = set(names)
-            shards = [shard for shard in shards if f"{shard}.parquet" in tables]
+            # Both stages write the table last: a tar without a table is unfinished, a table without a tar has lost it.
+            shards = [name.removesuffix(".parquet") for name in names if re.fullmatch(r"\d+\.parquet", name)]
         if not shards:
             raise ValueError(_explain_no_shards(folder, names, manifest))
         return ShardSet(folder, shards)
@@ -50,6 +53,13 @@ class ShardSet:
     def table(self, shard: str) -> AnyPath:
         """Return the path of a shard's own table, which may not exist."""
         return self.path / f"{shard}.parquet"
+
+    def stored_keys(self, shard: str) -> list[str]:
+        """Return the keys of the pictures that the shard's own table lists as stored; none without such a table."""
+        table = self.read_own_table(shard, ("status",))
+        if "status" not in table.column_names:
+            return []
+        return table.filter(pc.is_in(table["status"], pa.array(STORED)))["key"].to_pylist()
 
     def read_own_table(self, shard: str, columns: Iterable[str]) -> pa.Table:
         """Return `key` and the `columns` of a shard's own table, as far as they exist.

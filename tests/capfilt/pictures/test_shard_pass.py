@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,17 +12,21 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from blipcore.io.samples import TarProblem, TarSample, read_samples
 from blipcore.io.storage import AnyPath
 from capfilt.caption.stage import CaptionConfig, caption_shards
+from capfilt.cli import app
 from capfilt.engine.run import run_shards
 from capfilt.engine.worker import StageRunner, Worker
+from capfilt.ingest.pack import PackConfig, pack
 from capfilt.pictures import read_ahead
 from capfilt.pictures.read_ahead import PreparedPicture
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
 from capfilt.shards.format import write_shard
 from capfilt.shards.shard_set import ShardSet
+from capfilt.shards.tables import read_table
 
 PICTURES = 6
 
@@ -240,3 +245,58 @@ def test_captions_are_the_same_without_reading_ahead(
         PictureReader, "open", lambda reader, shard, prepare, **_: open_shard(reader, shard, prepare, next_shard=None)
     )
     assert captions("alone") == ahead
+
+
+# ---------------------------------------------------------------------------------------------------- lost pictures
+
+
+@pytest.fixture
+def packed(shards: Callable[[int, int], Path], tmp_path: Path) -> Path:
+    """A packed set of two shards of 10 pictures."""
+    pack(PackConfig(str(shards(2, 10)), str(tmp_path / "packed"), shard_size=10, workers=1), progress=False)
+    return tmp_path / "packed"
+
+
+def damage(folder: Path, how: str) -> None:
+    tar = folder / "00001.tar"
+    if how == "cut in half":
+        tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    elif how == "empty":
+        tar.write_bytes(b"")
+    elif how == "no tar any more":
+        tar.write_bytes(b"<html>502</html>" * 100)
+    elif how == "a tar of some pictures":
+        write_shard(tar, list(read_samples(tar))[::2])
+    else:
+        tar.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut in half", "empty", "no tar any more", "a tar of some pictures"])
+def test_pictures_that_a_tar_has_lost_are_rows_and_an_error(packed: Path, tiny_blip: Path, how: str) -> None:
+    damage(packed, how)
+    remaining = sum(sample.error is None for sample in read_samples(packed / "00001.tar"))
+    for command in ("caption", "filter"):
+        result = CliRunner().invoke(app, [command, str(packed), "--model", str(tiny_blip), "--json"])
+        assert result.exit_code == 1
+        assert f"{10 - remaining} pictures of the shards' tables are not in their tars" in result.stderr
+        counts = json.loads(result.stdout)["counts"]
+        assert counts["missing"] == 10 - remaining
+        assert (counts["pictures"], counts["undecodable"]) == (20, 10 - remaining)
+    rows = read_table(packed / "filtered" / "capfilt" / "00001.parquet").to_pylist()
+    lost = [row for row in rows if row["reason"] in ("undecodable: not_in_tar", "undecodable: truncated_tar")]
+    assert {row["key"] for row in lost} == {f"{number:06d}" for number in range(10, 20)} - {
+        sample.key for sample in read_samples(packed / "00001.tar") if sample.error is None
+    }
+    assert all(row["text"] for row in lost)  # of the shard's table
+
+
+def test_a_shard_whose_tar_was_deleted_fails_by_name(packed: Path, tiny_blip: Path) -> None:
+    damage(packed, "deleted")
+    result = CliRunner().invoke(app, ["caption", str(packed), "--model", str(tiny_blip)])
+    assert result.exit_code == 1
+    assert "1 shard failed, first 00001" in result.stderr and "00001.tar" in result.stderr
+
+
+def test_a_table_of_another_tar_adds_no_pictures(packed: Path, tiny_blip: Path) -> None:
+    (packed / "00001.parquet").write_bytes((packed / "00000.parquet").read_bytes())
+    assert CliRunner().invoke(app, ["caption", str(packed), "--model", str(tiny_blip)]).exit_code == 0
