@@ -1,7 +1,8 @@
 """Labels written by hand, and the target of a threshold on them.
 
 A labels file is CSV, TSV, JSON lines or Parquet with `key` and `match` (1 or 0, true or false, yes or no), and
-optionally `source` (default: web) and `index` (default: 0). The labelled texts should be drawn at random.
+optionally `source` (default: web), `index` (default: 0) and `shard`, the name of a tar or table. A shard is necessary
+where tars repeat keys, as those of other tools do. The labelled texts should be drawn at random.
 """
 
 from __future__ import annotations
@@ -18,24 +19,74 @@ import pyarrow.json
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath
+from capfilt.filter.texts import as_one_array
 from capfilt.shards.format import WEB
 from capfilt.shards.tables import read_table
 
 MATCH, NO_MATCH = ("1", "true", "yes"), ("0", "false", "no")
-# The columns that identify a text, with their defaults.
-_TEXT_COLUMNS = {"key": pa.scalar(None, pa.string()), "source": pa.scalar(WEB), "index": pa.scalar(0, pa.int32())}
+# The columns that identify a text, with their defaults. A shard of None stands for any shard.
+_TEXT_COLUMNS = {
+    "shard": pa.scalar(None, pa.string()),
+    "key": pa.scalar(None, pa.string()),
+    "source": pa.scalar(WEB),
+    "index": pa.scalar(0, pa.int32()),
+}
 
 
-def held_out_mask(keys: pa.ChunkedArray) -> np.ndarray:
-    """Return a mask of the rows of half of the pictures, drawn by hashes of their keys."""
-    key_list = keys.to_pylist()
-    order = sorted(set(key_list), key=lambda key: hashlib.blake2b(key.encode()).digest())
+def held_out_mask(labels: pa.Table) -> np.ndarray:
+    """Return a mask of the labels of half of the pictures, drawn by hashes of their shards and keys."""
+    pictures = [
+        key if shard is None else f"{shard}/{key}"
+        for shard, key in zip(labels["shard"].to_pylist(), labels["key"].to_pylist(), strict=True)
+    ]
+    order = sorted(set(pictures), key=lambda picture: hashlib.blake2b(picture.encode()).digest())
     held_out = set(order[1::2])
-    return np.array([key in held_out for key in key_list], bool)
+    return np.array([picture in held_out for picture in pictures], bool)
+
+
+class LabelMatcher:
+    """Finds the labels of texts, shard by shard."""
+
+    def __init__(self, labels: pa.Table) -> None:
+        self.labels = labels
+        self._ids = _text_ids(labels, labels["shard"])
+        self._shards: list[str | None] = [None] * len(labels)  # in which the text of each label was found
+
+    def find(self, shard: str, texts: pa.Table) -> np.ndarray:
+        """Return the row in the labels of each text of a shard, -1 for texts without a label.
+
+        Raises ValueError for a label without a shard that fits texts of two shards.
+        """
+        in_shard = pc.index_in(_text_ids(texts, pa.repeat(shard, len(texts))), value_set=self._ids)
+        in_any_shard = pc.index_in(_text_ids(texts, pa.nulls(len(texts), pa.string())), value_set=self._ids)
+        rows = pc.fill_null(pc.coalesce(in_shard, in_any_shard), -1).to_numpy(zero_copy_only=False)
+        for row in rows[rows >= 0].tolist():
+            other = self._shards[row]
+            if other is not None:
+                label = self.labels.slice(row, 1).to_pylist()[0]
+                raise ValueError(
+                    f"The label of key {label['key']}, source {label['source']}, index {label['index']} fits a text of "
+                    f"{other} and one of {shard}, because keys repeat; add a column 'shard' with the name of the tar."
+                )
+            self._shards[row] = shard
+        return rows
+
+    @property
+    def found(self) -> int:
+        """The number of labels whose text was found."""
+        return sum(shard is not None for shard in self._shards)
+
+
+def _text_ids(texts: pa.Table, shards: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Return a string per text, the same for the same shard, key, source and index."""
+    index = texts["index"].cast(pa.string())
+    # No shard has an empty name.
+    parts = [texts["key"], texts["source"], index, pc.fill_null(shards, "")]
+    return as_one_array(pc.binary_join_element_wise(*parts, "\t"))
 
 
 def read_labels(path: AnyPath) -> pa.Table:
-    """Read a labels file as a table of key, source, index and match (0 or 1), one row per text.
+    """Read a labels file as a table of shard, key, source, index and match (0 or 1), one row per text.
 
     Raises ValueError or FileNotFoundError.
     """
@@ -51,16 +102,22 @@ def read_labels(path: AnyPath) -> pa.Table:
     for name, default in _TEXT_COLUMNS.items():
         if name in table.column_names:
             try:
-                columns[name] = pc.fill_null(table[name].cast(default.type), default)
+                columns[name] = table[name].cast(default.type)
+                if default.is_valid:
+                    columns[name] = pc.fill_null(columns[name], default)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"Cannot read the column '{name}' of {path}: {one_line(error)}.") from None
     if columns["key"].null_count:
         raise ValueError(f"{path} has a label without a key.")
+    # A shard may be given as the path of its tar or table.
+    columns["shard"] = pc.replace_substring_regex(columns["shard"], r"^.*/|\.(tar|parquet)$", "")
     labels = pa.table({**columns, "match": pa.array([value in MATCH for value in values]).cast(pa.int8())})
-    by_text = labels.group_by(list(_TEXT_COLUMNS), use_threads=False).aggregate([("match", "min"), ("match", "max")])
+    labels = labels.append_column("row", pa.array(range(len(labels))))
+    by_text = labels.group_by(list(_TEXT_COLUMNS)).aggregate([("match", "min"), ("match", "max"), ("row", "min")])
+    by_text = by_text.sort_by("row_min")
     contradictory = by_text.filter(pc.not_equal(by_text["match_min"], by_text["match_max"])).to_pylist()
     if contradictory:
-        text = " ".join(str(contradictory[0][name]) for name in _TEXT_COLUMNS)
+        text = " ".join(str(contradictory[0][name]) for name in _TEXT_COLUMNS if contradictory[0][name] is not None)
         raise ValueError(f"{path} labels {text} both 1 and 0; remove one of the two labels.")
     return by_text.select([*_TEXT_COLUMNS, "match_min"]).rename_columns([*_TEXT_COLUMNS, "match"])
 
@@ -73,7 +130,7 @@ def _read_file(path: AnyPath) -> pa.Table:
         if suffix in ("csv", "tsv"):
             # Keys such as 00012 must not become numbers.
             conversion = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(("key", "source", "match"), pa.string()),
+                column_types=dict.fromkeys(("shard", "key", "source", "match"), pa.string()),
                 null_values=[""],
                 strings_can_be_null=True,
             )

@@ -173,7 +173,7 @@ def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoreResult
         )
     limits, best = config.limits(0.0), config.best_texts()
     columns = ["key", "source", "index", "text", *dict.fromkeys([*limits, best.score]), "error"]
-    tables = (read_table(path, columns) for path in paths)
+    tables = ((path.stem, read_table(path, columns)) for path in paths)
     return collect_itm_scores(tables, list(scored.folder.captions), limits, best, labels)
 
 

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.filter.decide import KEPT, BestTexts, decide, format_threshold
-from capfilt.filter.labels import held_out_mask, parse_target
-from capfilt.filter.texts import as_one_array
+from capfilt.filter.labels import LabelMatcher, held_out_mask, parse_target
 
 TABLE_THRESHOLDS = [0.0, 0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99, 0.999]
 # 1 - confidence level of the intervals.
@@ -57,7 +56,7 @@ class ItmScores:
 
 
 def collect_itm_scores(
-    tables: Iterable[pa.Table],
+    tables: Iterable[tuple[str, pa.Table]],
     sources: list[str],
     limits: dict[str, float],
     best: BestTexts,
@@ -65,31 +64,31 @@ def collect_itm_scores(
 ) -> ItmScores:
     """Collect the ITM scores that the threshold decides about, given the other limits.
 
-    Labels are joined on key, source and index. Raises ValueError if no label has a row.
+    `tables` are pairs of a shard and its scores. Labels are joined on shard, key, source and index. Raises ValueError
+    if no label has a row, or one has rows of several shards.
     """
-    total, matched, parts = 0, 0, []
-    label_ids = None if labels is None else _text_ids(labels)
-    label_held_out = None if labels is None else held_out_mask(labels["key"])
-    for table in tables:
+    total, parts = 0, []
+    matcher = None if labels is None else LabelMatcher(labels)
+    label_held_out = None if labels is None else held_out_mask(labels)
+    for shard, table in tables:
         table = table.filter(pc.is_in(table["source"], pa.array(sources))).combine_chunks()
         total += table.num_rows
         label, held_out = np.full(table.num_rows, -1, np.int8), np.zeros(table.num_rows, bool)
-        if labels is not None and label_held_out is not None:
-            label_row = pc.index_in(_text_ids(table), value_set=label_ids)
-            has_label = pc.is_valid(label_row).to_numpy(zero_copy_only=False)
-            label[has_label] = labels["match"].take(label_row.drop_null()).to_numpy()
-            held_out[has_label] = label_held_out[label_row.drop_null().to_numpy()]
-            matched += int(has_label.sum())
+        if matcher is not None and label_held_out is not None:
+            label_row = matcher.find(shard, table)
+            has_label = label_row >= 0
+            label[has_label] = matcher.labels["match"].to_numpy()[label_row[has_label]]
+            held_out[has_label] = label_held_out[label_row[has_label]]
         undecided = pc.equal(decide(table, limits | {"itm": 0.0}, best), KEPT).to_numpy(zero_copy_only=False)
         source = pc.index_in(table["source"], value_set=pa.array(sources)).to_numpy()
         itm = table["itm"].cast(pa.float64()).to_numpy()
         parts.append((itm[undecided], source[undecided], label[undecided], held_out[undecided]))
-    if labels is not None and not matched:
+    if matcher is not None and not matcher.found:
         raise ValueError(
-            f"None of the {len(labels)} labelled texts has a score; "
+            f"None of the {len(matcher.labels)} labelled texts has a score; "
             "key, source and index of a label must be those of the score tables."
         )
-    unknown = 0 if labels is None else max(0, len(labels) - matched)
+    unknown = 0 if matcher is None else len(matcher.labels) - matcher.found
     itm, source, label, held_out = (np.concatenate(column) for column in zip(*parts, strict=True))
     return ItmScores(total, itm, source, label, sources, held_out, unknown)
 
@@ -250,8 +249,3 @@ def _bisect(increasing: Callable[[float], float]) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if increasing(middle) > 0 else (middle, high)
     return high
-
-
-def _text_ids(table: pa.Table) -> pa.Array:
-    index = table["index"].cast(pa.string())
-    return as_one_array(pc.binary_join_element_wise(table["key"], table["source"], index, "\t"))

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.filter.labels import held_out_mask, parse_target, read_labels
+from capfilt.filter.labels import LabelMatcher, held_out_mask, parse_target, read_labels
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
-    path, rows = tmp_path / f"labels.{suffix}", [("00012", "c", 1, True), ("00013", "web", 0, False)]
-    names = ["key", "source", "index", "match"]
+    path, rows = tmp_path / f"labels.{suffix}", [("00012", "c", 1, True, "00001"), ("00013", "web", 0, False, "a.tar")]
+    names = ["key", "source", "index", "match", "shard"]
     if suffix == "parquet":
         pq.write_table(pa.table([list(column) for column in zip(*rows, strict=True)], names), path)
     elif suffix == "jsonl":
@@ -24,8 +24,8 @@ def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
         separator = "," if suffix == "csv" else "\t"
         path.write_text("\n".join(separator.join(map(str, row)) for row in [names, *rows]) + "\n")
     assert read_labels(path).to_pylist() == [
-        {"key": "00012", "source": "c", "index": 1, "match": 1},
-        {"key": "00013", "source": "web", "index": 0, "match": 0},
+        {"shard": "00001", "key": "00012", "source": "c", "index": 1, "match": 1},
+        {"shard": "a", "key": "00013", "source": "web", "index": 0, "match": 0},
     ]
 
 
@@ -37,8 +37,8 @@ def test_source_and_index_default_to_the_web_text(tmp_path: Path, suffix: str) -
     else:
         path.write_text('{"key": "7", "match": true}\n{"key": "7", "source": "c", "index": 1, "match": false}\n')
     assert read_labels(path).to_pylist() == [
-        {"key": "7", "source": "web", "index": 0, "match": 1},
-        {"key": "7", "source": "c", "index": 1, "match": 0},
+        {"shard": None, "key": "7", "source": "web", "index": 0, "match": 1},
+        {"shard": None, "key": "7", "source": "c", "index": 1, "match": 0},
     ]
 
 
@@ -64,11 +64,41 @@ def test_errors_are_one_sentence(tmp_path: Path, name: str, text: str, message: 
 
 
 def test_all_labels_of_a_picture_are_in_one_half_and_the_halves_are_equal() -> None:
-    keys = pa.chunked_array([[f"{number // 2:09d}" for number in range(200)]])
-    held_out = held_out_mask(keys)
+    keys = pa.array([f"{number // 2:09d}" for number in range(200)])
+    labels = pa.table({"shard": pa.nulls(200, pa.string()), "key": keys})
+    held_out = held_out_mask(labels)
     assert held_out.sum() == 100 and (held_out[::2] == held_out[1::2]).all()
     assert 15 < held_out[:100].sum() < 85  # drawn, not the first or the last half
-    assert held_out_mask(keys.slice(100)).sum() == 50
+    assert held_out_mask(labels.slice(100)).sum() == 50
+    in_two_shards = pa.table({"shard": ["a", "b"] * 50, "key": ["0"] * 100})
+    assert held_out_mask(in_two_shards).sum() == 50  # two pictures
+
+
+def texts_of(*keys: str) -> pa.Table:
+    return pa.table({"key": keys, "source": ["web"] * len(keys), "index": pa.array([0] * len(keys), pa.int32())})
+
+
+def labels_of(*labels: tuple[str | None, str, int]) -> pa.Table:
+    shards, keys, match = zip(*labels, strict=True)
+    table = texts_of(*keys).append_column("match", pa.array(match, pa.int8()))
+    return table.append_column("shard", pa.array(shards, pa.string()))
+
+
+def test_a_label_with_a_shard_fits_no_text_of_another_shard() -> None:
+    matcher = LabelMatcher(labels_of(("00000", "0", 1), ("00001", "0", 0), ("00001", "1", 1), ("x", "1", 1)))
+    assert matcher.find("00000", texts_of("0", "1")).tolist() == [0, -1]
+    assert matcher.find("00001", texts_of("1", "0", "2")).tolist() == [2, 1, -1]
+    assert matcher.found == 3
+
+
+def test_a_label_without_a_shard_works_unless_its_key_repeats() -> None:
+    matcher = LabelMatcher(labels_of((None, "0", 1), (None, "1", 0)))
+    assert matcher.find("00000", texts_of("0", "2")).tolist() == [0, -1]
+    assert matcher.find("00001", texts_of("1", "2")).tolist() == [1, -1]
+    with pytest.raises(ValueError) as caught:
+        matcher.find("00002", texts_of("0"))
+    assert "key 0, source web, index 0 fits a text of 00000 and one of 00002" in str(caught.value)
+    assert "add a column 'shard'" in str(caught.value)
 
 
 def test_parse_target() -> None:

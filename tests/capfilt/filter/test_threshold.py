@@ -52,7 +52,7 @@ def labels(data: Path) -> Path:
 def precision_and_recall(data: Path, labels: Path, rows: list[dict], half: int | None = None) -> tuple[float, float]:
     """Return precision and recall of the kept rows on all labels, the selection (0) or the held-out half (1)."""
     keep = {(row["key"], row["source"]): row["keep"] for row in rows}
-    held_out = held_out_mask(read_labels(labels)["key"])
+    held_out = held_out_mask(read_labels(labels))
     with labels.open(newline="") as file:
         pairs = [
             (keep[row["key"], row["source"]], row["match"] == "1")
