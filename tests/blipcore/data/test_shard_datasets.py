@@ -42,6 +42,19 @@ def test_a_shard_set_gives_the_pictures_with_a_text(tmp_path: Path) -> None:
     assert again.read(0, first[0]) == b"A" and again.load(0) == first
 
 
+def test_pictures_of_two_tars_with_the_same_key_have_different_ids(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {"0.jpg": name.encode(), "0.txt": b"a text"})
+        (tmp_path / "filtered").mkdir(exist_ok=True)
+        rows = {"key": ["0", "0"], "text": ["one", "two"], "keep": [True, True]}
+        pq.write_table(pa.table(rows), tmp_path / "filtered" / f"{name}.parquet")
+    (tmp_path / "filtered" / "manifest.json").write_text('{"images": ".."}')
+    for folder in (tmp_path, tmp_path / "filtered"):
+        dataset = open_dataset(folder)
+        entries = [entry for shard in (0, 1) for entry in dataset.load(shard)]
+        assert len(entries) == len({entry.image_id for entry in entries}) == 2, folder
+
+
 # --- filtered folders ------------------------------------------------------------------------------------------------
 
 ROWS = {
