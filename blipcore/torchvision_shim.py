@@ -1,9 +1,8 @@
-"""Makes torchvision importable beside a torch built for another device, and imports timm and open_clip.
+"""Makes torchvision importable beside a torch built for another device; imports transformers, open_clip and timm.
 
 torchvision's CUDA wheel cannot load its compiled operators into a CPU-only torch, and its import fails ("operator
 torchvision::nms does not exist"). Declaring the schemas of two operators repairs the import; the operators cannot be
-called, and nothing here calls them. transformers' vision classes and open_clip import torchvision, so call
-`heal_torchvision` before them.
+called, and nothing here calls them. transformers' vision classes and open_clip import torchvision.
 """
 
 import importlib
@@ -40,6 +39,16 @@ def heal_torchvision() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         importlib.import_module("torchvision")
+
+
+def import_transformers() -> Any:
+    """Import transformers. Raises ImportError with the install command if it is missing."""
+    heal_torchvision()
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"This model needs transformers ({error}): pip install transformers") from None
+    return transformers
 
 
 def import_open_clip() -> Any:

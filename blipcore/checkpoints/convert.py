@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from blipcore.checkpoints.huggingface import Numerics
 from blipcore.checkpoints.load import (
     TASK_PARTS,
     build_model,
@@ -15,6 +14,7 @@ from blipcore.checkpoints.load import (
     read_checkpoint,
     require_parts,
 )
+from blipcore.checkpoints.numerics import Numerics
 from blipcore.checkpoints.save import save_huggingface, save_model, save_official
 from blipcore.io.hub import locate_model
 
@@ -30,7 +30,7 @@ class ConvertRun:
     task: Literal["pretrain", "caption", "retrieval", "features", "vqa", "nlvr"] | None = None
     tokenizer: str | None = None
     image_size: int | None = None
-    # For a Hugging Face source (see `huggingface_config`).
+    # For a Hugging Face source (see `blipcore.checkpoints.numerics`).
     numerics: Numerics = "official"
     # Sizes that an official file lacks, as in {"vision": {"heads": 3}}.
     model: dict[str, Any] = field(default_factory=dict)

@@ -5,23 +5,19 @@ with which transformers builds the same model. Tensor names are in `names`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from blipcore.checkpoints.names import detect_parts
+from blipcore.checkpoints.numerics import Numerics, resolve_numbers
+from blipcore.checkpoints.sizes import detect_parts
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import CLIP_MEAN, CLIP_STD
 
-# Which numbers apply where a config.json differs from the code that trained the weights.
-Numerics = Literal["official", "transformers"]
-# Of all released models.
-RELEASED = {"text_width": 768, "text_heads": 12, "vision_eps": 1e-6}
 # In training.
 DROPOUT = LABEL_SMOOTHING = 0.1
-TRANSFORMERS_VISION_EPS = 1e-5
 # (text roles, heads) -> class of transformers
 HF_CLASSES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     (("decode",), ()): "BlipForConditionalGeneration",
@@ -35,10 +31,9 @@ def huggingface_config(
 ) -> BlipConfig:
     """Return the config of a Hugging Face BLIP, with transformers' defaults for keys that config.json lacks.
 
-    The released models were trained with an image encoder LayerNorm eps of 1e-6 and 12 text heads, but the config files
-    of their conversions have 1e-5, and older ones 8 heads. The numerics "official" restore the trained values for the
-    released text width, and replace a dropout of 0 (transformers' default) by BLIP's 0.1. "transformers" takes every
-    value from the file.
+    The numerics "official" restore the trained text heads and LayerNorm eps of the released models (see
+    `blipcore.checkpoints.numerics`), and replace a dropout of 0 (transformers' default) by BLIP's 0.1. "transformers"
+    takes every value from the file.
     """
     if raw.get("model_type") != "blip":
         raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'.")
@@ -48,13 +43,10 @@ def huggingface_config(
             raise ValueError(f"{path} uses the activation {part['hidden_act']!r}; BLIP uses 'gelu'.")
     roles, heads = detect_parts(state, path)
     width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 768)
-    vision_eps, text_heads = vision.get("layer_norm_eps", TRANSFORMERS_VISION_EPS), text.get("num_attention_heads", 8)
+    text_heads, vision_eps = resolve_numbers(vision, text, numerics)
     dropout = text.get("hidden_dropout_prob", 0.0)
     if numerics == "official":
         dropout = dropout or DROPOUT
-        if text_width == RELEASED["text_width"]:
-            text_heads = RELEASED["text_heads"]
-            vision_eps = RELEASED["vision_eps"] if vision_eps == TRANSFORMERS_VISION_EPS else vision_eps
     return BlipConfig.from_dict(
         {
             "vision": {

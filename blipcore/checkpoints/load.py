@@ -4,6 +4,7 @@ A blipcore folder has config.json, model.safetensors and tokenizer files. Loadin
 misshapen tensor is an error that names it. Only the ITC temperature may be missing (`names.OPTIONAL_TENSORS`).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blipcore.checkpoints.files import read_pickle, read_weights
-from blipcore.checkpoints.huggingface import Numerics, huggingface_config
-from blipcore.checkpoints.names import (
-    from_official,
-    official_config,
-    require_same,
-    split_training_state,
-    tensor_shapes,
-)
+from blipcore.checkpoints.files import read_tensors, read_weights
+from blipcore.checkpoints.huggingface import huggingface_config
+from blipcore.checkpoints.kind import albef_task, checkpoint_kind, describe_use
+from blipcore.checkpoints.names import from_official, remove_prefix, require_same, split_training_state, tensor_shapes
+from blipcore.checkpoints.numerics import Numerics, describe_numerics
+from blipcore.checkpoints.sizes import official_config
 from blipcore.io.hub import locate_model, read_json_object
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.model.vit import resize_pos_embed
+
+logger = logging.getLogger(__name__)
 
 # Version of the blipcore folder format.
 VERSION = 1
@@ -68,7 +68,7 @@ def load_model(
     - `tokenizer`: replaces the checkpoint's own.
     - `image_size`: resizes the position table.
     - `overrides`: sizes that an official file lacks (see `read_official`).
-    - `numerics`: for Hugging Face models (see `huggingface_config`).
+    - `numerics`: for Hugging Face models (see `blipcore.checkpoints.numerics`); a choice of numbers is logged.
 
     Raises FileNotFoundError or ValueError for a missing, damaged or unsuitable checkpoint.
     """
@@ -79,11 +79,15 @@ def load_model(
 
 
 def load_for_training(
-    path_or_id: str | Path, needs: Sequence[str], tokenizer: str | Path | None, image_size: int | None
+    path_or_id: str | Path,
+    needs: Sequence[str],
+    tokenizer: str | Path | None,
+    image_size: int | None,
+    numerics: Numerics = "official",
 ) -> tuple[Blip, Tokenizer, dict[str, Tensor]]:
     """Return model, tokenizer and the training state of an official .pth (see `read_official`)."""
     path = locate_model(path_or_id)
-    config, state, training_state = read_checkpoint(path)
+    config, state, training_state = read_checkpoint(path, numerics=numerics)
     require_parts(config, path_or_id, needs)
     model = build_model(config, state, image_size)
     name = "momentum.visual_encoder.pos_embed"
@@ -101,8 +105,15 @@ def read_checkpoint(
         return read_official(path, overrides)
     if overrides:
         raise ValueError(f"The sizes of {path} are in its config.json: {sorted(overrides)} cannot be set.")
-    config, state = read_blipcore_folder(path) if is_blipcore_folder(path) else read_huggingface(path, numerics)
-    return config, state, {}
+    if is_blipcore_folder(path):
+        return *read_blipcore_folder(path), {}
+    kind = checkpoint_kind(path)
+    if kind != "blip":
+        raise ValueError(describe_use(kind, path))
+    choice = describe_numerics(path, numerics)
+    if choice:
+        logger.warning("%s", choice)
+    return *read_huggingface(path, numerics), {}
 
 
 def require_parts(config: BlipConfig, name: str | Path, needs: Sequence[str]) -> None:
@@ -122,6 +133,9 @@ def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | 
     # The meta device skips the initialisation, which would draw from the global random generator.
     with torch.device("meta"):
         model = Blip(config)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite: its training diverged, or the file is damaged.")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return model.eval()
 
@@ -157,13 +171,33 @@ def read_official(
     {"vision": {"heads": 3}}; an override that contradicts the file raises ValueError. The training state may hold
     "momentum.<name>", image_queue and text_queue (E, Q), idx_queue (1, Q) and queue_ptr (1).
     """
-    student, momentum, training_state = split_training_state(read_pickle(Path(path)))
+    tensors = remove_prefix(read_tensors(Path(path)), path)
+    _require_official_names(tensors, Path(path))
+    student, momentum, training_state = split_training_state(tensors)
     config = official_config(student, overrides or {}, path)
     state = from_official(student, config, path)
-    if momentum:
-        copy = from_official(momentum, config.select_parts("encode", "itc"), f"the momentum half of {path}")
-        training_state |= {f"momentum.{name}": tensor for name, tensor in copy.items() if name != "temp"}
+    # LAVIS saves no parameter without a gradient, so of its momentum half only this buffer remains.
+    if any(not name.endswith(".position_ids") for name in momentum):
+        try:
+            copy = from_official(momentum, config.select_parts("encode", "itc"), "the momentum half")
+            training_state |= {f"momentum.{name}": tensor for name, tensor in copy.items() if name != "temp"}
+        except ValueError as error:
+            logger.warning("%s: its momentum half is left out; training would start with a copy. %s", path, error)
     return config, state, training_state
+
+
+def _require_official_names(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError for the weights of another kind of checkpoint, and say what to give instead."""
+    task = albef_task(state)
+    if task:
+        raise ValueError(f"{path} is an ALBEF {task}." if task != "filter" else describe_use("albef", path))
+    groups = {name.partition(".")[0] for name in state}
+    if "vision_model" in groups or "text" in groups:
+        kind = "Hugging Face" if "vision_model" in groups else "blipcore"
+        raise ValueError(
+            f"{path} holds the weights of a {kind} folder, whose sizes are in its config.json: give the folder "
+            f"{path.parent} instead."
+        )
 
 
 def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tuple[BlipConfig, dict[str, Tensor]]:

@@ -3,15 +3,17 @@
 One table with the names in all three formats serves both directions. `load` and `save` access the files.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
+
+logger = logging.getLogger(__name__)
 
 # blipcore's name, the official name ("": the same), Hugging Face's name ("": the official one).
 #   #       the layer number                   *     weight and bias
@@ -77,7 +79,6 @@ _ANSWER_DECODER = "answer_decoder."
 # Of decoders that share less with the encoder than BLIP's.
 _SEPARATE_DECODER = re.compile(r"\.decode_(cross|ffn|embeddings)\.")
 _LAYER = re.compile(r"\.(\d+)\.")
-_MERGE_LAYER = re.compile(r"\.(\d+)\.crossattention\.output\.merge_layer\.")
 _STACKED = re.compile(r"\{(\w+(?:,\w+)+)\}")
 
 
@@ -160,16 +161,46 @@ def split_training_state(
     return student, momentum, queues
 
 
-def from_official(state: Mapping[str, Tensor], config: BlipConfig, path: object, hf: bool = False) -> dict[str, Tensor]:
+# The first tensor of the image encoder, under the official name and under Hugging Face's.
+_FIRST_TENSORS = ("visual_encoder.patch_embed.proj.weight", "vision_model.embeddings.patch_embedding.weight")
+
+
+def remove_prefix(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
+    """Return the tensors of the model without a prefix of all their names, such as Lightning's "model.".
+
+    Other tensors, such as those of a loss, are left out and named in the log. Raises ValueError for several models.
+    """
+    prefixes = {name.removesuffix(first) for first in _FIRST_TENSORS for name in state if name.endswith("." + first)}
+    if not prefixes or any(first in state for first in _FIRST_TENSORS):
+        return dict(state)
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{path} holds several models, under the prefixes {', '.join(sorted(prefixes))}: save one of them alone."
+        )
+    [prefix] = prefixes
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        logger.warning("%s: %s beside the model '%s' are left out.", path, _list_names(others), prefix.rstrip("."))
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def from_official(
+    state: Mapping[str, Tensor],
+    config: BlipConfig,
+    path: object,
+    hf: bool = False,
+    shapes: Mapping[str, torch.Size] | None = None,
+) -> dict[str, Tensor]:
     """Return an official (or Hugging Face) state dict under blipcore's names.
 
-    Raises ValueError unless its tensors are those of a model of `config`; `path` is for the message.
+    Raises ValueError unless its tensors are those of a model of `config`, or of the given `shapes`; `path` is for the
+    message.
     """
     out: dict[str, Tensor] = {}
     missing: list[str] = []
     misshapen: list[str] = []
     used: set[str] = set()
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in (shapes or tensor_shapes(config)).items():
         parts = official_names(name, config.text.roles, hf)
         sources = []
         for aliases in parts:
@@ -192,6 +223,11 @@ def from_official(state: Mapping[str, Tensor], config: BlipConfig, path: object,
             out[name] = torch.cat([state[source] for source in sources]) if len(sources) > 1 else state[sources[0]]
         elif not sources and name in OPTIONAL_TENSORS:
             out[name] = torch.tensor(OPTIONAL_TENSORS[name])
+    for source in used:
+        if not state[source].is_floating_point():
+            raise ValueError(
+                f"{path}: {source} holds {state[source].dtype}, as in a quantised model; use the original weights."
+            )
     unexpected = [source for source in state if source not in used and not source.endswith(".position_ids")]
     require_fit(path, missing, unexpected, misshapen)
     return out
@@ -231,85 +267,15 @@ def require_fit(
     target: str = "a BLIP model of its config",
 ) -> None:
     """Raise ValueError with three names of each list unless all lists are empty."""
-    problems = []
-    for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{kind}: {', '.join(names[:3])}{more}")
+    lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    problems = [f"{kind}: {_list_names(names)}" for kind, names in lists if names]
     if problems:
         raise ValueError(f"The tensors in {path} do not make {target}: {'; '.join(problems)}.")
 
 
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _shape_mismatch(name: str, shape: Sequence[int], expected: Sequence[int]) -> str:
     return f"{name} {tuple(shape)} for {tuple(expected)}"
-
-
-def tensor_shape(state: Mapping[str, Tensor], name: str, dimensions: int, path: object) -> torch.Size:
-    """Return the shape of a tensor. Raises ValueError unless it exists with `dimensions` dimensions above 0."""
-    if name not in state:
-        raise ValueError(f"{path} lacks the tensor {name}.")
-    if state[name].ndim != dimensions or not state[name].numel():
-        shape = tuple(state[name].shape)
-        raise ValueError(f"{name} in {path} has the shape {shape}; it must have {dimensions} dimensions above 0.")
-    return state[name].shape
-
-
-def detect_parts(state: Mapping[str, Tensor], path: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return text roles and heads of an official or Hugging Face state dict, by its groups of tensors."""
-    groups = {name.partition(".")[0] for name in state}
-    if not groups & {"text_encoder", "text_decoder"} or not groups & {"visual_encoder", "vision_model"}:
-        raise ValueError(f"{path} holds no BLIP model: it has no image encoder with a text encoder or decoder.")
-    if "cls_head" in groups:
-        return ("encode",), ("nlvr",)
-    if {"text_encoder", "text_decoder"} <= groups and "vision_proj" not in groups:
-        # VQA's encoder and decoder share nothing.
-        return ("encode",), ("vqa",)
-    roles = tuple(role for role in ("encode", "decode") if TEXT_STACKS[role].partition(".")[0] in groups)
-    return roles, tuple(head for head, group in (("itc", "vision_proj"), ("itm", "itm_head")) if group in groups)
-
-
-def official_config(state: Mapping[str, Tensor], overrides: Mapping[str, Any], path: object) -> BlipConfig:
-    """Return the config of an official state dict from its tensors and `overrides`; heads default to 64 channels."""
-    roles, heads = detect_parts(state, path)
-    stack = TEXT_STACKS[roles[-1]]
-
-    def shape(name: str, dimensions: int) -> torch.Size:
-        return tensor_shape(state, name, dimensions, path)
-
-    def depth(prefix: str) -> int:
-        return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})
-
-    width, _, patch, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
-    side = round((shape("visual_encoder.pos_embed", 3)[1] - 1) ** 0.5)
-    hidden, text_width = shape(f"{stack}.encoder.layer.0.intermediate.dense.weight", 2)
-    vision: dict[str, Any] = {
-        "image_size": side * patch,
-        "patch_size": patch,
-        "width": width,
-        "depth": depth("visual_encoder.blocks."),
-        "mlp_ratio": shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0] / width,
-    }
-    text: dict[str, Any] = {
-        "vocab_size": shape(f"{stack}.embeddings.word_embeddings.weight", 2)[0],
-        "width": text_width,
-        "depth": depth(f"{stack}.encoder.layer."),
-        "hidden": hidden,
-        "max_positions": shape(f"{stack}.embeddings.position_embeddings.weight", 2)[0],
-        "encoder_width": width,
-        "roles": roles,
-    }
-    if "nlvr" in heads:
-        merging = [int(match[1]) for match in map(_MERGE_LAYER.search, state) if match]
-        text["merge_from"] = min(merging, default=text["depth"])
-    for section, sizes in (("vision", vision), ("text", text)):
-        for key, value in overrides.get(section, {}).items():
-            if sizes.setdefault(key, value) != value:
-                raise ValueError(f"{path} has {section} {key} {sizes[key]}, not {value}: leave out this override.")
-        if "heads" not in sizes and sizes["width"] % 64:
-            raise ValueError(
-                f"{path} does not tell the number of {section} heads, and its width {sizes['width']} is no multiple of "
-                f"64: make a blipcore folder of it with `capfilt convert --set model.{section}.heads=N`."
-            )
-        sizes.setdefault("heads", sizes["width"] // 64)
-    embed_dim = {"embed_dim": shape("vision_proj.weight", 2)[0]} if "itc" in heads else {}
-    return BlipConfig.from_dict({"vision": vision, "text": text, "heads": heads, **embed_dim})

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from blipcore.checkpoints.files import read_tensors, read_weights
-from blipcore.checkpoints.names import official_names, require_fit, require_same, tensor_shape
+from blipcore.checkpoints.names import official_names, require_fit, require_same
+from blipcore.checkpoints.sizes import tensor_shape
 from blipcore.io.hub import download_from_hub, locate_model, read_json_object
 from blipcore.model.text import TextTransformer
 from blipcore.model.vit import VisionTransformer, resize_pos_embed

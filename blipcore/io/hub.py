@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WEIGHT_INDEX = "model.safetensors.index.json"
+# Whole files of weights in order of preference, as in transformers; a sharded one has NAME.index.json.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")  # in order of preference
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 TOKENIZER_FILES = (*VOCABULARY_FILES, TOKENIZER_SETTINGS)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(?<!\.pth)(?<!\.pt)(?<!\.txt)(?<!\.json)")
 
 
@@ -39,26 +41,58 @@ def locate_model(path_or_id: str | Path) -> Path:
     path = Path(path_or_id)
     if path.exists():
         return path
-    patterns = ("config.json", *TOKENIZER_FILES, "model*.safetensors", WEIGHT_INDEX)
+    patterns = ("config.json", *PROCESSOR_FILES, *TOKENIZER_FILES, "model*.safetensors", "model.safetensors.index.json")
     folder = download_from_hub(str(path_or_id), patterns)
-    if not any(folder.glob("*.safetensors")):  # an older repository with only a pickle
-        folder = download_from_hub(str(path_or_id), (*patterns, "pytorch_model.bin"))
+    if not any(folder.glob("*.safetensors")):  # an older repository with only pickles
+        pickles = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+        folder = download_from_hub(str(path_or_id), (*patterns, *pickles))
     return folder
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model folder: one safetensors file, those of an index, or a pickle."""
+    """Return the weight files of a model folder: one whole file, else the files of an index.
+
+    Raises FileNotFoundError if a file is missing.
+    """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json.")
-    names = ["model.safetensors"]
-    if (folder / WEIGHT_INDEX).is_file():
-        names = sorted(set(read_json_object(folder / WEIGHT_INDEX).get("weight_map", {}).values()))
-    elif not (folder / names[0]).is_file() and (folder / "pytorch_model.bin").is_file():
-        names = ["pytorch_model.bin"]
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: the model was not saved or copied completely.")
-    return [folder / name for name in names]
+        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json{_describe_content(folder)}.")
+    missing: list[str] = []
+    for name in WEIGHT_FILES:
+        # An index beside a whole file is left over from an earlier save.
+        shards = [name] if (folder / name).is_file() else _shard_names(folder / f"{name}.index.json")
+        absent = [shard for shard in shards if not (folder / shard).is_file()]
+        if shards and not absent:
+            return [folder / shard for shard in shards]
+        missing += absent
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {missing[0]}: the model was not saved or copied completely.")
+    raise FileNotFoundError(
+        f"{folder} has no model.safetensors: the model was not saved or copied completely{_describe_content(folder)}."
+    )
+
+
+def _shard_names(index: Path) -> list[str]:
+    """Return the files that an index lists; none if there is no index."""
+    if not index.is_file():
+        return []
+    weight_map = read_json_object(index).get("weight_map")
+    names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    if not names or any("/" in name or "\\" in name for name in names):
+        raise ValueError(f"{index} is no index of weight files: it must map tensors to files of its folder.")
+    return names
+
+
+def _describe_content(folder: Path) -> str:
+    """Return a hint at the checkpoints in a folder that is no model folder."""
+    if (folder / ".metadata").is_file() and any(folder.glob("*.distcp")):
+        command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder}.pth"
+        return f", but shards of torch.distributed.checkpoint; make one file of them with `{command}`"
+    suffixes = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes) if folder.is_dir() else []
+    models = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if files:
+        return f"; it holds {', '.join(files[:3])}: give the file itself if it is an official checkpoint"
+    return f"; it holds the folder{'s' * (len(models) > 1)} {', '.join(models[:3])}" if models else ""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -54,6 +54,129 @@ def test_the_training_state_of_an_official_file_is_read(tmp_path: Path) -> None:
         assert_close(training_state[name], tensor, rtol=0, atol=0)
 
 
+def test_a_lavis_file_with_remains_of_its_momentum_half_is_a_filter(
+    write_official: WriteOfficial, vocab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queues = {"image_queue": torch.randn(8, 16), "text_queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1)}
+    remains = {"text_encoder_m.embeddings.position_ids": torch.arange(12)[None], **queues}
+    path, model = write_official("retrieval", lambda state: state.update(remains))
+    assert_same_model(load_model(path, tokenizer=vocab, needs=("itm", "itc"))[0], model)
+    assert read_official(path)[2].keys() == queues.keys() and not caplog.text
+    incomplete = {"text_proj_m.bias": torch.zeros(8), "visual_encoder_m.cls_token": torch.zeros(1, 1, 64)}
+    path, model = write_official("retrieval", lambda state: state.update(incomplete))
+    assert_same_model(load_model(path, tokenizer=vocab)[0], model)
+    assert "its momentum half is left out; training would start with a copy" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.blip.", "module.model.", "_orig_mod."])
+def test_a_common_prefix_of_all_names_is_removed(
+    write_official: WriteOfficial, vocab: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def add_prefix(state: dict[str, torch.Tensor]) -> None:
+        renamed = {prefix + name: tensor for name, tensor in state.items()}
+        state.clear()
+        state |= renamed
+
+    path, model = write_official("caption", add_prefix)
+    assert_same_model(load_model(path, tokenizer=vocab)[0], model)
+    assert not caplog.text
+
+
+def test_tensors_beside_the_model_are_named_and_several_models_are_refused(
+    write_official: WriteOfficial, vocab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, model = write_official("caption")
+    state = {f"model.{name}": tensor for name, tensor in torch.load(path)["model"].items()}
+    torch.save({"state_dict": state | {"criterion.weight": torch.ones(1)}}, path)
+    assert_same_model(load_model(path, tokenizer=vocab)[0], model)
+    assert "criterion.weight beside the model 'model' are left out" in caplog.text
+    torch.save({"state_dict": state | {f"teacher.{name[6:]}": tensor for name, tensor in state.items()}}, path)
+    with pytest.raises(ValueError, match=r"holds several models, under the prefixes model\., teacher\.: save one"):
+        load_model(path, tokenizer=vocab)
+
+
+def test_a_single_safetensors_file_under_official_names_is_an_official_file(
+    write_official: WriteOfficial, vocab: Path, tmp_path: Path
+) -> None:
+    path, model = write_official("caption")
+    state = {name: tensor.clone() for name, tensor in torch.load(path)["model"].items()}
+    safetensors.torch.save_file(state, tmp_path / "caption.safetensors")
+    assert_same_model(load_model(tmp_path / "caption.safetensors", tokenizer=vocab)[0], model)
+
+
+@pytest.mark.parametrize("save", [save_model, save_huggingface])
+def test_a_weight_file_out_of_its_folder_asks_for_the_folder(
+    tmp_path: Path, tokenizer: Tokenizer, save: Callable[..., None]
+) -> None:
+    save(tmp_path / "model", random_model("caption"), tokenizer)
+    with pytest.raises(ValueError, match=r"holds the weights of a .* folder, .*: give the folder .*/model instead"):
+        load_model(tmp_path / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "form", ["whole pickle", "sharded pickle", "sharded safetensors", "wrapped names", "stale index"]
+)
+def test_the_weights_of_a_folder_may_be_stored_in_any_form(tmp_path: Path, tokenizer: Tokenizer, form: str) -> None:
+    model, folder = random_model("retrieval"), tmp_path / "model"
+    save_huggingface(folder, model, tokenizer)
+    file = folder / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    if form == "wrapped names":
+        safetensors.torch.save_file({f"module._orig_mod.{name}": tensor for name, tensor in state.items()}, file)
+    elif form == "stale index":
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    else:
+        file.unlink()
+        halves = {number: dict(list(state.items())[number::2]) for number in (0, 1)}
+        if form == "whole pickle":
+            torch.save(state, folder / "pytorch_model.bin")
+        elif form == "sharded pickle":
+            index = {"weight_map": {name: f"{n}.bin" for n, half in halves.items() for name in half}}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+            for number, half in halves.items():
+                torch.save(half, folder / f"{number}.bin")
+        else:
+            index = {"weight_map": {name: f"{n}.safetensors" for n, half in halves.items() for name in half}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+            for number, half in halves.items():
+                safetensors.torch.save_file(half, folder / f"{number}.safetensors")
+    assert_same_model(load_model(folder, numerics="transformers")[0], model)
+    assert len(model_fingerprint(folder)) == 16
+
+
+def test_quantised_and_diverged_weights_are_refused(write_official: WriteOfficial, vocab: Path) -> None:
+    path, _ = write_official("caption", lambda state: state.update({KEY: state[KEY].to(torch.int8)}))
+    with pytest.raises(ValueError, match=r"holds torch\.int8, as in a quantised model"):
+        load_model(path, tokenizer=vocab)
+    path, _ = write_official("caption", lambda state: state[KEY].fill_(float("nan")))
+    with pytest.raises(ValueError, match="has numbers that are not finite: its training diverged"):
+        load_model(path, tokenizer=vocab)
+
+
+def test_lavis_classification_and_other_models_are_refused_by_name(
+    write_official: WriteOfficial, vocab: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    head = {"cls_head.0.weight": torch.ones(128, 128), "cls_head.2.weight": torch.ones(10, 128)}
+    path, _ = write_official("features", lambda state: state.update(head))
+    with pytest.raises(ValueError, match="is LAVIS's classification model"):
+        load_model(path, tokenizer=vocab)
+    path, _ = write_official(
+        "retrieval",
+        lambda state: state.update({"text_encoder.embeddings.token_type_embeddings.weight": torch.ones(2, 8)}),
+    )
+    with pytest.raises(ValueError, match="is an ALBEF model, which is a filter: give it to `capfilt filter --model"):
+        load_model(path, tokenizer=vocab)
+    save_huggingface(tmp_path / "model", random_model("retrieval"), tokenizer)
+    for names, message in (
+        (["Blip2ForImageTextRetrieval"], "is a BLIP-2 filter: give it to `capfilt filter --model"),
+        (["Blip2ForConditionalGeneration"], "is a BLIP-2 captioner: give it to `capfilt caption --model hf:"),
+    ):
+        change_config(model_type="blip-2", architectures=names)(tmp_path / "model")
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize("shape", [(), (5,), (0, 4), (1, 0, 64), (0, 0, 0, 0), (64, 3, 0, 0)], ids=str)
 @pytest.mark.parametrize(
     "name",

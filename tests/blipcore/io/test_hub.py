@@ -58,17 +58,46 @@ def test_weights_are_one_file_several_or_a_pickle(tmp_path: Path) -> None:
         FileNotFoundError, match=r"has no model\.safetensors: the model was not saved or copied completely"
     ):
         weight_files(folder)
+    index = {"weight_map": {"a": "2.bin", "b": "1.bin", "c": "2.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (folder / "1.bin").touch()
+    with pytest.raises(FileNotFoundError, match=r"has no 2\.bin: the model was not saved or copied completely"):
+        weight_files(folder)
+    (folder / "2.bin").touch()
+    assert weight_files(folder) == [folder / "1.bin", folder / "2.bin"]
     (folder / "pytorch_model.bin").touch()
     assert weight_files(folder) == [folder / "pytorch_model.bin"]
-    (folder / "model.safetensors").touch()
-    assert weight_files(folder) == [folder / "model.safetensors"]
-    index = {"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}
+    index = {"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "1.safetensors").touch()
-    with pytest.raises(FileNotFoundError, match=r"has no 2\.safetensors"):
-        weight_files(folder)
-    (folder / "2.safetensors").touch()
+    assert weight_files(folder) == [folder / "pytorch_model.bin"], "the index is of files that are not there"
+    for number in (1, 2):
+        (folder / f"{number}.safetensors").touch()
     assert weight_files(folder) == [folder / "1.safetensors", folder / "2.safetensors"]
+    (folder / "model.safetensors").touch()
+    assert weight_files(folder) == [folder / "model.safetensors"], "the index is of an earlier save"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": "../secret.bin"}}', '{"weight_map": [1]}'])
+def test_an_index_that_names_no_files_of_its_folder_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(content)
+    with pytest.raises(ValueError, match="is no JSON file|holds no JSON object|is no index of weight files"):
+        weight_files(tmp_path)
+
+
+def test_a_folder_without_a_config_names_the_checkpoints_in_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json\.$"):
+        weight_files(tmp_path)
+    write_model(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json; it holds the folder model\.$"):
+        weight_files(tmp_path)
+    (tmp_path / "checkpoint_best.pth").touch()
+    with pytest.raises(FileNotFoundError, match=r"it holds checkpoint_best\.pth: give the file itself"):
+        weight_files(tmp_path)
+    (tmp_path / ".metadata").touch()
+    (tmp_path / "__0_0.distcp").touch()
+    with pytest.raises(FileNotFoundError, match=r"shards of torch\.distributed\.checkpoint; .* dcp_to_torch"):
+        weight_files(tmp_path)
 
 
 def test_the_fingerprint_follows_weights_config_and_vocabulary(tmp_path: Path) -> None:
