@@ -20,8 +20,7 @@ class CocoImage(NamedTuple):
 def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
     """Return the images of a COCO file, in its order and with their captions; reads the whole file.
 
-    Raises ValueError with file and entry for an image without id or file name and an annotation without image id. With
-    `require_captions`, also for an annotation without caption or of an unknown image; otherwise these are ignored.
+    Raises ValueError if it is no JSON, and as `parse_coco`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -29,11 +28,23 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
         raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); a file with one row per line ends in .jsonl.") from None
+    return parse_coco(content, str(path), require_captions)
+
+
+def parse_coco(
+    content: Any, path: str, require_captions: bool = True, caption_keys: tuple[str, ...] = ("caption",)
+) -> list[CocoImage]:
+    """Return the images of the content of a COCO file, in its order and with their captions.
+
+    `caption_keys` are those of an annotation. Raises ValueError with `path` and entry for an image without id or file
+    name and an annotation without image id. With `require_captions`, also for an annotation without caption or of an
+    unknown image; otherwise these are ignored.
+    """
     images = content.get("images") if isinstance(content, dict) else None
     annotations = content.get("annotations", []) if isinstance(content, dict) else None
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise ValueError(f'{path} must hold a list of rows, or an object of "images" and "annotations".')
-    captions: dict[Any, list[Any]] = {}
+    captions: dict[str, list[Any]] = {}  # some files have ids as numbers in one list and as strings in the other
     for number, image in enumerate(images):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
             raise ValueError(f'{path}, image {number}: its "id" is missing, or no whole number or string.')
@@ -42,17 +53,21 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
                 f'{path}, image {number} has no "file_name", so this file can only be used for scoring; give a list of '
                 "the same pictures with their paths."
             )
-        captions[image["id"]] = []
+        captions[str(image["id"])] = []
     for number, annotation in enumerate(annotations):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not isinstance(image_id, int | str):
             raise ValueError(f'{path}, annotation {number}: its "image_id" is missing, or no whole number or string.')
-        if image_id not in captions:
+        if str(image_id) not in captions:
             if require_captions:
                 raise ValueError(f'{path}, annotation {number}: its "image_id" is none of the images.')
             continue
-        caption = annotation.get("caption")
-        if require_captions and not isinstance(caption, str):
-            raise ValueError(f'{path}, annotation {number}: "caption" must be a text: is this a file of captions?')
-        captions[image_id].append(caption)
-    return [CocoImage(image["id"], image["file_name"], image.get("domain"), captions[image["id"]]) for image in images]
+        for key in caption_keys:
+            caption = annotation.get(key)
+            if require_captions and not isinstance(caption, str):
+                raise ValueError(f'{path}, annotation {number}: "{key}" must be a text: is this a file of captions?')
+            if caption is not None:
+                captions[str(image_id)].append(caption)
+    return [
+        CocoImage(image["id"], image["file_name"], image.get("domain"), captions[str(image["id"])]) for image in images
+    ]

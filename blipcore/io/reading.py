@@ -30,6 +30,14 @@ def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return os.pread(file.fileno(), size, offset)
 
 
+def read_head(path: AnyPath, size: int) -> bytes:
+    """Return the first `size` bytes of a file, or all of a smaller one."""
+    if isinstance(path, Remote):
+        return path.request(lambda fs, inner: fs.cat_file(inner, start=0, end=size))
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
 def read_tail(path: AnyPath, size: int = 64 << 10) -> bytes:
     """Return the last `size` bytes of a file, or all of a smaller one."""
     if isinstance(path, Remote):

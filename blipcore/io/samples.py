@@ -52,14 +52,15 @@ class IndexedTar:
 
     `samples` has the order of the first members; `problems` lists the tar's defects, texts that cannot be decoded
     once they have been read; `unused` counts members that are no part of a sample, by suffix. `encoding` is that of
-    texts that are not UTF-8.
+    texts that are not UTF-8; `fields` are further suffixes of texts, such as "alt.txt".
     """
 
-    def __init__(self, path: AnyPath, encoding: str | None = None) -> None:
+    def __init__(self, path: AnyPath, encoding: str | None = None, fields: Container[str] = ()) -> None:
         self._file, self._encoding = open_read(path), encoding
         self.problems: list[TarProblem] = []
         self.unused: Counter[str] = Counter()
-        self.samples = index_samples(self._file, self.problems, self.unused)
+        self._undecodable: set[str] = set()
+        self.samples = index_samples(self._file, self.problems, self.unused, fields)
 
     def __enter__(self) -> IndexedTar:
         return self
@@ -92,17 +93,18 @@ class IndexedTar:
 
     def read_texts(self, members: SampleMembers, content: Any = None) -> list[str]:
         """Return the text of a sample and its further captions; `content` is its JSON, which is read if None."""
-        texts = (self._decode(member) for member in members.texts)
+        texts = (self.read_text_member(member) for member in members.texts)
         return choose_texts(texts, lambda: self.read_json(members) if content is None else content)
 
-    def _decode(self, member: TarMember) -> str | None:
+    def read_text_member(self, member: TarMember) -> str | None:
+        """Return a text file of a sample, None if it is cut short or cannot be decoded."""
         data = self.read(member)
         try:
             return None if data is None else decode_text(data, self._encoding)
         except ValueError:
-            problem = TarProblem("undecodable_text", member.name)
-            if problem not in self.problems:
-                self.problems.append(problem)
+            if member.name not in self._undecodable:
+                self._undecodable.add(member.name)
+                self.problems.append(TarProblem("undecodable_text", member.name))
             return None
 
 
@@ -143,29 +145,35 @@ def choose_texts(files: Iterable[str | None], read_json: Callable[[], Any]) -> l
     return texts
 
 
-def json_texts(content: Any, keys: tuple[str, ...] = TEXT_KEYS) -> list[str]:
-    """Return the captions in the JSON of a picture: a list, or the value of the first of `keys` that holds any.
+def json_texts(content: Any) -> list[str]:
+    """Return the captions in the JSON of a picture: a list, or the value of the first of `TEXT_KEYS` that holds any.
 
     A JSON with a "caption", even null, has no other captions.
     """
+    return find_captions(content)[1]
+
+
+def find_captions(content: Any) -> tuple[str, list[str]]:
+    """Return the captions in the JSON of a picture and their key, "" for a JSON that is a list."""
     if not isinstance(content, dict):
-        return value_texts(content, keys) if isinstance(content, list) else []
-    if keys is TEXT_KEYS and "caption" in content:
-        return value_texts(content["caption"])
-    by_name = {name.lower(): value for name, value in reversed(content.items())}
-    found = (value_texts(by_name[key.lower()]) for key in keys if key.lower() in by_name)
-    return next((texts for texts in found if texts), [])
+        return "", value_texts(content) if isinstance(content, list) else []
+    if "caption" in content:
+        return "caption", value_texts(content["caption"])
+    names = {name.lower(): name for name in reversed(content)}
+    found = ((names[key], value_texts(content[names[key]])) for key in TEXT_KEYS if key in names)
+    return next(((name, texts) for name, texts in found if texts), ("", []))
 
 
-def value_texts(value: Any, keys: tuple[str, ...] = (*TEXT_KEYS, "raw")) -> list[str]:
-    """Return the texts of a value: a string, a list of them, or of objects with one of `keys` each."""
+def value_texts(value: Any) -> list[str]:
+    """Return the texts of a value: a string, a list of them, or of objects with a "raw" text or one of `TEXT_KEYS`."""
     if isinstance(value, str):
         # JSON may hold half of a surrogate pair, which no table can store.
         return [value.encode("utf-8", errors="replace").decode("utf-8")]
     if isinstance(value, list | tuple):
-        return [text for item in value for text in value_texts(item, keys)]
+        return [text for item in value for text in value_texts(item)]
     if isinstance(value, dict):
-        return next((value_texts(value[key], keys) for key in keys if isinstance(value.get(key), str | list)), [])
+        keys = ("raw", *TEXT_KEYS)  # Karpathy's and COCO's lists of sentences
+        return next((value_texts(value[key]) for key in keys if isinstance(value.get(key), str | list)), [])
     return []
 
 
@@ -197,7 +205,9 @@ def read_samples(
             problems += tar.problems[reported:]
 
 
-def index_samples(file: BinaryIO, problems: list[TarProblem], unused: Counter[str]) -> dict[str, SampleMembers]:
+def index_samples(
+    file: BinaryIO, problems: list[TarProblem], unused: Counter[str], fields: Container[str] = ()
+) -> dict[str, SampleMembers]:
     """Return key -> members of the samples of a tar, in the order of the first members; count the other members."""
     samples: dict[str, SampleMembers] = {}
     texts_with_field: list[tuple[str, str, TarMember]] = []
@@ -238,7 +248,9 @@ def index_samples(file: BinaryIO, problems: list[TarProblem], unused: Counter[st
     for key, suffix, member in texts_with_field:
         members = samples[key]
         field = suffix.rpartition(".")[0]
-        if members.texts or (field.lower() not in (*TEXT_SUFFIXES, *_picture_fields(members.image))):
+        if suffix.lower() in fields:
+            members.texts += (member,)
+        elif members.texts or field.lower() not in (*TEXT_SUFFIXES, *_picture_fields(members.image)):
             unused[suffix.lower()] += 1  # url.txt, alt.txt
         else:
             members.texts = (member,)

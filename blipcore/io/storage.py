@@ -12,9 +12,12 @@ import os
 import posixpath
 import random
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,18 +43,24 @@ PERMANENT_ERRORS: tuple[type[Exception], ...] = (
     AttributeError,
     ImportError,
     NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
 @dataclass(frozen=True, order=True)
 class Remote:
-    """A file or folder behind an fsspec URL, with the methods of `pathlib.Path` that the stages use."""
+    """A file or folder behind an fsspec URL, with the methods of `pathlib.Path` that the stages use.
+
+    The URL may be a member of an archive, as `zip://MEMBER::ARCHIVE`.
+    """
 
     url: str  # without a trailing slash
 
     def __truediv__(self, part: str) -> Remote:
         scheme, _, rest = self.url.partition("://")
-        return Remote(f"{scheme}://{posixpath.normpath(posixpath.join(rest, part))}")
+        path, chain, archive = rest.partition("::")
+        return Remote(f"{scheme}://{posixpath.normpath(posixpath.join(path, part))}{chain}{archive}")
 
     def __str__(self) -> str:
         return self.url
@@ -62,7 +71,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.url.partition("::")[0].rpartition("/")[2]
 
     @property
     def stem(self) -> str:
@@ -270,7 +279,11 @@ def open_file_system(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL and the path in it."""
     import fsspec
 
-    scheme = url.partition("://")[0]
+    scheme, _, rest = url.partition("://")
+    if scheme == "zip" and "::" in rest:
+        member, _, archive = rest.partition("::")
+        version = os.stat(archive).st_mtime_ns if "://" not in archive else 0
+        return _open_zip(archive, version, os.getpid()), "" if member == "." else member
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -278,6 +291,17 @@ def open_file_system(url: str) -> tuple[Any, str]:
         raise ImportError(f"{scheme}:// cannot be used here ({error}); pip install {package}") from None
     except ValueError as error:  # an unknown protocol
         raise ValueError(f"{url} cannot be read or written: {error}.") from None
+
+
+@lru_cache(maxsize=2)
+def _open_zip(archive: str, version: int, process: int) -> Any:
+    """Return the file system of a zip archive, kept open: fsspec would read its list of members for each file."""
+    from fsspec.implementations.zip import ZipFileSystem
+
+    try:
+        return ZipFileSystem(archive)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{archive} is not a whole zip archive ({one_line(error)}).") from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blipcore.io.coco import CocoImage, read_coco
+from blipcore.io.coco import CocoImage, parse_coco, read_coco
 
 
 def test_captions_are_grouped_by_image(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_annotations_without_a_caption_or_an_image_can_be_ignored(tmp_path: Path
     path = tmp_path / "instances.json"
     annotations = [{"image_id": 7, "bbox": [1]}, {"image_id": 8, "caption": "of another image"}]
     path.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}))
-    assert read_coco(path, require_captions=False) == [CocoImage(7, "b.jpg", None, [None])]
+    assert read_coco(path, require_captions=False) == [CocoImage(7, "b.jpg", None, [])]
     with pytest.raises(ValueError, match=r"annotation 0: .* is this a file of captions"):
         read_coco(path)
 
@@ -47,3 +47,16 @@ def test_a_file_nested_too_deeply_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"images": ' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"x\.json is nested too deeply\.$"):
         read_coco(tmp_path / "x.json")
+
+
+def test_ids_may_be_strings_in_one_list_and_numbers_in_the_other(tmp_path: Path) -> None:
+    content = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": [{"image_id": "7", "caption": "a"}]}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert read_coco(tmp_path / "c.json") == [CocoImage(7, "b.jpg", None, ["a"])]
+
+
+def test_captions_may_have_another_key() -> None:
+    annotations = [{"image_id": 7, "sentence": "a", "tag": ["b"]}, {"image_id": 7, "tag": "c"}]
+    content = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}
+    images = parse_coco(content, "c.json", require_captions=False, caption_keys=("sentence", "tag"))
+    assert images == [CocoImage(7, "b.jpg", None, ["a", ["b"], "c"])]

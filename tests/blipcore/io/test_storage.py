@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import fsspec
 import pytest
 
 from blipcore.io import storage
+from blipcore.io.reading import read_head
 from blipcore.io.storage import AnyPath, Remote, existing_paths, list_files, list_names, resolve_reference, to_path
 from blipcore.io.writing import write_json
 
@@ -106,3 +108,25 @@ def test_missing_packages_and_unknown_protocols_are_named(monkeypatch: pytest.Mo
     monkeypatch.setattr(fsspec.core, "url_to_fs", raise_import_error)
     with pytest.raises(ImportError, match=r"s3:// cannot be used here \(Install s3fs .*pip install 'capfilt\[s3\]'"):
         list_names(to_path("s3://bucket"))
+
+
+def test_a_zip_archive_is_a_folder(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("photos/a.jpg", b"0123456789")
+        archive.writestr("photos/deep/b.txt", b"text")
+    root = to_path(f"zip://::{tmp_path / 'a.zip'}")
+    assert root.is_dir() and (root / "photos").is_dir() and not (root / "none").exists()
+    assert list_files(root) == {"photos/a.jpg": 10, "photos/deep/b.txt": 4}
+    assert str(root / "photos" / "a.jpg") == f"zip://photos/a.jpg::{tmp_path / 'a.zip'}"
+    assert (root / "photos/a.jpg").name == "a.jpg"
+    assert (root / "photos/a.jpg").read_bytes() == b"0123456789" and read_head(root / "photos/a.jpg", 3) == b"012"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:  # another archive of this name
+        archive.writestr("c.jpg", b"c")
+    os.utime(tmp_path / "a.zip", (1, 1))
+    assert list_files(root) == {"c.jpg": 1}
+
+
+def test_a_damaged_zip_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"PK no archive")
+    with pytest.raises(ValueError, match=r"a\.zip is not a whole zip archive"):
+        list_files(to_path(f"zip://::{tmp_path / 'a.zip'}"))
