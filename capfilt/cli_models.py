@@ -12,6 +12,8 @@ TRAIN_FIELDS = {
     name: f"train.{name}" for name in ("steps", "epochs", "lr", "batch_size", "device", "dtype", "workers", "seed")
 }
 
+RUN_OPTIONS = {"out": None, "nproc": None, "may_change": None}
+
 
 @command(app, "capfilt pretrain data/filtered/r1=0.8 coco.json=0.2 --out runs/r1 --steps 20000")
 def pretrain(
@@ -34,6 +36,7 @@ def pretrain(
     workers: options.DecodeWorkers = None,
     nproc: options.Nproc = 1,
     out: options.RunPath,
+    may_change: options.Continue = False,
     as_json: options.Json = False,
     config: options.Config = None,
     sets: options.Sets = None,
@@ -42,8 +45,8 @@ def pretrain(
     from blipcore.train import runs
     from blipcore.train.launch import launch
 
-    settings = read_settings(context, runs.PretrainRun, {**TRAIN_FIELDS, "out": None, "nproc": None})
-    finish(launch(nproc, runs.pretrain, settings, out), as_json)
+    settings = read_settings(context, runs.PretrainRun, {**TRAIN_FIELDS, **RUN_OPTIONS})
+    finish(launch(nproc, runs.pretrain, settings, out, may_change), as_json)
 
 
 @command(app, "capfilt finetune caption coco_train.json --init runs/r1/model --out runs/captioner")
@@ -66,6 +69,7 @@ def finetune(
     workers: options.DecodeWorkers = None,
     nproc: options.Nproc = 1,
     out: options.RunPath,
+    may_change: options.Continue = False,
     as_json: options.Json = False,
     config: options.Config = None,
     sets: options.Sets = None,
@@ -74,8 +78,8 @@ def finetune(
     from blipcore.train import runs
     from blipcore.train.launch import launch
 
-    settings = read_settings(context, runs.FinetuneRun, {**TRAIN_FIELDS, "out": None, "nproc": None})
-    finish(launch(nproc, runs.finetune, settings, out), as_json)
+    settings = read_settings(context, runs.FinetuneRun, {**TRAIN_FIELDS, **RUN_OPTIONS})
+    finish(launch(nproc, runs.finetune, settings, out, may_change), as_json)
 
 
 @command(app, "capfilt evaluate retrieval coco_test.json --model runs/r1/model")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from blipcore.io.memory import describe_memory_limit, peak_memory_gb
+from blipcore.io.memory import NotEnoughMemoryError, describe_memory_limit, is_allocation_error, peak_memory_gb
 from blipcore.io.parent import end_with_job
 from capfilt.options import SETTINGS
 
@@ -89,7 +89,9 @@ def _describe(error: Exception) -> tuple[str, int] | None:
         return "capfilt does not run on Windows, which lacks POSIX file locks; run it in WSL 2.", 2
     if isinstance(error, (ValueError, ImportError, OSError)):
         return str(error) or type(error).__name__, 2
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if isinstance(error, NotEnoughMemoryError):
+        return str(error), 1
+    if type(error).__name__ == "OutOfMemoryError" or is_allocation_error(error):
         return f"out of memory{describe_memory_limit()}; try a smaller --batch-size or fewer --workers.", 1
     if type(error).__module__.split(".")[0] in OUR_PACKAGES:
         return str(error), 1

@@ -98,7 +98,7 @@ def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str
 
 # --- Arguments ------------------------------------------------------------------------------------------------------
 
-Urls = Annotated[str, argument("URLS", "txt, csv, tsv, json, jsonl (also .gz) or parquet file of URLs.")]
+Urls = Annotated[str, argument("URLS", "List of URLs: a file of any format, a folder or a pattern of parts.")]
 Source = Annotated[str, argument("SOURCE", "Picture folder, annotation file, Parquet, saved dataset or tars.")]
 NewShards = Annotated[str, argument("DATA", "Folder or URL to write the shards to.")]
 Shards = Annotated[str, argument("DATA", "Shard set: the output of download or pack.")]
@@ -126,6 +126,32 @@ DataFolder = Annotated[str, argument("DATA", "Folder planned for the data; its d
 
 UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="a usual name, such as url")]
 CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="a usual name, such as caption")]
+CaptionColumns = Annotated[
+    list[str] | None,
+    option(
+        READ,
+        "Column of texts, the web text first; repeatable; none for no texts.",
+        "--caption-col",
+        default="a usual name, such as caption",
+        metavar="NAME",
+    ),
+]
+NoHeader = Annotated[bool | None, flag(READ, "The list has no header; its columns are 1, 2, ...", "--no-header")]
+ListColumns = Annotated[
+    str | None, option(READ, "Names of the columns of a list without a header, joined by commas.", "--columns")
+]
+Quoting = Annotated[
+    str | None,
+    option(
+        READ,
+        "Quotes in csv and tsv: none (part of the text), double or backslash.",
+        default="found from the file",
+        values=("none", "double", "backslash"),
+    ),
+]
+Encoding = Annotated[
+    str | None, option(READ, "Encoding of text files, such as cp1252.", default="UTF-8, or by its byte order mark")
+]
 ImageColumn = Annotated[str | None, option(READ, "Column of pictures or paths.", default="a usual name, such as image")]
 Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file that names pictures under SOURCE.")]
 ImageRoot = Annotated[str | None, option(READ, "Root of relative picture paths.", default="folder of the JSON file")]
@@ -206,6 +232,9 @@ Epochs = Annotated[float | None, option(TRAIN, "Passes over the pictures, instea
 PretrainRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=3e-4)]
 FinetuneRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=1e-5)]
 TrainBatchSize = Annotated[int | None, option(TRAIN, "Pictures per batch and process.", default=32)]
+Continue = Annotated[
+    bool, flag(TRAIN, "Go on with a run with other --steps, --lr or validation settings.", "--continue")
+]
 TrainSeed = Annotated[int | None, option(TRAIN, "Random seed.", default=42)]
 
 # --- Where to run ---------------------------------------------------------------------------------------------------

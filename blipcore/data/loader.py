@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -14,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from blipcore import distributed
 from blipcore.data.dataset import Sample
 from blipcore.data.stream import Stream
+from blipcore.io.parent import exit_with_parent
+
+BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # in workers, from their start
 
 
 def make_loader(
@@ -25,16 +31,39 @@ def make_loader(
     make up one slice of the stream. An exception is yielded in place of its batch: raised in a worker, it would arrive
     wrapped in the worker's traceback.
     """
-    return DataLoader(
+    return _Loader(
         _Batches(stream, collate, batch_size, start),
         batch_size=None,
         sampler=range(batches),
         num_workers=workers,
         collate_fn=_identity,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_follow_parent,
+        multiprocessing_context=_start_method() if workers else None,
         # Starting a loader draws from its generator; the default one is that of dropout.
         generator=torch.Generator(),
     )
+
+
+def _start_method() -> str:
+    """Return how workers are started: "fork", which takes 0.2 s, or "spawn" where a fork can crash or hang.
+
+    That is on macOS, whose system libraries start threads, and in a process that uses CUDA. Python's own default
+    depends on its version; a fork server, that of 3.14, hides the parent from the workers.
+    """
+    return "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
+
+
+class _Loader(DataLoader):
+    """A loader whose workers start with blocked signals: a spawned one imports torch for seconds before it can act."""
+
+    def __iter__(self) -> Any:
+        if self.num_workers:
+            resource_tracker.ensure_running()  # its start would unblock signals
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class _Batches(Dataset):
@@ -57,21 +86,23 @@ def _identity(item: Any) -> Any:
     return item
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ignore signals that Slurm or Ctrl-C sends to all processes.
+def _follow_parent(worker: int) -> None:
+    """End when the training process ends this worker, or ends itself; ignore signals of others.
 
-    The training process saves and ends its workers. It would end before saving if a worker died first.
+    Slurm and Ctrl-C send signals to all processes. The training process saves and ends its workers; it would end before
+    saving if a worker died first. The signals are blocked since the start of the worker (see `_Loader`).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    exit_with_parent()
     if hasattr(signal, "sigwaitinfo"):  # the only call that gives the sender of a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_sigterm_of, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # `os.getppid` would be wrong for a worker that a fork server started
+        threading.Thread(target=_exit_on_sigterm_of, args=(parent.pid,), daemon=True).start()
     else:  # macOS: leave the process group, which Ctrl-C signals (Slurm still signals every process)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.setpgid(0, 0)
 
 
-def _exit_on_sigterm_of(parent: int) -> None:
+def _exit_on_sigterm_of(parent: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

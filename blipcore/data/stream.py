@@ -146,7 +146,14 @@ class Stream:
     def _cached_load(self) -> Callable[[int, int], list[DatasetEntry]]:
         @lru_cache(maxsize=self._window * len(self.datasets))
         def load(index: int, shard: int) -> list[DatasetEntry]:
-            return self.datasets[index].load(shard)
+            dataset = self.datasets[index]
+            entries = dataset.load(shard)
+            if len(entries) != dataset.counts[shard]:
+                raise ValueError(
+                    f"{dataset.name} has changed since it was opened: its part {shard} held {dataset.counts[shard]} "
+                    f"pictures to train on, and now holds {len(entries)}. Restore it and run the same command again."
+                )
+            return entries
 
         return load
 

@@ -12,6 +12,8 @@ from typing import Any
 INCIDENTAL: Mapping[str, Any] = {"incidental": True}
 # PER_PROCESS: may change with the number of processes if the total batch size stays the same.
 PER_PROCESS: Mapping[str, Any] = {"per_process": True}
+# CHANGEABLE: concerns later steps alone, so a run may be continued with another value on request.
+CHANGEABLE: Mapping[str, Any] = {"changeable": True}
 
 
 def incidental_fields(config: Any) -> list[str]:
@@ -22,6 +24,11 @@ def incidental_fields(config: Any) -> list[str]:
 def per_process_fields(config: Any) -> list[str]:
     """Return the names of the `PER_PROCESS` fields of a dataclass or instance."""
     return _marked_fields(config, PER_PROCESS)
+
+
+def changeable_fields(config: Any) -> list[str]:
+    """Return the names of the `CHANGEABLE` fields of a dataclass or instance."""
+    return _marked_fields(config, CHANGEABLE)
 
 
 def _marked_fields(config: Any, mark: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+WORKING_BYTES = 400_000_000  # for the buffers, threads and programs of torch
+CGROUPS = Path("/sys/fs/cgroup")
 
 # `resource` is imported late: Windows has none, and the commands must start there to say that they cannot run.
 
@@ -27,5 +33,55 @@ def describe_memory_limit() -> str:
     return "" if limit == resource.RLIM_INFINITY else f" (`ulimit -v` allows {limit / 1e9:.1f} GB)"
 
 
+def is_allocation_error(error: BaseException | str) -> bool:
+    """Return whether an error, or its message, is that of a failed allocation of Python, numpy or torch."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 class NotEnoughMemoryError(MemoryError):
     """Work needs more memory than this process may have."""
+
+
+def require_memory(needed: float, purpose: str) -> None:
+    """Raise NotEnoughMemoryError if a limit leaves less than `needed` bytes and WORKING_BYTES to this process.
+
+    Without this check some libraries end the process with a segmentation fault.
+    """
+    for name, limit, used in _memory_limits():
+        left = limit - used
+        if left < needed + WORKING_BYTES:
+            raise NotEnoughMemoryError(
+                f"{purpose} needs at least {(needed + WORKING_BYTES) / 1e9:.1f} GB of memory more, but {name} of "
+                f"{limit / 1e9:.1f} GB leaves {max(0, left) / 1e9:.1f} GB: raise the limit, or use a smaller model."
+            )
+
+
+def _memory_limits() -> Iterator[tuple[str, int, int]]:
+    """Yield the name, the bytes and the used bytes of each limit; nothing is known without /proc."""
+    import resource
+
+    try:
+        page = resource.getpagesize()
+        virtual, resident = (int(pages) * page for pages in Path("/proc/self/statm").read_text().split()[:2])
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    except OSError:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        yield "the limit of `ulimit -v`", limit, virtual
+    machine = sum(int(sizes[name].split()[0]) * 1024 for name in ("MemTotal", "SwapTotal"))
+    yield "the memory", machine, resident
+    for group in groups:
+        number, controllers, path = group.split(":", 2)
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        root, file = (CGROUPS, "memory.max") if number == "0" else (CGROUPS / "memory", "memory.limit_in_bytes")
+        folder = root / path.lstrip("/")
+        for ancestor in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # no such limit, or "max"
+                limit = int((ancestor / file).read_text())
+                if limit < machine:
+                    yield "the limit of the control group (container, Slurm job)", limit, resident
+            if ancestor == root:
+                break

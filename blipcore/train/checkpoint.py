@@ -56,7 +56,7 @@ class Checkpoints:
                 dcp.save(tensors, storage_writer=writer)
             distributed.run_on_main(lambda: self._publish(temporary, final, state | {"step": step}))
         except (OSError, CheckpointException) as error:
-            distributed.run_on_main(lambda: _remove(temporary))
+            distributed.run_on_main(lambda: remove_folder(temporary))
             complete = self.complete()
             newest = f"the newest complete one is {complete[-1]}" if complete else "there is no earlier one"
             raise OSError(f"Cannot write the checkpoint {final}: {_cause(error)}; {newest}.") from error
@@ -69,11 +69,11 @@ class Checkpoints:
         state_file.write_text(json.dumps(state | {"files": sizes}, indent=1) + "\n", encoding="utf-8")
         for path in (*files, state_file, temporary):
             _flush(path)
-        _remove(final)
+        remove_folder(final)
         temporary.rename(final)
         _flush(self.folder)
         for oldest in self.complete()[: -self.keep]:
-            _remove(oldest)
+            remove_folder(oldest)
 
     def restore(
         self, tensors_to_fill: Callable[[dict[str, Any]], dict[str, Tensor]]
@@ -154,7 +154,7 @@ def set_random_state(state: dict[str, Tensor], device: str) -> None:
 
 
 def _make_empty(folder: Path) -> None:
-    _remove(folder)
+    remove_folder(folder)
     folder.mkdir(parents=True)
 
 
@@ -167,8 +167,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; a kill meanwhile leaves nothing that looks like one."""
+def remove_folder(path: Path) -> None:
+    """Delete a folder, such as a checkpoint, if it exists; a kill meanwhile leaves nothing that looks like one."""
     if path.exists():
         hidden = path.with_name(f".{path.name.lstrip('.')}.old")
         shutil.rmtree(hidden, ignore_errors=True)

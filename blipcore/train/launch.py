@@ -13,6 +13,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from blipcore.io.lock import FolderLockedError
+from blipcore.io.memory import NotEnoughMemoryError, is_allocation_error
+from blipcore.io.parent import exit_with_parent
 from blipcore.train.finite import NonFiniteLossError
 
 T = TypeVar("T")
@@ -24,7 +27,17 @@ SECONDS_TO_SAVE = 600
 # Errors that a user can fix: raised again in the launching process under their own type, without a traceback.
 USER_ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
-    for kind in (ValueError, NonFiniteLossError, OSError, FileNotFoundError, PermissionError, ImportError)
+    for kind in (
+        ValueError,
+        NonFiniteLossError,
+        OSError,
+        FileNotFoundError,
+        PermissionError,
+        ImportError,
+        FolderLockedError,
+        MemoryError,
+        NotEnoughMemoryError,
+    )
 }
 
 
@@ -36,12 +49,15 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
     """Run `work(*args)` on `nproc` processes that form a group, and return the result of rank 0.
 
     Arguments and result must be picklable. Raises the error of a process if it is in USER_ERRORS, otherwise
-    TrainingFailedError; SystemExit if the processes saved and exited on a signal. In a process that a launcher has
-    started, run `work` directly, and exit afterwards on all ranks but 0: only rank 0 reports a result.
+    TrainingFailedError; SystemExit if the processes saved and exited on a signal. The processes end with this one. In a
+    process that a launcher has started, run `work` directly, and exit afterwards on all ranks but 0: only rank 0
+    reports a result.
     """
     if nproc < 1:
         raise ValueError(f"The number of processes must be at least 1, not {nproc}.")
     if "RANK" in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # of torchrun, which waits for its processes
+            exit_with_parent()
         result = work(*args)
         if os.environ["RANK"] != "0":
             raise SystemExit(0)
@@ -64,11 +80,17 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
         signals_to_handle=SIGNALS,
     )
     try:
-        return elastic_launch(config, work)(*args)[0]
+        return elastic_launch(config, _work_as_child)(work, *args)[0]
     except SignalException as signal_exception:
         raise SystemExit(128 + signal_exception.sigval) from None
     except ChildFailedError as error:
         raise _first_error(error) from None
+
+
+def _work_as_child(work: Callable[..., T], *args: Any) -> T:
+    """Run `work` in a process that ends with its launcher, also before the processes have found each other."""
+    exit_with_parent()
+    return work(*args)
 
 
 def _first_error(error: ChildFailedError) -> BaseException:
@@ -79,6 +101,8 @@ def _first_error(error: ChildFailedError) -> BaseException:
     if not isinstance(failure.message, dict):
         return TrainingFailedError(f"Process {rank} exited with code {failure.exitcode} and no error message.")
     kind, _, message = failure.message["message"].partition(": ")
+    if kind == "RuntimeError" and is_allocation_error(message):
+        return MemoryError(message)
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
     return TrainingFailedError(f"Process {rank} failed: {failure.message['extraInfo']['py_callstack']}")

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from blipcore.device import Dtype
-from blipcore.io.config_diff import INCIDENTAL, PER_PROCESS
+from blipcore.io.config_diff import CHANGEABLE, INCIDENTAL, PER_PROCESS
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -37,29 +37,32 @@ NOT_NEGATIVE = (
 class TrainConfig:
     """Hyperparameters of a run; exactly one of `steps` and `epochs` is above 0. The defaults suit pre-training."""
 
-    steps: int = 0  # optimizer steps
-    epochs: float = 0.0  # passes over the pictures of all data sets together
+    steps: int = field(default=0, metadata=CHANGEABLE)  # optimizer steps
+    epochs: float = field(default=0.0, metadata=CHANGEABLE)  # passes over the pictures of all data sets together
     batch_size: int = field(default=32, metadata=PER_PROCESS)  # pictures per process and micro-batch
-    lr: float = 3e-4
-    min_lr: float = 0.0
-    warmup_steps: int = 0
-    warmup_lr: float = 1e-6
+    lr: float = field(default=3e-4, metadata=CHANGEABLE)
+    min_lr: float = field(default=0.0, metadata=CHANGEABLE)
+    warmup_steps: int = field(default=0, metadata=CHANGEABLE)
+    warmup_lr: float = field(default=1e-6, metadata=CHANGEABLE)
     # cosine falls with every step; cosine_by_epoch, the official one for finetuning, after each epoch
-    schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = "cosine"
-    decay: float = 0.9  # factor of the exponential schedule
+    schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"] = field(
+        default="cosine", metadata=CHANGEABLE
+    )
+    decay: float = field(default=0.9, metadata=CHANGEABLE)  # factor of the exponential schedule
     # steps between two decays (exponential) or stairs (cosine_by_epoch); 0 = one epoch, as official
-    decay_steps: int = 0
-    weight_decay: float = 0.05
+    decay_steps: int = field(default=0, metadata=CHANGEABLE)
+    weight_decay: float = field(default=0.05, metadata=CHANGEABLE)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    clip: float = 0.0  # largest gradient norm; 0 = no clipping, as official
+    clip: float = field(default=0.0, metadata=CHANGEABLE)  # largest gradient norm; 0 = no clipping, as official
     accumulate: int = field(default=1, metadata=PER_PROCESS)  # micro-batches per optimizer step
-    dtype: Dtype = "auto"  # bf16 autocast if the hardware multiplies in bf16, else fp32
+    # bf16 autocast if the hardware multiplies in bf16, else fp32
+    dtype: Dtype = field(default="auto", metadata=CHANGEABLE)
     # torch.compile of the layers, which takes a minute; None = on a GPU only
-    compile: bool | None = None
+    compile: bool | None = field(default=None, metadata=CHANGEABLE)
     # last layers per transformer whose activations are recomputed in the backward pass, to save memory
     recompute: int = field(default=0, metadata=INCIDENTAL)
-    device: str = "auto"
+    device: str = field(default="auto", metadata=CHANGEABLE)
     # on several processes: the task replicated (DDP) or sharded layer by layer (FSDP2)
     parallel: Parallel = field(default="ddp", metadata=INCIDENTAL)
     # data workers; 0 = load in the training process
@@ -69,7 +72,7 @@ class TrainConfig:
     save_every: int = field(default=500, metadata=INCIDENTAL)
     keep: int = field(default=2, metadata=INCIDENTAL)  # checkpoints kept
     # on a loss that is not finite; with skip, the host waits for the device in every step
-    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite: Literal["stop", "skip"] = field(default="stop", metadata=CHANGEABLE)
     # patterns of parameter names, such as visual_encoder.blocks.[0-5].*
     freeze: list[str] = field(default_factory=list)
     wandb: str = field(default="", metadata=INCIDENTAL)  # project of Weights & Biases to log to

@@ -25,6 +25,7 @@ from blipcore.data.stream import Stream
 from blipcore.data.transforms import EvalTransform, TrainTransform, Transform
 from blipcore.device import autocast, pick_device
 from blipcore.evaluation import ValidationConfig, make_evaluator
+from blipcore.io.memory import require_memory
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer
@@ -122,20 +123,21 @@ class FinetuneRun:
             )
 
 
-def _in_process_group(work: Callable[[Any, Path], dict[str, Any]]) -> Callable[[Any, Path], dict[str, Any]]:
+def _in_process_group(work: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Decorate `work` to run in the process group of a launcher, if there is one."""
 
     @functools.wraps(work)
-    def work_in_group(run: Any, out: Path) -> dict[str, Any]:
+    def work_in_group(run: Any, out: Path, may_change: bool = False) -> dict[str, Any]:
+        require_memory(0, "Training")
         with distributed.process_group(pick_device(run.train.device)):
-            return work(run, out)
+            return work(run, out, may_change)
 
     return work_in_group
 
 
 @_in_process_group
-def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
-    """Pre-train on `run.data` into the folder `out`; return the trainer's summary."""
+def pretrain(run: PretrainRun, out: Path, may_change: bool = False) -> dict[str, Any]:
+    """Pre-train on `run.data` into the folder `out`; return the trainer's summary. See `Trainer` for `may_change`."""
     torch.manual_seed(run.train.seed)
     vision = read_image_encoder(run.vision) if run.vision else None
     text = read_bert(run.text) if run.text else None
@@ -160,12 +162,15 @@ def pretrain(run: PretrainRun, out: Path) -> dict[str, Any]:
     task = PretrainTask(model, tokenizer, run.task)
     if run.init and not (vision or text):
         task.load_extra(extra)
-    return Trainer(task, stream, run.train, out, resolved=asdict(run)).fit()
+    return Trainer(task, stream, run.train, out, resolved=asdict(run), may_change=may_change).fit()
 
 
 @_in_process_group
-def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
-    """Finetune `run.init` or a new model on `run.annotations` into the folder `out`; return the trainer's summary."""
+def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str, Any]:
+    """Finetune `run.init` or a new model on `run.annotations` into the folder `out`; return the trainer's summary.
+
+    See `Trainer` for `may_change`.
+    """
     torch.manual_seed(run.train.seed)
     spec = TASKS[run.task]
     if run.init:
@@ -186,7 +191,7 @@ def finetune(run: FinetuneRun, out: Path) -> dict[str, Any]:
     task = spec.task(model.select_parts(*spec.parts), tokenizer, getattr(run, run.task))
     task.load_extra(extra)
     validator = make_validator(run, tokenizer, stream)
-    return Trainer(task, stream, run.train, out, resolved=asdict(run), validator=validator).fit()
+    return Trainer(task, stream, run.train, out, asdict(run), validator, may_change).fit()
 
 
 def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:

@@ -22,6 +22,7 @@ from blipcore import distributed
 from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
 from blipcore.device import autocast, pick_device, to_device
+from blipcore.io.memory import require_memory
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
 from blipcore.train.checkpoint import Checkpoints, random_state, set_random_state
 from blipcore.train.compile import prepare_layers
@@ -47,7 +48,10 @@ Log = Callable[[dict[str, float]], None]
 
 
 class Trainer:
-    """Trains `task` on `stream` into the folder `out`; `resolved` is the configuration that a relaunch must repeat."""
+    """Trains `task` on `stream` into the folder `out`.
+
+    `resolved` is the configuration that a relaunch must repeat, except for later steps if it `may_change`.
+    """
 
     def __init__(
         self,
@@ -57,12 +61,16 @@ class Trainer:
         out: Path | str,
         resolved: dict[str, Any],
         validator: Validator | None = None,
+        may_change: bool = False,
     ) -> None:
         ranks = distributed.world_size()
         steps = config.total_steps(len(stream), ranks)
         decay_steps = config.decay_steps or max(1, round(config.steps_per_epoch(len(stream), ranks)))
         self.config = replace(config, steps=steps, epochs=0.0, decay_steps=decay_steps)
-        self.epochs = config.epochs
+        self.epochs, self.may_change = config.epochs, may_change
+        # Scores under other settings cannot be compared.
+        scored_by = resolved.get("validation") or {}
+        self.scored_by = {name: value for name, value in scored_by.items() if name not in ("every", "batch_size")}
         self.task, self.stream, self.validator = task, stream, validator
         self.module: nn.Module = task  # called in place of the task: its DDP wrapper on several processes
         self.device = pick_device(config.device)
@@ -79,11 +87,12 @@ class Trainer:
 
         A finished run returns its summary at once. SIGTERM, SIGUSR1 and Ctrl-C save a checkpoint and raise SystemExit.
         """
-        summary = distributed.run_on_main(self.folder.claim)
+        summary, changes = distributed.run_on_main(lambda: self.folder.claim(self.may_change))
         if summary is not None:
             return summary
+        memory = self._check_memory()
         optimizer = self._prepare()
-        messages = self._resume(optimizer)
+        messages = [memory, *self._resume(optimizer, changes)]
         state = self.state
         state.steps = self.config.steps
         with stop_signals() as signals, self._display() as display, self._logs() as log:
@@ -109,6 +118,17 @@ class Trainer:
             for name, reason in self._shown_problems().items():
                 display.print(f"unreadable, replaced by the next: {name}: {reason}")
         return self._finish()
+
+    def _check_memory(self) -> str:
+        """Return a line on the memory that training keeps; raise NotEnoughMemoryError if it exceeds a limit."""
+        kept = sum(parameter.nbytes for parameter in self.task.parameters())
+        # A gradient and two moments of AdamW.
+        new = 3 * sum(parameter.nbytes for parameter in self.task.parameters() if parameter.requires_grad)
+        if self.config.parallel == "fsdp":
+            new //= distributed.world_size()
+        if torch.device(self.device).type == "cpu":
+            require_memory(new, "Training this model")
+        return f"memory: {(kept + new) / 1e9:.2f} GB for weights, gradients and optimizer; activations come on top"
 
     def _prepare(self) -> AdamW:
         """Bring the task to its device, compile and parallelize it, and return its optimizer."""
@@ -213,6 +233,8 @@ class Trainer:
             "summed": self.meter.summed_steps,
             "sums": distributed.gather_objects(self.meter.saved_sums()),
             "generators": list(random_states),
+            "epochs": self.epochs,
+            "scored_by": self.scored_by,
         }
         self.checkpoints.save(state.step, self._tensors(optimizer) | self._random_tensors(random_states), saved_state)
         if distributed.is_main():
@@ -226,8 +248,11 @@ class Trainer:
     def _random_tensors(self, random_states: dict[str, Tensor]) -> dict[str, Tensor]:
         return {f"random.{distributed.rank()}.{name}": value for name, value in random_states.items()}
 
-    def _resume(self, optimizer: AdamW) -> list[str]:
-        """Load the newest readable checkpoint, if any; return messages for the user."""
+    def _resume(self, optimizer: AdamW, changes: list[str]) -> list[str]:
+        """Load the newest readable checkpoint, if any; return messages for the user.
+
+        `changes` are the settings that differ from those of the last launch.
+        """
         ranks, random_states = distributed.world_size(), random_state(self.device)
 
         def tensors_to_fill(saved_state: dict[str, Any]) -> dict[str, Tensor]:
@@ -245,12 +270,22 @@ class Trainer:
         state = self.state = TrainState(
             **{name: saved_state[name] for name in asdict(self.state) if name in saved_state}
         )
+        if changes:
+            messages.append(f"continued with other settings: {'; '.join(changes)}")
+        if saved_state.get("scored_by", None if changes else self.scored_by) != self.scored_by:
+            state.best, state.validated_step = {}, 0
+        same_epochs = saved_state.get("epochs", self.epochs) == self.epochs
         if len(saved_state["sums"]) == ranks:
             set_random_state(random_states, self.device)
-            self.config = replace(self.config, steps=state.steps)
             self.meter.load_sums(saved_state["sums"][distributed.rank()], saved_state["summed"])
+            if self.epochs and same_epochs:
+                self.config = replace(self.config, steps=state.steps)
         else:
             messages.append(self._adapt_to_ranks(len(saved_state["sums"])))
+            same_epochs = False
+        if self.epochs and not same_epochs:
+            remaining = round((self.epochs * len(self.stream) - state.position) / self.images_per_step)
+            self.config = replace(self.config, steps=state.step + max(0, remaining))
         return [*messages, f"resuming from step {state.step} of {self.config.steps}"]
 
     def _adapt_to_ranks(self, saved_ranks: int) -> str:
@@ -258,12 +293,9 @@ class Trainer:
 
         The stream continues at the next sample. Random generators are seeded anew.
         """
-        config, state, ranks = self.config, self.state, distributed.world_size()
-        torch.manual_seed(config.seed + distributed.rank() + ranks * state.step)
+        state, ranks = self.state, distributed.world_size()
+        torch.manual_seed(self.config.seed + distributed.rank() + ranks * state.step)
         self.meter.start_interval(state)
-        if self.epochs:
-            remaining = self.epochs * len(self.stream) - state.position
-            self.config = replace(config, steps=state.step + max(1, round(remaining / self.images_per_step)))
         return (
             f"the checkpoint is of {saved_ranks} processes and this launch has {ranks}: the data continues at sample "
             f"{state.position}, a step has {self.images_per_step} pictures, dropout draws new masks"

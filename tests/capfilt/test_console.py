@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import capfilt
+from blipcore.io.memory import NotEnoughMemoryError
 from capfilt.cli import app
 from capfilt.console import failed_shards, finish, too_few_ok
 from capfilt.errors import EngineError
@@ -57,6 +58,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (KeyboardInterrupt(), "Error: interrupted; run the same command again to resume.\n", 130),
         (EngineError("no worker is left"), "Error: no worker is left\n", 1),
         (MemoryError(), "Error: out of memory; try a smaller --batch-size or fewer --workers.\n", 1),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            "Error: out of memory; try a smaller --batch-size or fewer --workers.\n",
+            1,
+        ),
+        (NotEnoughMemoryError("It needs 9 GB."), "Error: It needs 9 GB.\n", 1),
     ],
 )
 def test_errors_become_sentences(

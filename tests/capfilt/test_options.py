@@ -19,7 +19,7 @@ from capfilt.cli import app
 
 # A new option is a decision: it needs an entry here.
 RUN_OPTIONS = "--backend --batch-size --device --dtype --engine --rank --workers --world-size"
-TRAIN_OPTIONS = "--batch-size --device --dtype --epochs --lr --nproc --seed --steps --workers"
+TRAIN_OPTIONS = "--batch-size --continue --device --dtype --epochs --lr --nproc --seed --steps --workers"
 OPTIONS = {
     "download": "--allow-private --caption-col --config --duplicates --image-size --json --min-success --retries "
     "--retry-failed --set --shard-size --threads --url-col --workers",

@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 import torch
 from picture_shards import eval_stream, write_shard_set
 
+from blipcore.data import loader
 from blipcore.data.loader import make_loader
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import TrainTransform
@@ -20,8 +22,8 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers) -> None:
 
     def batches(count: int, start: int) -> list[tuple]:
         stream = Stream([str(tmp_path)], TrainTransform(4, 0.2, True, 0.5), 3)
-        loader = make_loader(stream, list, 4, 4 * start, 12 - start, count)
-        return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], problems) for batch, problems in loader]
+        pairs = make_loader(stream, list, 4, 4 * start, 12 - start, count)
+        return [([(s["key"], s["text"], s["image"].tolist()) for s in batch], problems) for batch, problems in pairs]
 
     expected, batches_of_workers = batches(0, 0), batches(workers, 0)
     assert [samples for samples, _ in batches_of_workers] == [samples for samples, _ in expected]
@@ -29,20 +31,66 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers) -> None:
     assert [samples for samples, _ in batches(workers, 5)] == [samples for samples, _ in expected[5:]]
 
 
+START_METHODS = ("fork", "spawn") if sys.platform == "linux" else ("spawn",)
+
+
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not give the sender of a signal")
-def test_workers_ignore_signals_except_from_their_parent(tmp_path) -> None:
+@pytest.mark.parametrize("method", START_METHODS)
+def test_workers_ignore_signals_except_from_their_parent(tmp_path, monkeypatch, method) -> None:
+    """Signals arrive while a spawned worker imports torch, and later."""
+    monkeypatch.setattr(loader, "_start_method", lambda: method)
     batches = iter(make_loader(eval_stream(write_shard_set(tmp_path, [5])), list, 2, 0, 9, workers=1))
-    next(batches)
     (worker,) = batches._workers
-    for name in ("TERM", "INT", "USR1"):
-        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)  # from another process
+    send_from_another_process(worker.pid)
+    next(batches)
+    send_from_another_process(worker.pid)
     assert len(list(batches)) == 8
     batches = iter(make_loader(eval_stream(tmp_path), list, 2, 0, 9, workers=1))
     next(batches)
     (worker,) = batches._workers
     worker.terminate()  # as Python does at exit
-    worker.join(30)
+    worker.join(60)
     assert worker.exitcode == 0
+
+
+def send_from_another_process(pid: int) -> None:
+    """Send signals as Slurm does: by a process that is not the worker's parent."""
+    child = os.fork()
+    if child == 0:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(pid, number)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m == "spawn")) for m in START_METHODS])
+def test_workers_end_with_a_killed_parent(tmp_path, method) -> None:
+    write_shard_set(tmp_path, [5])
+    program = (
+        "import sys, time; from picture_shards import eval_stream; from blipcore.data import loader\n"
+        "if __name__ == '__main__':\n"
+        f"    loader._start_method = lambda: {method!r}\n"
+        f"    batches = iter(loader.make_loader(eval_stream({str(tmp_path)!r}), list, 2, 0, 9, workers=2))\n"
+        "    next(batches); print(*(worker.pid for worker in batches._workers), flush=True); time.sleep(600)\n"
+    )
+    script = tmp_path / "train.py"
+    script.write_text(program)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment) as parent:
+        workers = parent.stdout.readline().split()
+        parent.kill()
+        # The workers hold the other ends of the pipe.
+        assert parent.stdout.read() == b"" and len(workers) == 2
+
+
+def test_workers_are_forked_unless_the_process_uses_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(loader.sys, "platform", "linux")
+    assert loader._start_method() == "fork"
+    monkeypatch.setattr(loader.torch.cuda, "is_initialized", lambda: True)
+    assert loader._start_method() == "spawn"
+    monkeypatch.undo()
+    monkeypatch.setattr(loader.sys, "platform", "darwin")
+    assert loader._start_method() == "spawn"
 
 
 def test_without_the_sender_of_signals_workers_leave_the_process_group(tmp_path, monkeypatch) -> None:
@@ -68,6 +116,6 @@ def test_a_batch_that_fails_is_yielded_as_its_exception(tmp_path, workers) -> No
     def collate(samples: list) -> None:
         raise ValueError("cannot collate")
 
-    loader = make_loader(eval_stream(write_shard_set(tmp_path, [4])), collate, 2, 0, 2, workers)
-    errors = [batch for batch, _ in loader]
+    batches = make_loader(eval_stream(write_shard_set(tmp_path, [4])), collate, 2, 0, 2, workers)
+    errors = [batch for batch, _ in batches]
     assert [(type(error), str(error)) for error in errors] == [(ValueError, "cannot collate")] * 2

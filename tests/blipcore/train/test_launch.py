@@ -13,6 +13,7 @@ from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import capfilt
+from blipcore.io.lock import FolderLockedError
 from blipcore.train.finite import NonFiniteLossError
 from blipcore.train.launch import TrainingFailedError, _first_error
 
@@ -22,6 +23,8 @@ TRAIN = ("--preset", "tiny", "--tokenizer", "train:60", "--device", "cpu", "--dt
 TRAIN += ("--steps", "3", "--set", "task.queue_size=16", "--json")
 NPROC = ("-m", "capfilt")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "capfilt")
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
 
 # Sent to the launcher, eight times since a deadlock on exit once happened in a third of the runs, and to all processes
 # at once, as Slurm and Ctrl-C do.
@@ -87,6 +90,8 @@ def test_a_mistake_on_two_processes_is_one_sentence(data, tmp_path) -> None:
             "PermissionError: [Errno 13] Permission denied: 'run'",
             PermissionError("[Errno 13] Permission denied: 'run'"),
         ),
+        ("FolderLockedError: Another process trains.", FolderLockedError("Another process trains.")),
+        (f"RuntimeError: {NO_MEMORY}", MemoryError(NO_MEMORY)),
         ("KeyError: 'loss'", TrainingFailedError("Process 0 failed: Traceback")),
     ],
 )
@@ -120,3 +125,42 @@ def test_a_signal_saves_and_ends_all_processes(data, tmp_path, number, send) -> 
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
     assert "stopped and saved at step" in stderr and any((out / "checkpoints").iterdir())
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_training_process(pid: int) -> bool:
+    """Return whether a process is a rank: multiprocessing also starts a tracker."""
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the children")
+@pytest.mark.parametrize("moment", ["launch", "import", "rendezvous", "first step", "save"])
+def test_processes_end_with_a_killed_launcher(data, tmp_path, moment) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, *NPROC, "pretrain", str(data), "--out", str(out), "--nproc", "2", *TRAIN]
+    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    settings = ["--steps", "5000", "--set", "train.log_every=1", "--set", "train.workers=1"]
+    process = subprocess.Popen(
+        [*command, *settings, "--set", "train.save_every=1"], stderr=subprocess.PIPE, env=variables
+    )
+    ranks: list[int] = []
+    while len(ranks) < 2:
+        ranks = [pid for pid in children_of(process.pid) if is_training_process(pid)]
+        time.sleep(0.01)
+    if moment == "import":
+        time.sleep(1.5)
+    elif moment == "rendezvous":
+        os.kill(ranks[1], signal.SIGSTOP)  # rank 0 waits for it
+        time.sleep(8)
+    elif moment in ("first step", "save"):
+        present = out / "metrics.jsonl" if moment == "first step" else out / "checkpoints" / ".step-000003"
+        while not present.exists():
+            time.sleep(0.001)
+    process.kill()
+    os.kill(ranks[1], signal.SIGCONT)
+    # Every process holds the other end of the pipe: it closes when the last one has ended.
+    process.communicate(timeout=60)

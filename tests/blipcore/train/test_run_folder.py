@@ -1,6 +1,8 @@
 """The folder of a run: its files, its lock, and the refusal of another configuration."""
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_training import Brightness, Killed, kill_at_batch, toy_trainer, untimed_records
 
+from blipcore.io.lock import FolderLockedError
 from blipcore.train.run_folder import RunFolder
 
 
@@ -63,6 +66,66 @@ def test_another_configuration_is_refused_with_its_differences(shards, tmp_path,
     assert toy_trainer(shards, tmp_path, workers=1, save_every=3, log_every=2, keep=1).fit()["steps"] == 12
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_settings_of_later_steps_change_on_request_and_are_recorded(shards, tmp_path, finished) -> None:
+    on_batch = None if finished else kill_at_batch(6)
+    with contextlib.suppress(Killed):
+        toy_trainer(shards, tmp_path, on_batch).fit()
+    done = 12 if finished else 4
+    with pytest.raises(ValueError, match=f"add --continue to go on from its step {done} with the new settings"):
+        toy_trainer(shards, tmp_path, steps=16, lr=0.02).fit()
+
+    continued = toy_trainer(shards, tmp_path, may_change=True, steps=16, lr=0.02)
+    assert continued.fit()["steps"] == 16 and len(continued.task.batch_keys) == 16 - done
+    changes = ["train.steps: 12 -> 16", "train.lr: 0.01 -> 0.02"]
+    assert json.loads((tmp_path / "changes.jsonl").read_text()) == {"step": done, "changes": changes}
+    assert (tmp_path / "model-000012" / "model.pt").exists() == finished
+    assert "steps: 16" in (tmp_path / "config.yaml").read_text()
+    # From now on the new settings are those of the run.
+    assert toy_trainer(shards, tmp_path, steps=16, lr=0.02).fit()["steps"] == 16
+    with pytest.raises(ValueError, match=r"train\.steps: 16 -> 12"):
+        toy_trainer(shards, tmp_path).fit()
+
+
+def test_a_run_killed_after_its_continuation_began_has_the_new_number_of_steps(shards, tmp_path) -> None:
+    toy_trainer(shards, tmp_path).fit()
+    with pytest.raises(Killed):
+        toy_trainer(shards, tmp_path, kill_at_batch(1), may_change=True, steps=16).fit()
+    assert toy_trainer(shards, tmp_path, steps=16).fit()["steps"] == 16
+
+
+def test_epochs_may_be_added_to_a_run(shards, tmp_path) -> None:
+    toy_trainer(shards, tmp_path, steps=0, epochs=1).fit()
+    continued = toy_trainer(shards, tmp_path, may_change=True, steps=0, epochs=1.5)
+    assert continued.fit()["pictures"] == 60 and len(continued.task.batch_keys) == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 2, "lr": 0.02}, r"another configuration.*not train.batch_size\)"),
+        ({"steps": 8}, "has done 12 steps; train.steps must be at least that, not 8"),
+    ],
+)
+def test_what_cannot_change_is_refused_and_the_run_stays_as_it_is(shards, tmp_path, settings, message) -> None:
+    toy_trainer(shards, tmp_path).fit()
+    with pytest.raises(ValueError, match=message):
+        toy_trainer(shards, tmp_path, may_change=True, **settings).fit()
+    assert toy_trainer(shards, tmp_path).fit()["steps"] == 12 and not (tmp_path / "changes.jsonl").exists()
+
+
+def test_nothing_to_continue_is_an_error(shards, tmp_path) -> None:
+    with pytest.raises(ValueError, match="holds no run to continue: leave out --continue"):
+        toy_trainer(shards, tmp_path / "run", may_change=True).fit()
+
+
+def test_a_run_without_checkpoints_names_its_model_as_a_start(shards, tmp_path) -> None:
+    toy_trainer(shards, tmp_path).fit()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"no checkpoint to continue from.*give --init .*model to start"):
+        toy_trainer(shards, tmp_path, may_change=True, steps=16).fit()
+
+
 def test_an_error_names_a_few_of_many_differences(tmp_path) -> None:
     RunFolder(tmp_path, {str(number): number for number in range(20)}, {}).claim()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -72,7 +135,7 @@ def test_an_error_names_a_few_of_many_differences(tmp_path) -> None:
 
 def test_the_configuration_of_a_run_without_progress_does_not_count(tmp_path) -> None:
     RunFolder(tmp_path, {"lr": 1.0}, {}).claim()
-    assert RunFolder(tmp_path, {"lr": 2.0}, {}).claim() is None
+    assert RunFolder(tmp_path, {"lr": 2.0}, {}).claim() == (None, [])
     assert (tmp_path / "config.yaml").read_text() == "lr: 2.0\n"
 
 
@@ -87,7 +150,7 @@ def test_two_processes_cannot_train_into_one_folder(shards, tmp_path) -> None:
     command = [sys.executable, "-c", lock, str(tmp_path / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(ValueError, match="Another process is training into"):
+        with pytest.raises(FolderLockedError, match="Another process is training into"):
             toy_trainer(shards, tmp_path).fit()
         other.communicate(b"\n")
     assert toy_trainer(shards, tmp_path).fit()["steps"] == 12

@@ -127,16 +127,27 @@ def test_a_run_resumes_with_an_additional_random_generator(shards, tmp_path, mon
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_lost_during_training_is_an_error_of_one_sentence(shards, tmp_path, workers, monkeypatch) -> None:
+def test_shards_changed_during_training_are_an_error_of_one_sentence(shards, tmp_path, workers, monkeypatch) -> None:
     monkeypatch.setattr(stream_module, "MAX_REPLACEMENTS", 3)
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     run = toy_trainer(broken, tmp_path / "run", workers=workers)
     for tar in broken.iterdir():
         tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(ValueError, match=r"^3 pictures in a row of .* cannot be read") as error:
+    with pytest.raises(ValueError, match=r"changed since it was opened: its part . held 20 .* now holds 0") as error:
         run.fit()
     assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_damaged_during_training_are_an_error_of_one_sentence(tmp_path, workers, monkeypatch) -> None:
+    monkeypatch.setattr(stream_module, "MAX_REPLACEMENTS", 3)
+    rows = [{"image": f"{number}.png", "caption": "0.5"} for number in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for row in rows:
+        (tmp_path / row["image"]).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^3 pictures in a row of .*rows.json cannot be read"):
+        toy_trainer(tmp_path / "rows.json", tmp_path / "run", workers=workers).fit()
 
 
 def test_frozen_parameters_do_not_change(shards, tmp_path) -> None:
