@@ -17,7 +17,7 @@ from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath
 
 CHUNK_BYTES = 1 << 20  # read at a time
-MAX_ROW_CHARACTERS = 1 << 26  # a longer row is damage, such as a quote that is never closed
+MAX_ROW_CHARACTERS = 1 << 22  # a longer row is damage, such as a quote that is never closed
 JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 SPACE = re.compile(r"[ \t\r\n]*")
 DECODE = json.JSONDecoder().raw_decode
@@ -46,10 +46,13 @@ def read_json_rows(path: Path, start: RowStart = FIRST_ROW) -> Iterator[tuple[Ro
 
 
 def parse_json_rows(
-    file: BinaryIO, name: str, lines: bool = False, start: RowStart = FIRST_ROW
+    file: BinaryIO, name: str, lines: bool = False, start: RowStart = FIRST_ROW, errors: str = "strict"
 ) -> Iterator[tuple[RowStart, object]]:
-    """Yield the rows of an open file: a JSON list, or JSON lines. Errors call the file `name`."""
-    text = _JsonWindow(file, start.offset, name)
+    """Yield the rows of an open file: a JSON list, or JSON lines. Messages call the file `name`.
+
+    `errors` is that of `JsonWindow`.
+    """
+    text = JsonWindow(file, start.offset, name, errors)
     if start == FIRST_ROW and not lines and not text.skip("["):
         raise ValueError(f"{name} must hold a list of rows, but begins with {text.preview()!r}.")
     number = text.row = start.number
@@ -72,17 +75,20 @@ def first_character(path: AnyPath) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"No annotation file at {path}.")
     with open_read(path) as file:
-        return _JsonWindow(file, 0, str(path)).peek()
+        return JsonWindow(file, 0, str(path)).peek()
 
 
-class _JsonWindow:
-    """A window that moves over a UTF-8 file; `at` is the index of the next character in `window`."""
+class JsonWindow:
+    """A window that moves over a UTF-8 file; `at` is the index of the next character in `window`.
 
-    def __init__(self, file: BinaryIO, offset: int, name: str) -> None:
+    With `errors` "surrogateescape", bytes that are not UTF-8 become surrogates instead of an error.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, name: str, errors: str = "strict") -> None:
         if offset:
             file.seek(offset)
-        self.file, self.name, self.row = file, name, 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.file, self.name, self.row, self.errors = file, name, 0, errors
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors)
         self.window, self.at = "", 0
         # The byte offset of the character at index `_counted`.
         self._offset, self._counted = offset, 0
@@ -92,7 +98,7 @@ class _JsonWindow:
     @property
     def offset(self) -> int:
         """Byte offset of the next character."""
-        self._offset += len(self.window[self._counted : self.at].encode())
+        self._offset += len(self.window[self._counted : self.at].encode("utf-8", self.errors))
         self._counted = self.at
         return self._offset
 
@@ -112,10 +118,13 @@ class _JsonWindow:
         return True
 
     def parse(self) -> object:
-        """Parse the next object, list or string; not a number, which may continue beyond the window."""
+        """Parse the next value."""
         while True:
             try:
-                value, self.at = DECODE(self.window, self.at)
+                value, end = DECODE(self.window, self.at)
+                if end == len(self.window) and type(value) in (int, float) and self._read_on():
+                    continue  # a number may continue beyond the window
+                self.at = end
                 return value
             except JSONDecodeError as error:
                 # The value may continue beyond the window.

@@ -67,9 +67,10 @@ class Account:
             others = [name for name in (*self.texts, *self.unused) if name not in empty]
             raise ValueError(f"{problem}; {option} may name {_quote(others)}." if others else f"{problem}.")
         if not self.rows_with_text and self.unused:
+            where = f"in {_quote(list(self.texts))}" if self.texts else "column that is known to hold texts"
             raise ValueError(
-                f"{source} has no text in any of its {self.rows:,} rows, but {_quote(self.unused)} may hold texts. "
-                f"Name them with {option}, or give {option} none to read no texts."
+                f"{source} has no text {where}, but {_quote(self.unused)} may hold texts. Name one or more with "
+                f"{option}, or give {option} none to read no texts."
             )
 
 

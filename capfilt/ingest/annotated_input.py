@@ -11,8 +11,9 @@ from typing import Any
 from blipcore.io.coco import read_coco
 from blipcore.io.json_rows import first_character
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.input import PATH_COLUMNS, TEXT_COLUMNS, InputColumns, InputRow, PictureInput, cell_texts, file_row
-from capfilt.ingest.lists import ListColumn, file_fingerprint, read_columns
+from capfilt.ingest.input import PATH_COLUMNS, TEXT_COLUMNS, InputColumns, InputRow, PictureInput, file_row
+from capfilt.ingest.list_files import file_fingerprint
+from capfilt.ingest.lists import ListColumn, cell_texts, read_columns
 
 
 class AnnotatedInput(PictureInput):

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.lists import as_text
+from capfilt.ingest.plans import NO_COLUMNS
 from capfilt.ingest.urls import CAPTION_COLUMNS
 
 # Files with these suffixes get a row even if nothing installed can decode them; the row then gives the reason.
@@ -39,6 +41,8 @@ class PictureInput(ABC):
     files: list[tuple[str, int]]  # names and sizes
     annotation_fingerprint: str = ""
     ignored: Counter[str] = field(default_factory=Counter)  # number of other files or members, by kind
+    # types of the rows' "columns", where the input has some; None for texts only
+    further: pa.Schema | None = NO_COLUMNS
 
     @abstractmethod
     def __iter__(self) -> Iterator[InputRow]: ...
@@ -59,12 +63,3 @@ def file_row(root: AnyPath, name: str, texts: list[str | None]) -> InputRow:
         return row | {"body": os.fsencode(str(root / name))}
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON may hold: no file has such a name
         return row | {"status": "bad_url", "error": "no path"}
-
-
-def cell_texts(value: Any) -> list[str | None]:
-    """Return the texts of a cell: one, a list of them, or a list of objects with one each."""
-    if isinstance(value, (list, tuple)):
-        return [text for item in value for text in cell_texts(item)]
-    if isinstance(value, dict):
-        return cell_texts(next((value[name] for name in ("raw", "caption", "text") if name in value), None))
-    return [None] if isinstance(value, bytes) else [as_text(value)]

@@ -28,10 +28,10 @@ from capfilt.ingest.input import (
     InputColumns,
     InputRow,
     PictureInput,
-    cell_texts,
     file_row,
 )
-from capfilt.ingest.lists import ListColumn, list_format, match_columns
+from capfilt.ingest.list_files import list_format
+from capfilt.ingest.lists import ListColumn, cell_texts, match_columns
 from capfilt.ingest.table_pictures import find_image_column, is_saved_dataset, load_dataset, open_columns
 from capfilt.ingest.urls import URL_COLUMNS
 

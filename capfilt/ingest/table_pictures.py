@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath, list_names, to_path
-from capfilt.ingest.lists import PAGE_BY_PAGE, ListColumn, is_damage, match_columns
+from capfilt.ingest.arrow_list import PAGE_BY_PAGE
+from capfilt.ingest.list_files import is_damage
+from capfilt.ingest.lists import ListColumn, match_columns
 
 IMAGE_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS_PER_READ = 64  # few, because pictures are large

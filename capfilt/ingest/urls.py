@@ -1,33 +1,18 @@
-"""Lists of URLs with captions, and checks of URLs before they are requested."""
+"""Usual names of the columns of URL lists, and checks of URLs before they are requested."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from capfilt.ingest.lists import ListColumn, as_text, read_columns
-
 # Usual column names, the most common first; compared in lower case.
-URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src")
+URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src", "photo_image_url", "image_urls")
 CAPTION_COLUMNS = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
+CAPTION_COLUMNS += ("captions", "texts", "sentences")  # lists of texts
 # All IPv6 addresses that have been assigned; `is_global` does not check this.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 PRIVATE = "private address"  # begins the error of a refused URL
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv4 addresses in an IPv6-only network, RFC 6052
-
-
-def read_urls(path: str, url_col: str | None = None, caption_col: str | None = None) -> Iterator[tuple[Any, Any]]:
-    """Yield (url, caption) of each row in order, None for a missing one.
-
-    Without a given name, a column is found by its usual names. Raises ValueError or FileNotFoundError.
-    """
-    columns = (
-        ListColumn("a URL", URL_COLUMNS, url_col, "--url-col"),
-        ListColumn("a caption", CAPTION_COLUMNS, caption_col, "--caption-col", required=False),
-    )
-    return ((as_text(url), as_text(caption)) for url, caption in read_columns(path, columns))
 
 
 def encode_url(url: str | None) -> str:

@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
 
 from blipcore.device import Backend
@@ -58,12 +59,13 @@ class Manifest:
         parents: Iterable[AnyPath] = (),
         packages: Iterable[str] = ("pillow", "pyarrow"),
         shared: bool = False,
+        unchecked: Mapping[str, Any] = MappingProxyType({}),
     ) -> Manifest:
         """Write the manifest of a new folder, or read that of an existing one.
 
         Raises ValueError with the difference if `config`, `images` or `parents` have changed. `images` is the shard set
-        with the pictures, `parents` are the other folders read. Temporary files of killed runs are removed, unless the
-        folder is `shared` with runs that may be active.
+        with the pictures, `parents` are the other folders read. `unchecked` is recorded in a new manifest only and may
+        change. Temporary files of killed runs are removed, unless the folder is `shared` with runs that may be active.
         """
         settings = {
             "stage": stage,
@@ -86,9 +88,16 @@ class Manifest:
         content = settings | {
             "created_by": f"capfilt {_version('capfilt')}",
             "versions": {name: _version(name) for name in packages},
+            **unchecked,
         }
         write_json(folder / MANIFEST, content)
         return Manifest(folder, content)
+
+    def describe_input(self, account: Mapping[str, Any]) -> None:
+        """Record what the input was taken for. It is not compared when a run is resumed."""
+        if self.content.get("account") != account:
+            self.content["account"] = dict(account)
+            write_json(self.folder / MANIFEST, self.content)
 
     def finish(self, counts: dict[str, int]) -> None:
         self._write({"counts": counts})
@@ -96,6 +105,13 @@ class Manifest:
     def drop_counts(self) -> None:
         """Mark the folder as unfinished, before its tables change."""
         self._write({})
+
+    def extend(self, fingerprint: str, rows: int) -> None:
+        """Mark a shard set as unfinished again: its input has grown by `rows`, which become new shards."""
+        config = self.content["config"]
+        first = {"input_sha256": config["input_sha256"], "rows": self.content["counts"]["rows"]}
+        parts = [*self.content.get("parts", [first]), {"input_sha256": fingerprint, "rows": rows}]
+        self._write({"config": {**config, "input_sha256": fingerprint}, "parts": parts})
 
     def record_run(
         self, tables: Mapping[str, AnyPath], shards: Iterable[str], failed: Mapping[str, str], changed: bool
@@ -127,6 +143,12 @@ class Manifest:
         if content != self.content:
             self.content = content
             write_json(self.folder / MANIFEST, content)
+
+
+def count_shards(manifest: Mapping[str, Any]) -> int:
+    """Return the number of shards in the manifest of a complete shard set; each part of its input begins a new one."""
+    parts = manifest.get("parts") or [manifest["counts"]]
+    return sum(-(-part["rows"] // manifest["config"]["shard_size"]) for part in parts)
 
 
 def recorded_backend(folder: AnyPath) -> Backend | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from capfilt.ingest.input import InputRow, PictureInput, cell_texts, file_row
+from capfilt.ingest.input import InputRow, PictureInput, file_row
+from capfilt.ingest.lists import cell_texts
 
 
 class EmptyInput(PictureInput):
@@ -28,7 +29,7 @@ def test_a_cell_holds_a_text_a_list_or_objects() -> None:
     assert cell_texts("a") == ["a"]
     assert cell_texts(["a", ["b"], None]) == ["a", "b", None]
     assert cell_texts([{"raw": "a"}, {"caption": "b"}, {"tokens": ["c"]}]) == ["a", "b", None]
-    assert cell_texts(b"a") == [None]
+    assert cell_texts(b"a") == ["a"]
 
 
 def test_a_name_that_no_file_can_have_is_a_bad_url() -> None:
