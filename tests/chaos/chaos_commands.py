@@ -1,0 +1,95 @@
+"""The commands that are killed: one entry each. A new command needs one more entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Options of the commands with a model: small, and the same bytes for any number of workers.
+MODEL = ("--model", "{inputs}/model", "--device", "cpu", "--dtype", "fp32", "--backend", "torch", "--batch-size", "8")
+TRAIN = ("--steps", "6", "--batch-size", "4", "--device", "cpu", "--dtype", "fp32", "--out", "{work}/run")
+SAVE_OFTEN = ("--set", "train.save_every=2", "--set", "train.log_every=1")
+PRETRAIN = ("pretrain", "{work}/data", "--init", "{inputs}/model", *TRAIN, *SAVE_OFTEN, "--set", "task.queue_size=8")
+FINETUNE = ("--init", "{inputs}/model", *TRAIN, *SAVE_OFTEN)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command with `{inputs}`, `{work}` and `{url}` in its arguments.
+
+    `start` names the entry whose result is copied to `{work}` first. `outputs` are the files and folders below `{work}`
+    that must have the bytes of an uninterrupted run. `share` is the number of its tries relative to other entries.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    outputs: tuple[str, ...]
+    start: str | None = None
+    share: int = 4
+
+
+ENTRIES = [
+    Entry("pack", ("pack", "{inputs}/photos", "{work}/data", "--shard-size", "8", "--workers", "1"), ("data",)),
+    Entry(
+        "download",
+        ("download", "{inputs}/urls.txt", "{work}/data", "--shard-size", "6", "--workers", "1", "--allow-private"),
+        ("data",),
+        share=2,
+    ),
+    Entry("caption", ("caption", "{work}/data", *MODEL), ("data",), start="pack", share=8),
+    Entry("caption --workers 2", ("caption", "{work}/data", *MODEL, "--workers", "2"), ("data",), start="pack"),
+    Entry("filter", ("filter", "{work}/data", *MODEL), ("data",), start="caption", share=8),
+    Entry("filter --workers 2", ("filter", "{work}/data", *MODEL, "--workers", "2"), ("data",), start="caption"),
+    Entry(
+        "filter --captioner",
+        ("filter", "{work}/data", *MODEL, "--captioner", "{inputs}/model"),
+        ("data",),
+        start="pack",
+        share=8,
+    ),
+    Entry("report", ("report", "{work}/data", "--out", "{work}/report.html"), ("report.html",), start="filter"),
+    *(
+        Entry(
+            f"export --format {form}",
+            ("export", "{work}/data", "{work}/out", "--format", form),
+            ("out",),
+            start="filter",
+        )
+        for form in ("webdataset", "parquet", "json")
+    ),
+    Entry(
+        "export --workers 2",
+        ("export", "{work}/data", "{work}/out", "--workers", "2"),
+        ("out",),
+        start="filter",
+        share=1,
+    ),
+    Entry(
+        "convert --to hf",
+        ("convert", "{inputs}/model", "{work}/hf", "--to", "hf", "--task", "caption"),
+        ("hf",),
+        share=2,
+    ),
+    Entry(
+        "convert --to official", ("convert", "{inputs}/model", "{work}/m.pth", "--to", "official"), ("m.pth",), share=2
+    ),
+    Entry("finetune caption", ("finetune", "caption", "{inputs}/human.json", *FINETUNE), ("run/model",)),
+    Entry(
+        "finetune retrieval",
+        ("finetune", "retrieval", "{inputs}/human.json", *FINETUNE, "--set", "retrieval.queue_size=8"),
+        ("run/model",),
+    ),
+    Entry("pretrain", PRETRAIN, ("run/model",), start="filter"),
+    Entry("pretrain --nproc 2", (*PRETRAIN, "--nproc", "2"), ("run/model",), start="filter", share=1),
+    Entry(
+        "evaluate",
+        (
+            *("evaluate", "retrieval", "{inputs}/test.json", "--model", "{inputs}/model"),
+            *("--device", "cpu", "--dtype", "fp32"),
+        ),
+        (),
+    ),
+    Entry("bootstrap", ("bootstrap", "{work}/loop.yaml"), ("data", "loop"), start="pack", share=1),
+]
+
+# Files that hold times, process numbers or messages.
+VOLATILE = r"(^|/)(logs/|tensorboard/|metrics\.jsonl|launches\.jsonl|summary\.json|losses\.svg|\.lock|checkpoints/)"
