@@ -117,10 +117,18 @@ def format_findings(findings: list[Finding]) -> list[str]:
 
 
 def check_python() -> Finding:
+    """Check the operating system, and the Python version against those of the package metadata."""
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+    if sys.platform == "win32":
+        return Finding("python", BAD, detail, "capfilt needs the file locks of Linux or macOS: run it in WSL 2")
+    classifiers = metadata.metadata("capfilt").get_all("Classifier") or []
+    tested = [(3, int(text.rpartition(".")[2])) for text in classifiers if ":: Python :: 3." in text]
+    if sys.version_info[:2] in tested:
         return Finding("python", GOOD, detail)
-    return Finding("python", BAD, detail, "capfilt requires Python 3.11 or 3.12")
+    oldest, newest = (f"{major}.{minor}" for major, minor in (min(tested), max(tested)))
+    if sys.version_info[:2] < min(tested):
+        return Finding("python", BAD, detail, f"capfilt requires Python {oldest} or newer")
+    return Finding("python", NOTE, detail, f"capfilt is tested on Python {oldest} to {newest}")
 
 
 def check_torch_build() -> Finding:
@@ -251,7 +259,7 @@ def check_dns(hosts: Iterable[str], timeout: float = DNS_TIMEOUT) -> Finding:
 def check_img2dataset(download: bool) -> Finding:
     """Check that img2dataset is installed and imports; with `download`, that it downloads a picture."""
     if find_spec("img2dataset") is None:
-        return Finding("img2dataset", BAD, "not installed", "pip install img2dataset")
+        return Finding("img2dataset", NOTE, "not installed", "for capfilt download: pip install img2dataset")
     version = metadata.version("img2dataset")
     result = _run_python("import img2dataset")
     if result.returncode:

@@ -8,13 +8,14 @@ import socket
 import subprocess
 import threading
 import tomllib
+from email.message import Message
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import capfilt
-from capfilt import doctor
+from capfilt import console, doctor
 from capfilt.cli import app
 from capfilt.doctor import BAD, GOOD, NOTE, Finding
 
@@ -57,6 +58,35 @@ def test_a_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_p
     findings = {finding.name: finding for finding in doctor.run_checks(str(tmp_path), ["localhost"], download=False)}
     assert findings["torch"] == Finding("torch", BAD, "OSError: two lines")
     assert findings["disk"].state in (GOOD, NOTE)
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "advice"),
+    [
+        ((3, 10), BAD, "requires Python 3.11 or newer"),
+        ((3, 11), GOOD, ""),
+        ((3, 14), GOOD, ""),
+        ((3, 15), NOTE, "tested on Python 3.11 to 3.14"),
+    ],
+)
+def test_the_python_versions_are_those_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], state: str, advice: str
+) -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    metadata = Message()
+    for classifier in project["classifiers"]:
+        metadata["Classifier"] = classifier
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda _: metadata)
+    monkeypatch.setattr(doctor.sys, "version_info", (*version, 0))
+    finding = doctor.check_python()
+    assert finding.state == state and advice in finding.advice
+
+
+def test_windows_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "platform", "win32")
+    assert doctor.check_python().state == BAD and "WSL 2" in doctor.check_python().advice
+    error = ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+    assert "WSL 2" in console._describe(error)[0]
 
 
 def test_a_gpu_that_torch_cannot_use_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +145,7 @@ def test_disk_java_and_extras_have_remedies(monkeypatch: pytest.MonkeyPatch, tmp
     assert "METEOR" in doctor.check_java().advice
     monkeypatch.setattr(doctor, "find_spec", lambda _: None)
     assert doctor.check_extra("eval").advice == "pip install 'capfilt[eval]'"
-    assert doctor.check_img2dataset(download=True).state == BAD
+    assert doctor.check_img2dataset(download=True).state == NOTE
 
 
 @pytest.mark.slow
