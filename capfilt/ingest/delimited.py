@@ -69,7 +69,7 @@ class DelimitedFile:
         self.skip_spaces = self.delimiter not in ("", "\t") and f"{self.delimiter} " in lines[0]
         self.quoting = options.quoting
         self.width = 0
-        first = next(self._records(), None)
+        first = next(self._records(), None) if self.delimiter else Record(1, [], ["1"])
         cells = [] if first is None else [cell.strip() for cell in first.cells]
         if not cells:
             raise ValueError(f"{path}, line 1 cannot be read: {first.error if first else 'it is empty'}.")

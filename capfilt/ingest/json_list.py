@@ -60,9 +60,11 @@ class JsonFile:
             self.layout = self._find_layout(content)
         if self.layout == "object":
             self.layout = self._find_sections()
-        head = [row for _, row, error in islice(self._rows(), ROWS_FOR_NAMES) if error is None]
+        found = list(islice(self._rows(), ROWS_FOR_NAMES))
+        head = [row for _, row, error in found if error is None]
         if not head:
-            raise ValueError(f"{path} has no rows.")
+            problem = f"{path}, line {found[0][0]}: {found[0][2]}." if found else f"{path} has no rows."
+            raise ValueError(problem)
         first = next((row for row in head if isinstance(row, (dict, list, str))), None)
         if first is None:
             raise ValueError(f"{path} must be a list of objects, one per row.")

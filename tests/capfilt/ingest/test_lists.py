@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from blipcore.io import json_rows
-from capfilt.ingest import lists
-from capfilt.ingest.lists import ListColumn, as_text, file_fingerprint, read_columns
+from capfilt.ingest import arrow_list, list_files
+from capfilt.ingest.list_files import file_fingerprint
+from capfilt.ingest.lists import ListColumn, as_text, read_columns
 
 COLUMNS = (
     ListColumn("a URL", ("url",), None, "--url-col"),
@@ -40,23 +41,9 @@ def save(path: Path, kind: str) -> str:
 @pytest.mark.parametrize("block", [512, 4096])
 def test_rows_are_complete_whatever_the_size_of_the_reads(tmp_path: Path, monkeypatch, kind: str, block: int) -> None:
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", block)
-    monkeypatch.setattr(lists, "PARQUET_ROWS", 7)
+    monkeypatch.setattr(list_files, "BLOCK_BYTES", block)
+    monkeypatch.setattr(arrow_list, "ROWS", 7)
     assert list(read_columns(save(tmp_path / f"list.{kind}", kind), COLUMNS)) == ROWS
-
-
-def test_an_error_in_a_later_row_is_raised_when_it_is_reached(tmp_path: Path) -> None:
-    (tmp_path / "list.jsonl").write_text('{"url": "a"}\n' * 5_000 + "{\n")
-    rows = read_columns(str(tmp_path / "list.jsonl"), COLUMNS)
-    with pytest.raises(ValueError, match="row 5000 is not valid JSON"):
-        list(rows)
-
-
-def test_a_broken_row_does_not_load_the_rest_of_the_file(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(json_rows, "MAX_ROW_CHARACTERS", 1000)
-    (tmp_path / "list.json").write_text('[{"url": "' + "x" * 5000 + '"}]')
-    with pytest.raises(ValueError, match="row 0 is not valid JSON, or cut short"):
-        list(read_columns(str(tmp_path / "list.json"), COLUMNS))
 
 
 def test_lists_can_be_at_an_fsspec_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,47 +69,3 @@ def test_cells_become_texts() -> None:
     assert [as_text(value) for value in ("a", None, 3, ["a"], "\ud83d")] == ["a", None, "3", '["a"]', "?"]
     with pytest.raises(ValueError, match="not bytes"):
         as_text(b"a")
-
-
-FOLLOWING = "http://h/1,one\nhttp://h/2,two\n"
-UNCLOSED = {
-    "to the end": 'url,caption\nhttp://a,"x y\n' + FOLLOWING,
-    "to the next quote": 'url,caption\nhttp://a,"x y\n' + FOLLOWING + 'http://b,"z\n' + FOLLOWING,
-    "in another column": 'url,alt,caption\nhttp://a,"x,y\nhttp://b,q,r\nhttp://c,"s,t\n',
-    "before the url": 'caption,url\n"x,http://a\ny,http://b\n"z,http://c\n',
-    "in a list of file names": 'image,caption\na.jpg,"x\nb c.JPG,y\nd.png,z\n',
-    "in a list of numbers": 'url,caption\n1,"x\n2,y\n3,"z\n',
-}
-
-
-@pytest.mark.parametrize("content", UNCLOSED.values(), ids=UNCLOSED)
-def test_a_quote_that_is_not_closed_is_an_error(tmp_path: Path, content: str) -> None:
-    """Otherwise it would swallow the rows up to the next quote."""
-    (tmp_path / "list.csv").write_text(content)
-    columns = (
-        ListColumn("a URL", ("url", "image"), None, ""),
-        ListColumn("a caption", ("caption",), None, "", required=False),
-    )
-    with pytest.raises(ValueError, match=r"list.csv, line 2: a quote is not closed"):
-        list(read_columns(str(tmp_path / "list.csv"), columns))
-
-
-def test_captions_may_have_lines_that_look_like_rows(tmp_path: Path) -> None:
-    content = 'url,caption\nhttp://a,"a photo of ""it""\nhttp://x.org, CC-BY"\n\n' + FOLLOWING
-    (tmp_path / "list.csv").write_text(content)
-    columns = (ListColumn("a URL", ("url",), None, ""), ListColumn("a caption", ("caption",), None, ""))
-    rows = list(read_columns(str(tmp_path / "list.csv"), columns))
-    assert rows[0] == ("http://a", 'a photo of "it"\nhttp://x.org, CC-BY') and len(rows) == 3
-
-
-def test_quotes_inside_a_line_are_read_as_they_are(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text('url\nhttp://a/"b"\n"http://a/""c"" d" e\n')
-    rows = list(read_columns(str(tmp_path / "list.csv"), (ListColumn("a URL", ("url",), None, ""),)))
-    assert rows == [('http://a/"b"',), ('http://a/"c" d e',)]
-
-
-def test_an_unclosed_quote_does_not_load_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lists, "MAX_CELL", 1 << 10)
-    (tmp_path / "list.csv").write_text('url\nhttp://a\n"http://b\n' + "http://c\n" * 1000)
-    with pytest.raises(ValueError, match=r"list.csv, line 3: field larger than field limit .*; is a quote not closed"):
-        list(read_columns(str(tmp_path / "list.csv"), (ListColumn("a URL", ("url",), None, ""),)))
