@@ -2,14 +2,15 @@
 
 A batch shares a forward pass, padded on the left. The model's chat template, if any, formats the prompt. Sampling noise
 is BLIP's: one number per step, a function of (seed, key, caption index). A caption depends only on its picture and key,
-up to rounding in another batch size.
+up to rounding in another batch size. Of the model's own generation_config, only the special tokens count, and the
+tokens that it must not write; log-probabilities are the model's.
 """
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,18 +20,17 @@ from torch import Tensor
 from blipcore.device import Dtype, resolve_dtype
 from blipcore.generate.nucleus import draw_tokens
 from blipcore.generate.sample import sample_noise
-from blipcore.io.hub import download_from_hub
-from blipcore.io.messages import one_line
-from blipcore.torchvision_shim import heal_torchvision
+from blipcore.torchvision_shim import import_transformers
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig, parse_answer
-
-FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-CODE = "*.py"
+from capfilt.caption.hf_check import batches_are_equal, check_sight, is_blind_to
+from capfilt.caption.hf_files import hf_fingerprint, hf_prompt
+from capfilt.caption.hf_inputs import InputMaker, decode_texts, end_tokens, text_decoder
+from capfilt.caption.hf_load import check_uninitialized, load_hf
 
 
 class HfCaptioner:
-    """A model of transformers with its processor, in `dtype` throughout."""
+    """A model of transformers with its processor, in `dtype` throughout, checked on made pictures."""
 
     def __init__(
         self,
@@ -41,35 +41,23 @@ class HfCaptioner:
         device: str = "cpu",
         dtype: Dtype = "auto",
     ) -> None:
-        heal_torchvision()
-        from transformers import AutoModelForImageTextToText, AutoProcessor, logging
-
-        logging.disable_progress_bar()
+        """Load and check the model; ValueError or FileNotFoundError says why it cannot caption."""
         self.name, self.fingerprint = model, hf_fingerprint(model, trust_remote_code)
         self.settings, self.device = settings, device
-        folder = str(_folder(model, trust_remote_code))
         self.dtype = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
+        self.model, self.processor, uninitialized = load_hf(
+            model, trust_remote_code=trust_remote_code, device=device, dtype=self.dtype
+        )
+        prompt = hf_prompt(model, settings.prompt, trust_remote_code)
         try:
-            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            loaded = AutoModelForImageTextToText.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, dtype=self.dtype
-            )
-        except (ValueError, OSError, KeyError, ImportError) as error:
-            raise ValueError(
-                f"transformers cannot load {model} as an image-text-to-text model ({one_line(error)})."
-            ) from None
-        if device.startswith("cuda:"):
-            # the code of some models moves tensors to "cuda", without a number
-            torch.cuda.set_device(device)
-        # transformers wraps `to` without its types
-        self.model = loaded.to(device).eval()  # type: ignore[arg-type]
-        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.model.generation_config.pad_token_id is None:
-            self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
-        self.prompt = self._format_prompt()
+            self.inputs = InputMaker(self.model, self.processor, settings, prompt)
+        except Exception as error:
+            raise ValueError(f"{model} cannot caption: {error}.") from None
+        self.prompt, self.tokenizer = self.inputs.prompt, self.inputs.tokenizer
+        self.ends = end_tokens(self.model, self.tokenizer)
+        self.first_token, self.banned = self._set_generation()
+        self.takes_batches = True
+        self._check(uninitialized)
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Return the image unchanged: processors take all images of a batch together."""
@@ -78,53 +66,92 @@ class HfCaptioner:
     @torch.inference_mode()
     def caption(self, inputs: Sequence[Image.Image], keys: Sequence[str]) -> list[list[Caption]]:
         """Return `settings.num_captions` captions for each RGB image."""
+        if not self.takes_batches and len(inputs) > 1:
+            pairs = zip(inputs, keys, strict=True)
+            return [captions for image, key in pairs for captions in self.caption([image], [key])]
         n = self.settings.num_captions
-        images = [[image] for image in inputs]
-        batch = self.processor(text=[self.prompt] * len(images), images=images, padding=True, return_tensors="pt")
-        batch = {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in batch.items()
-        }
-        chooser = TokenChooser(self.settings, keys, self._end_tokens())
-        # The chooser leaves one token per row, so the model's own sampling settings have no effect.
-        self.model.generate(
-            **batch,
-            logits_processor=[chooser],
-            max_new_tokens=self.settings.max_new_tokens,
-            do_sample=True,
-            num_return_sequences=n,
-            num_beams=1,
-        )
-        texts = self.tokenizer.batch_decode(chooser.token_ids(), skip_special_tokens=True)
+        chooser = TokenChooser(self.settings, keys, self.ends, first_token=self.first_token, banned=self.banned)
+        self._generate(inputs, chooser, self.settings.max_new_tokens, n)
+        texts = decode_texts(self.processor, self.model.config.model_type, chooser.token_ids())
         answers = zip(texts, chooser.done.tolist(), chooser.logprob.tolist(), strict=True)
         rows = [parse_answer(text, done, logprob) for text, done, logprob in answers]
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]
 
-    def _format_prompt(self) -> str:
-        """Return the prompt in the model's chat format."""
-        if not getattr(self.processor, "chat_template", None):
-            return self.settings.prompt
-        content = [{"type": "image"}, {"type": "text", "text": self.settings.prompt}]
-        system = [{"role": "system", "content": [{"type": "text", "text": self.settings.system}]}]
-        messages = [*(system if self.settings.system else []), {"role": "user", "content": content}]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    def _generate(self, images: Sequence[Image.Image], processor: Any, max_new_tokens: int, n: int = 1) -> None:
+        """Run the model; `processor` sees the scores and leaves one token per row."""
+        batch = {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.inputs.make(images).items()
+        }
+        self.model.generate(
+            **batch,
+            logits_processor=[processor],
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            num_return_sequences=n,
+            num_beams=1,
+        )
 
-    def _end_tokens(self) -> set[int]:
-        ends = self.model.generation_config.eos_token_id
-        if ends is None:
-            # BERT's tokenizer ends a text with the second of these
-            candidates = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
-            ends = next((token for token in candidates if token is not None), [])
-        return set(ends if isinstance(ends, list) else [ends])
+    def _set_generation(self) -> tuple[int | None, list[int]]:
+        """Make `generate` pass on the model's own scores; return the first token and the banned tokens of its config.
+
+        Penalties, minimum lengths, forced ends and sampling settings of a model would change captions and
+        log-probabilities.
+        """
+        own = text_decoder(self.model).generation_config
+        named = [own, self.model.generation_config]
+
+        def find(name: str) -> Any:
+            return next((value for config in named if (value := getattr(config, name, None)) is not None), None)
+
+        pad = find("pad_token_id")
+        if pad is None:
+            pad = self.tokenizer.pad_token_id
+        tokens = {
+            "bos_token_id": find("bos_token_id"),
+            "decoder_start_token_id": find("decoder_start_token_id"),
+            "eos_token_id": sorted(self.ends) or None,
+            "pad_token_id": pad if pad is not None else min(self.ends, default=0),
+        }
+        plain = import_transformers().GenerationConfig(**tokens)
+        first, banned = find("forced_bos_token_id"), find("suppress_tokens") or []
+        for module in self.model.modules():
+            if hasattr(module, "generation_config"):
+                module.generation_config = plain
+        return first, [token for token in banned if token not in self.ends]
+
+    @torch.inference_mode()
+    def _check(self, uninitialized: list[str]) -> None:
+        """Raise ValueError for a model that cannot caption; choose whether it takes batches."""
+        scores = check_sight(self.name, self._generate, self.inputs.make)
+        if uninitialized and not is_blind_to(uninitialized, self.model, scores, self._generate):
+            check_uninitialized(self.name, uninitialized)
+        self.takes_batches = batches_are_equal(scores, self._generate, self.dtype)
+        if not self.takes_batches:
+            print(
+                f"{self.name} gives other captions in a batch than alone: its pictures are captioned one at a time.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class TokenChooser:
     """A logits processor that chooses the next token of each row and masks all others."""
 
-    def __init__(self, settings: ChatConfig, keys: Sequence[str], end_tokens: set[int]) -> None:
+    def __init__(
+        self,
+        settings: ChatConfig,
+        keys: Sequence[str],
+        end_tokens: set[int],
+        *,
+        first_token: int | None = None,
+        banned: Sequence[int] = (),
+    ) -> None:
+        """Choose `first_token`, if given, first, and never one of `banned`."""
         rows = [(key, index) for key in keys for index in range(settings.num_captions)]
         noise = [sample_noise(settings.seed, key, index, settings.max_new_tokens) for key, index in rows]
         self.settings, self.end_tokens = settings, torch.tensor(sorted(end_tokens))
+        self.first_token, self.banned = first_token, list(banned)
         self.noise = torch.from_numpy(np.stack(noise)) if settings.mode == "nucleus" else None  # (R, steps)
         self.done = torch.zeros(len(rows), dtype=torch.bool)
         # of the chosen tokens, with the end token
@@ -135,7 +162,7 @@ class TokenChooser:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return `scores` (R, V) with all but the chosen token of each row at minus infinity."""
         scores = scores.float()
-        token = scores.argmax(1) if self.noise is None else self._draw(scores, self.noise[:, len(self.tokens)])
+        token = self._choose(scores)
         logprob = scores.log_softmax(1).gather(1, token[:, None])[:, 0].cpu().double()
         self.logprob += logprob.masked_fill(self.done, 0.0)
         self.tokens.append(token.cpu().masked_fill(self.done, -1))
@@ -147,29 +174,16 @@ class TokenChooser:
         rows = torch.stack(self.tokens, 1).tolist() if self.tokens else [[] for _ in self.done]
         return [[token for token in row if token >= 0] for row in rows]
 
+    def _choose(self, scores: Tensor) -> Tensor:
+        """Return a token per row (R,)."""
+        step = len(self.tokens)
+        if step == 0 and self.first_token is not None:
+            return torch.full_like(scores[:, 0], self.first_token, dtype=torch.long)
+        if self.banned:
+            scores = scores.index_fill(1, torch.tensor(self.banned, device=scores.device), -torch.inf)
+        return scores.argmax(1) if self.noise is None else self._draw(scores, self.noise[:, step])
+
     def _draw(self, scores: Tensor, noise: Tensor) -> Tensor:
         """Draw a token per row (R,) from the nucleus of softmax(scores / temperature)."""
         probs, ids = (scores / self.settings.temperature).softmax(1).sort(1, descending=True)
         return draw_tokens(probs, ids, noise, self.settings.top_p, scores.shape[1])
-
-
-def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
-    """Return the commit of a hub repository, or 16 hex digits of a folder's files; load no model."""
-    folder = _folder(model, trust_remote_code)
-    # the hub's cache stores each commit as snapshots/<commit>
-    if folder.parent.name == "snapshots":
-        return f"hf:{model}@{folder.name[:16]}"
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in (*FILES, CODE) for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def _folder(model: str, trust_remote_code: bool) -> Path:
-    path = Path(model)
-    if not path.exists():
-        return download_from_hub(model, (*FILES, CODE) if trust_remote_code else FILES)
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is not a model folder: it has no config.json.")
-    return path

@@ -6,8 +6,9 @@ A captioner's file, and with it torch, is imported only when the captioner is op
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from blipcore.device import Backend, Dtype
 from blipcore.generate.config import GenerateConfig
@@ -59,10 +60,23 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
     if kind == "openai":
         return openai_fingerprint(model)
     if kind == "hf":
-        from capfilt.caption.hf import hf_fingerprint
+        from capfilt.caption.hf_files import hf_fingerprint
 
         return hf_fingerprint(model, trust_remote_code)
     return model_fingerprint(model, tokenizer)
+
+
+def recorded_settings(
+    spec: str, settings: GenerateConfig | ChatConfig, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return the decoding settings for a manifest, with the prompt that an `hf:` model is really given."""
+    kind, model = _parse(spec)
+    content = asdict(settings)
+    if kind == "hf":
+        from capfilt.caption.hf_files import hf_prompt
+
+        content["prompt"] = hf_prompt(model, content["prompt"], trust_remote_code)
+    return content
 
 
 def captioner_kind(spec: str) -> CaptionerKind:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from blipcore.io.lock import lock_folder
 from blipcore.io.storage import AnyPath, to_path
 from capfilt.caption.captioner import Caption, Captioner
 from capfilt.caption.chat import ChatConfig
-from capfilt.caption.registry import captioner_fingerprint, captioner_kind, open_captioner
+from capfilt.caption.registry import captioner_fingerprint, captioner_kind, open_captioner, recorded_settings
 from capfilt.caption.server import ServerConfig
 from capfilt.engine.run import EngineConfig, run_shards
 from capfilt.engine.worker import Worker, worker_device
@@ -125,6 +125,8 @@ class CaptionStage:
     folder: AnyPath
     # None for a server
     dtype: Literal["bf16", "fp32"] | None
+    # of the model that the manifest records
+    fingerprint: str
     backend: Backend = "torch"
     name: str = "caption"
 
@@ -146,6 +148,11 @@ class CaptionStage:
             dtype=self.dtype or "auto",
             backend=self.backend,
         )
+        if self.captioner.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The model of captioner '{self.captioner.name}' is not the one that the run began with (fingerprint "
+                f"{self.captioner.fingerprint}, not {self.fingerprint}): give all workers the same files."
+            )
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         prepare = self.captioner.prepare
@@ -185,9 +192,12 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
     folder = to_path(config.out or config.data) / "captions" / config.name
     kind, device = captioner_kind(config.model), worker_device(config.device, 0)
     dtype = None if kind == "openai" else resolve_dtype(device, config.dtype)
+    fingerprint = captioner_fingerprint(config.model, config.tokenizer, config.trust_remote_code)
     settings = {
-        "fingerprint": captioner_fingerprint(config.model, config.tokenizer, config.trust_remote_code),
-        "generate" if kind == "blip" else "chat": asdict(config.decoding),
+        "fingerprint": fingerprint,
+        "generate" if kind == "blip" else "chat": recorded_settings(
+            config.model, config.decoding, config.trust_remote_code
+        ),
         "dtype": dtype,
     }
     with lock_folder(folder, config.rank, config.world_size):
@@ -206,7 +216,7 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
         )
         # for readers; a rerun compares the fingerprint
         manifest.content.setdefault("model", config.model)
-        stage = CaptionStage(config, images, folder, dtype, backend)
+        stage = CaptionStage(config, images, folder, dtype, fingerprint, backend)
         yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards))
 
 

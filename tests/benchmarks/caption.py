@@ -81,6 +81,7 @@ class Capfilt:
         self, work: Path, dtype: str, device: str, backend: str, tokens: int, captions: int, batch_size: int
     ) -> None:
         from blipcore.device import resolve_backend
+        from capfilt.caption.registry import captioner_fingerprint
         from capfilt.caption.stage import CaptionConfig, CaptionStage
         from capfilt.shards.shard_set import ShardSet
 
@@ -91,7 +92,8 @@ class Capfilt:
         backend = resolve_backend(device, dtype, backend)
         folder = work / f"{backend}-{dtype}-{captions}"
         folder.mkdir()
-        self.stage = CaptionStage(config, ShardSet.open(config.data), folder, dtype, backend)
+        fingerprint = captioner_fingerprint(config.model)
+        self.stage = CaptionStage(config, ShardSet.open(config.data), folder, dtype, fingerprint, backend)
         self.device = device
         self.stage.setup(device)
 

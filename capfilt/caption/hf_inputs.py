@@ -1,0 +1,130 @@
+"""The inputs of `generate` for each family of `hf:` models, as their model pages make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from capfilt.caption.chat import ChatConfig
+
+# Inputs that processors return for training, or for models with segment embeddings only.
+UNUSED = ("labels", "token_type_ids")
+
+
+class InputMaker:
+    """Makes the inputs of a model from images and one prompt."""
+
+    def __init__(self, model: Any, processor: Any, settings: ChatConfig, prompt: str) -> None:
+        """Complete the processor's settings from the model's config; ValueError if they do not fit."""
+        self.processor, self.family = processor, model.config.model_type
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if self.family in ("blip-2", "instructblip"):
+            _complete_query_tokens(model, processor)
+        self.names = _argument_names(model)
+        self.prompt = _format_prompt(processor, settings, prompt)
+
+    def make(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Return the tensors of a batch."""
+        maker = getattr(self, "_make_" + self.family.replace("-", "_"), self._make_chat)
+        batch = maker(list(images), [self.prompt] * len(images))
+        return {name: value for name, value in batch.items() if name not in UNUSED or name in self.names}
+
+    def _make_chat(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        return self.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
+
+    def _make_kosmos_2(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        return self.processor(text=prompts, images=images, padding=True, return_tensors="pt")
+
+    _make_florence2 = _make_paligemma = _make_instructblip = _make_kosmos_2
+
+    def _make_blip(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        """Leave an empty prompt out: as text it would be [CLS] [SEP]."""
+        if not self.prompt:
+            return self.processor(images=images, return_tensors="pt")
+        return self.processor(text=prompts, images=images, return_tensors="pt")
+
+    _make_blip_2 = _make_pix2struct = _make_blip
+
+    def _make_git(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        """Begin with [CLS] and the prompt: after the [SEP] of GIT's tokenizer, a second caption would begin."""
+        batch = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        if self.prompt:
+            words = [self.tokenizer.cls_token + prompt for prompt in prompts]
+            batch |= self.tokenizer(words, add_special_tokens=False, return_tensors="pt")
+        return batch
+
+    def _make_vision_encoder_decoder(self, images: list[Image.Image], prompts: list[str]) -> Any:
+        """Begin the decoder's text with the prompt, as Donut does with its task token."""
+        batch = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+        if self.prompt:
+            words = self.tokenizer(prompts, add_special_tokens=False, return_tensors="pt")
+            batch["decoder_input_ids"] = words["input_ids"]
+        return batch
+
+
+def decode_texts(processor: Any, family: str, token_ids: list[list[int]]) -> list[str]:
+    """Return the texts without special tokens, and without the boxes of Kosmos-2."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    texts = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+    if family == "kosmos-2":
+        texts = [processor.post_process_generation(text)[0] for text in texts]
+    return texts
+
+
+def text_decoder(model: Any) -> Any:
+    """Return the part of a model that generates."""
+    parts = {"blip": "text_decoder", "blip-2": "language_model", "instructblip": "language_model"}
+    return getattr(model, (parts | {"kosmos-2": "text_model"}).get(model.config.model_type, ""), model)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text."""
+    if model.config.model_type == "blip":
+        return {model.config.text_config.sep_token_id}
+    # BERT's tokenizer ends a text with [SEP]
+    candidates = [part.generation_config.eos_token_id for part in (text_decoder(model), model)]
+    candidates += [tokenizer.eos_token_id, tokenizer.sep_token_id]
+    ends = next((token for token in candidates if token is not None), [])
+    return set(ends if isinstance(ends, list) else [ends])
+
+
+def _format_prompt(processor: Any, settings: ChatConfig, prompt: str) -> str:
+    """Return the prompt in the model's chat format, if it has one."""
+    if not getattr(processor, "chat_template", None):
+        return prompt
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    system = [{"role": "system", "content": [{"type": "text", "text": settings.system}]}]
+    messages = [*(system if settings.system else []), {"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def _complete_query_tokens(model: Any, processor: Any) -> None:
+    """Fill in what processors and configs from before transformers 4.46 lack: the placeholders of the picture."""
+    queries, config = model.config.num_query_tokens, model.config
+    if getattr(processor, "num_query_tokens", None) is None:
+        processor.num_query_tokens = queries
+    if processor.num_query_tokens != queries:
+        raise ValueError(
+            f"the processor makes {processor.num_query_tokens} picture tokens, but the model's config.json says "
+            f"num_query_tokens {queries}; copy the processor's files of this model into its folder"
+        )
+    token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    if config.image_token_index is None:
+        config.image_token_index = token
+    size = model.get_input_embeddings().num_embeddings
+    if config.image_token_index != token or token >= size:
+        raise ValueError(
+            f"the tokenizer's <image> is token {token}, but the model has image_token_index {config.image_token_index} "
+            f"and {size} tokens; copy the tokenizer's files of this model into its folder"
+        )
+
+
+def _argument_names(model: Any) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
