@@ -140,10 +140,13 @@ def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | 
     return model.eval()
 
 
-def load_tokenizer(config: BlipConfig, name: str | Path, path: Path, tokenizer: str | Path | None) -> Tokenizer:
+def load_tokenizer(
+    config: BlipConfig, name: str | Path, path: Path, tokenizer: str | Path | None, unused: int = 0
+) -> Tokenizer:
     """Return the tokenizer at `tokenizer`, else in the folder `path`, else BERT's from the hub.
 
-    Raises ValueError if its vocabulary is of another size than the model's.
+    The model has no embedding of the last `unused` tokens. Raises ValueError if its vocabulary is of another size than
+    the model's.
     """
     source = tokenizer or (path if path.is_dir() else DEFAULT_TOKENIZER)
     try:
@@ -154,9 +157,10 @@ def load_tokenizer(config: BlipConfig, name: str | Path, path: Path, tokenizer: 
         raise FileNotFoundError(
             f"{name} has no tokenizer, and {source} could not be downloaded: pass --tokenizer with BERT's vocab.txt."
         ) from error
-    if len(loaded) != config.text.vocab_size:
+    tokens = len(loaded) - unused
+    if tokens != config.text.vocab_size:
         raise ValueError(
-            f"{name} has {config.text.vocab_size} word embeddings, but the tokenizer {source} has {len(loaded)} "
+            f"{name} has {config.text.vocab_size} word embeddings, but the tokenizer {source} has {tokens} "
             "tokens: pass --tokenizer with the vocabulary that the model was trained on."
         )
     return loaded

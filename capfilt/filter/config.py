@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from blipcore.checkpoints.numerics import Numerics
 from blipcore.device import Backend, Dtype
 from blipcore.io.storage import AnyPath, to_path
 from capfilt.engine.run import EngineConfig
 from capfilt.filter.decide import BestTexts
 from capfilt.filter.labels import parse_target
-from capfilt.filter.scorer import FirstToken
+from capfilt.filter.scorer import FilterSettings, FirstToken
 
 
 @dataclass(kw_only=True)
@@ -28,8 +29,12 @@ class ScoreConfig(EngineConfig):
     sources: list[str] = field(default_factory=list)
     # open_clip:ARCH/TAG, one or several, scored as clip, clip2, ...
     clip: str | list[str] | None = None
+    # module:Class or file.py:Class of scorers of one's own, or further checkpoints with ITM and ITC heads
+    scorer: str | list[str] | None = None
     # first token of the ITM text; "cls" reproduces the official demo class and Hugging Face
     first_token: FirstToken = "enc"
+    # numbers of a Hugging Face BLIP whose config.json differs from the code that trained it
+    numerics: Numerics = "official"
     # folder under scores/; default: existing scores that fit, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
@@ -56,6 +61,15 @@ class ScoreConfig(EngineConfig):
         return [self.clip] if isinstance(self.clip, str) else self.clip or []
 
     @property
+    def scorers(self) -> list[str]:
+        """The further scorers, in column order."""
+        return [self.scorer] if isinstance(self.scorer, str) else self.scorer or []
+
+    def filter_settings(self) -> FilterSettings:
+        """Return the settings of filters with ITM and ITC heads."""
+        return FilterSettings(self.first_token, self.tokenizer, self.numerics)
+
+    @property
     def root(self) -> AnyPath:
         """The folder that holds scores/ and filtered/."""
         return to_path(self.out or self.data)
@@ -79,6 +93,8 @@ class FilterConfig(ScoreConfig):
     itc_threshold: float | None = None
     # lowest CLIP cosine of a kept text
     clip_threshold: float | None = None
+    # lowest values of other scores of a kept text, as {"sharpness": 0.2}
+    min_scores: dict[str, float] = field(default_factory=dict)
     # most texts to keep per picture and source; 0 means all
     best: int = 0
     # score that ranks texts for `best`, default: itm; alone it implies `best` = 1
@@ -100,8 +116,12 @@ class FilterConfig(ScoreConfig):
             raise ValueError(
                 "threshold auto needs labels: a file with key, source, index and match (1 or 0) for some texts."
             )
-        if self.best_of is not None and not re.fullmatch(r"itm|itc|clip\d*", self.best_of):
-            raise ValueError(f"best_of must be itm, itc, clip, or clip2 for a second --clip, not '{self.best_of}'.")
+        if self.best_of is not None and not self.best_of.isidentifier():
+            raise ValueError(f"best_of must be the name of a score, such as itm, itc or clip, not '{self.best_of}'.")
+        for column in ("itm", "itc", "clip"):
+            if column in self.min_scores:
+                setting = "threshold" if column == "itm" else f"{column}_threshold"
+                raise ValueError(f"min_scores is for other scores than {column}; set {setting}.")
         parse_target(self.target)
 
     def best_texts(self) -> BestTexts:
@@ -113,11 +133,11 @@ class FilterConfig(ScoreConfig):
     def limits(self, threshold: float) -> dict[str, float]:
         """Return score column -> lowest value of a kept text."""
         limits = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
-        return {column: limit for column, limit in limits.items() if limit is not None}
+        return {column: limit for column, limit in limits.items() if limit is not None} | self.min_scores
 
     def required_columns(self) -> dict[str, str]:
         """Return required score column -> the setting that needs it."""
-        required = {}
+        required = dict.fromkeys(self.min_scores, "min_scores")
         if self.best_texts().number:
             required[self.best_texts().score] = "best_of"
         if self.clip_threshold is not None:

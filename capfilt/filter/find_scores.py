@@ -1,6 +1,6 @@
 """Locates scores: existing ones that cover a request, otherwise the folder for new ones.
 
-A folder of scores covers a request if model and settings are the same and it has all requested sources and CLIP
+A folder of scores covers a request if model and settings are the same and it has all requested sources and score
 columns, perhaps more.
 """
 
@@ -14,11 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from blipcore.device import resolve_backend, resolve_dtype
-from blipcore.io.hub import model_fingerprint
 from blipcore.io.storage import AnyPath, existing_paths
 from capfilt.engine.worker import worker_device
 from capfilt.filter.config import ScoreConfig
-from capfilt.filter.scorer import BLIP_COLUMNS, clip_columns, open_clip_fingerprint
+from capfilt.filter.registry import FILTER_COLUMNS, DeclaredScorer, declare_scorers
 from capfilt.shards.format import WEB
 from capfilt.shards.manifest import read_manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
@@ -46,7 +45,8 @@ class ScoreFolder:
 
     @property
     def columns(self) -> list[str]:
-        return [*BLIP_COLUMNS, *clip_columns(len(_clips(self.settings)))]
+        """Names of the scores, in the order of the tables."""
+        return [column for columns in _columns_by_scorer(self.settings) for column in columns]
 
 
 def locate_scores(
@@ -72,11 +72,12 @@ def locate_scores(
         if column not in scores.columns:
             raise ValueError(
                 f"{setting} needs the score '{column}', but the scores are {', '.join(scores.columns)}; "
-                "add --clip open_clip:ARCH/TAG, once per CLIP score."
+                "add --clip open_clip:ARCH/TAG, once per CLIP score, or a --scorer that gives it."
             )
     if is_complete:
         return scores
-    if config.model is None or len(config.clips) < len(_clips(settings)):
+    requested = 0 if config.model is None else 1 + len(config.clips) + len(config.scorers)
+    if requested < len(_columns_by_scorer(settings)):
         raise ValueError(f"{path} is not finished; to finish it, give the same --model and --clip as before.")
     to_score = _find_captions(config, images, list(settings["sources"]), new_captions)
     return ScoreFolder(path, settings, captions, is_complete, to_score)
@@ -134,15 +135,10 @@ def _origin(captions: AnyPath | None) -> str:
 
 def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPath, dict[str, Any]]:
     """Return a folder of scores for sources with these origins, and its settings."""
+    scorers = declare_scorers(config) if config.model is not None else []
     request: dict[str, Any] = {"sources": origins}
-    if config.model is not None:
-        clips = [open_clip_fingerprint(spec) for spec in config.clips]
-        request |= {
-            "fingerprint": model_fingerprint(config.model, config.tokenizer),
-            "first_token": config.first_token,
-            "dtype": config.dtype,
-            "clip": clips[0] if len(clips) == 1 else clips or None,
-        }
+    if scorers:
+        request |= _scorer_settings(scorers, len(config.clips)) | {"dtype": config.dtype}
     # Finished scores of any dtype cover "auto", so scores from another machine need no pass on this one.
     any_dtype = {name: value for name, value in request.items() if (name, value) != ("dtype", "auto")}
     match = _find_match(config, any_dtype, finished=True)
@@ -158,7 +154,7 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
     root = config.root / "scores"
     if config.model is None:
         raise ValueError(f"{root / str(config.scores)} has no scores of {', '.join(origins)}; give a --model.")
-    folder = root / (config.scores or _default_name(request, len(config.clips), origins))
+    folder = root / (config.scores or _default_name(scorers, origins))
     if config.world_size == 1:
         remove_manifest_if_empty(folder)
     manifest = read_manifest(folder)
@@ -174,9 +170,10 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
     return folder, request if backend == "torch" else request | {"backend": backend}
 
 
-def _default_name(request: dict[str, Any], clips: int, sources: Iterable[str]) -> str:
-    clip = "".join(f"+{column}" for column in clip_columns(clips)[-1:])
-    return f"blip-{request['fingerprint'][:8]}{clip}.{'+'.join(sources)}"[:120]
+def _default_name(scorers: list[DeclaredScorer], sources: Iterable[str]) -> str:
+    model, *others = scorers
+    extra = "".join(f"+{other.columns[-1]}" for other in others[-1:])
+    return f"{model.scorer.name}-{model.scorer.fingerprint[:8]}{extra}.{'+'.join(sources)}"[:120]
 
 
 def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) -> tuple[AnyPath, dict[str, Any]] | None:
@@ -198,12 +195,33 @@ def _find_match(config: ScoreConfig, request: dict[str, Any], finished: bool) ->
 
 def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
     """Return True if scores with these settings cover the request."""
-    sources, clips = request["sources"], _clips(request)
+    clips, scorers = _clips(request), request.get("scorers", {})
     return (
-        all(settings["sources"].get(source) == origin for source, origin in sources.items())
+        all(settings["sources"].get(source) == origin for source, origin in request["sources"].items())
         and _clips(settings)[: len(clips)] == clips
-        and all(settings.get(name) == value for name, value in request.items() if name not in ("sources", "clip"))
+        and all(settings.get("scorers", {}).get(columns) == scorer for columns, scorer in scorers.items())
+        and all(
+            settings.get(name) == value for name, value in request.items() if name not in ("sources", "clip", "scorers")
+        )
     )
+
+
+def _scorer_settings(scorers: list[DeclaredScorer], clips: int) -> dict[str, Any]:
+    """Return what identifies the scores: settings of the filter, fingerprints of `clips` models, further scorers.
+
+    `scorers` maps the columns of each further scorer to its settings; without one, the key is left out.
+    """
+    model, *others = scorers
+    fingerprints = [other.scorer.fingerprint for other in others[:clips]]
+    settings = model.settings() | {"clip": fingerprints[0] if clips == 1 else fingerprints or None}
+    further = {",".join(other.columns): other.settings() for other in others[clips:]}
+    return settings | ({"scorers": further} if further else {})
+
+
+def _columns_by_scorer(settings: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the columns of each scorer in the settings of a manifest."""
+    clips = [(f"clip{number}" if number > 1 else "clip",) for number in range(1, len(_clips(settings)) + 1)]
+    return [FILTER_COLUMNS, *clips, *(tuple(columns.split(",")) for columns in settings.get("scorers", {}))]
 
 
 def _clips(settings: dict[str, Any]) -> list[str]:

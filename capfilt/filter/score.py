@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from blipcore.checkpoints.numerics import describe_numerics
 from blipcore.device import Backend
 from blipcore.io.lock import lock_folder
 from blipcore.io.samples import choose_text
@@ -23,7 +24,8 @@ from capfilt.engine.run import RunSummary, run_shards
 from capfilt.engine.worker import Stage, Worker
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder
-from capfilt.filter.scorer import Scorer, clip_columns
+from capfilt.filter.registry import declare_scorers
+from capfilt.filter.scorer import Runtime
 from capfilt.filter.texts import clean_texts
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
@@ -110,26 +112,14 @@ class ScoreStage:
         return self.folder / f"{shard}.parquet"
 
     def setup(self, device: str) -> None:
-        from capfilt.filter.blip import BlipScorer
-        from capfilt.filter.clip import OpenClipScorer
-
-        config = self.config
-        self.batch_size = resolve_batch_size(config.batch_size, device)
+        self.batch_size = resolve_batch_size(self.config.batch_size, device)
         self.pictures = PictureReader(self.images, ahead=2 * self.batch_size)
-        blip = BlipScorer(
-            str(config.model),
-            first_token=config.first_token,
-            tokenizer=config.tokenizer,
-            device=device,
-            dtype=self.dtype,
-            backend=self.backend,
-        )
-        self.scorers: list[Scorer] = [blip]
-        for spec, column in zip(config.clips, clip_columns(len(config.clips)), strict=True):
-            self.scorers.append(OpenClipScorer(spec, column=column, device=device, dtype=self.dtype))
+        self.scorers = declare_scorers(self.config)
+        for scorer in self.scorers:
+            scorer.load(Runtime(device, self.dtype, self.backend))
         self.splitters = [BatchSplitter() for _ in self.scorers]
         self.columns = [column for scorer in self.scorers for column in scorer.columns]
-        self.prepare = PrepareEach(tuple(scorer.prepare for scorer in self.scorers))
+        self.prepare = PrepareEach(tuple(scorer.scorer.prepare for scorer in self.scorers))
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
@@ -230,7 +220,9 @@ def score_shards(
     is_finished = scores.is_complete and "counts" in (read_manifest(scores.path) or {})
     with nullcontext() if is_finished else lock_folder(scores.path, config.rank, config.world_size):
         packages = ["torch", "tokenizers", "pillow", "pyarrow"]
-        packages += ["open_clip_torch"] if settings["clip"] else []
+        if config.model is not None:
+            own = [name for scorer in declare_scorers(config) for name in getattr(scorer.scorer, "packages", ())]
+            packages += [name for name in dict.fromkeys(own) if name not in packages]
         packages += ["openvino"] if "openvino" in settings.get("backend", "") else []
         is_shared = is_finished or config.world_size > 1
         manifest = Manifest.begin(
@@ -239,6 +231,9 @@ def score_shards(
         if config.model is not None:
             # for readers; a rerun compares the fingerprint
             manifest.content.setdefault("model", config.model)
+            choice = describe_numerics(config.model, config.numerics)
+            if choice:
+                manifest.content.setdefault("numerics", choice)
         run = run_shards(
             stage or make_score_stage(config, images, scores),
             shards,

@@ -1,40 +1,80 @@
-"""The `Scorer` protocol and the names of the score columns.
+"""The base class of scorers, which give each text of a picture one number per score column.
 
-    itm    probability that picture and text match: softmax of BLIP's ITM head; the paper keeps texts at 0.5 or more
-    itc    cosine of BLIP's image and text features, -1 to 1; not a probability
-    clip   cosine of an open_clip model's features, -1 to 1; further models give clip2, clip3, ...
+    itm    probability that picture and text match: softmax of the ITM head; the paper keeps texts at 0.5 or more
+    itc    cosine of image and text features, -1 to 1; not a probability
+    clip   cosine of an open_clip model's features, -1 to 1
 
-Higher is better in every column. This file imports no model, so existing scores are reused without torch.
+Higher is better in every column. If several scorers have a column of the same name, the later ones are numbered: clip2,
+clip3, ... This file and the constructors of scorers import no torch, so existing scores are reused without it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from blipcore.checkpoints.numerics import Numerics
+from blipcore.device import Backend
+
 FirstToken = Literal["enc", "cls"]
-BLIP_COLUMNS = ("itm", "itc")
 # (picture, text) pairs per forward pass; each has a copy of its picture's keys and values in memory.
 PAIRS_PER_PASS = 128
 
 
-class Scorer(Protocol):
-    """Scores texts of pictures. The score of a pair must not depend on the other pairs of the call."""
+class Runtime(NamedTuple):
+    """Where and how a model runs: device ("cpu", "cuda:0"), number format, backend of BLIP's image encoder."""
 
-    name: str
-    # changes whenever the scores would change
-    fingerprint: str
-    columns: tuple[str, ...]
+    device: str = "cpu"
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    backend: Backend = "torch"
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """Settings of filters with ITM and ITC heads; each uses those that apply to it."""
+
+    first_token: FirstToken = "enc"
+    # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
+    tokenizer: str | None = None
+    numerics: Numerics = "official"
+
+
+class Scorer:
+    """Scores texts of pictures. A subclass sets `columns` and implements `score`; the rest has defaults.
+
+    The score of a pair must not depend on the other pairs of a call.
+    """
+
+    # start of the name of a folder of scores
+    name: str = "scorer"
+    # names of the scores, in the order of the table
+    columns: tuple[str, ...] = ()
+    # what changes the scores beside the fingerprint, for the manifest
+    settings: Mapping[str, Any] = {}
+    # Python packages whose versions the manifest records
+    packages: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that changes whenever the scores would change. Default: a digest of the scorer's source file."""
+        return hashlib.sha256(Path(inspect.getfile(type(self))).read_bytes()).hexdigest()[:16]
+
+    def load(self, runtime: Runtime) -> None:
+        """Load the model, in each worker and before any other method. Default: nothing."""
 
     def prepare(self, image: Image.Image, /) -> Any:
         """Return the input of `score` for an RGB image. Decoding threads call it, ahead of the model."""
+        return image
 
-    def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
+    def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> Mapping[str, Sequence[Sequence[float]]]:
         """Return column -> a list of scores per picture; `texts` are the uncleaned texts of each picture."""
+        raise NotImplementedError
 
 
 def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -43,24 +83,6 @@ def group_by_picture(scores: list[float], texts: Sequence[Sequence[str]]) -> lis
     return [[next(remaining) for _ in picture_texts] for picture_texts in texts]
 
 
-def clip_columns(number: int) -> list[str]:
-    """Return the columns of a number of open_clip models: clip, clip2, clip3, ..."""
-    return ["clip" if position == 1 else f"clip{position}" for position in range(1, number + 1)]
-
-
-def open_clip_fingerprint(spec: str) -> str:
-    """Return ARCH/TAG, or ARCH/DIGEST for a local checkpoint; load no model."""
-    arch, tag = parse_open_clip(spec)
-    if not Path(tag).is_file():
-        return f"{arch}/{tag}"
-    with open(tag, "rb") as file:
-        return f"{arch}/{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-
-
-def parse_open_clip(spec: str) -> tuple[str, str]:
-    """Parse `open_clip:ARCH/TAG` into architecture and tag."""
-    kind, _, name = spec.partition(":")
-    arch, _, tag = name.partition("/")
-    if kind != "open_clip" or not (arch and tag):
-        raise ValueError(f"'{spec}' is not a CLIP model; write open_clip:ARCH/TAG, such as open_clip:ViT-B-32/openai.")
-    return arch, tag
+def picture_of_each_text(texts: Sequence[Sequence[str]]) -> list[int]:
+    """Return the index of the picture of each text, in one flat list."""
+    return [index for index, picture_texts in enumerate(texts) for _ in picture_texts]

@@ -35,8 +35,7 @@ from blipcore.io.samples import TarSample
 from capfilt.caption import stage as caption_stage
 from capfilt.caption.captioner import Caption
 from capfilt.caption.stage import CaptionConfig, CaptionStage, caption_shards
-from capfilt.filter import blip as scorer_blip
-from capfilt.filter import find_scores
+from capfilt.filter import registry, score
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.rewrite import RewriteStage
 from capfilt.filter.score import ScoreStage
@@ -74,8 +73,8 @@ def no_models() -> Iterator[None]:
     with (
         mock.patch.object(caption_stage, "open_captioner", ConstantModel),
         mock.patch.object(caption_stage, "captioner_fingerprint", lambda *_: "nothing"),
-        mock.patch.object(scorer_blip, "BlipScorer", ConstantModel),
-        mock.patch.object(find_scores, "model_fingerprint", lambda *_: "nothing"),
+        mock.patch.object(registry, "declare_filter", ConstantModel),
+        mock.patch.object(score, "describe_numerics", lambda *_: None),
     ):
         yield
 

@@ -20,7 +20,7 @@ from capfilt.caption.chat import ChatConfig
 from capfilt.caption.hf import HfCaptioner
 from capfilt.filter.blip import BlipScorer
 from capfilt.filter.clip import OpenClipScorer
-from capfilt.filter.scorer import Scorer
+from capfilt.filter.scorer import Runtime, Scorer
 
 pytestmark = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs torch's build for CPUs")
 
@@ -32,11 +32,8 @@ KEYS = ["a", "b", "c"]
 @pytest.mark.parametrize("name", ["blip", "clip"])
 def test_scores_match_those_of_the_cpu(name: str, dtype: Dtype, tiny_filter: Path, tiny_clip: str, draw) -> None:
     def scores(device: str) -> dict[str, list[list[float]]]:
-        scorer: Scorer
-        if name == "blip":
-            scorer = BlipScorer(str(tiny_filter), device=device, dtype=dtype)
-        else:
-            scorer = OpenClipScorer(tiny_clip, device=device, dtype=dtype)
+        scorer: Scorer = BlipScorer(str(tiny_filter)) if name == "blip" else OpenClipScorer(tiny_clip)
+        scorer.load(Runtime(device, dtype))
         return scorer.score([scorer.prepare(draw(number)) for number in range(3)], TEXTS)
 
     expected = scores("cpu")

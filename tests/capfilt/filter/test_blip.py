@@ -12,6 +12,7 @@ from blipcore.checkpoints.load import load_model
 from blipcore.data.transforms import EvalTransform
 from blipcore.model.tokenizer import clean_caption
 from capfilt.filter.blip import BlipScorer
+from capfilt.filter.scorer import FilterSettings, Runtime
 
 TEXTS = [
     ["a red dog", "Two green trees!!", "the cat on the left with a blue square and one round tree on the right"],
@@ -40,6 +41,13 @@ def score_pair_by_pair(model: Path, draw, first: str) -> tuple[list[list[float]]
     return itm, itc
 
 
+def load(model: Path, first: str = "enc", dtype: str = "fp32") -> BlipScorer:
+    """Return a loaded scorer."""
+    scorer = BlipScorer(str(model), FilterSettings(first_token=first))
+    scorer.load(Runtime("cpu", dtype))
+    return scorer
+
+
 def flat(scores: list[list[float]]) -> list[float]:
     return [score for picture_scores in scores for score in picture_scores]
 
@@ -48,7 +56,7 @@ def flat(scores: list[list[float]]) -> list[float]:
 @pytest.mark.parametrize("first", ["enc", "cls"])
 def test_batched_scores_equal_pair_by_pair_scores(tiny_filter: Path, draw, first: str, rows: int, monkeypatch) -> None:
     monkeypatch.setattr(capfilt.filter.blip, "CPU_PAIRS_PER_PASS", rows)
-    scorer = BlipScorer(str(tiny_filter), first_token=first, dtype="fp32")
+    scorer = load(tiny_filter, first)
     scores = scorer.score([scorer.prepare(draw(number)) for number in range(4)], TEXTS)
     assert tuple(scores) == scorer.columns == ("itm", "itc")
     for column, expected in zip(("itm", "itc"), score_pair_by_pair(tiny_filter, draw, first), strict=True):
@@ -64,7 +72,7 @@ def test_the_two_first_tokens_give_different_scores(tiny_filter: Path, draw) -> 
 
 
 def test_a_picture_is_encoded_once_for_all_its_texts(tiny_filter: Path, draw, monkeypatch) -> None:
-    scorer = BlipScorer(str(tiny_filter), dtype="fp32")
+    scorer = load(tiny_filter)
     encoded: list[int] = []
     forward = scorer.model.visual_encoder.forward
     monkeypatch.setattr(scorer.model.visual_encoder, "forward", lambda x: encoded.append(len(x)) or forward(x))
@@ -75,13 +83,13 @@ def test_a_picture_is_encoded_once_for_all_its_texts(tiny_filter: Path, draw, mo
 
 
 def test_bf16_scores_are_close_to_fp32_scores(tiny_filter: Path, draw) -> None:
-    fp32, bf16 = (BlipScorer(str(tiny_filter), dtype=dtype) for dtype in ("fp32", "bf16"))
+    fp32, bf16 = (load(tiny_filter, dtype=dtype) for dtype in ("fp32", "bf16"))
     inputs = [fp32.prepare(draw(number)) for number in range(4)]
     assert flat(bf16.score(inputs, TEXTS)["itm"]) == pytest.approx(flat(fp32.score(inputs, TEXTS)["itm"]), abs=0.1)
 
 
 def test_texts_are_cut_at_35_tokens(tiny_filter: Path, draw) -> None:
-    scorer = BlipScorer(str(tiny_filter), dtype="fp32")
+    scorer = load(tiny_filter)
     long = " ".join(["dogs"] * 20)  # 40 word pieces: dog ##s
     ids, _ = scorer.tokenizer([long], scorer.max_length)
     assert ids.shape == (1, 35)
@@ -91,6 +99,6 @@ def test_texts_are_cut_at_35_tokens(tiny_filter: Path, draw) -> None:
 
 def test_errors_are_one_sentence(tiny_captioner: Path, tiny_filter: Path) -> None:
     with pytest.raises(ValueError, match="filtering needs the ITM head: use a retrieval checkpoint"):
-        BlipScorer(str(tiny_captioner))
+        load(tiny_captioner)
     with pytest.raises(ValueError, match="first_token is 'enc' or 'cls'"):
-        BlipScorer(str(tiny_filter), first_token="dec")
+        load(tiny_filter, "dec")

@@ -26,7 +26,9 @@ def config(**settings: Any) -> FilterConfig:
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"top_fraction": 1.5}, "top_fraction must be above 0 and at most 1, not 1.5"),
         ({"top_fraction": 0.5, "threshold": 0.6}, "a threshold or a top fraction, not both"),
-        ({"best_of": "nice"}, "best_of must be itm, itc, clip, .*, not 'nice'"),
+        ({"best_of": "the best"}, "best_of must be the name of a score, .*, not 'the best'"),
+        ({"min_scores": {"clip": 0.2}}, "min_scores is for other scores than clip; set clip_threshold"),
+        ({"min_scores": {"itm": 0.2}}, "min_scores is for other scores than itm; set threshold"),
         ({"target": "luck=0.5"}, "target is precision=SHARE or recall=SHARE"),
     ],
 )
@@ -59,3 +61,6 @@ def test_limits_and_required_scores_follow_the_thresholds() -> None:
     strict = config(itc_threshold=0.0, clip_threshold=0.2, best_of="itc")
     assert strict.limits(0.5) == {"itm": 0.5, "itc": 0.0, "clip": 0.2}
     assert strict.required_columns() == {"itc": "best_of", "clip": "clip_threshold"}
+    sharp = config(min_scores={"sharpness": 0.1})
+    assert sharp.limits(0.5) == {"itm": 0.5, "sharpness": 0.1}
+    assert sharp.required_columns() == {"sharpness": "min_scores"}

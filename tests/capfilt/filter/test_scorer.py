@@ -1,24 +1,30 @@
-"""Column names, the split of scores by picture, and names of open_clip models; no model is loaded."""
+"""The base class of scorers, and the split of scores by picture."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from capfilt.filter.scorer import clip_columns, group_by_picture, open_clip_fingerprint, parse_open_clip
-
-
-def test_columns_of_several_clip_models_are_numbered() -> None:
-    assert clip_columns(0) == []
-    assert clip_columns(3) == ["clip", "clip2", "clip3"]
+from capfilt.filter.scorer import Scorer, group_by_picture, picture_of_each_text
 
 
 def test_scores_are_split_as_the_texts_are() -> None:
-    assert group_by_picture([0.1, 0.2, 0.3], [["a", "b"], [], ["c"]]) == [[0.1, 0.2], [], [0.3]]
+    texts = [["a", "b"], [], ["c"]]
+    assert group_by_picture([0.1, 0.2, 0.3], texts) == [[0.1, 0.2], [], [0.3]]
+    assert picture_of_each_text(texts) == [0, 0, 2]
 
 
-def test_an_open_clip_spec_is_an_architecture_and_a_tag() -> None:
-    assert parse_open_clip("open_clip:ViT-B-32/folder/weights.pt") == ("ViT-B-32", "folder/weights.pt")
-    assert open_clip_fingerprint("open_clip:ViT-B-32/openai") == "ViT-B-32/openai"
-    for spec in ("clip:ViT-B-32/openai", "open_clip:ViT-B-32", "open_clip:/openai"):
-        with pytest.raises(ValueError, match="write open_clip:ARCH/TAG"):
-            open_clip_fingerprint(spec)
+def test_the_default_fingerprint_is_a_digest_of_the_source_file(draw) -> None:
+    class Own(Scorer):
+        columns = ("own",)
+
+    class Other(Scorer):
+        columns = ("other",)
+
+    assert len(Own().fingerprint) == 16 and Own().fingerprint == Other().fingerprint, "both are in this file"
+    image = draw(0)
+    assert Own().prepare(image) is image
+    with pytest.raises(NotImplementedError):
+        Own().score([], [])
+    assert Path(__file__).is_file()
