@@ -12,7 +12,7 @@ from capfilt.caption.stage import CaptionConfig
 from capfilt.caption_and_filter import SHARED, CaptionFilterConfig
 from capfilt.config import resolve
 from capfilt.engine.commands import Command, CommandRunner
-from capfilt.ingest.download import DownloadConfig
+from capfilt.ingest.download_config import DownloadConfig
 from capfilt.shards.manifest import read_manifest
 
 TESTS = ("caption", "retrieval")

@@ -26,7 +26,11 @@ def download(
     urls: options.Urls,
     out: options.NewShards,
     url_col: options.UrlColumn = None,
-    caption_col: options.CaptionColumn = None,
+    caption_col: options.CaptionColumns = None,
+    columns: options.ListColumns = None,
+    no_header: options.NoHeader = None,
+    quoting: options.Quoting = None,
+    encoding: options.Encoding = None,
     retries: options.Retries = None,
     retry_failed: options.RetryFailed = None,
     threads: options.Threads = None,
@@ -42,8 +46,9 @@ def download(
 ) -> None:
     """Download a list of URLs into shards, with an outcome for every row. Run it again to resume."""
     from capfilt.ingest import download as stage
+    from capfilt.ingest.download_config import DownloadConfig
 
-    settings = read_settings(context, stage.DownloadConfig)
+    settings = read_settings(context, DownloadConfig)
     summary = stage.download(settings)
     error = failed_shards(summary) or summary["stopped"] or too_few_ok(summary, settings.min_success)
     finish(summary, as_json, error)
@@ -81,6 +86,7 @@ def caption(
     model: options.CaptionModel = None,
     base_url: options.BaseUrl = None,
     tokenizer: options.TokenizerPath = None,
+    numerics: options.Numerics = None,
     prompt: options.Prompt = None,
     mode: options.Mode = None,
     num_captions: options.NumCaptions = None,
@@ -120,9 +126,11 @@ def filter_(
     scores: options.ScoresName = None,
     model: options.FilterModel = None,
     clip: options.Clip = None,
+    scorer: options.Scorers = None,
     captioner: options.CaptionerModel = None,
     captioner_name: options.CaptionerName = None,
     tokenizer: options.TokenizerPath = None,
+    numerics: options.Numerics = None,
     threshold: options.Threshold = None,
     labels: options.Labels = None,
     target: options.Target = None,

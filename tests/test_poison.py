@@ -17,7 +17,8 @@ from blipcore.io.samples import read_samples
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
-from capfilt.ingest.download import DownloadConfig, download
+from capfilt.ingest.download import download
+from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.pictures.decode import decode_picture
 from capfilt.shards.shard_set import ShardSet

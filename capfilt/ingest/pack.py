@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.compute as pc
@@ -23,25 +24,19 @@ import pyarrow.compute as pc
 from blipcore.device import count_cores
 from blipcore.io.config_diff import INCIDENTAL, incidental_fields
 from blipcore.io.messages import one_line
-from blipcore.io.storage import AnyPath
+from blipcore.io.storage import AnyPath, to_path
 from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
-from capfilt.ingest.input import InputColumns, InputRow, PictureInput
+from capfilt.ingest.further_columns import ALL, FurtherColumns, without_default_columns
+from capfilt.ingest.input import InputColumns, InputRow
 from capfilt.ingest.inputs import open_input
 from capfilt.ingest.lists import as_text
-from capfilt.ingest.shard_writer import (
-    MORE_CAPTIONS,
-    OUTCOMES,
-    PLAN_SCHEMA,
-    ROWS_FOLDER,
-    ShardWriter,
-    open_folders,
-    open_manifest,
-    sample_key,
-    split_rows,
-)
-from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
+from capfilt.ingest.open_set import InputRows, open_set
+from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER
+from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders
+from capfilt.pictures.decode import MAX_PIXELS
+from capfilt.shards.manifest import remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
@@ -57,10 +52,13 @@ class PackConfig:
     annotations: str | None = field(default=None, metadata=INCIDENTAL)
     image_col: str | None = None  # of paths or of bytes; default: one of the usual names
     caption_col: str | None = None
+    # further columns of the input that the shards keep: all, none, or names
+    keep_columns: list[str] = field(default_factory=lambda: [ALL])
     shard_size: int = 10_000  # rows per shard
     image_size: int = 512  # longer side at most, larger pictures are shrunk; 0 keeps every size
     min_size: int = 0  # shorter side at least
     max_bytes: int = 200_000_000  # of a picture's file
+    max_pixels: int = MAX_PIXELS  # of a picture; 120_000_000 admits those of a phone with 108 megapixels
     quality: int = 95  # of pictures that are stored as a new JPEG
     # mark duplicate pictures in DATA/duplicates
     duplicates: Literal["", "exact", "near"] = field(default="", metadata=INCIDENTAL)
@@ -77,20 +75,25 @@ class PackConfig:
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Pack pictures into shards; return the counts by outcome over the whole set. Resumes an earlier run."""
     source = open_input(config.source, config.annotations, InputColumns(config.image_col, config.caption_col))
-    settings = {"kind": source.kind, "input_sha256": source.fingerprint}
-    settings |= to_dict(config, without=incidental_fields(config))
+    settings = {"kind": source.kind}
+    settings |= without_default_columns(to_dict(config, without=incidental_fields(config)))
+    if config.max_pixels == MAX_PIXELS:  # unknown to older manifests
+        del settings["max_pixels"]
+    rows = InputRows(
+        config.source,
+        map(_plan_row, source),
+        source.fingerprint,
+        PLAN_SCHEMA,
+        FurtherColumns(config.keep_columns, source.further),
+        check=isinstance(to_path(config.source), Path),  # a remote input is known by its listing
+    )
     with open_folders(config.out) as (out, staging):
-        manifest = open_manifest(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"])
-        if "counts" in manifest.content:
-            total, more = manifest.content["counts"]["rows"], 0
-        else:
-            rows = (_plan_row(row, number, config) for number, row in enumerate(source))
-            total, more = split_rows(staging, rows, PLAN_SCHEMA, config.shard_size)
-        if total == 0:
+        data = open_set(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"], rows)
+        if not data.shards:
             shutil.rmtree(staging)
+            rows.discard(out)
             remove_manifest_if_empty(out)
             raise ValueError(f"{config.source} holds no pictures.")
-        captions = _open_more_captions(out, source) if more else None
         stage = ShardWriter(
             str(staging / ROWS_FOLDER),
             str(out),
@@ -98,15 +101,17 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
             config.min_size,
             config.max_bytes,
             config.quality,
-            captions=str(captions.folder) if captions else None,
+            config.max_pixels,
+            captions=str(data.captions.folder) if data.captions else None,
+            further=data.split.further,
             name="pack",
         )
-        tables = {f"{number:05d}": stage.output(f"{number:05d}") for number in range(-(-total // config.shard_size))}
-        workers = max(1, min(config.workers or count_cores(), total // ROWS_PER_PROCESS))
+        tables = {shard: stage.output(shard) for shard in data.shards}
+        workers = max(1, min(config.workers or count_cores(), data.split.rows // ROWS_PER_PROCESS))
         run = run_shards(stage, tables, workers=workers, device="cpu", progress=progress)
-        if captions and not run.failed:  # before the set's own counts, which mean that nothing is left to do
-            captions.finish({"captions": more})
-        counts = manifest.record_run(tables, tables, run.failed, changed=run.done > 0)
+        if not run.failed:  # before the set's own counts, which mean that nothing is left to do
+            data.finish_captions()
+        counts = data.manifest.record_run(tables, tables, run.failed, changed=run.done > 0)
         if not run.failed:
             shutil.rmtree(staging, ignore_errors=True)
         complete = [shard for shard in tables if shard not in run.failed]
@@ -114,14 +119,14 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         duplicates = mark_duplicates(out, complete, duplicate_kind) if duplicate_kind else {}
         failures = {outcome for outcome in OUTCOMES if counts.get(outcome)} - {"ok"}
         examples = _find_examples([tables[shard] for shard in complete], failures)
-    ok = counts.get("ok", 0)
+    ok, total = counts.get("ok", 0), counts.get("rows", 0)
     return {
         "stage": "pack",
         "out": str(out),
         "kind": source.kind,
         "rows": total,
         "ok": ok,
-        "success": round(ok / total, 4),
+        "success": round(ok / max(1, total), 4),
         "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES if outcome in counts},
         "for_example": examples,
         "ignored": dict(source.ignored),
@@ -131,12 +136,11 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def _plan_row(row: InputRow, number: int, config: PackConfig) -> InputRow:
+def _plan_row(row: InputRow) -> InputRow:
     texts = [text for text in row.pop("texts") if text is not None]
     return {
         **row,
         "url": as_text(row["url"]),  # file names need not be valid text
-        "key": sample_key(number, config.shard_size),
         "status": row.get("status", "ok"),
         "caption": texts[0] if texts else None,
         "more": texts[1:],
@@ -153,8 +157,3 @@ def _find_examples(tables: list[AnyPath], outcomes: set[str]) -> dict[str, str]:
         for row in table.filter(pc.not_equal(table["status"], "ok")).to_pylist():
             examples.setdefault(row["status"], f"{row['url']} ({one_line(str(row['error']))[:160]})")
     return examples
-
-
-def _open_more_captions(out: AnyPath, source: PictureInput) -> Manifest:
-    folder = out / "captions" / MORE_CAPTIONS
-    return Manifest.begin(folder, "caption", {"input_sha256": source.fingerprint}, images=out)

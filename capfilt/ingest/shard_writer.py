@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ import pyarrow as pa
 from blipcore.io.lock import lock_folder
 from blipcore.io.samples import TarSample
 from blipcore.io.storage import AnyPath, Remote, to_path
-from blipcore.io.writing import write_json
 from capfilt.engine.worker import Worker
-from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader
-from capfilt.pictures.decode import DecodeError, difference_hash, to_jpeg
+from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader, check_digest
+from capfilt.ingest.plans import COUNT_FILE, NO_COLUMNS, ROWS_FOLDER, read_part
+from capfilt.pictures.decode import MAX_PIXELS, DecodeError, to_jpeg
 from capfilt.shards.format import CAPTIONS, IMAGES, write_shard
-from capfilt.shards.manifest import MANIFEST, Manifest, read_manifest
-from capfilt.shards.tables import read_table, write_table
+from capfilt.shards.further_columns import json_value
+from capfilt.shards.manifest import MANIFEST, Manifest, count_shards, read_manifest
+from capfilt.shards.tables import write_table
 
 OUTCOMES = (
     "ok",
@@ -44,27 +44,16 @@ OUTCOMES = (
     "too_large",
     "too_small",
     "decode_error",
+    "wrong_checksum",
     "bad_url",
+    "bad_row",
     "other",
 )
+# Of manifests. Sets without it have a row per row of a list, even for equal URLs, and no further columns.
+LAYOUT = 2
 STAGING = ".staging"  # subfolder of a local shard set until it is complete
-ROWS_FOLDER = "rows"  # subfolder of the staging folder: the input, split into a table per shard
 TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # tables of shards; a list of URLs may be in the same folder
-COUNT_FILE = "count.json"  # exists once the whole input has been read
 MORE_CAPTIONS = "more"  # source of the texts after the first; the first is the web text
-# The bytes of a row with `status` "ok" are in the file `body`: with a `column`, in the table's cell at row `offset`;
-# with an `offset` only, `size` bytes from there; otherwise the whole file. A row with a `sha256` is stored unchanged.
-PLAN_SCHEMA = pa.schema(
-    [
-        *IMAGES,
-        ("more", pa.list_(pa.string())),
-        ("body", pa.binary()),  # file names need not be valid text
-        ("column", pa.string()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("orientation", pa.int8()),  # EXIF orientation of a picture that has lost its EXIF
-    ]
-)
 INVALID_PATH_ERRORS = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
@@ -93,34 +82,19 @@ def open_manifest(
     elif not (staging / ROWS_FOLDER / COUNT_FILE).exists() and not any(out.glob(TABLES_GLOB)):
         # The earlier run ended before it had read its input, so it wrote no shard.
         (out / MANIFEST).unlink()
-    manifest = Manifest.begin(out, stage, settings, packages=packages)
-    rows = manifest.content.get("counts", {}).get("rows", 0)
-    if sum(1 for _ in out.glob(TABLES_GLOB)) < -(-rows // settings["shard_size"]):  # a table was deleted
+    manifest = Manifest.begin(out, stage, settings, packages=packages, unchecked={"layout": LAYOUT})
+    tables = sum(1 for _ in out.glob(TABLES_GLOB))
+    if "counts" in manifest.content and tables < count_shards(manifest.content):  # a table was deleted
         manifest.drop_counts()
     return manifest
 
 
-def split_rows(staging: Path, rows: Iterable[dict[str, Any]], schema: pa.Schema, shard_size: int) -> tuple[int, int]:
-    """Write the input as a table per shard, unless an earlier run has; return the numbers of rows and `more` texts."""
-    folder = staging / ROWS_FOLDER
-    if not (folder / COUNT_FILE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        shard, total, more = 0, 0, 0
-        rows = iter(rows)
-        while part := list(islice(rows, shard_size)):
-            write_table(folder / f"{shard:05d}.parquet", pa.Table.from_pylist(part, schema=schema))
-            shard, total = shard + 1, total + len(part)
-            more += sum(len(row.get("more") or ()) for row in part)
-        write_json(folder / COUNT_FILE, {"rows": total, "more": more})
-    counts = json.loads((folder / COUNT_FILE).read_text())
-    return counts["rows"], counts["more"]
-
-
-def sample_key(row: int, shard_size: int) -> str:
-    """Return img2dataset's key of an input row: the number of its shard, then its index in the shard."""
-    digits = len(str(shard_size - 1)) if shard_size > 1 else 0
-    shard, index = divmod(row, shard_size)
-    return f"{shard * 10**digits + index:0{digits + 5}d}"
+def open_more_captions(out: AnyPath, input_fingerprint: str) -> Manifest:
+    """Begin the captions of the source `more`, in the shard set `out`, or continue those of an extended set."""
+    folder = out / "captions" / MORE_CAPTIONS
+    recorded = read_manifest(folder)
+    settings = {"input_sha256": input_fingerprint} if recorded is None else recorded["config"]
+    return Manifest.begin(folder, "caption", settings, images=out)
 
 
 @dataclass
@@ -133,7 +107,9 @@ class ShardWriter:
     min_size: int = 0  # shorter side at least
     max_bytes: int = 50_000_000
     quality: int = 95
+    max_pixels: int = MAX_PIXELS
     captions: str | None = None  # folder for a picture's texts after the first
+    further: pa.Schema = NO_COLUMNS  # further columns of the plans, in their final types
     name: str = "write"
 
     def output(self, shard: str) -> AnyPath:
@@ -143,14 +119,14 @@ class ShardWriter:
         self.reader = PictureBytesReader(self.max_bytes)
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
-        rows = read_table(Path(self.plans) / f"{shard}.parquet").to_pylist()
+        rows = read_part(Path(self.plans) / f"{shard}.parquet", self.further).to_pylist()
         write_shard(to_path(self.out) / f"{shard}.tar", self._samples(rows, worker.advance), make_folder=False)
         if self.captions is not None:
             write_table(to_path(self.captions) / f"{shard}.parquet", _more_captions_table(rows), make_folder=False)
         counts = Counter(row["status"] for row in rows)
         counts["rows"] = len(rows)
         # Last: the table marks the shard as complete.
-        table = pa.Table.from_pylist(rows, schema=IMAGES)
+        table = pa.Table.from_pylist(rows, schema=pa.schema([*IMAGES, *self.further]))
         write_table(self.output(shard), table, dict(counts), make_folder=False)
         return {**counts, "pictures": counts["ok"]}
 
@@ -161,12 +137,18 @@ class ShardWriter:
                 image = self._read_image(row) if row["status"] == "ok" else None
                 if image is not None:
                     advance(1)
-                    metadata = {name: row[name] for name in IMAGES.names if row[name] is not None}
-                    yield TarSample(row["key"], image, row["caption"], metadata)
+                    yield TarSample(row["key"], image, row["caption"], self._metadata(row))
         except BaseException:
             self.reader.close()
             raise
         self.reader.close(keep_tables=True)
+
+    def _metadata(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON of a sample: what the table has in its row."""
+        metadata = {name: row[name] for name in IMAGES.names if row[name] is not None}
+        further = {name: json_value(row[name]) for name in self.further.names if row[name] is not None}
+        # A "caption" that is null tells readers that no other field is the text.
+        return metadata | ({"caption": row["caption"]} if further else {}) | further
 
     def _read_image(self, row: dict[str, Any]) -> bytes | None:
         """Return the bytes to store, or None with the reason in `row`."""
@@ -177,7 +159,10 @@ class ShardWriter:
 
     def _read_bytes(self, row: dict[str, Any]) -> bytes | None:
         try:
-            return self.reader.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
+            data = self.reader.read(os.fsdecode(row["body"]), row["column"], row["offset"], row["size"])
+            if row.get("checksum") is not None and row["sha256"] is None:  # a stored picture was checked
+                check_digest(data, row["checksum"])
+            return data
         except MissingPictureError as error:
             row["status"], row["error"] = error.outcome, str(error)
         except FileNotFoundError:
@@ -192,7 +177,7 @@ class ShardWriter:
 
     def _convert(self, row: dict[str, Any], data: bytes) -> bytes | None:
         try:
-            image = to_jpeg(data, self.image_size, self.quality, row.get("orientation") or 1)
+            image = to_jpeg(data, self.image_size, self.quality, row.get("orientation") or 1, self.max_pixels)
         except DecodeError as error:
             row["status"] = "too_large" if error.reason == "too_many_pixels" else "decode_error"
             row["error"] = str(error)
@@ -204,16 +189,21 @@ class ShardWriter:
             return None
         row["width"], row["height"], row["bytes"] = image.width, image.height, len(image.data)
         row["sha256"] = hashlib.sha256(image.data).hexdigest()
-        row["dhash"] = difference_hash(image.data)
+        row["dhash"] = image.dhash
         return image.data
 
 
 def _more_captions_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the texts after the first of each stored picture as a caption table."""
+    """Return the texts after the first of each stored picture as a caption table.
+
+    Its column `columns`, if any text has some, holds the further columns of the text's own row, as JSON.
+    """
     captions = [
-        {"key": row["key"], "index": index, "text": text}
+        {"key": row["key"], "index": index, "text": text, "columns": columns}
         for row in rows
-        if row["status"] == "ok"
-        for index, text in enumerate(row["more"] or ())
+        if row["status"] == "ok" and row["more"]
+        for index, (text, columns) in enumerate(zip_longest(row["more"], row.get("more_columns") or ()))
     ]
-    return pa.Table.from_pylist(captions, schema=CAPTIONS)
+    has_columns = any(caption["columns"] for caption in captions)
+    schema = CAPTIONS.append(pa.field("columns", pa.string())) if has_columns else CAPTIONS
+    return pa.Table.from_pylist(captions, schema=schema)

@@ -54,6 +54,17 @@ def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterab
         raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from None
 
 
+def read_schema(path: AnyPath) -> pa.Schema:
+    """Return the columns of a table. Raises FileNotFoundError, or ValueError for an unreadable file."""
+    try:
+        with open_read(path) as file:
+            return pq.read_schema(file).remove_metadata()
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"No table at {path}.") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from None
+
+
 def read_footer_counts(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
     """Return the counts in the footer of each table."""
     with ThreadPoolExecutor(16, thread_name_prefix="counts") as pool:  # a remote footer costs a round trip

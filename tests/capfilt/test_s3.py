@@ -21,7 +21,8 @@ from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.export.stage import ExportConfig, export_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
-from capfilt.ingest.download import DownloadConfig, download
+from capfilt.ingest.download import download
+from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.pack import PackConfig, pack
 from capfilt.report.stage import ReportConfig, write_report
 

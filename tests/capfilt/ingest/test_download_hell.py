@@ -24,7 +24,10 @@ from blipcore.io.samples import read_samples
 from capfilt.engine.worker import Worker
 from capfilt.errors import EngineError
 from capfilt.ingest import urls
-from capfilt.ingest.download import DownloadConfig, _fetch_urls, _remove_results, _replace_shards, download
+from capfilt.ingest.download import download
+from capfilt.ingest.download_config import DownloadConfig
+from capfilt.ingest.retry_failed import replace_shards
+from capfilt.ingest.rounds import fetch_urls, remove_results
 from capfilt.ingest.shard_writer import ShardWriter
 from capfilt.shards.shard_set import ShardSet
 
@@ -176,9 +179,9 @@ def test_retry_failed_retries_temporary_failures_of_complete_shards(
         if len(calls) == 2:  # the new shards are written, and not yet moved
             os.replace(staging / "again" / "00000.tar", out / "00000.tar")
             raise KeyboardInterrupt
-        _replace_shards(out, staging)
+        replace_shards(out, staging)
 
-    monkeypatch.setattr("capfilt.ingest.download._replace_shards", killed)
+    monkeypatch.setattr("capfilt.ingest.download.replace_shards", killed)
     with pytest.raises(KeyboardInterrupt):
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
     monkeypatch.undo()
@@ -252,7 +255,7 @@ def test_removing_the_folder_ends_the_run(tmp_path: Path, web: Web, monkeypatch:
     write = ShardWriter.run
 
     def fetch_and_remove(*arguments: Any) -> Any:
-        results = _fetch_urls(*arguments)
+        results = fetch_urls(*arguments)
         shutil.rmtree(data)
         return results
 
@@ -262,7 +265,7 @@ def test_removing_the_folder_ends_the_run(tmp_path: Path, web: Web, monkeypatch:
         return write(self, shard, worker)
 
     for name, function in (
-        ("capfilt.ingest.download._fetch_urls", fetch_and_remove),
+        ("capfilt.ingest.rounds.fetch_urls", fetch_and_remove),
         ("capfilt.ingest.shard_writer.ShardWriter.run", write_and_remove),
     ):
         monkeypatch.setattr(name, function)
@@ -284,7 +287,7 @@ def test_results_are_removed_completely_or_not_at_all(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        _remove_results(tmp_path / "fetched")
+        remove_results(tmp_path / "fetched")
     # If some attempts were left, the next attempt could get a number that is already in use.
     assert not (tmp_path / "fetched").exists()
 
@@ -303,7 +306,7 @@ def test_kills_at_random_moments_do_not_change_the_result(tmp_path: Path, web: W
     assert summary["outcomes"] == {"ok": 286, "not_found": 57, "decode_error": 57}
     script = tmp_path / "main.py"
     script.write_text(
-        "import json, sys\nfrom capfilt.ingest.download import DownloadConfig, download\n"
+        "import json, sys\nfrom capfilt.ingest.download import download\nfrom capfilt.ingest.download_config import DownloadConfig\n"
         "if __name__ == '__main__':\n    download(DownloadConfig(**json.loads(sys.argv[1])), progress=False)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}

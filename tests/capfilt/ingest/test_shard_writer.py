@@ -14,17 +14,9 @@ from packing import pictures_of
 from web import picture
 
 from capfilt.engine.worker import Worker
-from capfilt.ingest.shard_writer import (
-    OUTCOMES,
-    PLAN_SCHEMA,
-    ROWS_FOLDER,
-    ShardWriter,
-    open_folders,
-    open_manifest,
-    sample_key,
-    split_rows,
-)
-from capfilt.shards.format import IMAGES
+from capfilt.ingest.further_columns import ALL, FurtherColumns
+from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER, sample_key, split_rows
+from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders, open_manifest
 from capfilt.shards.tables import read_table, sum_footer_counts, write_table
 
 
@@ -71,15 +63,19 @@ def test_a_picture_with_a_hash_is_stored_as_it_is(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out")[0]["width"] == 7
 
 
+def split(staging: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    result = split_rows(staging, iter(rows), PLAN_SCHEMA, 2, FurtherColumns([ALL]))
+    return result.rows, result.more
+
+
 def test_rows_are_split_once(tmp_path: Path) -> None:
-    schema = pa.schema([IMAGES.field("url"), ("more", pa.list_(pa.string()))])
     rows = [{"url": str(n), "more": ["t"] * n} for n in range(5)]
-    assert split_rows(tmp_path, iter(rows), schema, 2) == (5, 10)
+    assert split(tmp_path, rows) == (5, 10)
     tables = sorted((tmp_path / ROWS_FOLDER).glob("*.parquet"))
     assert [len(read_table(table)) for table in tables] == [2, 2, 1]
-    assert split_rows(tmp_path, iter(()), schema, 2) == (5, 10)
+    assert split(tmp_path, []) == (5, 10)
     (tmp_path / ROWS_FOLDER / "count.json").unlink()  # as after a kill
-    assert split_rows(tmp_path, iter(rows[:1]), schema, 2) == (1, 0)
+    assert split(tmp_path, rows[:1]) == (1, 0)
     assert len(list((tmp_path / ROWS_FOLDER).glob("*.parquet"))) == 1
 
 
@@ -95,6 +91,6 @@ def test_an_unfinished_run_that_has_read_no_input_can_be_replaced(tmp_path: Path
         open_manifest(out, staging, "pack", {"shard_size": 2, "kind": "a"}, [])
         open_manifest(out, staging, "pack", {"shard_size": 2, "kind": "b"}, [])
         assert json.loads((tmp_path / "data" / "manifest.json").read_text())["config"]["kind"] == "b"
-        split_rows(staging, iter([{"url": "x"}]), pa.schema([IMAGES.field("url")]), 2)
+        split(staging, [{"url": "x"}])
         with pytest.raises(ValueError, match="other settings"):
             open_manifest(out, staging, "pack", {"shard_size": 2, "kind": "c"}, [])

@@ -1,0 +1,91 @@
+"""Settings of `capfilt download`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from blipcore.io.config_diff import INCIDENTAL, incidental_fields
+from capfilt.config import to_dict
+from capfilt.ingest.further_columns import ALL
+from capfilt.ingest.list_files import ListOptions
+from capfilt.pictures.decode import MAX_PIXELS
+
+# Settings that older manifests lack; they are recorded only with another value than the default.
+NEWER = ("keep_columns", "max_pixels", "no_header", "columns", "quoting", "encoding")
+
+
+@dataclass
+class DownloadConfig:
+    """Settings of `capfilt download`. Times are in seconds.
+
+    Incidental settings do not change the stored bytes, given the same responses. The content of the list is identified
+    by its fingerprint, not by its path.
+    """
+
+    # a file in one of list_files.FORMATS, a folder of such files or a pattern; paths or fsspec URLs
+    urls: str = field(metadata=INCIDENTAL)
+    out: str = field(metadata=INCIDENTAL)  # folder, or an fsspec URL
+    url_col: str | None = None  # default: one of the usual names
+    # columns of texts, the web text first; default: one of the usual names; ["none"] for no texts
+    caption_col: list[str] = field(default_factory=list)
+    no_header: bool = False  # the list has no header
+    columns: str = ""  # names of the columns of a list without a header, joined by commas
+    quoting: Literal["", "none", "double", "backslash"] = ""  # of csv and tsv; default: found from the file
+    encoding: str = ""  # of text files; default: by a byte order mark, else UTF-8
+    # share of rows that may be unreadable before the run ends
+    max_bad_rows: float = field(default=0.01, metadata=INCIDENTAL)
+    # further columns of the list that the shards keep: all, none, or names
+    keep_columns: list[str] = field(default_factory=lambda: [ALL])
+    shard_size: int = 10_000  # rows per shard
+    image_size: int = 512  # longer side at most, larger pictures are shrunk; 0 keeps every size
+    min_size: int = 0  # shorter side at least
+    max_bytes: int = 50_000_000  # of a body
+    max_pixels: int = MAX_PIXELS  # of a picture; 120_000_000 admits those of a phone with 108 megapixels
+    quality: int = 95  # of pictures that are stored as a new JPEG
+    timeout: float = field(default=10.0, metadata=INCIDENTAL)  # limit of a single wait on the network
+    picture_seconds: float = field(default=60.0, metadata=INCIDENTAL)  # limit per picture
+    # limit for fetching the rows of a shard, including retries
+    shard_seconds: float = field(default=7200.0, metadata=INCIDENTAL)
+    # time without any progress after which the fetching processes are killed
+    stall_seconds: float = field(default=180.0, metadata=INCIDENTAL)
+    retries: int = field(default=1, metadata=INCIDENTAL)  # retries of timeouts, broken connections, 429 and 5xx
+    # wait before the first retry; doubled for each further one
+    retry_wait: float = field(default=5.0, metadata=INCIDENTAL)
+    # a row whose server asks for a longer wait with Retry-After is not retried
+    retry_after: float = field(default=120.0, metadata=INCIDENTAL)
+    # retry the rows of complete shards that have failed temporarily
+    retry_failed: bool = field(default=False, metadata=INCIDENTAL)
+    # mark duplicate pictures in DATA/duplicates
+    duplicates: Literal["", "exact", "near"] = field(default="", metadata=INCIDENTAL)
+    workers: int = field(default=0, metadata=INCIDENTAL)  # processes; 0 means one per core
+    threads: int = field(default=64, metadata=INCIDENTAL)  # connections per process
+    # name that sites see, and can refuse in X-Robots-Tag
+    user_agent: str = field(default="capfilt", metadata=INCIDENTAL)
+    allow_private: bool = False
+    # stop the run if a smaller share of the first shards' rows is ok
+    stop_below: float = field(default=0.05, metadata=INCIDENTAL)
+    min_success: float = field(default=0.2, metadata=INCIDENTAL)  # share of rows that must be ok for exit code 0
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("min_success", "stop_below", "max_bad_rows"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}.")
+        self.list_options()  # raises for an unknown encoding
+
+    def list_options(self) -> ListOptions:
+        """Return how to read the list."""
+        columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
+        return ListOptions(no_header=self.no_header, columns=columns, quoting=self.quoting, encoding=self.encoding)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings for the manifest, in the form of older ones where they say the same."""
+        settings = to_dict(self, without=incidental_fields(self))
+        defaults = to_dict(DownloadConfig("", ""))
+        settings = {name: value for name, value in settings.items() if name not in NEWER or value != defaults[name]}
+        if len(self.caption_col) < 2:
+            settings["caption_col"] = self.caption_col[0] if self.caption_col else None
+        return settings
