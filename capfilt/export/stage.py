@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,8 +28,11 @@ from capfilt.engine.run import EngineConfig, run_shards
 from capfilt.engine.worker import Worker
 from capfilt.export.card import dataset_card
 from capfilt.export.decontaminate import EvaluationPictures
+from capfilt.export.features import parquet_schema
+from capfilt.export.names import FileNames, key_prefixes
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.shards.format import picture_suffix, write_shard
+from capfilt.shards.further_columns import json_value, rename_clashes
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_footer_counts, read_table, write_table
@@ -70,6 +72,10 @@ class ExportStage:
     folder: AnyPath
     format: Format
     evaluation_pictures: EvaluationPictures
+    # columns of the input
+    further: pa.Schema
+    # shard -> start of its keys
+    prefixes: dict[str, str]
     name: str = "export"
 
     def output(self, shard: str) -> AnyPath:
@@ -87,12 +93,12 @@ class ExportStage:
         counts = {name: sum(outcome == name for _, outcome, _ in rows) for name in (EXPORTED, CONTAMINATED, MISSING)}
         counts["texts"] = sum(texts for _, outcome, texts in rows if outcome == EXPORTED)
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-        write_table(self.output(shard), pa.table(columns, schema=INDEX), counts)
+        write_table(self.output(shard), pa.table(columns, schema=INDEX), counts, make_folder=False)
         return counts
 
     def _kept_pictures(self, shard: str, outcomes: dict[str, tuple[str, int]]) -> Iterator[KeptPicture]:
         """Yield the pictures to export; record outcome and number of texts of each picture in `outcomes`."""
-        columns = ["key", "source", "index", "text", *self.scores, "keep", "url", "sha256"]
+        columns = ["key", "source", "index", "text", *self.scores, "keep", "url", "sha256", *self.further.names]
         table = read_table(self.filtered / f"{shard}.parquet", columns)
         kept: dict[str, list[dict[str, Any]]] = {}
         for row in table.filter(table["keep"]).drop_columns(["keep"]).to_pylist():
@@ -116,24 +122,30 @@ class ExportStage:
             best = next((text for text in texts if text["source"] == source), None)
             row[f"caption_{source}"] = best and best["text"]
             row |= {f"{score}_{source}": best and best[score] for score in self.scores}
-        return row | {"url": texts[0]["url"], "sha256": texts[0]["sha256"]}
+        row |= {"url": texts[0]["url"], "sha256": texts[0]["sha256"]}
+        names = rename_clashes(self.further.names, {"image", "key", *row}, ours=False)
+        return row | {names[name]: texts[0][name] for name in self.further.names}
+
+    def _key(self, shard: str, picture: TarSample) -> str:
+        """Return a key that is unique in the export."""
+        return self.prefixes[shard] + picture.key
 
     def _write_tar(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
         samples = (
-            TarSample(_export_key(shard, picture), picture.image, texts[0]["text"], self._columns(texts))
+            TarSample(self._key(shard, picture), picture.image, texts[0]["text"], json_value(self._columns(texts)))
             for picture, texts in pictures
         )
         write_shard(self.folder / f"{shard}.tar", samples)
 
     def _write_parquet(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
-        schema = self._parquet_schema()
+        schema = parquet_schema(self._column_types())
         with (
             atomic_write(self.folder / f"{shard}.parquet") as file,
             pq.ParquetWriter(file, schema, compression="zstd") as writer,
         ):
             rows: list[dict[str, Any]] = []
             for picture, texts in pictures:
-                key = _export_key(shard, picture)
+                key = self._key(shard, picture)
                 image = {"bytes": picture.image, "path": f"{key}.{picture_suffix(picture.image)}"}
                 rows.append({"image": image, "key": key, **self._columns(texts)})
                 if len(rows) == ROW_GROUP_ROWS:
@@ -141,26 +153,21 @@ class ExportStage:
                     rows.clear()
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
-    def _parquet_schema(self) -> pa.Schema:
-        """Return the schema, with the features that `datasets` reads from its metadata."""
-        columns = {"image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "key": pa.string()}
-        columns |= {"text": pa.string(), "source": pa.string()}
+    def _column_types(self) -> dict[str, pa.DataType]:
+        """Return the columns of a picture other than its image, as `_columns` fills them."""
+        columns = {"key": pa.string(), "text": pa.string(), "source": pa.string()}
         for source in self.sources:
             columns[f"caption_{source}"] = pa.string()
             columns |= {f"{score}_{source}": pa.float32() for score in self.scores}
         columns |= {"url": pa.string(), "sha256": pa.string()}
-        features: dict[str, dict[str, str]] = {
-            name: {"dtype": "float32" if column_type == pa.float32() else "string", "_type": "Value"}
-            for name, column_type in columns.items()
-        }
-        features["image"] = {"_type": "Image"}
-        return pa.schema(columns.items(), metadata={"huggingface": json.dumps({"info": {"features": features}})})
+        names = rename_clashes(self.further.names, {"image", *columns}, ours=False)
+        return columns | {names[field.name]: field.type for field in self.further}
 
     def _write_list(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
         """Write images and the shard's part of pairs.json, one JSON object per line."""
-        lines, folders, names = io.StringIO(), set[AnyPath](), set[str]()
+        lines, folders, names = io.StringIO(), set[AnyPath](), FileNames()
         for picture, texts in pictures:
-            name = _unused_name(f"images/{shard}/{picture.key}", f".{picture_suffix(picture.image)}", names)
+            name = f"images/{shard}/{names.choose(picture.key, picture_suffix(picture.image))}"
             path = self.folder / name
             if path.parent not in folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,8 +176,8 @@ class ExportStage:
             with atomic_write(path) as file:
                 file.write(picture.image)
             for row in texts:
-                pair = {"image": name, "caption": row["text"], "image_id": _export_key(shard, picture), **row}
-                lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+                pair = {"image": name, "caption": row["text"], "image_id": self._key(shard, picture), **row}
+                lines.write(json.dumps(json_value(pair), ensure_ascii=False) + "\n")
         write_text(self.folder / "parts" / f"{shard}.jsonl", lines.getvalue())
 
 
@@ -194,7 +201,18 @@ def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, A
             parents=[data.folder],
             shared=config.world_size > 1,
         )
-        stage = ExportStage(images, data.folder, data.sources, data.columns, folder, config.format, evaluation_pictures)
+        stage = ExportStage(
+            images,
+            data.folder,
+            data.sources,
+            data.columns,
+            folder,
+            config.format,
+            evaluation_pictures,
+            data.further,
+            key_prefixes(shards),
+        )
+        stage.output(shards[0]).parent.mkdir(parents=True, exist_ok=True)
         own_shards = config.shards_of_rank(shards)
         remove_temporary_files(folder, [f"{shard}.{suffix}" for shard in own_shards for suffix in ("tar", "parquet")])
         remove_temporary_files(folder / "parts", [f"{shard}.jsonl" for shard in own_shards])
@@ -226,24 +244,6 @@ def _finish(
         sizes = {f"{shard}.tar": counts_of_shard[EXPORTED] for shard, counts_of_shard in shard_counts}
         write_json(folder / "sizes.json", sizes)
     write_text(folder / "README.md", dataset_card(data, config.format, counts, config.decontaminate, config.licence))
-
-
-def _export_key(shard: str, picture: TarSample) -> str:
-    """Return a key that is unique in the export; without dots, at which webdataset would end it."""
-    return f"{shard.replace('.', '_')}_{picture.key}"
-
-
-def _unused_name(stem: str, suffix: str, names: set[str]) -> str:
-    """Return a file name, numbered if need be, that is not in `names`, and add it.
-
-    Names that differ in case or Unicode form only are one file on macOS.
-    """
-    name, number = f"{stem}{suffix}", 1
-    while normalize("NFC", name.casefold()) in names:
-        number += 1
-        name = f"{stem}-{number}{suffix}"
-    names.add(normalize("NFC", name.casefold()))
-    return name
 
 
 def _join_lists(folder: AnyPath, shards: list[str]) -> None:

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, list_names, to_path
 from capfilt.filter.decide import KEPT, BestTexts, decided_by_itm
-from capfilt.shards.format import SCORES, VERDICT
+from capfilt.shards.further_columns import filtered_columns, score_columns
 from capfilt.shards.manifest import image_folder, read_manifest
-from capfilt.shards.tables import read_table
+from capfilt.shards.tables import read_schema, read_table
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class FilteredSet:
     sources: list[str]
     # names of the score columns
     columns: list[str]
+    # columns of the input
+    further: pa.Schema
     # score column -> limit
     limits: dict[str, float]
     best: BestTexts
@@ -58,10 +60,10 @@ class FilteredSet:
         if not tables:
             raise ValueError(f"{folder} has no table yet; repeat the `capfilt filter` command to finish it.")
         config = manifest["config"]
-        other_columns = {*SCORES.names, *VERDICT.names}
-        columns = [name for name in read_table(tables[0]).column_names if name not in other_columns]
+        schema = read_schema(tables[0])
         best = BestTexts(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
-        return FilteredSet(folder, tables, config["sources"], columns, config["limits"], best, manifest)
+        columns, further = score_columns(schema.names), filtered_columns(schema)
+        return FilteredSet(folder, tables, config["sources"], columns, further, config["limits"], best, manifest)
 
     @property
     def images(self) -> AnyPath:

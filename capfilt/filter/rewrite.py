@@ -12,6 +12,7 @@ from capfilt.engine.worker import Worker
 from capfilt.filter.decide import KEPT, BestTexts, decide
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
 from capfilt.shards.format import filtered_schema
+from capfilt.shards.further_columns import cast_cells, rename_clashes
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
 
@@ -29,6 +30,8 @@ class RewriteStage:
     limits: dict[str, float]
     best: BestTexts
     folder: AnyPath
+    # columns of the input in the shards' own tables
+    further: pa.Schema
     name: str = "rewrite"
 
     def output(self, shard: str) -> AnyPath:
@@ -44,8 +47,13 @@ class RewriteStage:
             if folder is not None:
                 self._check_unchanged(table, source, folder / f"{shard}.parquet")
         reasons = decide(table, self.limits, self.best)
-        schema = filtered_schema(self.columns)
-        verdicts = {"keep": pc.equal(reasons, KEPT), "reason": reasons, **self._picture_columns(shard, table["key"])}
+        names = rename_clashes(self.further.names, filtered_schema(self.columns).names, ours=False)
+        further = [pa.field(names[field.name], field.type) for field in self.further]
+        schema = pa.schema([*filtered_schema(self.columns), *further])
+        verdicts = {"keep": pc.equal(reasons, KEPT), "reason": reasons}
+        of_pictures = self._picture_columns(shard, table["key"])
+        verdicts |= {name: of_pictures[name] for name in ("url", "sha256")}
+        verdicts |= {names[field.name]: of_pictures[field.name] for field in self.further}
         for name, column in verdicts.items():
             table = table.append_column(name, column)
         rewritten = table.select(schema.names).cast(schema)
@@ -53,13 +61,15 @@ class RewriteStage:
         return {"texts": rewritten.num_rows}
 
     def _picture_columns(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:
-        """Return url and sha256 of each key's picture, null if unknown."""
-        nulls = pa.nulls(len(keys), pa.string())
-        table = self.images.read_own_table(shard, ("url", "sha256"))
-        if not table.column_names:
-            return {"url": nulls, "sha256": nulls}
-        row = pc.index_in(keys, value_set=table["key"].combine_chunks())
-        return {name: table[name].take(row) if name in table.column_names else nulls for name in ("url", "sha256")}
+        """Return url, sha256 and the further columns of each key's picture, null if unknown."""
+        types = {"url": pa.string(), "sha256": pa.string(), **{field.name: field.type for field in self.further}}
+        table = self.images.read_own_table(shard, tuple(types))
+        columns = {name: pa.nulls(len(keys), data_type) for name, data_type in types.items()}
+        if table.column_names:
+            row = pc.index_in(keys, value_set=table["key"].combine_chunks())
+            for name in set(types) & set(table.column_names):
+                columns[name] = cast_cells(table[name].take(row), types[name])
+        return columns
 
     def _check_unchanged(self, table: pa.Table, source: str, path: AnyPath) -> None:
         """Check that the captions at `path` are the scored ones, in any order."""

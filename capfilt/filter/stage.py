@@ -35,6 +35,7 @@ from capfilt.filter.threshold import (
     threshold_table,
 )
 from capfilt.pictures.read_ahead import throughput
+from capfilt.shards.further_columns import further_schema
 from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
@@ -88,6 +89,7 @@ def rewrite_shards(
         "sources": list(scores.captions),
         "scored_with": scores.settings,
     }
+    further = further_schema(images)
     manifest = Manifest.begin(
         folder,
         "filter",
@@ -96,8 +98,11 @@ def rewrite_shards(
         parents=[scores.path, *(path for path in scores.captions.values() if path)],
         packages=("pyarrow",),
         shared=config.world_size > 1,
+        unchecked={"further_columns": further.names},
     )
-    stage = RewriteStage(images, scores.path, scores.columns, scores.captions, limits, best, folder)
+    if "further_columns" not in manifest.content:  # begun by a version that kept none
+        further = pa.schema([])
+    stage = RewriteStage(images, scores.path, scores.columns, scores.captions, limits, best, folder, further)
     shards = config.shards_of_rank(images.shards)
     scored_shards = [shard for shard in shards if shard not in scored.run.failed]
     workers = min(count_cores(), 1 + len(scored_shards) // 8, 8)

@@ -31,8 +31,8 @@ STAY = frozenset([*IMAGES.names, "error_message", "exif"])
 PREFIX = "input_"  # of a name that clashes
 
 
-def rename_clashes(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Return name -> name in our tables: with PREFIX if one of ours or `taken`, or equal to another but for case.
+def rename_clashes(names: Iterable[str], taken: Iterable[str] = (), *, ours: bool = True) -> dict[str, str]:
+    """Return name -> name in our tables: with PREFIX if one of `ours` or `taken`, or equal to another but for case.
 
     Case counts for nothing, because readers such as DuckDB ignore it.
     """
@@ -40,7 +40,7 @@ def rename_clashes(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str,
     renamed: dict[str, str] = {}
     for name in names:
         lower, stored = name.lower(), name
-        if lower in OUR_NAMES or OUR_PATTERN.fullmatch(lower) or not name.strip():
+        if ours and (lower in OUR_NAMES or OUR_PATTERN.fullmatch(lower) or not name.strip()):
             stored = PREFIX + name
         while stored.lower() in used:
             stored = PREFIX + stored

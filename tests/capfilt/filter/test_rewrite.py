@@ -14,6 +14,7 @@ from capfilt.engine.worker import Worker
 from capfilt.filter.decide import BestTexts
 from capfilt.filter.rewrite import RewriteStage
 from capfilt.shards.format import filtered_schema
+from capfilt.shards.further_columns import further_schema
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, sum_footer_counts, write_table
 
@@ -28,7 +29,16 @@ def stage(tmp_path: Path, drawn: Callable) -> RewriteStage:
     captions = {"web": None, "c": data / "captions" / "c"}
     scores = data / "scores" / "s"
     columns = ["itm", "itc", "clip"]
-    return RewriteStage(ShardSet.open(data), scores, columns, captions, {"itm": 0.5}, BestTexts(), folder)
+    return RewriteStage(
+        ShardSet.open(data),
+        scores,
+        columns,
+        captions,
+        {"itm": 0.5},
+        BestTexts(),
+        folder,
+        further_schema(ShardSet.open(data)),
+    )
 
 
 def test_every_text_is_a_row_with_verdict_and_origin(stage: RewriteStage) -> None:
