@@ -5,27 +5,32 @@ from `evaluate_…` in `blipcore.tasks`.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blipcore.checkpoints.load import load_model
-from blipcore.data.annotations import read_captioned_images
+from blipcore.checkpoints.numerics import Numerics
+from blipcore.data.check_pictures import count, require_pictures
 from blipcore.data.classes import read_classes, read_templates
 from blipcore.data.eval_batches import EvalBatches, Record
+from blipcore.data.eval_pictures import read_eval_pictures
+from blipcore.data.picture_lists import default_root
 from blipcore.data.transforms import EvalTransform
 from blipcore.data.vqa_nlvr import read_answers, read_image_pairs, read_questions
 from blipcore.device import Dtype, pick_device
 from blipcore.generate.config import GenerateConfig
 from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
+from blipcore.io.memory import require_memory
 from blipcore.metrics.captions import Words, require_scorers
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.captioning import evaluate_captioning
 from blipcore.tasks.classification import evaluate_classification, evaluate_classification_by_vqa
 from blipcore.tasks.nlvr import evaluate_nlvr
-from blipcore.tasks.retrieval import evaluate_retrieval
+from blipcore.tasks.retrieval import SAME_TEXT, evaluate_retrieval
 from blipcore.tasks.vqa import WRITE_ANSWERS, evaluate_vqa, questions_by_picture
 
 # Rows of a result file.
@@ -55,6 +60,8 @@ class EvaluateRun:
     annotations: str
     model: str
     tokenizer: str | None = None
+    # Numbers of a Hugging Face model (see `blipcore.checkpoints.numerics`).
+    numerics: Numerics = "official"
     image_size: int | None = None
     image_root: str | None = None
     # File for captions or answers, in the format of the COCO, NoCaps and VQA servers.
@@ -99,6 +106,11 @@ class Evaluator(NamedTuple):
     needs: tuple[str, ...]
     evaluate: EvaluateFunction
 
+    def check_pictures(self, path: str, image_root: str | None) -> None:
+        """Raise ValueError if a picture of the records of `path` cannot be read."""
+        root = Path(image_root) if image_root is not None else default_root(Path(path))
+        require_pictures(self.records, root, path)
+
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
     """Return the scores of `run.model` on `run.annotations`; write the results to `run.results`."""
@@ -107,13 +119,27 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
         if Path(run.results).is_dir():
             raise ValueError(f"{run.results} is a folder; --results needs the name of a file.")
     evaluator = make_evaluator(run.task, run.annotations, run.image_root, run, wants_results=bool(run.results))
-    model, tokenizer = load_model(run.model, needs=evaluator.needs, tokenizer=run.tokenizer, image_size=run.image_size)
+    evaluator.check_pictures(run.annotations, run.image_root)
+    require_memory(0, "Evaluation")
+    model, tokenizer = load_model(
+        run.model,
+        needs=evaluator.needs,
+        tokenizer=run.tokenizer,
+        image_size=run.image_size,
+        numerics=run.numerics,
+    )
     device = pick_device(run.device)
     model = prepare_for_inference(model, device, run.dtype)
     if device == "cpu":
         keep_freed_memory()
     batches = EvalBatches(evaluator.records, EvalTransform(model.config.vision.image_size), run.batch_size)
     scores, results = evaluator.evaluate(model, tokenizer, batches)
+    if "shared_texts" in scores:
+        print(
+            f"{scores['shared_texts']} texts also belong to another picture. As in published numbers, i2t_... and "
+            f"t2i_... count the other picture as wrong; {SAME_TEXT}... counts it as right.",
+            file=sys.stderr,
+        )
     if run.results:
         Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return {"task": run.task, "model": run.model, "pictures": len(evaluator.records), **scores}
@@ -141,7 +167,7 @@ def make_evaluator(
 def _caption(
     path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
 ) -> Evaluator:
-    records = read_captioned_images(path, image_root, need_texts=False)
+    records = read_eval_pictures(path, image_root)
     without_texts = [record["key"] for record in records if not record["texts"]]
     if len(without_texts) == len(records) and not wants_results:
         raise _nothing_to_score(path, "captions")
@@ -160,11 +186,18 @@ def _retrieval(
     path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
 ) -> Evaluator:
     _refuse_results("retrieval", wants_results)
+    records = read_eval_pictures(path, image_root)
+    without_texts = [record["key"] for record in records if not record["texts"]]
+    if without_texts:
+        raise ValueError(
+            f"{path} has {count(len(without_texts), 'picture')} without a caption, the first {without_texts[0]}: "
+            "retrieval needs a caption for each."
+        )
 
     def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
         return evaluate_retrieval(model, tokenizer, batches, config.k), []
 
-    return Evaluator(read_captioned_images(path, image_root), ("encode", "itc", "itm"), evaluate)
+    return Evaluator(records, ("encode", "itc", "itm"), evaluate)
 
 
 def _vqa(path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool) -> Evaluator:

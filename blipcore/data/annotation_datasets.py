@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blipcore.data.annotations import read_captioned_images, split_captions
+from blipcore.data.check_pictures import count, find_missing, shorten
 from blipcore.data.dataset import DatasetEntry, stable_id
+from blipcore.data.picture_lists import default_root
 from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_list
 
 
@@ -15,10 +17,22 @@ class AnnotationDataset:
 
     def __init__(self, path: Path, image_root: str | Path | None) -> None:
         self.name, self.path = str(path), path
-        self.root = Path(image_root) if image_root is not None else path.parent
+        self.root = Path(image_root) if image_root is not None else default_root(path)
         self.problems: dict[str, str] = {}
         self.parts = self.split(path)
         self.counts = [part.pictures for part in self.parts]
+        blank = sum(part.blank_rows for part in self.parts)
+        if blank:
+            self.problems[self.name] = f"{count(blank, 'row')} without a caption, not used"
+
+    def check_pictures(self) -> None:
+        """Record the pictures that do not exist in `problems`. Raises ValueError if none exists."""
+        entries = (entry for shard in range(len(self.parts)) for entry in self.load(shard))
+        keys = (part.key for entry in entries for part in (entry, entry.second) if part is not None)
+        missing = find_missing(keys, self.root, self.name)
+        if missing:
+            problem = f"{count(len(missing), 'picture')} not found, replaced by the next: {shorten(missing)}"
+            self.problems[self.name] = "; ".join(filter(None, [self.problems.get(self.name), problem]))
 
     split = staticmethod(split_captions)
 

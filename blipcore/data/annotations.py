@@ -7,20 +7,22 @@ The format follows from the content:
     COCO's and NoCaps' own annotation files     {"images": [{"id", "file_name", "domain"}, ...],
                                                  "annotations": [{"image_id", "caption"}, ...]}
 
-Lists may also be JSON lines (`.jsonl`), and of any length. Pictures are in the order of their first rows, each with all
-its texts.
+Lists may also be JSON lines (`.jsonl`), and of any length. Pictures are in the order of their first rows, each with
+all its texts; empty texts do not count. `picture_lists` has further layouts and names of columns.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+from blipcore.data.picture_lists import IMAGE_COLUMNS, TEXT_COLUMNS, default_root, is_picture_list, read_picture_list
 from blipcore.io.coco import read_coco
 from blipcore.io.json_rows import FIRST_ROW, RowStart, first_character, read_json_rows
 
+MISSING = object()
 ROWS_PER_PART = 50_000  # of a list, held in memory at a time
 COCO_FILE_NAME = re.compile(r"COCO_\w+_(\d{12})\.\w+$")  # its number is the image id of COCO's evaluation server
 
@@ -39,11 +41,12 @@ class CaptionedImage(TypedDict):
 
 
 class ListPart(NamedTuple):
-    """Consecutive rows of a file: the start of the first, the number of the row after the last, and their pictures."""
+    """Consecutive rows of a file: the start of the first, and the number of the row after the last."""
 
     start: RowStart
     stop: int
-    pictures: int
+    pictures: int  # with a text
+    blank_rows: int = 0  # without a text
 
 
 def read_captioned_images(
@@ -51,14 +54,18 @@ def read_captioned_images(
 ) -> list[CaptionedImage]:
     """Read an annotation file, or a `part` of it. Image paths are relative to `image_root`, by default to the file.
 
-    Without `need_texts` a picture may have no text, as in NoCaps. Raises FileNotFoundError, or ValueError with file and
-    row.
+    Without `need_texts` a picture may have no text, as in NoCaps; otherwise it is left out. Raises FileNotFoundError,
+    or ValueError with file and row.
     """
     pictures: dict[tuple[int | str, str], CaptionedImage] = {}
     for _, row in _rows(Path(path), image_root, need_texts, part):
+        if need_texts and not row["texts"]:
+            continue
         picture = pictures.setdefault(_picture_id(row), row)
         if picture is not row:
             picture["texts"].extend(row["texts"])
+    if need_texts and not pictures:
+        raise _no_texts(path)
     return list(pictures.values())
 
 
@@ -71,16 +78,28 @@ def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart
     path = Path(path)
     parts: list[ListPart] = []
     pictures: set[tuple[int | str, str]] = set()
-    start, stop, previous = FIRST_ROW, 0, None
+    start, stop, previous, blank = FIRST_ROW, 0, None, 0
     for row_start, row in _rows(path, None, True, None):
         picture = _picture_id(row)
         # Rows of a COCO file have no offset.
         if row_start.offset and row_start.number - start.number >= rows and picture != previous:
-            parts.append(ListPart(start, stop, len(pictures)))
-            start, pictures = row_start, set()
-        pictures.add(picture)
+            parts.append(ListPart(start, stop, len(pictures), blank))
+            start, pictures, blank = row_start, set(), 0
+        if row["texts"]:
+            pictures.add(picture)
+        else:
+            blank += 1
         stop, previous = row_start.number + 1, picture
-    return [*parts, ListPart(start, stop, len(pictures))]
+    parts.append(ListPart(start, stop, len(pictures), blank))
+    if not any(part.pictures for part in parts):
+        raise _no_texts(path)
+    return parts
+
+
+def _no_texts(path: str | Path) -> ValueError:
+    return ValueError(
+        f"No picture of {path} has a caption with a text. Use `capfilt pack` and `capfilt caption` to write captions."
+    )
 
 
 def _picture_id(row: CaptionedImage) -> tuple[int | str, str]:
@@ -92,10 +111,12 @@ def _rows(
     path: Path, image_root: str | Path | None, need_texts: bool, part: ListPart | None
 ) -> Iterator[tuple[RowStart, CaptionedImage]]:
     """Yield each row with its start; raise ValueError if there is none."""
-    root = Path(image_root) if image_root is not None else path.parent
+    root = Path(image_root) if image_root is not None else default_root(path)
     rows: Iterator[tuple[RowStart, object]]
-    if path.suffix.lower() == ".json" and first_character(path) == "{":
-        rows = ((RowStart(number), row) for number, row in enumerate(_coco_rows(path)))
+    if is_picture_list(path):
+        rows = _without_offsets(read_picture_list(path))
+    elif path.suffix.lower() == ".json" and first_character(path) == "{":
+        rows = _without_offsets(_coco_rows(path))
     else:
         rows = read_json_rows(path, part.start if part else FIRST_ROW)
     is_empty = True
@@ -106,6 +127,11 @@ def _rows(
         yield row_start, _parse_row(row, path, row_start.number, root, need_texts)
     if is_empty:
         raise ValueError(f"{path} holds no rows.")
+
+
+def _without_offsets(rows: Iterable[object]) -> Iterator[tuple[RowStart, object]]:
+    """Yield rows with their numbers: such a file is read from its beginning, as a single part."""
+    return ((RowStart(number), row) for number, row in enumerate(rows))
 
 
 def _coco_rows(path: Path) -> list[dict[str, Any]]:
@@ -126,22 +152,29 @@ def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: boo
     location = f"{path}, row {number}"
     if not isinstance(row, dict):
         raise ValueError(f'{location}: a row must be an object with "image" and "caption", not a {type(row).__name__}.')
-    image, caption = row.get("image"), row.get("caption", [])
+    image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
+    caption = next((row[name] for name in TEXT_COLUMNS if name in row), MISSING if need_texts else None)
     if image is None and "url" in row:
         raise ValueError(
             f"{location} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
             "in its place."
         )
     if not isinstance(image, str) or not image:
-        raise ValueError(f'{location}: "image" must be a path, not {image!r}.')
-    texts = [caption] if isinstance(caption, str) else caption
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or (need_texts and not texts):
-        raise ValueError(f'{location}: "caption" must be a text or a list of texts, not {row.get("caption")!r}.')
+        raise ValueError(f'{location}: "image" must be a path, not {image!r}; its columns are {_columns(row)}.')
+    texts = [caption] if isinstance(caption, str) else [] if caption is None else caption
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        problem = f"is missing; its columns are {_columns(row)}" if texts is MISSING else f"not {caption!r}"
+        raise ValueError(f'{location}: "caption" must be a text or a list of texts, {problem}.')
     coco_name = COCO_FILE_NAME.search(image)
     image_id = row.get("image_id", row.get("img_id", int(coco_name[1]) if coco_name else image))
     if not isinstance(image_id, int | str):
         raise ValueError(f'{location}: "image_id" must be a number or a string, not {image_id!r}.')
-    picture: CaptionedImage = {"key": image, "image": root / image, "texts": list(texts), "image_id": image_id}
+    texts = [text for text in texts if text.strip()]
+    picture: CaptionedImage = {"key": image, "image": root / image, "texts": texts, "image_id": image_id}
     if isinstance(row.get("domain"), str):
         picture["domain"] = row["domain"]
     return picture
+
+
+def _columns(row: dict[str, Any]) -> str:
+    return ", ".join(map(repr, row))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blipcore.data.eval_pictures import StoredImage
 from blipcore.data.transforms import Transform, load_image
 
 Record = Mapping[str, Any]  # a row of `annotations`, `vqa_nlvr` or `classes`
@@ -46,8 +47,8 @@ class EvalBatches:
             return torch.stack([self._read_picture(path) for path in record["images"]])
         return self._read_picture(record["image"])
 
-    def _read_picture(self, path: Path) -> Tensor:
+    def _read_picture(self, image: Path | StoredImage) -> Tensor:
         try:
-            return self.transform(load_image(path), None)
+            return self.transform(load_image(image.read_bytes()), None)
         except OSError as error:
-            raise ValueError(f"The picture {path} cannot be read: {error}.") from error
+            raise ValueError(f"The picture {image} cannot be read: {error}.") from error

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from blipcore.data.annotation_datasets import AnnotationDataset
 from blipcore.data.dataset import DatasetEntry, ShardedDataset, stable_id
+from blipcore.data.picture_lists import is_picture_list, no_dataset, pack_first
 from blipcore.io.json_rows import JSON_LINES_SUFFIXES
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
@@ -40,19 +41,19 @@ SHARDS_PER_TASK = 32
 
 
 def open_dataset(path: str | AnyPath, image_root: str | Path | None = None) -> ShardedDataset:
-    """Open a filtered set, a shard set or an annotation file.
+    """Open a filtered set, a shard set, annotations or a folder or table of pictures with captions.
 
     Raises FileNotFoundError if there is nothing at `path`, ValueError if it is no data set or has no entry.
     """
     location = to_path(path)
-    if isinstance(location, Path) and location.is_file() and location.suffix.lower() in (".json", *JSON_LINES_SUFFIXES):
+    if isinstance(location, Path) and is_annotations(location):
         dataset: ShardedDataset = AnnotationDataset(location, image_root)
     elif location.is_dir():
         dataset = _open_folder(location)
     elif location.exists():
         raise _not_a_dataset(location)
     else:
-        raise FileNotFoundError(f"No data set at {path}.")
+        raise no_dataset(str(path))
     if not sum(dataset.counts):
         problem = next((f" ({name}: {reason})" for name, reason in dataset.problems.items()), "")
         raise ValueError(f"{path} holds no picture with a text to train on{problem}.")
@@ -67,14 +68,19 @@ def _open_folder(folder: AnyPath) -> ShardedDataset:
         return ShardSetDataset(folder, tars, tables)
     if tables:
         return FilteredDataset(folder, tables)
+    if not names:
+        raise ValueError(f"{folder} is empty.")
     raise _not_a_dataset(folder)
 
 
+def is_annotations(path: Path) -> bool:
+    """Return whether a path is a JSON file, or a folder or table of pictures with captions."""
+    is_json = path.is_file() and path.suffix.lower() in (".json", *JSON_LINES_SUFFIXES)
+    return is_json or is_picture_list(path)
+
+
 def _not_a_dataset(path: AnyPath) -> ValueError:
-    return ValueError(
-        f"{path} is no data set: give a filtered set (tables and manifest.json), a shard set (a folder of .tar files) "
-        "or an annotation file (.json or .jsonl)."
-    )
+    return pack_first(str(path), "is no filtered set, shard set or annotation file")
 
 
 class _TarDataset:
@@ -145,7 +151,9 @@ def _read_image_folder(folder: AnyPath) -> AnyPath:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         images = resolve_reference(folder, manifest["images"])
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds tables but no manifest.json that gives the path of its shard set.") from None
+        raise pack_first(
+            str(folder), "holds tables but no manifest.json that gives the path of its shard set"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{path} has no "images": the path of the shard set.') from None
     if "stage" in manifest and "counts" not in manifest:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blipcore.data.annotation_datasets import AnnotationDataset
 from blipcore.data.dataset import DatasetEntry, Sample, ShardedDataset
 from blipcore.data.shard_datasets import open_dataset
 from blipcore.data.shuffle import Mixture, Shuffle, hash_index
@@ -101,6 +102,12 @@ class Stream:
         raise ValueError(
             f"{MAX_REPLACEMENTS} pictures in a row of {self.datasets[index].name} cannot be read, the last: {problem}."
         )
+
+    def check_pictures(self) -> None:
+        """Look for the pictures of annotations; raise ValueError if a file has none, record those that are missing."""
+        for dataset in self.datasets:
+            if isinstance(dataset, AnnotationDataset):
+                dataset.check_pictures()
 
     def pop_problems(self) -> dict[str, str]:
         """Return the problems (name -> reason) met since the last call; `problems` keeps them all."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from blipcore.data.annotations import ROWS_PER_PART, ListPart
-from blipcore.io.json_rows import FIRST_ROW, RowStart, read_json_rows
+from blipcore.io.json_rows import FIRST_ROW, JSON_LINES_SUFFIXES, RowStart, read_json_rows
 
 VISUAL_GENOME_WEIGHT = 0.2  # weight of an answer that one person gave (official data set code)
 LABELS = {"True": True, "False": False, True: True, False: False}
@@ -97,6 +97,8 @@ def split_list(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart]:
 
 def _rows(path: Path, part: ListPart | None) -> Iterator[tuple[RowStart, object]]:
     """Yield the rows of a file or a part with their starts; raise ValueError if there is none."""
+    if path.exists() and path.suffix.lower() not in (".json", *JSON_LINES_SUFFIXES):
+        raise ValueError(f"{path} is no annotation file: questions and pairs come in a .json or .jsonl file.")
     is_empty = True
     for start, row in read_json_rows(path, part.start if part else FIRST_ROW):
         if part and start.number >= part.stop:

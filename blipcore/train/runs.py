@@ -10,6 +10,7 @@ import torch
 
 from blipcore import distributed
 from blipcore.checkpoints.load import DEFAULT_TOKENIZER, load_for_training
+from blipcore.checkpoints.numerics import Numerics
 from blipcore.checkpoints.start_from import (
     StartingWeights,
     load_bert,
@@ -83,6 +84,7 @@ class PretrainRun:
     preset: Preset | None = None  # default: base, but with the sizes of `vision` and `text`
     model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
     init: str | None = None  # checkpoint to continue from
+    numerics: Numerics = "official"  # numbers of a Hugging Face `init` (see `blipcore.checkpoints.numerics`)
     vision: str | None = None  # image encoder to start from: state-dict file, open_clip:ARCH/TAG, timm:NAME or hub id
     text: str | None = None  # text transformer to start from: BERT folder or hub id
     # path, hub id, or "train:N" to learn N word pieces from the data; default: that of `text` or `init`, or BERT's
@@ -100,6 +102,7 @@ class FinetuneRun:
     task: Literal["caption", "retrieval", "vqa", "nlvr"]
     annotations: list[str]
     init: str | None = None  # checkpoint to start from; default: a new model of the size `preset`
+    numerics: Numerics = "official"  # numbers of a Hugging Face `init` (see `blipcore.checkpoints.numerics`)
     preset: Preset | None = None
     model: dict[str, Any] = field(default_factory=dict)  # sizes that differ from the preset, as in config.json
     tokenizer: str | None = None  # default: the checkpoint's; "train:N" for a new model, as in PretrainRun
@@ -146,12 +149,13 @@ def pretrain(run: PretrainRun, out: Path, may_change: bool = False) -> dict[str,
     if run.init:
         # "train:N" is for new models: a checkpoint keeps its tokenizer.
         tokenizer_path = run.tokenizer if not (run.tokenizer or "").startswith("train:") else None
-        model, tokenizer, extra = load_for_training(run.init, PRETRAIN_PARTS, tokenizer_path, image_size)
+        model, tokenizer, extra = load_for_training(run.init, PRETRAIN_PARTS, tokenizer_path, image_size, run.numerics)
         _require_sizes(run, model.config)
         image_size = model.config.vision.image_size
     preset = run.preset or "base"
     image_size = image_size or PRESETS[preset].vision.image_size
     stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root)
+    distributed.run_on_main(stream.check_pictures)
     if not run.init:
         tokenizer = open_tokenizer(run.tokenizer or run.text or DEFAULT_TOKENIZER, stream)
         model = Blip(model_config(preset, _model_overrides(run, vision, text), len(tokenizer)))
@@ -162,7 +166,7 @@ def pretrain(run: PretrainRun, out: Path, may_change: bool = False) -> dict[str,
     task = PretrainTask(model, tokenizer, run.task)
     if run.init and not (vision or text):
         task.load_extra(extra)
-    return Trainer(task, stream, run.train, out, resolved=asdict(run), may_change=may_change).fit()
+    return Trainer(task, stream, run.train, out, resolved=_resolve(run), may_change=may_change).fit()
 
 
 @_in_process_group
@@ -174,7 +178,7 @@ def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str,
     torch.manual_seed(run.train.seed)
     spec = TASKS[run.task]
     if run.init:
-        model, tokenizer, extra = load_for_training(run.init, spec.needs, run.tokenizer, run.image_size)
+        model, tokenizer, extra = load_for_training(run.init, spec.needs, run.tokenizer, run.image_size, run.numerics)
         stream = _finetune_stream(run, model.config.vision.image_size)
     else:
         assert run.preset is not None  # see `FinetuneRun.__post_init__`
@@ -191,12 +195,20 @@ def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str,
     task = spec.task(model.select_parts(*spec.parts), tokenizer, getattr(run, run.task))
     task.load_extra(extra)
     validator = make_validator(run, tokenizer, stream)
-    return Trainer(task, stream, run.train, out, asdict(run), validator, may_change).fit()
+    return Trainer(task, stream, run.train, out, _resolve(run), validator, may_change).fit()
+
+
+def _resolve(run: PretrainRun | FinetuneRun) -> dict[str, Any]:
+    """Return the settings to record. The default `numerics` is left out, as in runs of earlier versions."""
+    settings = asdict(run)
+    return settings if run.numerics != "official" else {k: v for k, v in settings.items() if k != "numerics"}
 
 
 def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:
     transform, opener = run.augment.transform(image_size), TASKS[run.task].opener
-    return Stream(run.annotations, transform, run.train.seed, run.image_root, opener=opener)
+    stream = Stream(run.annotations, transform, run.train.seed, run.image_root, opener=opener)
+    distributed.run_on_main(stream.check_pictures)
+    return stream
 
 
 def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Validator | None:
@@ -207,6 +219,7 @@ def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Va
     # Captions start with the prompt that the task trains on.
     config = replace(config, generate=replace(config.generate, prompt=run.caption.prompt))
     evaluator = make_evaluator(run.task, annotations, run.image_root, config)
+    distributed.run_on_main(lambda: evaluator.check_pictures(annotations, run.image_root))
 
     def evaluate(model: Blip) -> dict[str, float]:
         transform = EvalTransform(model.config.vision.image_size)

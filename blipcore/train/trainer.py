@@ -94,6 +94,9 @@ class Trainer:
         optimizer = self._prepare()
         messages = [memory, *self._resume(optimizer, changes)]
         state = self.state
+        found = self.stream.pop_problems()  # while it was opened
+        state.problems |= found
+        messages += [f"{name}: {reason}" for name, reason in found.items()]
         state.steps = self.config.steps
         with stop_signals() as signals, self._display() as display, self._logs() as log:
             for message in messages:
@@ -116,7 +119,8 @@ class Trainer:
                     display.print(f"stopped and saved at step {state.step}; run the same command again to resume")
                     raise SystemExit(128 + stop_signal)
             for name, reason in self._shown_problems().items():
-                display.print(f"unreadable, replaced by the next: {name}: {reason}")
+                if name not in found:
+                    display.print(f"unreadable, replaced by the next: {name}: {reason}")
         return self._finish()
 
     def _check_memory(self) -> str:

@@ -96,6 +96,34 @@ def test_annotations_without_scores_are_refused_before_a_model_is_loaded(
         evaluate(EvaluateRun("caption", str(annotations), "nowhere"))
 
 
+def test_pictures_that_cannot_be_read_are_named_before_a_model_is_loaded(annotations: Path, tmp_path: Path) -> None:
+    (tmp_path / f"{COLOURS[0]}.png").write_bytes(b"cut")
+    for task in ("caption", "retrieval"):
+        run = EvaluateRun(task, str(annotations), "nowhere", words="plain")
+        with pytest.raises(ValueError, match=rf"1 picture of .* cannot be decoded: .*{COLOURS[0]}\.png"):
+            evaluate(run)
+    (tmp_path / f"{COLOURS[0]}.png").unlink()
+    with pytest.raises(ValueError, match=rf"1 picture of .* cannot be found: {COLOURS[0]}\.png"):
+        evaluate(EvaluateRun("retrieval", str(annotations), "nowhere"))
+
+
+def test_retrieval_needs_a_caption_of_each_picture(annotations: Path) -> None:
+    rows = [{"image": f"{colour}.png", "caption": " " if n else "x"} for n, colour in enumerate(COLOURS)]
+    annotations.write_text(json.dumps(rows))
+    with pytest.raises(
+        ValueError, match=rf"has {len(COLOURS) - 1} pictures without a caption, the first {COLOURS[1]}\.png"
+    ):
+        make_evaluator("retrieval", str(annotations), None, ValidationConfig())
+
+
+def test_texts_of_several_pictures_are_counted_and_explained(model: str, annotations: Path, capsys: Any) -> None:
+    rows = [{"image": f"{colour}.png", "caption": "a wall"} for colour in COLOURS]
+    annotations.write_text(json.dumps(rows))
+    summary = evaluate(EvaluateRun("retrieval", str(annotations), model, device="cpu"))
+    assert (summary["i2t_r@1"], summary["same_text_i2t_r@1"]) == (0.0, 100.0)
+    assert f"{len(COLOURS)} texts also belong to another picture" in capsys.readouterr().err
+
+
 def test_a_task_without_an_evaluator_is_an_error() -> None:
     with pytest.raises(ValueError, match="'pretrain' has no evaluator; tasks with one are caption, retrieval"):
         make_evaluator("pretrain", "pairs.json", None, ValidationConfig())

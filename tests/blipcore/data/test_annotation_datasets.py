@@ -87,3 +87,26 @@ def test_a_pair_with_a_missing_picture_is_replaced_and_named(write: Write, tmp_p
     stream = Stream([str(path)], EvalTransform(4), opener=PairDataset)
     assert {stream.sample(n)["image"].shape for n in range(2)} == {torch.Size([2, 3, 4, 4])}
     assert stream.pop_problems() == {"b.png": "no such file"}
+
+
+def test_missing_pictures_are_counted_before_training(write: Write, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [{"image": f"{name}.png", "caption": "x"} for name in "abcde"]
+    stream = Stream([str(write(*rows, {"image": "a.png", "caption": ""}))], EvalTransform(4))
+    stream.check_pictures()
+    assert stream.pop_problems() == {
+        str(tmp_path / "rows.json"): "1 row without a caption, not used; 4 pictures not found, replaced by the next: "
+        "b.png, c.png, d.png and 1 more"
+    }
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"None of the 5 pictures of .*rows.json exists.*--image-root"):
+        stream.check_pictures()
+
+
+@pytest.mark.parametrize(("opener", "row"), [(QuestionDataset, VQA), (PairDataset, PAIR)])
+def test_pictures_of_questions_and_pairs_are_checked_too(write: Write, tmp_path: Path, opener: Any, row: Any) -> None:
+    stream = Stream([str(write(row))], EvalTransform(4), opener=opener)
+    with pytest.raises(ValueError, match=r"None of the .* of .* exists: the first would be .*a.png"):
+        stream.check_pictures()
+    with pytest.raises(ValueError, match=r"questions and pairs come in a \.json or \.jsonl file"):
+        Stream([str(tmp_path)], EvalTransform(4), opener=opener)

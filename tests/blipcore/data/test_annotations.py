@@ -100,7 +100,6 @@ def test_coco_and_nocaps_annotation_files(tmp_path: Path) -> None:
         ({"images": [{"id": 3}]}, 'image 0 has no "file_name", so this file can only be used for scoring'),
         ({"annotations": [{"image_id": 4, "caption": "x"}]}, "annotation 0: .* none of the images"),
         ({"annotations": [{"image_id": 3, "bbox": [1]}]}, "annotation 0: .* is this a file of captions"),
-        ({"annotations": [{"image_id": 3, "caption": "x"}]}, 'row 0: "caption" must be'),
     ],
 )
 def test_errors_in_a_coco_file_name_the_entry(tmp_path: Path, change: Any, words: str) -> None:
@@ -121,7 +120,16 @@ def test_errors_in_a_coco_file_name_the_entry(tmp_path: Path, change: Any, words
         ([{"caption": "x"}], 'row 0: "image" must be a path'),
         ([{"url": "http://x/a.jpg", "caption": "x"}], "row 0 has a URL.*capfilt download .*s.json DATA"),
         ([{"image": "a"}], 'row 0: "caption" must be'),
-        ([{"image": "a", "caption": []}], 'row 0: "caption" must be'),
+        ([{"image": "a", "caption": []}], "No picture of .* has a caption with a text"),
+        (
+            [{"image": "a", "caption": " "}, {"image": "b", "caption": None}],
+            "No picture of .* has a caption with a text",
+        ),
+        (
+            [{"image": "a", "question": "what?"}],
+            "\"caption\" must be .* is missing; its columns are 'image', 'question'",
+        ),
+        ([{"picture": "a", "caption": "x"}], "\"image\" must be a path, .* its columns are 'picture', 'caption'"),
         ([{"image": "a", "caption": ["x", 3]}], 'row 0: "caption" must be'),
         ([{"image": "a", "caption": "x", "image_id": [1]}], 'row 0: "image_id" must be'),
     ],
@@ -152,3 +160,16 @@ def test_parts_make_up_the_list_and_keep_consecutive_rows_of_a_picture_together(
 def test_a_picture_may_appear_in_several_parts(tmp_path: Path) -> None:
     rows = [{"image": f"{n % 3}.jpg", "caption": str(n)} for n in range(9)]
     assert [part.pictures for part in split_captions(write(tmp_path, rows), rows=4)] == [3, 3, 1]
+
+
+def test_empty_texts_do_not_count_and_their_rows_are_counted(tmp_path: Path) -> None:
+    rows = [{"image": "a", "caption": ["x", " "]}, {"image": "b", "caption": ""}, {"image": "c", "caption": "y"}]
+    path = write(tmp_path, rows)
+    assert [(row["key"], row["texts"]) for row in read_captioned_images(path)] == [("a", ["x"]), ("c", ["y"])]
+    assert [(part.pictures, part.blank_rows) for part in split_captions(path)] == [(2, 1)]
+    assert [row["texts"] for row in read_captioned_images(path, need_texts=False)] == [["x"], [], ["y"]]
+
+
+def test_rows_of_an_image_folder_are_read_by_their_names(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"file_name": "a.png", "text": "x"}])
+    assert [(row["key"], row["texts"]) for row in read_captioned_images(path)] == [("a.png", ["x"])]

@@ -152,7 +152,11 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
 def test_paths_without_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No data set at"):
         open_dataset(tmp_path / "absent")
-    (tmp_path / "x.csv").write_text("a,b")
-    for path in (tmp_path, tmp_path / "x.csv"):
-        with pytest.raises(ValueError, match="is no data set: give"):
+    with pytest.raises(ValueError, match="is empty"):
+        open_dataset(tmp_path)
+    (tmp_path / "x.zip").write_text("a,b")
+    for path in (tmp_path, tmp_path / "x.zip"):
+        with pytest.raises(
+            ValueError, match=r"is no filtered set, shard set or annotation file\. Make a shard set of it"
+        ):
             open_dataset(path)
