@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blipcore.io.reading import open_read
-from blipcore.io.storage import file_size, to_path
+from blipcore.io.storage import AnyPath, file_size, to_path
+from capfilt.ingest.picture_names import PictureNames
 from capfilt.ingest.table_pictures import TableColumns, open_columns
 
 
@@ -18,6 +22,23 @@ class MissingPictureError(Exception):
     def __init__(self, outcome: str, message: str) -> None:
         super().__init__(message)
         self.outcome = outcome
+
+
+DIGESTS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of hex digits
+
+
+def check_digest(data: bytes, expected: str) -> None:
+    """Check the bytes of a picture as they were received against a hex digest, such as `9e10…` or `sha256:9e10…`.
+
+    Raises MissingPictureError with the outcome "wrong_checksum" if they differ, or if `expected` is no digest.
+    """
+    digest = expected.strip().lower().rpartition(":")[2]
+    name = DIGESTS.get(len(digest))
+    if name is None or not set(digest) <= set("0123456789abcdef"):
+        raise MissingPictureError("wrong_checksum", f"{expected[:160]!r} is no hex digest of md5, sha1, sha256, sha512")
+    actual = hashlib.new(name, data, usedforsecurity=False).hexdigest()
+    if actual != digest:
+        raise MissingPictureError("wrong_checksum", f"the {name} is {actual}, the list has {digest}")
 
 
 class PictureBytesReader:
@@ -35,7 +56,7 @@ class PictureBytesReader:
         Raises MissingPictureError, FileNotFoundError or PermissionError.
         """
         if column is not None:
-            return self._check_cell(self._open_table(path, column).read(offset or 0)[0])
+            return self._read_cell(self._open_table(path, column).read(offset or 0)[0], path)
         if offset is None:
             return self._read_file(path)
         self._require_small(size or 0)
@@ -47,7 +68,10 @@ class PictureBytesReader:
         if "://" in path:
             remote = to_path(path)
             self._require_small(file_size(remote))
-            return remote.read_bytes()
+            try:
+                return remote.read_bytes()
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:  # a damaged member of an archive
+                raise MissingPictureError("decode_error", f"cannot be unpacked: {error}") from None
         # Checked before it is opened: reading a pipe or a device would never end.
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -70,15 +94,29 @@ class PictureBytesReader:
             self._path = f"{path}#{column}"
         return self._table
 
-    def _check_cell(self, cell: Any) -> bytes:
+    def _read_cell(self, cell: Any, table: str) -> bytes:
         """Return the bytes of a cell: bytes, or Hugging Face's struct of bytes and path."""
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if data is None and isinstance(cell, dict) and cell.get("path"):
-            raise MissingPictureError("not_found", f"its bytes are not in the table: {str(cell['path'])[:200]}")
+            return self._read_named(str(cell["path"]), to_path(table).parent)
         if not isinstance(data, bytes):
             raise MissingPictureError("not_found", "no bytes in the row")
         self._require_small(len(data))
         return data
+
+    def _read_named(self, name: str, folder: AnyPath) -> bytes:
+        """Return the bytes of a file that a table in `folder` names, as `to_parquet` of `datasets` writes it."""
+        names = PictureNames(folder)
+        relative = names.relative(name)
+        if relative is None:
+            remedy = "give the folder of the pictures as SOURCE, and the table with --annotations"
+            raise MissingPictureError(
+                "forbidden", f"its bytes are not in the table, and {name[:200]} is outside of {folder}; {remedy}"
+            )
+        found = names.find(relative)
+        if found is None:
+            raise MissingPictureError("not_found", f"its bytes are not in the table: {name[:200]}")
+        return self._read_file(str(names.root / found))
 
     def _require_small(self, size: int) -> None:
         if size > self.max_bytes:

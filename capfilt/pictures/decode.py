@@ -1,6 +1,8 @@
-"""Decodes pictures to upright 8-bit RGB, or raises a `DecodeError` with the reason.
+"""Decodes pictures to upright 8-bit sRGB, or raises a `DecodeError` with the reason.
 
-All stages decode with this module, so they see the same pixels.
+All stages decode with this module, so they see the same pixels. A picture may have at most `MAX_PIXELS`, unless the
+shard set was written with a higher limit. The pictures that the threads of a process decode at the same time share
+`DECODE_BYTES`.
 """
 
 from __future__ import annotations
@@ -8,16 +10,25 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from PIL import Image
 
-from blipcore.io.images import EXIF_ORIENTATION, open_picture, read_orientation, upright_rgb
+from blipcore.io.images import EXIF_ORIENTATION, missing_decoder, open_picture, read_orientation, upright_rgb
+from blipcore.io.jpeg_xl import jpeg_xl_size
 from blipcore.io.messages import one_line
+from capfilt.pictures.decode_memory import DecodeMemory
 
-# About 240 MB once decoded to RGB. A larger picture counts as a decompression bomb.
+# A larger picture counts as a decompression bomb, unless the setting `max_pixels` is higher.
 MAX_PIXELS = 80_000_000
+DECODE_BYTES = 1 << 30
+# Peak memory of decoding per pixel, measured: the decoder's own buffers, Pillow's 4 bytes, and the upright copy.
+BYTES_PER_PIXEL = 12
+BYTES_PER_PIXEL_OF = {"JPEG2000": 24, "AVIF": 16, "HEIF": 16, "JXL": 32, "WEBP": 18}
+
+_HOW_TO_RAISE = "the limit is the setting max_pixels"
+_memory = DecodeMemory(DECODE_BYTES)
 
 # The user cannot act on warnings about corrupt EXIF or odd palettes, which disturb the progress bar.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -31,10 +42,25 @@ class DecodeError(ValueError):
         self.reason = reason
 
 
-def decode_picture(data: bytes) -> Image.Image:
-    """Return an upright 8-bit RGB image: EXIF orientation applied, 16 bits scaled, transparency on white."""
-    with _named_errors():
-        return upright_rgb(_open(data))
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an upright 8-bit sRGB image: EXIF orientation and ICC profile applied, 16 bits scaled, white below."""
+    with decoded_picture(data, max_pixels) as image:
+        return image
+
+
+@contextmanager
+def decoded_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Yield the image of `decode_picture`; until the end of the block, its memory counts as used."""
+    with ExitStack() as reserved:
+        with _named_errors():
+            pixels = _check_jpeg_xl(data, max_pixels)
+            if pixels:
+                reserved.enter_context(_memory.reserve(pixels * BYTES_PER_PIXEL_OF["JXL"]))
+            image = _open(data, max_pixels)
+            if not pixels:
+                reserved.enter_context(_memory.reserve(_decoding_bytes(image)))
+            image = upright_rgb(image)
+        yield image
 
 
 class StoredJpeg(NamedTuple):
@@ -45,16 +71,23 @@ class StoredJpeg(NamedTuple):
     height: int
     original_width: int
     original_height: int
+    dhash: str
 
 
-def to_jpeg(data: bytes, max_side: int = 0, quality: int = 95, default_orientation: int = 1) -> StoredJpeg:
+def to_jpeg(
+    data: bytes,
+    max_side: int = 0,
+    quality: int = 95,
+    default_orientation: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> StoredJpeg:
     """Convert a picture to an upright JPEG whose longer side is at most `max_side` pixels (0: no limit).
 
-    An upright JPEG in RGB or grey that is small enough keeps its bytes, after a full decode that finds damage.
-    `default_orientation` is the EXIF orientation of pictures without one.
+    An upright JPEG in RGB or grey that is small enough keeps its bytes, and so its ICC profile. All others are
+    converted to sRGB and have no profile. `default_orientation` is the EXIF orientation of pictures without one.
     """
     with _named_errors():
-        image = _open(data)
+        image = _open(data, max_pixels)
         if default_orientation != 1:
             with suppress(Exception):  # unreadable EXIF raises struct.error and others
                 image.getexif().setdefault(EXIF_ORIENTATION, default_orientation)
@@ -64,9 +97,9 @@ def to_jpeg(data: bytes, max_side: int = 0, quality: int = 95, default_orientati
         if shrink and is_jpeg:
             # skips most of the work on a large photograph
             image.draft(None, (2 * max_side, 2 * max_side))
-        image.load()
         if is_jpeg and image.mode in ("RGB", "L") and exif_orientation == 1 and not shrink:
-            return StoredJpeg(data, width, height, width, height)
+            # The hash decodes every block of the JPEG, at a low resolution: that finds damage as a full decode does.
+            return StoredJpeg(data, width, height, width, height, difference_hash(data, max_pixels))
         picture = upright_rgb(image)
         if not is_jpeg:  # the decoders of some formats rotate the picture
             width, height = picture.size
@@ -76,16 +109,18 @@ def to_jpeg(data: bytes, max_side: int = 0, quality: int = 95, default_orientati
             picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality)
-        return StoredJpeg(buffer.getvalue(), *picture.size, width, height)
+        stored = buffer.getvalue()
+        return StoredJpeg(stored, *picture.size, width, height, difference_hash(stored, max_pixels))
 
 
-def difference_hash(data: bytes) -> str:
+def difference_hash(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     """Return 64 bits as 16 hex digits: for each of 8 x 8 patches, 1 if it is darker than the patch to its right."""
     import numpy as np
 
     with _named_errors():
-        image = _open(data)
+        image = _open(data, max_pixels)
         image.draft("L", (64, 64))  # decodes a JPEG at a low resolution only
+        image.info.pop("icc_profile", None)
         image = upright_rgb(image).convert("L")
         small = np.asarray(image.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return np.packbits(small[:, :-1] < small[:, 1:]).tobytes().hex()
@@ -103,16 +138,37 @@ def _named_errors() -> Iterator[None]:
         raise DecodeError("truncated" if is_truncated else "corrupt", one_line(error)) from None
 
 
-def _open(data: bytes) -> Image.Image:
+def _decoding_bytes(image: Image.Image) -> int:
+    """Return an upper bound of the memory for decoding an opened picture."""
+    return image.width * image.height * BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
+
+
+def _check_jpeg_xl(data: bytes, max_pixels: int) -> int:
+    """Return the pixels of a JPEG XL, 0 for other formats; its plug-in decodes a file as soon as it is opened."""
+    width, height = (None if missing_decoder(data[:16]) else jpeg_xl_size(data)) or (0, 0)
+    _require_few_pixels(width, height, max_pixels)
+    return width * height
+
+
+def _require_few_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        detail = f"{width} x {height} is more than {max_pixels:,} pixels ({_HOW_TO_RAISE})"
+        raise DecodeError("too_many_pixels", detail)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise DecodeError("empty")
+    _check_jpeg_xl(data, max_pixels)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         image = open_picture(data)
     except Image.UnidentifiedImageError:
         is_html = data[:256].lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<body"))
-        raise DecodeError("not_a_picture", "HTML" if is_html else f"starts with {data[:8]!r}") from None
+        detail = "HTML" if is_html else missing_decoder(data[:16]) or f"starts with {data[:8]!r}"
+        raise DecodeError("not_a_picture", detail) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DecodeError("too_many_pixels", one_line(error)) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise DecodeError("too_many_pixels", f"{image.width} x {image.height}")
+        raise DecodeError("too_many_pixels", f"{one_line(error)} ({_HOW_TO_RAISE})") from None
+    _require_few_pixels(image.width, image.height, max_pixels)
     return image

@@ -22,7 +22,7 @@ from PIL import Image
 from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import AnyPath
 from blipcore.io.tars import TarProblem
-from capfilt.pictures.decode import DecodeError, decode_picture
+from capfilt.pictures.decode import MAX_PIXELS, DecodeError, decoded_picture
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class ReadAhead(Generic[T]):
     prepare: Callable[[Image.Image], T]
     ahead: int = 64
     threads: int = 2
+    max_pixels: int = MAX_PIXELS
     clock: Callable[[], float] = time.perf_counter
     counts: Counter[str] = field(default_factory=Counter, init=False)
     waited: float = field(default=0.0, init=False)
@@ -68,7 +69,7 @@ class ReadAhead(Generic[T]):
 
         Both share threads and room. Iterate over it after this one, or close it.
         """
-        following = ReadAhead(tar, self.prepare, self.ahead, self.threads, self.clock)
+        following = ReadAhead(tar, self.prepare, self.ahead, self.threads, self.max_pixels, self.clock)
         following._pool, self._has_next = self._start(), True
         following._pool.tars.put(following)
         return following
@@ -129,7 +130,8 @@ class ReadAhead(Generic[T]):
         if sample.error is not None:
             return PreparedPicture(sample.key, sample.text, None, sample.error)
         try:
-            return PreparedPicture(sample.key, sample.text, self.prepare(decode_picture(sample.image)))
+            with decoded_picture(sample.image, self.max_pixels) as image:
+                return PreparedPicture(sample.key, sample.text, self.prepare(image))
         except DecodeError as error:
             return PreparedPicture(sample.key, sample.text, None, error.reason)
 

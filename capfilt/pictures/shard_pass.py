@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from capfilt.pictures.decode import MAX_PIXELS
 from capfilt.pictures.read_ahead import PreparedPicture, ReadAhead, decode_threads
 from capfilt.shards.shard_set import ShardSet
 
@@ -128,6 +129,7 @@ class PictureReader:
 
     def __init__(self, images: ShardSet, ahead: int) -> None:
         self.images, self.ahead = images, ahead
+        self._max_pixels = max(MAX_PIXELS, images.max_pixels() or 0)
         # the next shard, or the current one if none follows
         self._latest: ReadAhead[Any] | None = None
 
@@ -166,5 +168,6 @@ class PictureReader:
         tar = self.images.tar(shard)
         if self._latest is None or (self._latest.tar, self._latest.prepare) != (tar, prepare):
             self.close()
-            self._latest = ReadAhead(tar, prepare, ahead=self.ahead, threads=decode_threads(cores))
+            threads = decode_threads(cores)
+            self._latest = ReadAhead(tar, prepare, self.ahead, threads, self._max_pixels)
         return self._latest

@@ -47,6 +47,12 @@ class ShardSet:
             raise ValueError(_explain_no_shards(folder, names, manifest))
         return ShardSet(folder, shards)
 
+    def max_pixels(self) -> int | None:
+        """Return the pixel limit with which the set was written; None if its manifest names none."""
+        config = (read_manifest(self.path) or {}).get("config")
+        limit = config.get("max_pixels") if isinstance(config, dict) else None
+        return limit if isinstance(limit, int) else None
+
     def tar(self, shard: str) -> AnyPath:
         return self.path / f"{shard}.tar"
 

@@ -1,20 +1,21 @@
-"""Decodes bodies by their Content-Encoding: gzip and deflate, and br and zstd if a decoder is installed.
+"""Decodes bodies by their Content-Encoding: gzip, deflate, br and zstd.
 
 Every request asks for `identity`, but some servers always compress.
 """
 
 from __future__ import annotations
 
-import io
+import threading
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 # Parts of messages by which `attempts.classify_failure` finds the outcome.
 UNKNOWN_ENCODING, BROKEN_ENCODING = "content encoding without a decoder", "broken content encoding"
 MAX_LAYERS = 5  # encodings of one body, as in urllib3
 # First bytes of pictures. None is the start of a compressed stream.
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0", b"\xff\x0a")
-ZSTD_WINDOW = 1 << 23  # bytes; RFC 8878 asks HTTP servers for no more
+_ARROW_LOCK = threading.Lock()
 
 
 class EncodingError(ValueError):
@@ -75,34 +76,18 @@ def _inflate(body: bytes, max_bytes: int, wbits: int, name: str) -> tuple[bytes,
     return decoded, stream.unused_data
 
 
-def _decode_brotli(body: bytes, max_bytes: int) -> bytes:
-    try:
-        import brotli
-    except ImportError:
-        raise EncodingError(f"{UNKNOWN_ENCODING}: br; run: pip install 'brotli>=1.2'") from None
-    stream = brotli.Decompressor()
-    try:
-        decoded = stream.process(body, output_buffer_limit=max_bytes + 1)
-    except TypeError:  # without the limit a small body could fill the memory
-        raise EncodingError(f"{UNKNOWN_ENCODING}: br; run: pip install 'brotli>=1.2'") from None
-    except brotli.error as error:
-        raise EncodingError(f"{BROKEN_ENCODING}: br: {error}") from None
-    if not stream.is_finished() and len(decoded) <= max_bytes:
-        raise EncodingError(f"{BROKEN_ENCODING}: br: cut short")
-    return bytes(decoded)
+def _decode_with_arrow(body: bytes, max_bytes: int, name: str) -> bytes:
+    """Decode a stream of "brotli" or "zstd"."""
+    import pyarrow as pa
 
-
-def _decode_zstd(body: bytes, max_bytes: int) -> bytes:
-    try:
-        import zstandard
-    except ImportError:
-        raise EncodingError(f"{UNKNOWN_ENCODING}: zstd; run: pip install zstandard") from None
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-    try:
-        with decompressor.stream_reader(io.BytesIO(body), read_across_frames=True) as stream:
-            return bytes(stream.read(max_bytes + 1))
-    except zstandard.ZstdError as error:
-        raise EncodingError(f"{BROKEN_ENCODING}: zstd: {error}") from None
+    if not pa.Codec.is_available(name):
+        raise EncodingError(f"{UNKNOWN_ENCODING}: {name}, which this build of pyarrow lacks")
+    # One at a time, because a window takes up to 128 MB.
+    with _ARROW_LOCK, pa.input_stream(pa.BufferReader(body), compression=name) as stream:
+        try:
+            return stream.read(max_bytes + 1)
+        except (OSError, pa.ArrowException) as error:
+            raise EncodingError(f"{BROKEN_ENCODING}: {name}: {error}") from None
 
 
 def _refuse_compress(body: bytes, max_bytes: int) -> bytes:
@@ -113,8 +98,8 @@ DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
     "gzip": _gunzip,
     "x-gzip": _gunzip,
     "deflate": _decode_deflate,
-    "br": _decode_brotli,
-    "zstd": _decode_zstd,
+    "br": partial(_decode_with_arrow, name="brotli"),
+    "zstd": partial(_decode_with_arrow, name="zstd"),
     "compress": _refuse_compress,
     "x-compress": _refuse_compress,
 }

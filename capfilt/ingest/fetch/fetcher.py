@@ -12,6 +12,7 @@ program again; this import installs the opener with the safety limits.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -20,12 +21,14 @@ import types
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from capfilt.ingest.fetch.safe_opener import FetchLimits, build_opener
 
 LIMITS_VARIABLE = "CAPFILT_FETCH"  # environment variable with the limits for img2dataset's workers
+SHARED_MEMORY = Path("/dev/shm")  # where Linux has named semaphores
 # X-Robots-Tag directives by which a site opts out: img2dataset's own and `noml`.
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
 
@@ -74,17 +77,34 @@ def _import_img2dataset() -> Any:
     return img2dataset
 
 
-def _exit_with_parent() -> None:
+def remove_semaphores(folder: Path) -> None:
+    """Remove the semaphores of a killed fetcher with settings in `folder`, or in another folder beside it.
+
+    Python removes them by a process of the same group, which is killed with it.
+    """
+    for path in SHARED_MEMORY.glob(f"sem.{_semaphore_prefix(folder)}-*"):
+        path.unlink(missing_ok=True)
+
+
+def _semaphore_prefix(folder: Path) -> str:
+    return f"mp-{blake2b(os.fsencode(folder.resolve().parent), digest_size=6).hexdigest()}"
+
+
+def _exit_with_parent(folder: Path) -> None:
     # The parent never writes, so this returns when the parent is gone. A read of sys.stdin would block this process's
     # own exit.
     os.read(0, 1)
+    remove_semaphores(folder)
     os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
     """Fetch with the given settings; the whole process group exits when the parent does."""
-    config = FetchConfig.read(Path(sys.argv[1]))
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    settings = Path(sys.argv[1])
+    config = FetchConfig.read(settings)
+    # A name by which the semaphores of img2dataset's pool are found again.
+    multiprocessing.current_process()._config["semprefix"] = f"/{_semaphore_prefix(settings.parent)}"  # type: ignore[attr-defined]  # not in typeshed
+    threading.Thread(target=_exit_with_parent, args=(settings.parent,), daemon=True).start()
     os.environ[LIMITS_VARIABLE] = json.dumps(asdict(config.limits))
     _import_img2dataset().download(
         url_list=config.urls,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blipcore.io.storage import to_path
-from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader
+from capfilt.ingest.picture_bytes import MissingPictureError, PictureBytesReader, check_digest
 
 
 def test_a_file_is_read_whole_or_in_part(tmp_path: Path) -> None:
@@ -67,3 +68,20 @@ def test_a_table_can_stay_open_and_a_file_never_does(tmp_path: Path) -> None:
     assert reader._table is None and reader._file is not None
     reader.close(keep_tables=True)
     assert reader._file is None
+
+
+@pytest.mark.parametrize("name", ["md5", "sha1", "sha256", "sha512"])
+def test_a_digest_is_checked_by_its_length(name: str) -> None:
+    digest = hashlib.new(name, b"abc").hexdigest()
+    for expected in (digest, digest.upper(), f" {digest}\n", f"{name}:{digest}"):
+        check_digest(b"abc", expected)
+    with pytest.raises(MissingPictureError, match=f"the {name} is [0-9a-f]+, the list has {digest}") as caught:
+        check_digest(b"abd", digest)
+    assert caught.value.outcome == "wrong_checksum"
+
+
+@pytest.mark.parametrize("expected", ["", "abc", "z" * 64, "0x" + "0" * 62, "d41d8cd98f00b204e9800998ecf8427"])
+def test_text_that_is_no_digest_is_a_wrong_checksum(expected: str) -> None:
+    with pytest.raises(MissingPictureError, match="is no hex digest") as caught:
+        check_digest(b"", expected)
+    assert caught.value.outcome == "wrong_checksum"

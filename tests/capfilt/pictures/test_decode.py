@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from capfilt.pictures.decode import DecodeError, decode_picture, to_jpeg
+from capfilt.pictures.decode import DecodeError, decode_picture, difference_hash, to_jpeg
 
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -25,6 +27,14 @@ def corners() -> Image.Image:
     image.paste((0, 255, 0), (0, 12, 16, 24))
     image.paste((0, 0, 255), (16, 12, 32, 24))
     return image
+
+
+def large_png(width: int, height: int) -> bytes:
+    """Return the start of a PNG of this size, in black and white."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\1\0IDAT"
+    )
 
 
 def is_near(pixel: Any, colour: tuple[int, int, int], tolerance: int = 12) -> bool:
@@ -120,28 +130,54 @@ def test_damaged_files_raise_a_decode_error_or_give_a_picture() -> None:
                 assert error.reason in {"not_a_picture", "truncated", "corrupt", "too_many_pixels"}
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = encode(Image.new("1", (30_000, 30_000)), "PNG")
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = large_png(30_000, 30_000)
     with warnings.catch_warnings(), pytest.raises(DecodeError) as caught:
         warnings.simplefilter("error")
         decode_picture(bomb)
     assert caught.value.reason == "too_many_pixels"
-    monkeypatch.setattr("capfilt.pictures.decode.MAX_PIXELS", 32 * 24 - 1)
-    with pytest.raises(DecodeError, match="too_many_pixels: 32 x 24"):
-        decode_picture(encode(corners(), "PNG"))
+    with pytest.raises(DecodeError, match=r"32 x 24 is more than 767 pixels \(the limit is the setting max_pixels\)"):
+        decode_picture(encode(corners(), "PNG"), max_pixels=32 * 24 - 1)
+
+
+def test_the_pixel_limit_can_be_raised_above_that_of_pillow() -> None:
+    photo = large_png(20_000, 10_000)  # Pillow refuses more than 179 megapixels
+    with pytest.raises(DecodeError, match="truncated"):
+        decode_picture(photo, max_pixels=200_000_000)
+    with pytest.raises(DecodeError, match=r"too_many_pixels: .*setting max_pixels"):
+        decode_picture(photo)
 
 
 def test_to_jpeg_keeps_the_bytes_of_an_intact_small_jpeg() -> None:
     data = encode(corners(), "JPEG")
-    assert to_jpeg(data, 512) == (data, 32, 24, 32, 24)
+    assert to_jpeg(data, 512) == (data, 32, 24, 32, 24, difference_hash(data))
     grey = encode(corners().convert("L"), "JPEG")
     assert to_jpeg(grey, 0).data == grey
+
+
+def test_damage_is_found_without_a_full_decode() -> None:
+    """The bytes of a JPEG are kept if and only if Pillow can decode all of it."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (120, 160, 3), dtype=np.uint8))
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}):
+        intact = encode(noise, "JPEG", **options)
+        for _ in range(25):
+            data = bytearray(intact[: int(rng.integers(len(intact) // 2, len(intact) + 1))])
+            data[int(rng.integers(300, len(data)))] ^= int(rng.integers(1, 256))
+            try:
+                decode_picture(bytes(data))
+            except DecodeError as error:
+                with pytest.raises(DecodeError) as caught:
+                    to_jpeg(bytes(data))
+                assert caught.value.reason == error.reason
+            else:
+                assert to_jpeg(bytes(data)).data == data
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_to_jpeg_converts_other_formats(format: str) -> None:
     stored = to_jpeg(encode(corners(), format), 512)
-    assert stored[1:] == (32, 24, 32, 24)
+    assert stored[1:5] == (32, 24, 32, 24)
     assert stored.data[:3] == b"\xff\xd8\xff"
     assert is_near(decode_picture(stored.data).getpixel((4, 20)), (0, 255, 0), 60)
 
@@ -152,14 +188,14 @@ def test_to_jpeg_rotates_and_shrinks(format: str) -> None:
     exif[0x0112] = 6
     large = corners().resize((1280, 960), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_90)
     stored = to_jpeg(encode(large, format, exif=exif), 256)
-    assert stored[1:] == (256, 192, 1280, 960)
+    assert stored[1:5] == (256, 192, 1280, 960)
     image = decode_picture(stored.data)
     assert image.size == (256, 192)
     assert is_near(image.getpixel((128, 20)), (255, 0, 0))
     assert is_near(image.getpixel((40, 150)), (0, 255, 0))
     assert is_near(image.getpixel((200, 150)), (0, 0, 255))
     rotated = to_jpeg(encode(large, format, exif=exif))
-    assert rotated[1:] == (1280, 960, 1280, 960)
+    assert rotated[1:5] == (1280, 960, 1280, 960)
     assert Image.open(io.BytesIO(rotated.data)).getexif().get(0x0112, 1) == 1
 
 

@@ -1,0 +1,29 @@
+"""Bounds the memory of the pictures that the threads of a process decode at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+
+class DecodeMemory:
+    """An amount of memory, in bytes, that is shared by threads."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.used = total, 0
+        self._changed = Condition()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Wait until `size` bytes are free, and hold them for the block; a larger size than the total waits for all."""
+        size = min(size, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self.used + size <= self.total)
+            self.used += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.used -= size
+                self._changed.notify_all()
