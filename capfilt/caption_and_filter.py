@@ -49,7 +49,7 @@ class CaptionFilterConfig(FilterConfig):
         shared = [name for name in SHARED if name in self.captioner]
         if shared:
             raise ValueError(f"captioner: remove '{shared[0]}'; the filter's setting is used for both.")
-        settings = {"dtype": self.dtype, "backend": self.backend, **self.captioner}
+        settings = {"dtype": self.dtype, "backend": self.backend, "numerics": self.numerics, **self.captioner}
         settings |= {name: getattr(self, name) for name in SHARED}
         try:
             return resolve(CaptionConfig, None, (), settings)

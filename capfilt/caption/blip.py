@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blipcore.checkpoints.load import load_model
+from blipcore.checkpoints.numerics import Numerics
 from blipcore.data.transforms import EvalTransform
 from blipcore.device import Backend, Dtype, stack_on
 from blipcore.generate.config import GenerateConfig
@@ -29,6 +30,7 @@ class BlipCaptioner:
         settings: GenerateConfig | None = None,
         *,
         tokenizer: str | None = None,
+        numerics: Numerics = "official",
         device: str = "cpu",
         dtype: Dtype = "auto",
         backend: Backend = "torch",
@@ -37,7 +39,7 @@ class BlipCaptioner:
         self.fingerprint = model_fingerprint(model, tokenizer)
         self.settings = settings or GenerateConfig()
         self.device = device
-        blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer)
+        blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer, numerics=numerics)
         self.model = prepare_for_inference(blip, device, dtype, backend)
         if device == "cpu":
             keep_freed_memory()

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from blipcore.checkpoints.numerics import Numerics
 from blipcore.device import Backend, Dtype
 from blipcore.generate.config import GenerateConfig
 from blipcore.io.hub import model_fingerprint
@@ -30,6 +31,7 @@ def open_captioner(
     settings: GenerateConfig | ChatConfig | None = None,
     *,
     tokenizer: str | None = None,
+    numerics: Numerics = "official",
     server: ServerConfig | None = None,
     trust_remote_code: bool = False,
     device: str = "cpu",
@@ -45,7 +47,9 @@ def open_captioner(
         from capfilt.caption.blip import BlipCaptioner
 
         assert not isinstance(settings, ChatConfig)
-        return BlipCaptioner(model, settings, tokenizer=tokenizer, device=device, dtype=dtype, backend=backend)
+        return BlipCaptioner(
+            model, settings, tokenizer=tokenizer, numerics=numerics, device=device, dtype=dtype, backend=backend
+        )
     assert not isinstance(settings, GenerateConfig)
     if kind == "openai":
         return OpenAICaptioner(model, settings or ChatConfig(), server or ServerConfig())

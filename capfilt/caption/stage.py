@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from blipcore.checkpoints.numerics import Numerics, describe_numerics
 from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype
 from blipcore.generate.config import GenerateConfig
 from blipcore.io.lock import lock_folder
@@ -62,6 +63,8 @@ class CaptionConfig(EngineConfig):
     trust_remote_code: bool = False
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
     tokenizer: str | None = None
+    # numbers of a Hugging Face BLIP whose config.json differs from the code that trained it
+    numerics: Numerics = "official"
     # pictures per forward pass; default: 32 on a CPU, as many as fit on a GPU
     batch_size: int | None = None
     # auto: bf16 where the device supports it; fp32 for parity
@@ -142,6 +145,7 @@ class CaptionStage:
             config.model,
             config.decoding,
             tokenizer=config.tokenizer,
+            numerics=config.numerics,
             server=config.server,
             trust_remote_code=config.trust_remote_code,
             device=device,
@@ -200,6 +204,8 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
         ),
         "dtype": dtype,
     }
+    if config.numerics != "official" and kind == "blip":
+        settings["numerics"] = config.numerics
     with lock_folder(folder, config.rank, config.world_size):
         if config.world_size == 1:
             remove_manifest_if_empty(folder)
@@ -216,6 +222,9 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
         )
         # for readers; a rerun compares the fingerprint
         manifest.content.setdefault("model", config.model)
+        choice = describe_numerics(config.model, config.numerics) if kind == "blip" else None
+        if choice:
+            manifest.content.setdefault("numerics", choice)
         stage = CaptionStage(config, images, folder, dtype, fingerprint, backend)
         yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards))
 

@@ -88,7 +88,7 @@ def test_a_module_of_the_current_folder_is_found(
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
     assert declare(model=str(tiny_filter), scorer="own_scorers_here:Length")[1].columns == ("length",)
-    assert sys.path == before
+    assert before == sys.path
 
 
 @pytest.mark.parametrize(
