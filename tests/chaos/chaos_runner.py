@@ -29,8 +29,9 @@ import capfilt
 ROOT = Path(capfilt.__file__).resolve().parents[1]
 # What is killed: the command with all its processes, its own process alone, or one below it.
 KINDS = ("group", "parent", "worker")
+# Share of the tries that start a program instead of a fork.
+PROGRAMS = 0.04
 SECONDS_TO_END = 60.0  # for processes whose parent was killed, on a busy machine
-SHARED_MEMORY = Path("/dev/shm")
 # Of torch, in the folder of temporary files, for all its processes.
 CACHES = {f"torchinductor_{getpass.getuser()}"}
 
@@ -81,10 +82,21 @@ class Chaos:
         self.expected: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
         self.environment = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(self.temporary)}
+        self.shared_memory = self._mount_shared_memory()
         write_inputs(self.inputs, url)
+
+    def _mount_shared_memory(self) -> Path:
+        """Return /dev/shm of the commands: their own, which no other program uses, if this is the root user."""
+        folder = self.folder / "shm"
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "none", str(folder)]
+        self.is_mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        return folder if self.is_mounted else Path("/dev/shm")
 
     def close(self) -> None:
         self.server.close()
+        if self.is_mounted:
+            subprocess.run(["umount", str(self.shared_memory)], check=True)
 
     # --- one command ---
 
@@ -97,6 +109,7 @@ class Chaos:
             folder=str(self.folder),
             stdout=str(self.folder / "stdout.txt"),
             stderr=str(self.folder / "stderr.txt"),
+            shared_memory=str(self.shared_memory) if self.is_mounted else None,
             **more,
         )
 
@@ -155,21 +168,21 @@ class Chaos:
         self.learn(entry)
         result = self.results.setdefault(entry.name, Result())
         self.prepare(entry)
-        memory_before = set(os.listdir(SHARED_MEMORY))
+        memory_before = set(os.listdir(self.shared_memory))
         killed = 0
         for _ in range(kills):
-            kind, is_program = self.random.choice(kinds), self.random.random() < 0.02
+            kind, is_program = self.random.choice(kinds), self.random.random() < PROGRAMS
             pid = self.start(entry, exec=is_program)
             result.starts += is_program
             # Most of the time of a program is its start, so the seconds of a fork would seldom reach its end.
             time.sleep(self.random.uniform(0, 1.1 * self.seconds[entry.name] + 4 * is_program))
-            victim = self._kill(pid, kind)
+            kind, victim = self._kill(pid, kind)
             code = self.wait(pid)
-            if victim and (kind == "worker" or code == -signal.SIGKILL):
+            if kind == "worker" or code == -signal.SIGKILL:
                 result.kills[kind] += 1
                 killed += 1
             if code not in (0, -signal.SIGKILL):
-                self._check_messages(entry, f"after the kill of {victim}", result)
+                self._check_messages(f"after the kill of {victim}", result)
             self._check_survivors(entry, kind, result)
             for name in self._leftovers(memory_before):
                 result.left[re.sub(r"[a-z0-9_]{8}$|\d+", "*", name)] += 1
@@ -181,27 +194,17 @@ class Chaos:
             result.problems.append(f"left after the rerun: {', '.join(sorted(remaining)[:5])}")
             for name in remaining:
                 with suppress(OSError):
-                    (SHARED_MEMORY / name).unlink()
+                    (self.shared_memory / name).unlink()
         return killed
 
-    def _kill(self, pid: int, kind: str) -> str:
-        """Kill a process, its group or a process below it; return what was killed, "" if there is none."""
+    def _kill(self, pid: int, kind: str) -> tuple[str, str]:
+        """Kill a process, its group or one below it; return what was killed, with its command line."""
+        workers = descendants(pid) if kind == "worker" else []
+        victim = self.random.choice(workers) if workers else pid
+        name = describe(victim)
         with suppress(ProcessLookupError):
-            if kind == "group":
-                os.killpg(pid, signal.SIGKILL)
-            elif kind == "parent":
-                os.kill(pid, signal.SIGKILL)
-            else:
-                workers = descendants(pid)
-                if not workers:
-                    os.kill(pid, signal.SIGKILL)
-                    return "parent"
-                victim = self.random.choice(workers)
-                name = describe(victim)
-                os.kill(victim, signal.SIGKILL)
-                return name
-            return kind
-        return ""
+            os.killpg(pid, signal.SIGKILL) if kind == "group" else os.kill(victim, signal.SIGKILL)
+        return ("parent" if kind == "worker" and not workers else kind), name
 
     def _check_survivors(self, entry: Entry, kind: str, result: Result) -> None:
         """Wait until all processes of a killed command have ended."""
@@ -215,7 +218,7 @@ class Chaos:
                 deadline += SECONDS_TO_END
             time.sleep(0.01)
 
-    def _check_messages(self, entry: Entry, when: str, result: Result) -> None:
+    def _check_messages(self, when: str, result: Result) -> None:
         if "Traceback" in self.messages:
             result.problems.append(f"traceback {when}: {self.messages.strip().splitlines()[-1][:200]}")
 
@@ -234,7 +237,7 @@ class Chaos:
 
     def _leftovers(self, memory_before: set[str]) -> set[str]:
         """Return the names left in the folder of temporary files and in shared memory."""
-        return (set(os.listdir(self.temporary)) - CACHES) | (set(os.listdir(SHARED_MEMORY)) - memory_before)
+        return (set(os.listdir(self.temporary)) - CACHES) | (set(os.listdir(self.shared_memory)) - memory_before)
 
 
 @contextmanager
@@ -257,7 +260,7 @@ def kill_until(chaos: Chaos, deadline: float, max_kills: int, only: str = "") ->
         for entry in deck:
             if time.monotonic() > deadline or kills >= max_kills:
                 return
-            kills += chaos.try_once(entry, kills=chaos.random.randint(1, 4))
+            kills += chaos.try_once(entry, kills=chaos.random.randint(1, 6))
 
 
 def table(results: dict[str, Result]) -> list[str]:

@@ -19,7 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LIBC = ctypes.CDLL(None)
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_NEWNS = 0x20000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 # What the commands import.
@@ -60,6 +63,8 @@ def run_command(request: dict[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
+    if request["shared_memory"]:
+        _mount_own_shared_memory(request["shared_memory"])
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     for name, value in request.get("limits", {}).items():
@@ -77,8 +82,16 @@ def run_command(request: dict[str, Any]) -> None:
     main()
 
 
+def _mount_own_shared_memory(folder: str) -> None:
+    """Give this process and its children `folder` as /dev/shm."""
+    if LIBC.unshare(CLONE_NEWNS):
+        raise OSError("This process cannot have mounts of its own.")
+    LIBC.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    LIBC.mount(folder.encode(), b"/dev/shm", None, MS_BIND, None)
+
+
 def serve() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any = None

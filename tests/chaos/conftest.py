@@ -6,7 +6,6 @@ import datetime
 import json
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -45,4 +44,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(line)
     report = config.getoption("--report", None)
     if report:
-        report.write_text(json.dumps({name: asdict(result) for name, result in results.items()}, indent=1))
+        report.write_text(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
