@@ -1,65 +1,112 @@
-"""Annotation files (a list with a column of paths, or COCO's JSON) as inputs of `capfilt pack`."""
+"""Pictures under a folder, by an annotation file, as inputs of `capfilt pack`."""
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from blipcore.io.coco import read_coco
-from blipcore.io.json_rows import first_character
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.input import PATH_COLUMNS, TEXT_COLUMNS, InputColumns, InputRow, PictureInput, file_row
+from capfilt.ingest.annotations import AnnotationRow, open_annotations, without_caption_number
+from capfilt.ingest.input import InputOptions, InputRow, PictureInput, file_row
 from capfilt.ingest.list_files import file_fingerprint
-from capfilt.ingest.lists import ListColumn, cell_texts, read_columns
+from capfilt.ingest.picture_names import PictureNames
+from capfilt.ingest.splits import folder_split, is_chosen, wanted_splits
+
+
+class AnnotatedPictures:
+    """The rows of an annotation file, with the files that they name. Counts are added to an input.
+
+    `found` are the names of the files below `root`.
+    """
+
+    def __init__(self, path: AnyPath, root: AnyPath, counts: PictureInput, prefix: str = "") -> None:
+        self.path, self.root, self.counts, self.prefix = path, root, counts, prefix
+        self.annotations = open_annotations(path, counts.options)
+        self.names = PictureNames(root)
+        self.found: set[str] = set()
+        self.splits: Counter[str | None] = Counter()
+        self._named = self._outside = 0
+        self._first = ""
+        counts.format, counts.picture = self.annotations.format, f"'{self.annotations.picture}'"
+        counts.notes += [f"{note}." for note in self.annotations.notes if f"{note}." not in counts.notes]
+        for name in self.annotations.texts:
+            counts.texts[name] += 0
+        counts.unused.update(self.annotations.unused)
+
+    def rows(self) -> Iterator[InputRow]:
+        """Yield a row per picture: consecutive rows of one picture hold its texts."""
+        for _, group in groupby(self.annotations, key=_picture_key):
+            rows = list(group)
+            self.splits[rows[0].split] += 1
+            if self._is_wanted(rows[0]):
+                yield self._row(rows)
+        self._check()
+
+    def _is_wanted(self, row: AnnotationRow) -> bool:
+        """Return whether a row is in a chosen split: by its folder if these are splits, else by its column."""
+        if self.counts.splits:
+            split = folder_split(f"{self.prefix}{row.name}")
+            return split is None or is_chosen(split, self.counts.options.split)
+        return is_chosen(row.split, self.counts.options.split)
+
+    def _row(self, rows: list[AnnotationRow]) -> InputRow:
+        texts = [text for row in rows for text in row.texts]
+        sources = {name for row in rows for name in row.sources}
+        self.counts.texts.update(sources)
+        columns = {name: value for name, value in (rows[0].columns or {}).items()}
+        row = self._find(rows[0].name, texts) | {"columns": columns}
+        error = next((row.error for row in rows if row.error is not None), None)
+        if error is not None:
+            self.counts.add_problem("rows that cannot be read as a whole", error)
+            row |= {"error": row.get("error") or error}
+            if not texts:
+                row |= {"status": "bad_row"}
+        return row
+
+    def _find(self, name: Any, texts: list[str]) -> InputRow:
+        """Return the row of the picture that is named."""
+        if not isinstance(name, str) or not name.strip():
+            return {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
+        self._named += 1
+        relative = self.names.relative(name)
+        if relative is None:
+            self._outside += 1
+            problem = f"outside of {self.root.name or self.root}"
+            return {"url": name, "texts": texts, "status": "forbidden", "error": problem}
+        found = self.names.find(relative) or self.names.find(without_caption_number(relative))
+        if found is None:
+            self._first = self._first or relative
+        else:
+            self.found.add(found)
+        row = file_row(self.names.root, relative if found is None else found, texts)
+        return row | {"url": self.prefix + row["url"]} if self.prefix else row
+
+    def _check(self) -> None:
+        """Raise ValueError if no picture exists, or rows of several splits are mixed."""
+        if not self.counts.splits:
+            names = [name for name in self.splits if name]
+            if names or self.counts.options.split:
+                self.counts.splits = wanted_splits(names, self.counts.options.split, self.path)
+        if self._named and not self.found and self._first:
+            raise ValueError(
+                f"None of the {self._named:,} pictures that {self.path} names exists under {self.root}; the first is "
+                f"{self.root / self._first}. Give the folder of these names as SOURCE, and the file with --annotations."
+            )
+
+
+def _picture_key(row: AnnotationRow) -> object:
+    return without_caption_number(row.name) if isinstance(row.name, str) and row.name else object()
 
 
 class AnnotatedInput(PictureInput):
-    """Pictures under a folder, by an annotation file. `rows` are its (name, cells with texts)."""
+    """Pictures under a folder, by an annotation file."""
 
-    def __init__(self, path: AnyPath, root: AnyPath, rows: Iterator[tuple[Any, list[Any]]]) -> None:
-        super().__init__("annotations", [], file_fingerprint(str(path)))
-        self.root, self.rows = root, rows
+    def __init__(self, path: AnyPath, root: AnyPath, options: InputOptions) -> None:
+        super().__init__(path, "annotations", [], options, annotation_fingerprint=file_fingerprint(str(path)))
+        self.file_count = 1
+        self._pictures = AnnotatedPictures(path, root, self)
 
-    def __iter__(self) -> Iterator[InputRow]:
-        roots = [self.root]
-        if isinstance(self.root, Path):  # absolute names may have the links of the root resolved, or not
-            roots = [Path(os.path.realpath(self.root)), Path(os.path.abspath(self.root))]
-        for name, cells in self.rows:
-            texts = [text for cell in cells for text in cell_texts(cell)]
-            if not isinstance(name, str) or not name.strip():
-                yield {"url": None, "texts": texts, "status": "bad_url", "error": "no path"}
-                continue
-            # Links inside the folder are followed; a name that leads out of it, with .. or as a path, is refused.
-            names = (_relative_to(root, name.strip()) for root in roots)
-            inside = next((relative for relative in names if relative is not None), None)
-            if inside is None or "\0" in name:
-                problem = f"outside of {self.root.name or self.root}"
-                yield {"url": name, "texts": texts, "status": "forbidden", "error": problem}
-            else:
-                yield file_row(roots[0], inside, texts)
-
-
-def _relative_to(root: AnyPath, name: str) -> str | None:
-    """Return a relative or absolute name relative to `root`, None if it is outside."""
-    folder = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2]
-    name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
-    path = os.path.normpath(os.path.join(folder, name))
-    return os.path.relpath(path, folder) if os.path.commonpath([folder, path]) == folder else None
-
-
-def open_annotated_input(path: AnyPath, root: AnyPath, columns: InputColumns) -> AnnotatedInput:
-    """Open an annotation file of pictures under `root`; FileNotFoundError or ValueError if it is not one."""
-    if path.name.endswith(".json") and first_character(path) == "{":
-        images = read_coco(path, require_captions=False)
-        return AnnotatedInput(path, root, iter([(image.file_name, image.captions) for image in images]))
-    list_columns = (
-        ListColumn("the path of a picture", PATH_COLUMNS, columns.image, "--image-col"),
-        ListColumn("a caption", TEXT_COLUMNS, columns.caption, "--caption-col", required=False),
-    )
-    rows = read_columns(str(path), list_columns)
-    # Consecutive rows of one picture hold its texts. Rows without a path stay apart.
-    groups = groupby(rows, key=lambda row: row[0] or object())
-    return AnnotatedInput(path, root, ((name, [text for _, text in group]) for name, group in groups))
+    def read_rows(self) -> Iterator[InputRow]:
+        return self._pictures.rows()

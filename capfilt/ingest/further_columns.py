@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from capfilt.shards.further_columns import as_json, plain_type, rename_clashes, unify_types
 
 MAX_CELL_BYTES = 65_536  # a larger cell is left out
-ALL = "all"
 NONE = "none"
 # Texts that a number gives back unchanged: no leading zeros, at most 18 digits.
 _INTEGER = r"^(-?[1-9][0-9]{0,17}|0|)$"
@@ -25,7 +24,7 @@ _NUMBER = r"^(-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?|)$"
 
 
 class FurtherColumns:
-    """The further columns of an input. `keep` names those to keep, or is ["all"] or ["none"]."""
+    """The further columns of an input. `keep` names those to keep, is ["none"], or is empty for all."""
 
     def __init__(self, keep: Sequence[str], types: pa.Schema | None = None) -> None:
         """`types` are those of the input's format, None if it has only texts."""
@@ -59,7 +58,7 @@ class FurtherColumns:
 
     def schema(self) -> pa.Schema:
         """Return the columns with their final types. Raises ValueError for a kept column that the input lacks."""
-        missing = [name for name in self.keep if name not in self.seen and name not in (ALL, NONE)]
+        missing = [name for name in self.keep if name not in self.seen and name != NONE]
         if missing:
             columns = f"its further columns are {', '.join(self.seen)}" if self.seen else "it has no further column"
             raise ValueError(f"The input has no further column '{missing[0]}' (--keep-columns); {columns}.")
@@ -76,7 +75,7 @@ class FurtherColumns:
             print(f"column '{name}': {count} cells of more than {MAX_CELL_BYTES:,} bytes are left out", file=sys.stderr)
 
     def _is_kept(self, name: str) -> bool:
-        return name not in self.of_bytes and (self.keep == [ALL] or name in self.keep)
+        return name not in self.of_bytes and (not self.keep or name in self.keep)
 
     def _to_array(self, name: str, cells: list[Any]) -> pa.Array | None:
         """Return the cells as an array, None for bytes."""
@@ -118,8 +117,3 @@ def _all_match(array: pa.Array, pattern: str) -> bool:
 
 def _clean(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def without_default_columns(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of a set without `keep_columns` at its default, which older manifests lack."""
-    return {name: value for name, value in settings.items() if (name, value) != ("keep_columns", [ALL])}

@@ -1,263 +1,183 @@
-"""Inputs of `capfilt pack`: folders, Parquet files, saved datasets, webdatasets, annotation files.
+"""Opens the inputs of `capfilt pack`: finds out what a folder or a file holds.
 
 An input finds the bytes and the texts of each picture; it decodes none.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Any
+import codecs
+from collections.abc import Iterable
+from itertools import islice
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
-from blipcore.io.samples import IndexedTar
+from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath, file_size, list_files, to_path
-from blipcore.io.tars import TarProblem
-from capfilt.ingest.annotated_input import open_annotated_input
-from capfilt.ingest.input import (
-    PICTURE_LIKE_SUFFIXES,
-    TEXT_COLUMNS,
-    InputColumns,
-    InputRow,
-    PictureInput,
-    file_row,
-)
+from blipcore.io.tars import walk_tar
+from capfilt.ingest.annotated_input import AnnotatedInput
+from capfilt.ingest.folder_input import FolderInput, is_picture
+from capfilt.ingest.imagefolder_input import ImageFolderInput, find_metadata
+from capfilt.ingest.input import KINDS, InputOptions, PictureInput
 from capfilt.ingest.list_files import list_format
-from capfilt.ingest.lists import ListColumn, cell_texts, match_columns
-from capfilt.ingest.table_pictures import find_image_column, is_saved_dataset, load_dataset, open_columns
-from capfilt.ingest.urls import URL_COLUMNS
+from capfilt.ingest.table_input import ParquetInput, SavedDatasetInput, read_schema
+from capfilt.ingest.table_pictures import find_image_column, is_saved_dataset
+from capfilt.ingest.webdataset_input import WebdatasetInput
+from capfilt.ingest.zip_archive import open_zip
 
-# EXIF orientations by the name in img2dataset's `exif`. Pictures that img2dataset has resized have lost their own EXIF.
-ORIENTATIONS = {
-    "Mirrored horizontal": 2,
-    "Rotated 180": 3,
-    "Mirrored vertical": 4,
-    "Mirrored horizontal then rotated 90 CCW": 5,
-    "Rotated 90 CW": 6,
-    "Mirrored horizontal then rotated 90 CW": 7,
-    "Rotated 90 CCW": 8,
-}
-MAX_TEXT_BYTES = 1 << 20  # of a name.txt
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_input(source: str, annotations: str | None, columns: InputColumns) -> PictureInput:
-    """Open the pictures at `source`; FileNotFoundError or ValueError if there is nothing to pack.
-
-    `annotations` is a file that names the pictures under `source`.
-    """
+def open_input(source: str, options: InputOptions | None = None) -> PictureInput:
+    """Open the pictures at `source`; FileNotFoundError or ValueError if there is nothing to pack."""
+    options = options or InputOptions()
+    _check(options)
     path = to_path(source)
     if not path.exists():
         raise FileNotFoundError(f"No file or folder at {path}.")
-    if annotations is not None:
-        return open_annotated_input(to_path(annotations), path if path.is_dir() else path.parent, columns)
-    if is_saved_dataset(path):
-        return SavedDatasetInput(path, columns)
-    if path.is_file():
-        return _open_file(path, columns)
-    files = list_files(path)
-    pictures = FolderInput(path, files)
-    if pictures.files:
-        return pictures
-    tars = {name: files[name] for name in sorted(files) if name.endswith(".tar")}
-    if tars:
-        return WebdatasetInput(path, tars)
-    tables = {name: files[name] for name in sorted(files) if name.endswith(".parquet")}
-    if tables:
-        return ParquetInput(path, tables, columns)
-    raise ValueError(f"{path} holds no pictures, tars or Parquet files; to pack an annotation file, give its path.")
+    if path.name.lower().endswith(".zip") and path.is_file():
+        path = open_zip(path)
+    if options.annotations is not None:
+        return _open_annotated(path, options.annotations, options)
+    opened = _open_folder(path, options) if path.is_dir() else _open_file(path, options)
+    if options.kind not in (None, opened.kind):
+        raise ValueError(f"{path} is an input of the kind '{opened.kind}', not '{options.kind}' (--kind).")
+    return opened
 
 
-def _open_file(path: AnyPath, columns: InputColumns) -> PictureInput:
-    if path.name.endswith(".tar"):
-        return WebdatasetInput(path.parent, {path.name: file_size(path)})
-    if path.name.endswith(".parquet") and _image_column_of(path, columns) is not None:
-        return ParquetInput(path.parent, {path.name: file_size(path)}, columns)
-    if list_format(path.name) is None:
-        raise ValueError(f"{path} is neither a table, nor JSON, nor a tar; to pack a picture, give its folder.")
-    return open_annotated_input(path, path.parent, columns)
-
-
-class FolderInput(PictureInput):
-    """Pictures in a folder and its subfolders, in the order of their names; `name.txt` is the text of `name.jpg`."""
-
-    def __init__(self, root: AnyPath, files: dict[str, int]) -> None:
-        super().__init__("folder", [])
-        self.root = root
-        others: Counter[str] = Counter()
-        for name, size in files.items():
-            base = name.rpartition("/")[2]
-            suffix = base.rpartition(".")[2].lower() if "." in base else ""
-            if suffix in PICTURE_LIKE_SUFFIXES or suffix == "txt":
-                self.files.append((name, size))
-            elif not base:
-                others["folder not entered"] += 1
-            else:
-                others[suffix or "no suffix"] += 1
-        # By the name with a lower-case suffix: IMG_1.TXT is the text of IMG_1.JPG.
-        self.texts = {f"{name[:-4]}.txt": name for name, _ in self.files if name.lower().endswith(".txt")}
-        if all(name.lower().endswith(".txt") for name, _ in self.files):
-            self.files = []
-        else:
-            self.ignored = others
-
-    def __iter__(self) -> Iterator[InputRow]:
-        for name, _ in self.files:
-            if name.lower().endswith(".txt"):
-                continue
-            text_name = self.texts.get(str(PurePosixPath(name).with_suffix(".txt"))) or self.texts.get(f"{name}.txt")
-            texts = [] if text_name is None else [_read_text(self.root / text_name)]
-            yield file_row(self.root, name, texts)
-
-
-def _read_text(path: AnyPath) -> str | None:
-    """Return the text of a file, None if it cannot be read: the picture is packed without it."""
-    try:
-        with open_read(path) as file:
-            return file.read(MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace").strip()
-    except OSError:
-        return None
-
-
-class ParquetInput(PictureInput):
-    """Parquet files with the bytes of pictures. A file that cannot be read is one row with the reason."""
-
-    def __init__(self, root: AnyPath, files: dict[str, int], columns: InputColumns) -> None:
-        super().__init__("parquet", list(files.items()))
-        self.root, self.columns = root, columns
-        problems = {name: self._find_problem(root / name) for name in files}
-        self.problems = {name: problem for name, problem in problems.items() if problem}
-        if len(self.problems) == len(files):
-            first = next(iter(files))
-            raise ValueError(f"{root / first}: {self.problems[first]}.")
-
-    def _find_problem(self, path: AnyPath) -> str | None:
+def _check(options: InputOptions) -> None:
+    """Raise ValueError for an option that no input has."""
+    if options.kind is not None and options.kind not in KINDS:
+        raise ValueError(f"--kind must be one of {', '.join(KINDS)}, not '{options.kind}'.")
+    if not options.reads_texts and options.caption_col != ("none",):
+        raise ValueError("--caption-col none reads no texts; leave out the other columns.")
+    if options.encoding is not None:
         try:
-            return None if _image_column_of(path, self.columns) else "no column holds the bytes of pictures"
-        except ValueError as error:
-            return str(error).removesuffix(".")
-
-    def __iter__(self) -> Iterator[InputRow]:
-        for name, _ in self.files:
-            if name in self.problems:
-                yield {"url": name, "texts": [], "status": "other", "error": self.problems[name]}
-            else:
-                path = self.root / name
-                yield from _table_rows(path, name, _read_schema(path), self.columns)
+            codecs.lookup(options.encoding)
+        except LookupError:
+            raise ValueError(
+                f"--encoding '{options.encoding}' is no text encoding, such as cp1252 or utf-16."
+            ) from None
 
 
-class SavedDatasetInput(PictureInput):
-    """A dataset saved with `save_to_disk` of Hugging Face `datasets`."""
-
-    def __init__(self, path: AnyPath, columns: InputColumns) -> None:
-        data = load_dataset(str(path))
-        self.schema = data.data.schema
-        if find_image_column(self.schema, columns.image, str(path)) is None:
-            raise ValueError(f"{path} has no column with the bytes of pictures: {', '.join(self.schema.names)}.")
-        files = list_files(path)
-        super().__init__("dataset", [(name, files[name]) for name in sorted(files) if "/" not in name])
-        self.path, self.columns = path, columns
-
-    def __iter__(self) -> Iterator[InputRow]:
-        yield from _table_rows(self.path, self.path.name, self.schema, self.columns)
+def _open_annotated(path: AnyPath, annotations: str, options: InputOptions) -> PictureInput:
+    options.refuse_kind("annotations")
+    if not path.is_dir():
+        raise ValueError(f"--annotations names pictures in a folder, but {path} is a file; give the folder as SOURCE.")
+    if is_saved_dataset(path):
+        raise ValueError(f"{path} is a saved dataset, which has its own texts; leave out --annotations.")
+    return AnnotatedInput(to_path(annotations), path, options)
 
 
-def _read_schema(path: AnyPath) -> pa.Schema:
-    with open_read(path) as file:
-        return pq.read_schema(file)
+def _open_file(path: AnyPath, options: InputOptions) -> PictureInput:
+    name = path.name.lower()
+    if name.endswith(COMPRESSED_TARS):
+        raise ValueError(
+            f"{path} is a compressed tar, in which no picture can be found by its place; decompress it first."
+        )
+    if name.endswith(".tar"):
+        return WebdatasetInput(path, path.parent, {path.name: file_size(path)}, options)
+    if name.endswith(".parquet") and options.kind != "annotations" and _has_pictures(path, options):
+        return ParquetInput(path, path.parent, {path.name: file_size(path)}, options)
+    if list_format(path.name) is None and not name.endswith((".token", ".lst")):
+        raise ValueError(f"{path} is neither a table, nor JSON, nor a tar; to pack a picture, give its folder.")
+    return AnnotatedInput(path, path.parent, options)
 
 
-def _image_column_of(path: AnyPath, columns: InputColumns) -> str | None:
-    """Return the column of a Parquet file that holds pictures, None if there is none."""
+def _open_folder(path: AnyPath, options: InputOptions) -> PictureInput:
+    if is_saved_dataset(path):
+        return SavedDatasetInput(path, options)
+    files = list_files(path)
+    kind = options.kind or _find_kind(path, files, options)
+    if kind == "imagefolder":
+        if not find_metadata(files):
+            raise ValueError(f"{path} has no metadata.csv, metadata.jsonl or metadata.parquet (--kind imagefolder).")
+        return ImageFolderInput(path, files, options)
+    if kind == "folder" and any(map(is_picture, files)):
+        return FolderInput(path, files, options)
+    if kind == "parquet" and _tables(files):
+        opened: PictureInput = ParquetInput(path, path, {name: files[name] for name in _tables(files)}, options)
+    elif kind == "webdataset" and _tars(files):
+        opened = WebdatasetInput(path, path, {name: files[name] for name in _tars(files)}, options)
+    else:
+        raise ValueError(_nothing_found(path, files, options.kind))
+    pictures = [name for name in files if is_picture(name)]
+    if pictures:
+        opened.ignored["pictures"] += len(pictures)
+        opened.notes.append(f"{len(pictures):,} pictures beside the {kind} files are not read, such as {pictures[0]}.")
+    return opened
+
+
+def _find_kind(path: AnyPath, files: dict[str, int], options: InputOptions) -> str | None:
+    """Return the kind of what holds most of the pictures: a snapshot of a hub has tables or tars, and a few figures."""
+    pictures = sum(map(is_picture, files))
+    tars = _tars(files)
+    tables = [name for name in _tables(files) if not (pictures or tars) or _may_have_pictures(path / name, options)]
+    in_tables = sum(_count_rows(path / name) for name in tables) if pictures and tables else len(tables)
+    in_tars = _count_pictures((path / name for name in tars), pictures + 1) if pictures and tars else len(tars)
+    if tables and tars and in_tables and in_tars:
+        raise ValueError(
+            f"{path} holds {len(tars)} tars, and {len(tables)} Parquet files with pictures; choose one with --kind "
+            "webdataset or --kind parquet."
+        )
+    if pictures > max(in_tables, in_tars):
+        return "imagefolder" if find_metadata(files) else "folder"
+    if tars and in_tars:
+        return "webdataset"
+    return "parquet" if tables else None
+
+
+def _may_have_pictures(path: AnyPath, options: InputOptions) -> bool:
     try:
-        return find_image_column(_read_schema(path), columns.image, str(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)[:200]}).") from None
+        return _has_pictures(path, options)
+    except ValueError:  # damaged
+        return False
 
 
-def _table_rows(path: AnyPath, name: str, schema: pa.Schema, columns: InputColumns) -> Iterator[InputRow]:
-    image_column = find_image_column(schema, columns.image, str(path))
-    list_columns = (
-        ListColumn("a URL", URL_COLUMNS, None, "", required=False),
-        ListColumn("a caption", TEXT_COLUMNS, columns.caption, "--caption-col", required=False),
-    )
-    other_columns = [field.name for field in schema if field.name != image_column]
-    url_column, text_column = match_columns(other_columns, list_columns, str(path))
-    for number, cells in enumerate(_read_cells(path, [url_column, text_column])):
-        url = cells.get(url_column)
-        yield {
-            "url": url if isinstance(url, str) else f"{name}#{number}",
-            "texts": cell_texts(cells.get(text_column)),
-            "body": os.fsencode(str(path)),
-            "column": image_column,
-            "offset": number,
-        }
+def _nothing_found(path: AnyPath, files: dict[str, int], kind: str | None) -> str:
+    if kind is not None:
+        return f"{path} holds nothing of the kind '{kind}' (--kind)."
+    suffixes = {"." + name.lower().rpartition(".")[2]: name for name in files if "." in name}
+    if ".zip" in suffixes:
+        return f"{path} holds zip archives but no pictures; give one of them, such as {path / suffixes['.zip']}."
+    if any(name.lower().endswith(COMPRESSED_TARS) for name in files):
+        return f"{path} holds compressed tars; decompress them first."
+    saved = next((name for name in files if name.endswith("/state.json")), None)
+    if saved is not None:
+        return f"{path} holds saved datasets; give one of them, such as {path / saved.rpartition('/')[0]}."
+    return f"{path} holds no pictures, tars or Parquet files; to pack an annotation file, give its path."
 
 
-def _read_cells(path: AnyPath, names: list[str | None]) -> Iterator[dict[str | None, Any]]:
-    """Yield the cells of each row by column; a name of None is a missing column."""
-    existing = list(dict.fromkeys(name for name in names if name is not None))
-    if not existing:
-        yield from ({} for _ in range(_count_rows(path)))
-        return
-    for values in open_columns(str(path), existing):
-        yield dict(zip(existing, values, strict=True))
+def _tables(files: dict[str, int]) -> list[str]:
+    metadata = find_metadata(files)
+    return [name for name in sorted(files) if name.lower().endswith(".parquet") and name not in metadata]
+
+
+def _tars(files: dict[str, int]) -> list[str]:
+    return [name for name in sorted(files) if name.lower().endswith(".tar")]
+
+
+def _has_pictures(path: AnyPath, options: InputOptions) -> bool:
+    """Return whether a Parquet file has a column of pictures, or several. Raises ValueError for a damaged file."""
+    schema = read_schema(path)
+    try:
+        return find_image_column(schema, options.image_col, str(path)) is not None
+    except ValueError:
+        return options.image_col is None  # several: told when the file is opened
 
 
 def _count_rows(path: AnyPath) -> int:
-    if path.is_dir():
-        return len(load_dataset(str(path)))
     with open_read(path) as file:
         return pq.read_metadata(file).num_rows
 
 
-class WebdatasetInput(PictureInput):
-    """Tars of samples, each a picture with or without a text; a damaged tar is read as far as possible."""
-
-    def __init__(self, root: AnyPath, files: dict[str, int]) -> None:
-        super().__init__("webdataset", list(files.items()))
-        self.root = root
-
-    def __iter__(self) -> Iterator[InputRow]:
-        for name, _ in self.files:
-            path = self.root / name
-            with IndexedTar(path) as tar:
-                for key, members in tar.samples.items():
-                    metadata = tar.read_metadata(members)
-                    url = metadata.get("url")
-                    row: InputRow = {
-                        "url": url if isinstance(url, str) else f"{name}/{key}",
-                        "texts": [tar.read_text(members, metadata)],
-                    }
-                    image = members.image
-                    if image is None:
-                        row |= {"status": "not_found", "error": "no picture in the sample"}
-                    elif not image.complete:
-                        row |= {"status": "decode_error", "error": "truncated_tar"}
-                    else:
-                        row |= {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
-                        row |= {"orientation": _orientation(metadata)}
-                    yield row
-            self._report(name, tar.problems)
-
-    def _report(self, name: str, problems: list[TarProblem]) -> None:
-        counts = Counter(problem.reason for problem in problems)
-        self.ignored.update(counts)
-        for reason, count in counts.items():  # one line each: a tar made on macOS has a problem per picture
-            first = next(problem.member for problem in problems if problem.reason == reason)
-            print(f"{name}: {reason} {first}" + f" and {count - 1} more" * (count > 1), file=sys.stderr)
-
-
-def _orientation(metadata: dict[str, Any]) -> int | None:
-    """Return the original EXIF orientation of an img2dataset sample, None if upright or unknown."""
-    try:
-        return ORIENTATIONS.get(json.loads(metadata["exif"])["Image Orientation"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
+def _count_pictures(tars: Iterable[AnyPath], limit: int) -> int:
+    """Return the number of pictures in tars; at most `limit` are counted."""
+    count = 0
+    for path in tars:
+        with open_read(path) as file:
+            names = (member.name.rpartition(".")[2].lower() for member in walk_tar(file, []))
+            count += sum(1 for _ in islice((name for name in names if name in PICTURE_SUFFIXES), limit - count))
+        if count >= limit:
+            break
+    return count

@@ -28,17 +28,19 @@ from blipcore.io.storage import AnyPath, to_path
 from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
-from capfilt.ingest.further_columns import ALL, FurtherColumns, without_default_columns
-from capfilt.ingest.input import InputColumns, InputRow
+from capfilt.ingest.further_columns import FurtherColumns
+from capfilt.ingest.input import InputOptions, InputRow
 from capfilt.ingest.inputs import open_input
 from capfilt.ingest.lists import as_text
 from capfilt.ingest.open_set import InputRows, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER
 from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders
 from capfilt.pictures.decode import MAX_PIXELS
-from capfilt.shards.manifest import remove_manifest_if_empty
+from capfilt.shards.manifest import read_manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
+# Settings that older manifests lack; they are recorded only with another value than the default.
+NEWER = ("keep_columns", "split", "encoding")
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
 
 
@@ -50,10 +52,14 @@ class PackConfig:
     out: str = field(metadata=INCIDENTAL)  # folder, or an fsspec URL
     # file that names the pictures under `source` and their texts
     annotations: str | None = field(default=None, metadata=INCIDENTAL)
+    kind: str | None = field(default=None, metadata=INCIDENTAL)  # one of input.KINDS; default: found out
+    split: str | None = None  # several joined by "+", or "all"
     image_col: str | None = None  # of paths or of bytes; default: one of the usual names
-    caption_col: str | None = None
-    # further columns of the input that the shards keep: all, none, or names
-    keep_columns: list[str] = field(default_factory=lambda: [ALL])
+    # columns, suffixes of text files or JSON keys, the web text first; default: the usual ones; ["none"] for no texts
+    caption_col: list[str] = field(default_factory=list)
+    encoding: str | None = None  # of texts that are not UTF-8
+    # further columns of the input that the shards keep; default: all; ["none"] for none
+    keep_columns: list[str] = field(default_factory=list)
     shard_size: int = 10_000  # rows per shard
     image_size: int = 512  # longer side at most, larger pictures are shrunk; 0 keeps every size
     min_size: int = 0  # shorter side at least
@@ -71,12 +77,27 @@ class PackConfig:
         if not 0 <= self.min_success <= 1:
             raise ValueError(f"min_success is a share between 0 and 1, not {self.min_success}.")
 
+    def input_options(self) -> InputOptions:
+        """Return how to read the input."""
+        return InputOptions(
+            self.annotations, self.kind, self.split, self.image_col, tuple(self.caption_col), self.encoding
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings for the manifest, in the form of older ones where they say the same."""
+        settings = to_dict(self, without=incidental_fields(self))
+        defaults = to_dict(PackConfig("", ""))
+        settings = {name: value for name, value in settings.items() if name not in NEWER or value != defaults[name]}
+        if len(self.caption_col) < 2:
+            settings["caption_col"] = self.caption_col[0] if self.caption_col else None
+        return settings
+
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Pack pictures into shards; return the counts by outcome over the whole set. Resumes an earlier run."""
-    source = open_input(config.source, config.annotations, InputColumns(config.image_col, config.caption_col))
+    source = open_input(config.source, config.input_options())
     settings = {"kind": source.kind}
-    settings |= without_default_columns(to_dict(config, without=incidental_fields(config)))
+    settings |= config.recorded()
     if config.max_pixels == MAX_PIXELS:  # unknown to older manifests
         del settings["max_pixels"]
     rows = InputRows(
@@ -88,12 +109,20 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         check=isinstance(to_path(config.source), Path),  # a remote input is known by its listing
     )
     with open_folders(config.out) as (out, staging):
-        data = open_set(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"], rows)
-        if not data.shards:
-            shutil.rmtree(staging)
-            rows.discard(out)
-            remove_manifest_if_empty(out)
-            raise ValueError(f"{config.source} holds no pictures.")
+        is_new = read_manifest(out) is None
+        try:
+            data = open_set(out, staging, "pack", settings, ["pillow", "pyarrow", "webdataset"], rows)
+            if not data.shards:
+                raise ValueError(f"{config.source} holds no pictures.")
+        except ValueError:
+            if is_new:
+                shutil.rmtree(staging, ignore_errors=True)
+                rows.discard(out)
+                remove_manifest_if_empty(out)
+            raise
+        if source.is_read:
+            data.manifest.describe_input(source.account.to_dict())
+            source.account.print()
         stage = ShardWriter(
             str(staging / ROWS_FOLDER),
             str(out),
@@ -124,6 +153,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         "stage": "pack",
         "out": str(out),
         "kind": source.kind,
+        "account": data.manifest.content.get("account"),
         "rows": total,
         "ok": ok,
         "success": round(ok / max(1, total), 4),

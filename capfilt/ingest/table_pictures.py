@@ -5,9 +5,11 @@ A saved dataset is read with `datasets` itself, because a table of indices may s
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
+from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath, list_names, to_path
 from capfilt.ingest.arrow_list import PAGE_BY_PAGE
 from capfilt.ingest.list_files import is_damage
@@ -23,6 +26,7 @@ from capfilt.ingest.lists import ListColumn, match_columns
 
 IMAGE_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS_PER_READ = 64  # few, because pictures are large
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 
 def is_saved_dataset(path: AnyPath) -> bool:
@@ -35,21 +39,49 @@ def find_image_column(schema: pa.Schema, name: str | None, path: str) -> str | N
 
     `name` is the column named by the user: ValueError if it is missing, None if it holds no bytes.
     """
-    candidates = [field.name for field in schema if _holds_bytes(field.type)]
+    candidates = [field.name for field in schema if holds_bytes(field.type)]
     if name is not None:
         match_columns(schema.names, [ListColumn("a picture", (), name, "--image-col")], path)
         return name if name in candidates else None
     image_column = ListColumn("a picture", IMAGE_COLUMNS, None, "--image-col", required=False)
     (usual,) = match_columns(candidates, [image_column], path)
+    if usual is None:
+        candidates = [name for name in candidates if _begins_with_picture(path, name)]
     if usual is None and len(candidates) > 1:
         raise ValueError(f"{path} has several columns of bytes; name one with --image-col: {', '.join(candidates)}.")
-    return usual or (candidates[0] if candidates else None)
+    found = usual or (candidates[0] if candidates else None)
+    if found is None:
+        lists = [field.name for field in schema if pa.types.is_list(field.type) and holds_bytes(field.type.value_type)]
+        if lists:
+            raise ValueError(
+                f"{path} has lists of pictures in '{lists[0]}'. A row must hold one picture; write a row for each, as "
+                "`explode` of pandas does."
+            )
+    return found
 
 
-def _holds_bytes(data_type: pa.DataType) -> bool:
-    if pa.types.is_struct(data_type):  # Hugging Face: {bytes, path}
+def holds_bytes(data_type: pa.DataType) -> bool:
+    """Return whether a column may hold pictures: bytes, or Hugging Face's {bytes, path}."""
+    if pa.types.is_struct(data_type):
         return "bytes" in [data_type.field(index).name for index in range(data_type.num_fields)]
-    return pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type)
+    return pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type) or pa.types.is_binary_view(data_type)
+
+
+def _begins_with_picture(path: str, name: str) -> bool:
+    """Return whether the first cell with bytes in a column holds a picture."""
+    with closing(open_columns(path, [name])) as columns:
+        for (cell,) in islice(columns, ROWS_PER_READ):
+            data = cell.get("bytes") if isinstance(cell, dict) else cell
+            if data:
+                return is_picture_data(data)
+            if isinstance(cell, dict) and cell.get("path"):
+                return str(cell["path"]).rpartition(".")[2].lower() in PICTURE_SUFFIXES
+    return False
+
+
+def is_picture_data(data: bytes) -> bool:
+    """Return whether bytes begin as a picture does."""
+    return data.startswith(PICTURE_STARTS) or data[4:12] in (b"ftypheic", b"ftypavif", b"ftypmif1")
 
 
 class TableColumns(ABC):
@@ -113,7 +145,7 @@ class ParquetColumns(TableColumns):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                yield from zip(*(batch.column(name).slice(skip).to_pylist() for name in self.names), strict=True)
+                yield from zip(*(_cells(batch.column(name).slice(skip)) for name in self.names), strict=True)
                 skip = 0
         except (pa.ArrowInvalid, OSError) as error:
             if not is_damage(error):
@@ -123,6 +155,14 @@ class ParquetColumns(TableColumns):
     def close(self) -> None:
         self._file.close()
         self._source.close()
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """Return a column as Python values; bytes for a column of texts with one that is not UTF-8."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return column.cast(pa.large_binary()).to_pylist()
 
 
 class DatasetColumns(TableColumns):
@@ -145,19 +185,32 @@ class DatasetColumns(TableColumns):
 
 
 def load_dataset(path: str) -> Any:
-    """Load a saved dataset as Arrow tables, pictures not decoded; ValueError if it has several splits."""
+    """Load a saved dataset as Arrow tables, pictures not decoded; ValueError if it has several splits or is damaged."""
     try:
         import datasets
     except ImportError:
         raise ImportError(
             f"{path} is a saved Hugging Face dataset; reading it needs: pip install 'capfilt[datasets]'"
         ) from None
-    data = datasets.load_from_disk(path)
+    try:
+        data = datasets.load_from_disk(path)
+    except (pa.ArrowException, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{path} is not a whole saved dataset ({one_line(error)[:200]}).") from None
     if isinstance(data, datasets.DatasetDict):
-        raise ValueError(
-            f"{path} holds the splits {', '.join(data)}; give one of them, such as {path}/{next(iter(data))}."
-        )
+        raise ValueError(f"{path} holds the splits {', '.join(data)}; choose one with --split.")
     return data.with_format("arrow")
+
+
+def dataset_splits(path: AnyPath) -> list[str]:
+    """Return the splits of a saved `DatasetDict`, empty for a single dataset."""
+    file = path / "dataset_dict.json"
+    if not file.exists():
+        return []
+    try:
+        splits = json.loads(file.read_text())["splits"]
+        return [str(split) for split in splits]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} does not list the splits of a dataset.") from None
 
 
 def open_columns(path: str, names: Sequence[str]) -> TableColumns:

@@ -1,0 +1,83 @@
+"""Webdatasets as inputs of `capfilt pack`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from blipcore.io.samples import TEXT_SUFFIXES, IndexedTar, SampleMembers
+from blipcore.io.storage import AnyPath
+from blipcore.io.tars import TarMember, TarProblem
+from capfilt.ingest.exif import img2dataset_orientation
+from capfilt.ingest.input import InputOptions, InputRow, PictureInput
+from capfilt.ingest.sample_texts import SampleTexts, further_columns
+from capfilt.ingest.splits import file_split, select_split
+
+
+class WebdatasetInput(PictureInput):
+    """Tars of samples, each a picture with or without a text; a damaged tar is read as far as possible."""
+
+    def __init__(self, source: AnyPath, root: AnyPath, files: dict[str, int], options: InputOptions) -> None:
+        options.refuse("webdataset", "image_col", "annotations")
+        names, splits = select_split(list(files), file_split, options.split, source)
+        super().__init__(source, "webdataset", [(name, files[name]) for name in names], options, splits=splits)
+        self.root = root
+        self.picture = "tar members"
+        self._texts = SampleTexts(self, set(TEXT_SUFFIXES))
+
+    def read_rows(self) -> Iterator[InputRow]:
+        for name, _ in self.files:
+            path = self.root / name
+            fields = [text.removeprefix(".") for text in self.options.text_names]
+            with IndexedTar(path, self.options.encoding, fields) as tar:
+                # A suffix that no text file has is a key of the JSON.
+                members = (member for sample in tar.samples.values() for member in sample.texts)
+                self._texts.suffixes = {_suffix(member, fields) for member in members}
+                for key, sample in tar.samples.items():
+                    yield self._row(tar, path, f"{name}/{key}", sample)
+            self._report(name, tar)
+
+    def _row(self, tar: IndexedTar, path: AnyPath, place: str, sample: SampleMembers) -> InputRow:
+        content = tar.read_json(sample)
+        metadata = content if isinstance(content, dict) else {}
+        files: dict[str, Callable[[], str | None]] = {
+            _suffix(member, self.options.text_names): partial(tar.read_text_member, member) for member in sample.texts
+        }
+        url = metadata.get("url")
+        row: InputRow = {
+            "url": url if isinstance(url, str) else place,
+            "texts": self._texts.choose(files, content, place),
+            "columns": further_columns(metadata, self.options.text_names),
+        }
+        image = sample.image
+        if image is None:
+            return row | {"status": "not_found", "error": "no picture in the sample"}
+        if not image.complete:
+            return row | {"status": "decode_error", "error": "truncated_tar"}
+        row |= {"body": os.fsencode(str(path)), "offset": image.offset, "size": image.size}
+        return row | {"orientation": img2dataset_orientation(metadata)}
+
+    def _report(self, name: str, tar: IndexedTar) -> None:
+        counts = Counter(problem.reason for problem in tar.problems)
+        self.ignored.update(counts)
+        self.ignored.update(tar.unused)
+        for suffix in tar.unused:
+            if suffix.rpartition(".")[2] in TEXT_SUFFIXES:  # url.txt, alt.txt
+                self.unused[f".{suffix}"] += tar.unused[suffix]
+        for reason, count in counts.items():  # one line each: a tar made on macOS has a problem per picture
+            first: TarProblem = next(problem for problem in tar.problems if problem.reason == reason)
+            print(f"{name}: {reason} {first.member}" + f" and {count - 1} more" * (count > 1), file=sys.stderr)
+            if reason == "undecodable_text":
+                remedy = "another --encoding" if self.options.encoding else "--encoding, such as cp1252,"
+                self.add_problem(
+                    f"texts in another encoding, not read; {remedy} may read them", f"{name}/{first.member}"
+                )
+
+
+def _suffix(member: TarMember, fields: Sequence[str]) -> str:
+    """Return the suffix of a text, all after the first dot if the user has named it so, as in "alt.txt"."""
+    whole = member.name.rpartition("/")[2].partition(".")[2].lower()
+    return whole if whole in fields or f".{whole}" in fields else whole.rpartition(".")[2]
