@@ -31,6 +31,7 @@ def download(
     no_header: options.NoHeader = None,
     quoting: options.Quoting = None,
     encoding: options.Encoding = None,
+    keep_columns: options.KeepColumns = None,
     retries: options.Retries = None,
     retry_failed: options.RetryFailed = None,
     threads: options.Threads = None,
@@ -58,10 +59,16 @@ def download(
 def pack(
     context: typer.Context,
     source: options.Source,
-    out: options.NewShards,
+    out: options.PackedShards = None,
+    texts: options.NewTexts = None,
+    name: options.TextsName = None,
+    keep_columns: options.KeepColumns = None,
     annotations: options.Annotations = None,
+    kind: options.PackKind = None,
+    split: options.Split = None,
     image_col: options.ImageColumn = None,
-    caption_col: options.CaptionColumn = None,
+    caption_col: options.CaptionColumns = None,
+    encoding: options.Encoding = None,
     workers: options.IngestWorkers = None,
     shard_size: options.ShardSize = None,
     image_size: options.PictureSize = None,
@@ -71,12 +78,50 @@ def pack(
     config: options.Config = None,
     sets: options.Sets = None,
 ) -> None:
-    """Pack existing pictures into shards, with an outcome for every row. Run it again to resume."""
+    """Pack existing pictures into shards, or add --texts to a set of shards. Run it again to resume."""
     from capfilt.ingest import pack as stage
 
+    if texts is not None:
+        from capfilt.ingest.texts import TextsConfig, add_texts
+
+        if out is not None:
+            raise ValueError("With --texts give the shard set alone: capfilt pack --texts FILE DATA.")
+        added = add_texts(read_settings(context, TextsConfig, {"source": "data"}))
+        finish(added, as_json, failed_shards(added))
+        return
+    if out is None:
+        raise ValueError("Give the folder for the shards too: capfilt pack SOURCE DATA.")
     settings = read_settings(context, stage.PackConfig)
     summary = stage.pack(settings)
     finish(summary, as_json, failed_shards(summary) or too_few_ok(summary, settings.min_success))
+
+
+@command(app, "capfilt inspect urls.parquet")
+def inspect(
+    context: typer.Context,
+    source: options.InspectSource,
+    kind: options.InspectKind = None,
+    split: options.Split = None,
+    annotations: options.Annotations = None,
+    url_col: options.UrlColumn = None,
+    image_col: options.ImageColumn = None,
+    caption_col: options.CaptionColumns = None,
+    columns: options.ListColumns = None,
+    no_header: options.NoHeader = None,
+    quoting: options.Quoting = None,
+    encoding: options.Encoding = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say what an input is taken for, and show its first rows. Nothing is fetched or written."""
+    from capfilt.ingest import inspect as stage
+
+    inspection = stage.inspect(read_settings(context, stage.InspectConfig))
+    if as_json:
+        finish(inspection.to_dict(), as_json)
+    else:
+        stage.print_inspection(inspection)
+    if inspection.problem:
+        raise ValueError(inspection.problem)
 
 
 @command(app, "capfilt caption data --model runs/captioner/model --name blip")

@@ -100,20 +100,22 @@ def read_settings(context: typer.Context, cls: type[T], fields: Mapping[str, str
 
 Urls = Annotated[str, argument("URLS", "List of URLs: a file of any format, a folder or a pattern of parts.")]
 Source = Annotated[str, argument("SOURCE", "Picture folder, annotation file, Parquet, saved dataset or tars.")]
+InspectSource = Annotated[str, argument("SOURCE", "Any input of download or pack, a shard set or a filtered set.")]
 NewShards = Annotated[str, argument("DATA", "Folder or URL to write the shards to.")]
+PackedShards = Annotated[str | None, argument("DATA", "Folder or URL to write the shards to; not with --texts.")]
 Shards = Annotated[str, argument("DATA", "Shard set: the output of download or pack.")]
 Datasets = Annotated[
     list[str], argument("DATASET", "Filtered set, shard set or JSON file; add =WEIGHT to all or none.")
 ]
 FinetuneArgument = Annotated[FinetuneTask, argument("TASK", "caption trains a captioner, retrieval a filter.")]
 TrainFiles = Annotated[
-    list[str], argument("ANNOTATIONS", "JSON files of pictures with captions, questions or sentences.")
+    list[str], argument("ANNOTATIONS", "JSON or CSV files, image folders, shard sets; for vqa and nlvr JSON files.")
 ]
 EvaluateArgument = Annotated[
     EvaluateTask, argument("TASK", "caption: CIDEr, BLEU; retrieval: recall; others: accuracy.")
 ]
 TestFile = Annotated[
-    str, argument("ANNOTATIONS", "JSON file of pictures and texts; for classify also a folder of class folders.")
+    str, argument("ANNOTATIONS", "As for finetune; for classify a JSON file or a folder of class folders.")
 ]
 CheckpointSource = Annotated[str, argument("SRC", "blipcore folder, official .pth or Hugging Face BLIP folder.")]
 CheckpointTarget = Annotated[Path, argument("DST", "Folder to write; for official, a .pth file.")]
@@ -125,7 +127,6 @@ DataFolder = Annotated[str, argument("DATA", "Folder planned for the data; its d
 # --- What to read ---------------------------------------------------------------------------------------------------
 
 UrlColumn = Annotated[str | None, option(READ, "Column of the URLs.", default="a usual name, such as url")]
-CaptionColumn = Annotated[str | None, option(READ, "Column of the texts.", default="a usual name, such as caption")]
 CaptionColumns = Annotated[
     list[str] | None,
     option(
@@ -149,9 +150,25 @@ Quoting = Annotated[
         values=("none", "double", "backslash"),
     ),
 ]
+KeepColumns = Annotated[
+    list[str] | None,
+    option(READ, "Further column to keep, or none; repeatable.", default="all", metavar="COLUMN"),
+]
+NewTexts = Annotated[
+    str | None, option(READ, "List of keys or URLs with texts to add to the shard set SOURCE.", "--texts")
+]
 Encoding = Annotated[
     str | None, option(READ, "Encoding of text files, such as cp1252.", default="UTF-8, or by its byte order mark")
 ]
+KINDS = ("folder", "imagefolder", "annotations", "parquet", "dataset", "webdataset")
+PackKind = Annotated[
+    str | None, option(READ, f"Kind of SOURCE: {', '.join(KINDS)}.", "--kind", default="found out", values=KINDS)
+]
+InspectKind = Annotated[
+    str | None,
+    option(READ, f"Kind of SOURCE: list, {', '.join(KINDS)}.", "--kind", default="found out", values=("list", *KINDS)),
+]
+Split = Annotated[str | None, option(READ, "Split to read, several as train+val, or all.", default="the only one")]
 ImageColumn = Annotated[str | None, option(READ, "Column of pictures or paths.", default="a usual name, such as image")]
 Annotations = Annotated[str | None, option(READ, "CSV, JSON or COCO file that names pictures under SOURCE.")]
 ImageRoot = Annotated[str | None, option(READ, "Root of relative picture paths.", default="folder of the JSON file")]
@@ -181,6 +198,10 @@ CaptionModel = Annotated[str | None, option(MODEL, "Captioner: folder, .pth, hub
 BaseUrl = Annotated[str | None, option(MODEL, "URL of the server of openai:MODEL.", default="$OPENAI_BASE_URL")]
 FilterModel = Annotated[str | None, option(MODEL, "Filter: a checkpoint with ITM and ITC heads.")]
 Clip = Annotated[list[str] | None, option(MODEL, "Also score with open_clip:ARCH/TAG; repeatable.", metavar="MODEL")]
+Scorers = Annotated[
+    list[str] | None,
+    option(MODEL, "Also score with FILE.py:CLASS or another filter; repeatable.", "--scorer", metavar="SCORER"),
+]
 CaptionerModel = Annotated[str | None, option(MODEL, "Captioner that writes captions in the same pass.")]
 CaptionerName = Annotated[str | None, option(MODEL, "Name of its captions.", default="blip, or the model's name")]
 ModelSize = Annotated[
@@ -195,11 +216,11 @@ NewTokenizer = Annotated[
     str | None, option(MODEL, "Tokenizer, or train:N to learn N word pieces.", default="of --init, --text or BERT")
 ]
 ImageSize = Annotated[int | None, option(MODEL, "Side of the input image in pixels.", default="the model's")]
-SourceNumerics = Annotated[
+Numerics = Annotated[
     str | None,
     option(
         MODEL,
-        "Read a Hugging Face SRC as official or transformers.",
+        "Numbers of a Hugging Face BLIP: official or transformers.",
         default="official",
         values=("official", "transformers"),
     ),
@@ -269,6 +290,9 @@ Duplicates = Annotated[
     str | None, option(OUTPUT, "Mark duplicate pictures: exact or near.", default="off", values=("exact", "near"))
 ]
 MinSuccess = Annotated[float | None, option(OUTPUT, "Exit with code 1 if a smaller share of rows is ok.", default=0.2)]
+TextsName = Annotated[
+    str | None, option(OUTPUT, "Name of added --texts, otherwise the file's; web replaces the web texts.", "--name")
+]
 Name = Annotated[str | None, option(OUTPUT, "Name of the captions.", default="blip, or the model's name")]
 FilteredName = Annotated[str | None, option(OUTPUT, "Name of the filtered set.", default="capfilt")]
 Out = Annotated[str | None, option(OUTPUT, "Folder or URL for the tables.", default="DATA")]

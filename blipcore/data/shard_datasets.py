@@ -35,6 +35,7 @@ T = TypeVar("T")
 FILTERED_COLUMNS = ("key", "text", "keep")
 SHARD_COLUMNS = ("key", "caption", "status")  # of the table beside a tar, as capfilt and img2dataset write it
 STATUS_OK = ("ok", "success")  # capfilt's and img2dataset's status of a picture that is in the tar
+REPLACED = "captions/web"  # web texts that replace those of the tars, see `capfilt pack --texts`
 THREADS = 8
 # Shards per task of a thread. With one each, 10,000 shards took 14 MB that were not freed.
 SHARDS_PER_TASK = 32
@@ -167,19 +168,22 @@ class ShardSetDataset(_TarDataset):
     """A shard set: the pictures of its tars that have a web text.
 
     A table beside a tar selects the pictures, since counting them in the tar would download it. `choose_text` chooses
-    the text of a picture.
+    the text of a picture, unless a table of REPLACED has the web texts.
     """
 
     def __init__(self, folder: AnyPath, tars: list[str], tables: list[str]) -> None:
         super().__init__(folder, tars)
         self.name = str(folder)
         self._tables = set(tables)
+        self._replaced = set(list_names(folder / REPLACED))
         counts = _count_shards(self._count_captions, tars)
         self.counts = [len(self.load(shard)) if count is None else count for shard, count in enumerate(counts)]
 
     def load(self, shard: int) -> list[DatasetEntry]:
         """Return the pictures with a web text, in the order of the table beside the tar, or else of the tar."""
         name = self.tars[shard]
+        if _table_name(name) in self._replaced:
+            return self._load_replaced(shard)
         table = self._read_captions(name)
         tar = self._reader.open(name)
         if table is not None:
@@ -208,7 +212,23 @@ class ShardSetDataset(_TarDataset):
                 )
         return entries
 
+    def _load_replaced(self, shard: int) -> list[DatasetEntry]:
+        texts: dict[str, list[str]] = {}
+        table = self._read_replaced(self.tars[shard])
+        for key, text in zip(table["key"].to_pylist(), table["text"].to_pylist(), strict=True):
+            texts.setdefault(key, []).append(text)
+        return [DatasetEntry(key, tuple(of_key), self.image_id(shard, key)) for key, of_key in texts.items()]
+
+    def _read_replaced(self, tar: str) -> pa.Table:
+        """Return key and text of the rows that have a text."""
+        path = self.images / REPLACED / _table_name(tar)
+        table = _read_columns(path, ("key", "text"))
+        text = pc.utf8_trim_whitespace(pc.fill_null(table["text"].cast(pa.string()), ""))
+        return pa.table({"key": table["key"], "text": text}).filter(pc.greater(pc.utf8_length(text), 0))
+
     def _count_captions(self, tar: str) -> int | None:
+        if _table_name(tar) in self._replaced:
+            return pc.count_distinct(self._read_replaced(tar)["key"]).as_py()
         table = self._read_captions(tar)
         return None if table is None else len(table)
 

@@ -100,7 +100,10 @@ def _find_captions(
     old_folders = [path for root in reversed(roots) for path in root.glob("[!.]*") if any(path.glob("*.parquet"))]
     folders = {path.name: path for path in old_folders} | dict(new_captions)
     names = set(sources) or {WEB, *folders}
-    captions: dict[str, AnyPath | None] = {WEB: None} if WEB in names else {}
+    # `capfilt pack --texts --name web` replaces the web texts.
+    captions: dict[str, AnyPath | None] = {WEB: folders.get(WEB)} if WEB in names else {}
+    if captions.get(WEB) is not None:
+        _require_finished(folders[WEB], images)
     for name in sorted(names - {WEB}):
         if name not in folders:
             known = ", ".join([WEB, *sorted(folders)])

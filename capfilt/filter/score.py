@@ -138,7 +138,7 @@ class ScoreStage:
                 captions[source] = {}
             elif folder is not None:
                 captions[source] = _read_caption_texts(folder / f"{shard}.parquet")
-        if WEB not in self.captions:
+        if WEB not in self.captions or self.captions[WEB] is not None:
             return ScoreTable(self.columns, captions, None, {})
         own_table = self.images.read_own_table(shard, ("caption",))
         is_unreadable = not own_table.column_names and self.images.table(shard).exists()

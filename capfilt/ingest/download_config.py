@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from blipcore.io.config_diff import INCIDENTAL, incidental_fields
 from capfilt.config import to_dict
-from capfilt.ingest.further_columns import ALL
 from capfilt.ingest.list_files import ListOptions
 from capfilt.pictures.decode import MAX_PIXELS
 
@@ -35,8 +34,8 @@ class DownloadConfig:
     encoding: str = ""  # of text files; default: by a byte order mark, else UTF-8
     # share of rows that may be unreadable before the run ends
     max_bad_rows: float = field(default=0.01, metadata=INCIDENTAL)
-    # further columns of the list that the shards keep: all, none, or names
-    keep_columns: list[str] = field(default_factory=lambda: [ALL])
+    # further columns of the list that the shards keep; default: all; ["none"] for none
+    keep_columns: list[str] = field(default_factory=list)
     shard_size: int = 10_000  # rows per shard
     image_size: int = 512  # longer side at most, larger pictures are shrunk; 0 keeps every size
     min_size: int = 0  # shorter side at least

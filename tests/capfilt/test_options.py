@@ -21,18 +21,22 @@ from capfilt.cli import app
 RUN_OPTIONS = "--backend --batch-size --device --dtype --engine --rank --workers --world-size"
 TRAIN_OPTIONS = "--batch-size --continue --device --dtype --epochs --lr --nproc --seed --steps --workers"
 OPTIONS = {
-    "download": "--allow-private --caption-col --config --duplicates --image-size --json --min-success --retries "
-    "--retry-failed --set --shard-size --threads --url-col --workers",
-    "pack": "--annotations --caption-col --config --duplicates --image-col --image-size --json --min-success --set "
-    "--shard-size --workers",
-    "caption": "--base-url --config --json --mode --model --name --num-captions --out --prompt --seed --set "
+    "download": "--allow-private --caption-col --columns --config --duplicates --encoding --image-size --json "
+    "--keep-columns --min-success --no-header --quoting --retries --retry-failed --set --shard-size --threads "
+    "--url-col --workers",
+    "pack": "--annotations --caption-col --config --duplicates --encoding --image-col --image-size --json "
+    "--keep-columns --kind --min-success --name --set --shard-size --split --texts --workers",
+    "inspect": "--annotations --caption-col --columns --encoding --image-col --json --kind --no-header --quoting "
+    "--split --url-col",
+    "caption": "--base-url --config --json --mode --model --name --num-captions --numerics --out --prompt --seed --set "
     f"--tokenizer {RUN_OPTIONS}",
-    "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name --out "
-    f"--scores --set --sources --target --threshold --tokenizer --top-fraction {RUN_OPTIONS}",
-    "pretrain": f"--config --image-root --init --json --out --preset --set --text --tokenizer --vision {TRAIN_OPTIONS}",
-    "finetune": f"--config --image-root --image-size --init --json --out --set --tokenizer {TRAIN_OPTIONS}",
-    "evaluate": "--answers --batch-size --config --device --dtype --image-root --image-size --json --model --results "
-    "--set --tokenizer",
+    "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name "
+    f"--numerics --out --scorer --scores --set --sources --target --threshold --tokenizer --top-fraction {RUN_OPTIONS}",
+    "pretrain": "--config --image-root --init --json --numerics --out --preset --set --text --tokenizer --vision "
+    f"{TRAIN_OPTIONS}",
+    "finetune": f"--config --image-root --image-size --init --json --numerics --out --set --tokenizer {TRAIN_OPTIONS}",
+    "evaluate": "--answers --batch-size --config --device --dtype --image-root --image-size --json --model --numerics "
+    "--results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
     "report": "--compare --json --out --pictures",
     "doctor": "--json",
