@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NO_TEXTS = "none"  # value of --caption-col
+
 
 @dataclass(frozen=True)
 class Account:
@@ -67,7 +69,9 @@ class Account:
             others = [name for name in (*self.texts, *self.unused) if name not in empty]
             raise ValueError(f"{problem}; {option} may name {_quote(others)}." if others else f"{problem}.")
         if not self.rows_with_text and self.unused:
-            where = f"in {_quote(list(self.texts))}" if self.texts else "column that is known to hold texts"
+            where = (
+                f"in {_quote(list(self.texts))} in any of its {self.rows:,} rows" if self.texts else "in a usual place"
+            )
             raise ValueError(
                 f"{source} has no text {where}, but {_quote(self.unused)} may hold texts. Name one or more with "
                 f"{option}, or give {option} none to read no texts."

@@ -10,12 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from capfilt.ingest.account import Account
+from capfilt.ingest.account import NO_TEXTS, Account
 from capfilt.ingest.list_files import ListOptions
 from capfilt.ingest.lists import ListColumn, RowList, as_text, cell_texts, find_columns, match_columns, open_list
 from capfilt.ingest.urls import CAPTION_COLUMNS, URL_COLUMNS
 
-NO_TEXTS = "none"  # --caption-col none
 # Parts of the names of columns with texts, if no usual name exists: re_caption, caption_alt_text_description.
 CAPTION_WORDS = re.compile(r"caption|description|prompt|(^|[^a-z])(text|alt|title|txt)([^a-z]|$)")
 NO_TEXT = re.compile(r"\s*(https?://\S*|[-+0-9.eE%,:]*|[0-9a-fA-F-]{16,})\s*")  # URLs, numbers, hashes
@@ -84,7 +83,9 @@ class UrlList:
     def account(self) -> Account:
         """What the list was taken for, with the counts of the rows that have been read."""
         bad = self.counts["bad"]
-        notes = [f"{bad:,} rows cannot be read and become 'bad_row'; the first: {self.first_error}."] if bad else []
+        notes = [f"rows that cannot be read, with the outcome bad_row: {bad:,}; the first: {self.first_error}."] * bool(
+            bad
+        )
         return Account(
             "URL list",
             len(self.list.files),

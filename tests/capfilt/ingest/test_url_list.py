@@ -312,7 +312,7 @@ def test_a_row_that_cannot_be_read_costs_only_itself(tmp_path: Path, name: str) 
     bad = [row for row in rows if row.get("status") == "bad_row"]
     assert len(rows) == 3 and len(bad) == 1 and file in bad[0]["error"]
     assert {row["url"] for row in rows if row not in bad} == {f"{U}1", f"{U}3"}
-    assert "1 rows cannot be read" in urls.account.notes[0]
+    assert "the outcome bad_row: 1; the first: " in urls.account.notes[0]
 
 
 def test_a_bad_byte_in_parquet_costs_only_its_row(tmp_path: Path) -> None:
