@@ -75,7 +75,9 @@ def plain_type(data_type: pa.DataType) -> pa.DataType | None:
         return None if inner is None else pa.list_(inner)
     if types.is_struct(data_type):
         fields = [(field.name, plain_type(field.type)) for field in data_type]
-        return pa.struct(fields) if fields and all(inner is not None for _, inner in fields) else None
+        if not fields:  # which Parquet cannot hold
+            return pa.string()
+        return pa.struct(fields) if all(inner is not None for _, inner in fields) else None
     if types.is_boolean(data_type) or types.is_integer(data_type) or types.is_floating(data_type):
         return data_type
     return data_type if types.is_temporal(data_type) or types.is_decimal(data_type) else pa.string()
