@@ -41,6 +41,13 @@ def pick_device(device: str = "auto") -> str:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not '{device}'.") from None
     if device.startswith("cuda") and not available:
         raise ValueError(f"device is {device!r}, but no CUDA device was found: use 'cpu' or 'auto'.")
+    if not device.startswith(("cpu", "cuda")):
+        try:
+            torch.empty(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError, ValueError):
+            raise ValueError(
+                f"device is {device!r}, but this torch or machine has none: use 'cpu' or 'auto'."
+            ) from None
     if device.startswith("cuda") and index >= torch.cuda.device_count():
         raise ValueError(f"No device {device}: the last CUDA device is cuda:{torch.cuda.device_count() - 1}.")
     return device

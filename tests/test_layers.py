@@ -165,9 +165,9 @@ def test_the_command_line_imports_slow_packages_inside_functions() -> None:
 
 
 def test_package_init_files_import_nothing() -> None:
-    assert not to_lines(
-        [item for item in ALL if item.file.endswith("__init__.py") and item.is_from("capfilt", "blipcore")]
-    )
+    """Except `blipcore.load`, which is imported at its first use."""
+    imports = [item for item in ALL if item.file.endswith("__init__.py") and item.is_from("capfilt", "blipcore")]
+    assert not to_lines([item for item in imports if item.target != "blipcore.api.load" or item.at_top])
 
 
 def test_names_are_imported_from_the_file_that_defines_them() -> None:

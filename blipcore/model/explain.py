@@ -28,13 +28,19 @@ def grad_cam(
 
     A heat map is the attention of `layer` times the positive part of the gradient of the ITM logit "matched", averaged
     over heads, without the class token. The default is the middle layer (6 of 12), as in LAVIS. Padding is zero.
+
+    Raises ValueError for a layer that the model lacks. Safe in several threads.
     """
+    depth = model.config.text.depth
+    layer = depth // 2 if layer is None else layer
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < depth:
+        raise ValueError(f"The layer of a heat map must be from 0 to {depth - 1} for this model, not {layer!r}.")
     ids, mask = (x.to(pixels.device) for x in tokenizer(texts, model.config.text.max_positions, "enc"))
     with torch.no_grad():
         kv = model.text.image_kv(model.encode_image(pixels))
     with torch.enable_grad():
         fused, maps = cross_attention_maps(model.text, ids, mask, kv)
-        attention = maps[len(maps) // 2 if layer is None else layer]
+        attention = maps[layer]
         (gradient,) = torch.autograd.grad(model.itm_logits(fused)[:, 1].sum(), attention)
     heat = (attention.detach().float() * gradient.float().clamp(min=0)).mean(1)[:, :, 1:] * mask[:, :, None]
     side = model.config.vision.image_size // model.config.vision.patch_size

@@ -1,6 +1,7 @@
 """The Python interface gives the numbers of the model, for any batch size; heat maps follow their definition."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+import blipcore
 from blipcore.api import Pipeline, load
 from blipcore.checkpoints.load import TASK_PARTS
 from blipcore.checkpoints.save import save_model
 from blipcore.data.transforms import EvalTransform, load_image
 from blipcore.generate.config import GenerateConfig
+from blipcore.generate.generate import generate
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig, TextConfig, VisionConfig
 from blipcore.model.explain import cross_attention_maps, grad_cam
@@ -120,6 +123,97 @@ def test_images_are_prepared_as_in_the_commands(blip: Pipeline, tmp_path: Path) 
     transform = EvalTransform(CONFIG.vision.image_size)
     for name in ("sideways.png", "clear.png"):
         assert_close(blip.pixels([Image.open(tmp_path / name)])[0], transform(load_image(tmp_path / name)))
+
+
+def test_a_sideways_picture_is_turned_once(blip: Pipeline, tmp_path: Path) -> None:
+    sideways, exif = Image.effect_noise((30, 20), 90).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "sideways.png", exif=exif)
+    upright = sideways.transpose(Image.Transpose.ROTATE_270)
+    expected = blip.encode_images([upright])
+    for picture in (tmp_path / "sideways.png", Image.open(tmp_path / "sideways.png")):
+        assert_close(blip.encode_images([picture]), expected)
+        assert_close(torch.tensor(blip.match(picture, "a dog")), torch.tensor(blip.match(upright, "a dog")))
+
+
+def test_all_captions_are_returned_with_their_log_probabilities(blip: Pipeline, images: list[Image.Image]) -> None:
+    blip.batch_size = 2
+    beam = GenerateConfig(mode="beam", beams=3, num_captions=3, max_length=12)
+    captions = blip.captions(images, beam)
+    assert [len(row) for row in captions] == [3] * 5
+    assert [row[0][0] for row in captions] == blip.caption(images, beam)
+    greedy = GenerateConfig(mode="greedy", max_length=12, min_length=0, prompt="", repetition_penalty=1)
+    [[(text, logprob)]] = blip.captions(images[0], greedy)
+    image_embeds = blip.model.encode_image(blip.pixels(images[0]))
+    [ids] = generate(blip.model, image_embeds, blip.tokenizer, greedy, ["0"]).ids
+    assert text == blip.tokenizer.decode(ids)
+    row = torch.tensor([[blip.tokenizer.bos, *ids, blip.tokenizer.sep]])[:, :12]  # [SEP] is cut if the text has none
+    with torch.no_grad():
+        hidden = blip.model.text.decode(row, None, blip.model.text.image_kv(image_embeds))
+        steps = blip.model.text.logits(hidden).log_softmax(-1)
+    assert logprob == pytest.approx(steps[0, :-1].gather(1, row[0, 1:, None]).sum().item(), abs=1e-4)
+
+
+def test_one_picture_and_one_text_are_lists_of_one(blip: Pipeline, images: list[Image.Image]) -> None:
+    assert blip.match(images[0], "a dog") == blip.match(images[:1], ["a dog"])
+    assert blip.similarity(images[0], "a dog").shape == (1, 1)
+    assert len(blip.caption(images[0])) == 1
+    assert blip.heat_maps(images[0], "a dog").shape[0] == 1
+    generator = (image for image in images)
+    assert_close(blip.encode_images(generator), blip.encode_images(images))
+    assert blip.match((image for image in images), iter(TEXTS)) == pytest.approx(blip.match(images, TEXTS), abs=1e-5)
+
+
+def test_nothing_in_is_nothing_out(blip: Pipeline) -> None:
+    vqa = Pipeline("vqa", blip.model.select_parts("encode", "vqa").eval(), blip.tokenizer)
+    for empty in ([], (), iter(())):
+        assert blip.caption(empty) == [] and blip.captions([]) == []
+    assert blip.match([], []) == [] and vqa.answer([], []) == [] and vqa.answer([], [], ["a"]) == []
+    assert blip.encode_images([]).shape == (0, 8) and blip.encode_texts([]).shape == (0, 8)
+    assert blip.heat_maps([], []).shape == (0, 0, 2, 2) and blip.pixels([]).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("texts", [[None], None, [b"a dog"], 3, [["a", "b"]]])
+def test_what_is_no_text_is_named(blip: Pipeline, images: list[Image.Image], texts: object) -> None:
+    with pytest.raises(TypeError, match=r"not a string|A text is a string, not a"):
+        blip.match(images[:1], texts)
+
+
+@pytest.mark.parametrize("layer", [3, 9, -1, True, "2", 1.0])
+def test_a_layer_that_the_model_lacks_is_refused(blip: Pipeline, images: list[Image.Image], layer: int) -> None:
+    with pytest.raises(ValueError, match="must be from 0 to 2 for this model, not"):
+        blip.heat_maps(images[:1], TEXTS[:1], layer=layer)
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "gpu", "cuda:99", "cuda", "0", 0, "cpu:x", ""])
+def test_a_missing_device_is_one_sentence(folder: Path, device: str) -> None:
+    if str(device).startswith("cuda") and torch.cuda.device_count() > 99:
+        pytest.skip("this machine has that device")
+    with pytest.raises(ValueError, match="device"):
+        load(folder, device=device)
+
+
+def test_load_is_a_function_of_the_package(folder: Path) -> None:
+    assert isinstance(blipcore.load(folder, device="cpu"), Pipeline)
+    with pytest.raises(AttributeError, match="module 'blipcore' has no attribute 'train_now'"):
+        _ = blipcore.train_now
+
+
+def test_threads_share_a_pipeline(blip: Pipeline, images: list[Image.Image]) -> None:
+    greedy = GenerateConfig(mode="greedy", max_length=8)
+    calls = [
+        lambda: blip.match(images, TEXTS),
+        lambda: blip.heat_maps(images, TEXTS),
+        lambda: blip.heat_maps(images, TEXTS, layer=0),
+        lambda: blip.similarity(images, TEXTS),
+        lambda: torch.tensor([logprob for [(_, logprob)] in blip.captions(images, greedy)]),
+    ]
+    expected = [call() for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [[pool.submit(call) for call in calls] for _ in range(8)]
+        for round_of_calls in futures:
+            for future, result in zip(round_of_calls, expected, strict=True):
+                assert_close(future.result(), result, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
