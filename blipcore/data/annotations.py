@@ -18,7 +18,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from blipcore.data.picture_lists import IMAGE_COLUMNS, TEXT_COLUMNS, default_root, is_picture_list, read_picture_list
+from blipcore.data.picture_lists import (
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    default_root,
+    is_picture_list,
+    pack_command,
+    read_picture_list,
+)
 from blipcore.io.coco import read_coco
 from blipcore.io.json_rows import FIRST_ROW, RowStart, first_character, read_json_rows
 
@@ -98,7 +105,8 @@ def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart
 
 def _no_texts(path: str | Path) -> ValueError:
     return ValueError(
-        f"No picture of {path} has a caption with a text. Use `capfilt pack` and `capfilt caption` to write captions."
+        f"No picture of {path} has a caption with a text. To write captions, make a shard set with "
+        f"{pack_command(path)}, and use `capfilt caption`."
     )
 
 

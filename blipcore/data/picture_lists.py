@@ -52,11 +52,19 @@ def default_root(path: Path) -> Path:
 
 def pack_first(path: Path | str, problem: str) -> ValueError:
     """Return an error that says how a shard set is made of `path`, and what to do with it."""
-    shards = f"{Path(path).name.split('.')[0] or 'data'}-shards"
+    shards = _shards_name(path)
     return ValueError(
-        f"{path} {problem}. Make a shard set of it with `capfilt pack {shlex.quote(str(path))} {shlex.quote(shards)}`, "
-        f"then give {shards} in its place."
+        f"{path} {problem}. Make a shard set of it with {pack_command(path)}, then give {shards} in its place."
     )
+
+
+def pack_command(path: Path | str) -> str:
+    """Return the command that makes a shard set of `path`."""
+    return f"`capfilt pack {shlex.quote(str(path))} {shlex.quote(_shards_name(path))}`"
+
+
+def _shards_name(path: Path | str) -> str:
+    return f"{Path(path).name.split('.')[0] or 'data'}-shards"
 
 
 def no_dataset(name: str) -> FileNotFoundError:
