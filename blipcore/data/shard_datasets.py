@@ -260,7 +260,10 @@ def _read_columns(path: AnyPath, columns: tuple[str, ...]) -> pa.Table:
         with open_read(path) as opened, pq.ParquetFile(opened) as file:
             return file.read(columns=[column for column in columns if column in file.schema_arrow.names])
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from error
+        raise ValueError(
+            f"{path} is not a readable Parquet file ({one_line(error)}); delete it and repeat the command "
+            "that wrote it."
+        ) from error
 
 
 def _count_shards(count: Callable[[str], T], names: list[str]) -> list[T]:
