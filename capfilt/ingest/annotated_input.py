@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from blipcore.io.storage import AnyPath
@@ -12,7 +12,7 @@ from capfilt.ingest.annotations import AnnotationRow, open_annotations, without_
 from capfilt.ingest.input import InputOptions, InputRow, PictureInput, file_row
 from capfilt.ingest.list_files import file_fingerprint
 from capfilt.ingest.picture_names import PictureNames
-from capfilt.ingest.splits import folder_split, is_chosen, wanted_splits
+from capfilt.ingest.splits import folder_split, is_chosen
 
 
 class AnnotatedPictures:
@@ -26,7 +26,6 @@ class AnnotatedPictures:
         self.annotations = open_annotations(path, counts.options)
         self.names = PictureNames(root)
         self.found: set[str] = set()
-        self.splits: Counter[str | None] = Counter()
         self._named = self._outside = 0
         self._first = ""
         counts.format, counts.picture = self.annotations.format, f"'{self.annotations.picture}'"
@@ -39,24 +38,21 @@ class AnnotatedPictures:
         """Yield a row per picture: consecutive rows of one picture hold its texts."""
         for _, group in groupby(self.annotations, key=_picture_key):
             rows = list(group)
-            self.splits[rows[0].split] += 1
-            if self._is_wanted(rows[0]):
+            if self._is_in_split(rows[0]):
                 yield self._row(rows)
-        self._check()
+        self._require_pictures()
 
-    def _is_wanted(self, row: AnnotationRow) -> bool:
-        """Return whether a row is in a chosen split: by its folder if these are splits, else by its column."""
-        if self.counts.splits:
-            split = folder_split(f"{self.prefix}{row.name}")
-            return split is None or is_chosen(split, self.counts.options.split)
-        return is_chosen(row.split, self.counts.options.split)
+    def _is_in_split(self, row: AnnotationRow) -> bool:
+        """Return whether a row names a picture in a folder of a chosen split, if folders are the splits."""
+        split = folder_split(f"{self.prefix}{row.name}") if self.counts.splits else None
+        return split is None or is_chosen(split, self.counts.options.split)
 
     def _row(self, rows: list[AnnotationRow]) -> InputRow:
         texts = [text for row in rows for text in row.texts]
         sources = {name for row in rows for name in row.sources}
         self.counts.texts.update(sources)
         columns = {name: value for name, value in (rows[0].columns or {}).items()}
-        row = self._find(rows[0].name, texts) | {"columns": columns}
+        row = self._find(rows[0].name, texts) | {"columns": columns, "split": rows[0].split}
         error = next((row.error for row in rows if row.error is not None), None)
         if error is not None:
             self.counts.add_problem("rows that cannot be read as a whole", error)
@@ -73,6 +69,7 @@ class AnnotatedPictures:
         relative = self.names.relative(name)
         if relative is None:
             self._outside += 1
+            self._first = self._first or name
             problem = f"outside of {self.root.name or self.root}"
             return {"url": name, "texts": texts, "status": "forbidden", "error": problem}
         found = self.names.find(relative) or self.names.find(without_caption_number(relative))
@@ -83,21 +80,27 @@ class AnnotatedPictures:
         row = file_row(self.names.root, relative if found is None else found, texts)
         return row | {"url": self.prefix + row["url"]} if self.prefix else row
 
-    def _check(self) -> None:
-        """Raise ValueError if no picture exists, or rows of several splits are mixed."""
-        if not self.counts.splits:
-            names = [name for name in self.splits if name]
-            if names or self.counts.options.split:
-                self.counts.splits = wanted_splits(names, self.counts.options.split, self.path)
-        if self._named and not self.found and self._first:
+    def _require_pictures(self) -> None:
+        """Raise ValueError if no picture exists."""
+        if not self._named or self.found:
+            return
+        if self._outside == self._named:
             raise ValueError(
-                f"None of the {self._named:,} pictures that {self.path} names exists under {self.root}; the first is "
-                f"{self.root / self._first}. Give the folder of these names as SOURCE, and the file with --annotations."
+                f"All {self._named:,} pictures that {self.path} names are outside of {self.root}, such as "
+                f"{self._first}. Give a folder that holds them as SOURCE, and the file with --annotations."
             )
+        parents = self.names.root.parents if isinstance(self.names.root, Path) else ()
+        parent = next(
+            (str(folder) for folder in parents if (folder / self._first).exists()), "the folder of these names"
+        )
+        raise ValueError(
+            f"None of the {self._named:,} pictures that {self.path} names exists under {self.root}, such as "
+            f"{self._first}; give {parent} as SOURCE, and the file with --annotations."
+        )
 
 
 def _picture_key(row: AnnotationRow) -> object:
-    return without_caption_number(row.name) if isinstance(row.name, str) and row.name else object()
+    return (without_caption_number(row.name), row.split) if isinstance(row.name, str) and row.name else object()
 
 
 class AnnotatedInput(PictureInput):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from typing import Any
 
@@ -43,7 +45,21 @@ def texts_of(cell: Any) -> list[str]:
         if isinstance(content, list):  # OpenAI's parts
             content = next((part.get("text") for part in content if isinstance(part, dict) and part.get("text")), None)
         cell = content
-    return [_without_tokens(text) for text in cell_texts(cell) if text is not None]
+    return [_without_tokens(text) for text in cell_texts(_parse_list(cell)) if text is not None]
+
+
+def _parse_list(cell: Any) -> Any:
+    """Return the list in a text, as pandas and JSON write lists into a CSV; other cells as they are."""
+    if not isinstance(cell, str) or not cell.startswith("[") or not cell.rstrip().endswith("]"):
+        return cell
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            return value
+    return cell
 
 
 def texts_of_pictures(cell: Any, pictures: int) -> list[list[str]] | None:

@@ -126,6 +126,11 @@ class ListAnnotations(Annotations):
             texts = [text if not rows.has_header else text._replace(fits=None)]
         name, *names = find_columns(rows, [picture, *texts])
         assert name is not None  # required
+        cells = [cell for cell in rows.sample_of(name) if isinstance(cell, str)]
+        if cells and all(cell.startswith(("http://", "https://")) for cell in cells):
+            raise ValueError(
+                f"{rows.path} names URLs in '{name}'; fetch them with `capfilt download {rows.path} DATA`."
+            )
         return name, tuple(found for found in names if found is not None and found != name)
 
     def _may_be_texts(self, name: str) -> bool:

@@ -78,7 +78,8 @@ class FolderInput(PictureInput):
             self.add_problem(f".{suffix} files that have the name of no picture", name)
 
     def require_texts(self) -> None:
-        if not self.options.text_names and not self.account.rows_with_text and (self._lists or self._strays):
+        strays = (self._lists or self._strays) and not self.unreadable
+        if strays and not self.options.text_names and not self.account.rows_with_text:
             problem = f"{self.root} has no text beside any of its pictures"
             remedy = "or give --caption-col none to read no texts"
             if self._lists:
@@ -125,6 +126,7 @@ class FolderInput(PictureInput):
             return decode_text(data, self.options.encoding).strip()
         except ValueError as error:
             undecodable.append(f"{name} is not text in {self.options.encoding or 'UTF-8'} ({error})")
+            self.unreadable = self.unreadable or undecodable[0]
             remedy = "another --encoding" if self.options.encoding else "--encoding, such as cp1252"
             self.add_problem(f"text files in another encoding, not read; {remedy} may read them", name)
             return None
@@ -133,6 +135,7 @@ class FolderInput(PictureInput):
         data = self._read_bytes(name)
         content = parse_json(data) if data else None
         if content is None:
+            self.unreadable = self.unreadable or f"{name} is not valid JSON"
             self.add_problem("JSON files that cannot be read", name)
         return content
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from blipcore.io.samples import PICTURE_SUFFIXES, value_texts
 from blipcore.io.storage import AnyPath
 from capfilt.ingest.account import Account
+from capfilt.ingest.splits import is_chosen, wanted_splits
 
 Kind = Literal["folder", "imagefolder", "annotations", "parquet", "dataset", "webdataset"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -101,27 +102,47 @@ class PictureInput(ABC):
         self.notes: list[str] = []
         # Types of the rows' "columns", where the input has some; None for texts and JSON.
         self.further: pa.Schema | None = None
+        self.unreadable = ""  # the first text that cannot be read
         self._problems: dict[str, tuple[int, str]] = {}
+        self._row_splits: Counter[str | None] = Counter()
         self._rows = self._rows_with_text = 0
         self.is_read = False  # whether all rows have been read, and `account` is complete
 
     def __iter__(self) -> Iterator[InputRow]:
         for row in self.read_rows():
+            if not self._is_chosen(row.pop("split", None)):
+                continue
             if not self.options.reads_texts:
                 row["texts"] = []
             self._rows += 1
             self._rows_with_text += any(text and not text.isspace() for text in row["texts"])
             yield row
+        if not self.splits:
+            names = [name for name in self._row_splits if name is not None]
+            if names or self.options.split:
+                self.splits = wanted_splits(names, self.options.split, self.source)
         self.is_read = True
         if self.options.reads_texts:
             self.require_texts()
 
+    def _is_chosen(self, split: str | None) -> bool:
+        """Return whether a row is in a chosen split, by its own "split" unless that of its file is known."""
+        if self.splits:
+            return True
+        self._row_splits[split or None] += 1
+        return is_chosen(split, self.options.split)
+
     @abstractmethod
     def read_rows(self) -> Iterator[InputRow]:
-        """Yield a row per picture; count `texts` and `unused`."""
+        """Yield a row per picture, with its "split" if its file has none; count `texts` and `unused`."""
 
     def require_texts(self) -> None:
         """Raise ValueError if no row has a text and some may exist."""
+        if self.unreadable and not self._rows_with_text:
+            raise ValueError(
+                f"{self.source} has no text that can be read: {self.unreadable}. Give another --encoding, or give "
+                "--caption-col none to read no texts."
+            )
         self.account.require_texts(str(self.source), self.options.text_names)
 
     def add_problem(self, problem: str, example: str) -> None:

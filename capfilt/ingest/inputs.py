@@ -40,6 +40,7 @@ def open_input(source: str, options: InputOptions | None = None) -> PictureInput
     if options.annotations is not None:
         return _open_annotated(path, options.annotations, options)
     opened = _open_folder(path, options) if path.is_dir() else _open_file(path, options)
+    opened.source = to_path(source)
     if options.kind not in (None, opened.kind):
         raise ValueError(f"{path} is an input of the kind '{opened.kind}', not '{options.kind}' (--kind).")
     return opened
@@ -100,11 +101,11 @@ def _open_folder(path: AnyPath, options: InputOptions) -> PictureInput:
     elif kind == "webdataset" and _tars(files):
         opened = WebdatasetInput(path, path, {name: files[name] for name in _tars(files)}, options)
     else:
-        raise ValueError(_nothing_found(path, files, options.kind))
+        raise ValueError(_nothing_found(str(path).replace("zip://::", ""), files, options.kind))
     pictures = [name for name in files if is_picture(name)]
     if pictures:
         opened.ignored["pictures"] += len(pictures)
-        opened.notes.append(f"{len(pictures):,} pictures beside the {kind} files are not read, such as {pictures[0]}.")
+        opened.notes.append(f"pictures beside these files, not read: {len(pictures):,}, such as {pictures[0]}.")
     return opened
 
 
@@ -134,17 +135,17 @@ def _may_have_pictures(path: AnyPath, options: InputOptions) -> bool:
         return False
 
 
-def _nothing_found(path: AnyPath, files: dict[str, int], kind: str | None) -> str:
+def _nothing_found(path: str, files: dict[str, int], kind: str | None) -> str:
     if kind is not None:
         return f"{path} holds nothing of the kind '{kind}' (--kind)."
     suffixes = {"." + name.lower().rpartition(".")[2]: name for name in files if "." in name}
     if ".zip" in suffixes:
-        return f"{path} holds zip archives but no pictures; give one of them, such as {path / suffixes['.zip']}."
+        return f"{path} holds zip archives but no pictures; give one of them, such as {path}/{suffixes['.zip']}."
     if any(name.lower().endswith(COMPRESSED_TARS) for name in files):
         return f"{path} holds compressed tars; decompress them first."
     saved = next((name for name in files if name.endswith("/state.json")), None)
     if saved is not None:
-        return f"{path} holds saved datasets; give one of them, such as {path / saved.rpartition('/')[0]}."
+        return f"{path} holds saved datasets; give one of them, such as {path}/{saved.rpartition('/')[0]}."
     return f"{path} holds no pictures, tars or Parquet files; to pack an annotation file, give its path."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -41,6 +42,9 @@ def check_digest(data: bytes, expected: str) -> None:
         raise MissingPictureError("wrong_checksum", f"the {name} is {actual}, the list has {digest}")
 
 
+SPARSE_MEMBER = "sparse member"  # in place of a column: a file of a tar that is stored without its holes
+
+
 class PictureBytesReader:
     """Reads the bytes of pictures. The last file or table stays open, because rows come in order."""
 
@@ -53,8 +57,12 @@ class PictureBytesReader:
     def read(self, path: str, column: str | None, offset: int | None, size: int | None) -> bytes:
         """Return the bytes of a picture: cell `offset` of a table's column, a range of a file, or a whole file.
 
+        For the column SPARSE_MEMBER, it is a sparse file of a tar with its header at `offset`.
+
         Raises MissingPictureError, FileNotFoundError or PermissionError.
         """
+        if column == SPARSE_MEMBER:
+            return self._read_sparse(path, offset or 0, size or 0)
         if column is not None:
             return self._read_cell(self._open_table(path, column).read(offset or 0)[0], path)
         if offset is None:
@@ -63,6 +71,19 @@ class PictureBytesReader:
         file = self._open_file(path)
         file.seek(offset)
         return file.read(-1 if size is None else size)
+
+    def _read_sparse(self, path: str, offset: int, size: int) -> bytes:
+        """Return a file of a tar without its holes, with the header at `offset`, as a whole of `size` bytes."""
+        self._require_small(size)
+        with open_read(to_path(path)) as file:
+            file.seek(offset)
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    member = tar.next()
+                    content = tar.extractfile(member) if member is not None else None
+                    return b"" if content is None else content.read(size)
+            except tarfile.TarError as error:
+                raise MissingPictureError("decode_error", f"a damaged sparse file: {error}") from None
 
     def _read_file(self, path: str) -> bytes:
         if "://" in path:

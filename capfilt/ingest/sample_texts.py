@@ -29,22 +29,23 @@ class SampleTexts:
         """Return the texts of a picture. `files` reads its text files by suffix; `content` is its JSON or None."""
         if self.source.options.text_names:
             return self._by_name(files, content)
-        read: list[str] = []
+        chosen = ""  # suffix of the file that is used
 
         def contents() -> Iterator[str | None]:
+            nonlocal chosen
             for suffix in TEXT_SUFFIXES:
                 if suffix in files:
-                    read.append(suffix)
-                    yield files[suffix]()
+                    text = files[suffix]()
+                    chosen = suffix if text and not text.isspace() else ""
+                    yield text
 
         texts = choose_texts(contents(), lambda: content)
-        key, captions = find_captions(content)
-        from_json = texts == captions and bool(captions)
+        key = "" if chosen else find_captions(content)[0]
         if any(text.strip() for text in texts):
-            self.source.texts[(key or "list of .json") if from_json else f".{read[-1]}"] += 1
-            if len(texts) > 1 and not from_json:
+            self.source.texts[f".{chosen}" if chosen else (key or "list of .json")] += 1
+            if len(texts) > 1 and chosen:
                 self.source.add_problem("text files with several lines, each a caption of its own", picture)
-        self._count_unused([suffix for suffix in files if from_json or suffix not in read[-1:]], content, {key})
+        self._count_unused([suffix for suffix in files if suffix != chosen], content, {key})
         return texts
 
     def _by_name(self, files: Mapping[str, Callable[[], str | None]], content: Any) -> list[str]:

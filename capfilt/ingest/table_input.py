@@ -67,6 +67,7 @@ class TableInput(PictureInput):
                         "texts in another encoding, not read", f"{name}, row {number}, '{column}' ({error})"
                     )
                     row["error"] = f"text: '{column}' is not UTF-8"
+                    self.unreadable = self.unreadable or f"{name}, row {number}: '{column}' is not UTF-8"
                     continue
                 self.texts[column] += any(text.strip() for text in found)
                 texts += found
@@ -76,6 +77,7 @@ class TableInput(PictureInput):
                 "body": os.fsencode(str(path)),
                 "column": layout.image,
                 "offset": number,
+                "split": split if isinstance(split := cells.get("split"), str) else None,
                 "orientation": img2dataset_orientation(cells),
             }
 
@@ -85,7 +87,10 @@ class ParquetInput(TableInput):
 
     def __init__(self, source: AnyPath, root: AnyPath, files: dict[str, int], options: InputOptions) -> None:
         options.refuse("parquet", "annotations")
-        names, splits = select_split(list(files), file_split, options.split, source)
+        names: list[str] = list(files)
+        splits: tuple[str, ...] = ()
+        if any(map(file_split, files)):
+            names, splits = select_split(names, file_split, options.split, source)
         super().__init__(source, "parquet", [(name, files[name]) for name in names], options, splits=splits)
         self.root = root
         self._layouts: dict[str, TableLayout] = {}
@@ -125,7 +130,7 @@ class SavedDatasetInput(TableInput):
     def __init__(self, path: AnyPath, options: InputOptions) -> None:
         options.refuse("dataset", "annotations")
         names = dataset_splits(path)
-        splits = wanted_splits(names, options.split, path) if names or options.split else ()
+        splits = wanted_splits(names, options.split, path) if names else ()
         folders = [path / split for split in splits] or [path]
         files = [
             (f"{folder.name}/" * bool(splits) + name, size) for folder in folders for name, size in _own_files(folder)

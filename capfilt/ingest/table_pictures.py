@@ -26,7 +26,7 @@ from capfilt.ingest.lists import ListColumn, match_columns
 
 IMAGE_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS_PER_READ = 64  # few, because pictures are large
-PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
 
 def is_saved_dataset(path: AnyPath) -> bool:
@@ -81,7 +81,8 @@ def _begins_with_picture(path: str, name: str) -> bool:
 
 def is_picture_data(data: bytes) -> bool:
     """Return whether bytes begin as a picture does."""
-    return data.startswith(PICTURE_STARTS) or data[4:12] in (b"ftypheic", b"ftypavif", b"ftypmif1")
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"  # not a sound
+    return is_webp or data.startswith(PICTURE_STARTS) or data[4:12] in (b"ftypheic", b"ftypavif", b"ftypmif1")
 
 
 class TableColumns(ABC):

@@ -27,4 +27,6 @@ def open_zip(path: AnyPath) -> Remote:
                 f"{path}: {member.filename} would grow from {member.compress_size:,} to {member.file_size:,} bytes; "
                 "such archives are refused."
             )
+    if not archive.infolist():
+        raise ValueError(f"{path} is an empty zip archive.")
     return root

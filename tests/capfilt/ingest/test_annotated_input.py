@@ -56,7 +56,11 @@ def test_absolute_names_may_go_through_a_link_to_the_folder(tmp_path: Path) -> N
             '[{"x": 1}]',
             "no column that looks like the path of a picture; it has x. Name the column with --image-col.",
         ),
-        ("a.csv", "image,b\nx.jpg,2\n", r"None of the 1 pictures that .*a.csv names exists under .*x\.jpg"),
+        (
+            "a.csv",
+            "image,b\nx.jpg,2\n",
+            r"None of the 1 pictures that .*a.csv names exists under .* such as x\.jpg; give the",
+        ),
         ("a.parquet", "PAR1", "not a readable Parquet file"),
     ],
 )
