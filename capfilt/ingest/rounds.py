@@ -32,7 +32,7 @@ from capfilt.ingest.urls import check_url
 from capfilt.shards.tables import write_table
 
 ROWS_PER_ROUND = 200_000  # fetched before their shards are written; bounds the size of the staging folder
-FIRST_ROUND_SHARDS = 2  # the outcomes of these decide whether the run continues
+FIRST_ROUND_ROWS = 20_000  # the outcomes of these decide whether the run continues
 ROWS_PER_PROCESS = 500  # fewer are not worth starting a process, which takes a second
 
 
@@ -47,8 +47,9 @@ def download_shards(
     """Fetch and write these shards; return those that failed with the reason, and the reason of an early stop."""
     failed: dict[str, str] = {}
     per_round = max(1, ROWS_PER_ROUND // config.shard_size)
-    rest = pending[FIRST_ROUND_SHARDS:]
-    rounds = [pending[:FIRST_ROUND_SHARDS], *(rest[n : n + per_round] for n in range(0, len(rest), per_round))]
+    first = max(2, FIRST_ROUND_ROWS // config.shard_size)
+    rest = pending[first:]
+    rounds = [pending[:first], *(rest[n : n + per_round] for n in range(0, len(rest), per_round))]
     for shards in rounds if pending else []:
         tables = {shard: read_part(staging / ROWS_FOLDER / f"{shard}.parquet", data.split.further) for shard in shards}
         urls = {

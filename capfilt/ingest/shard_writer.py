@@ -10,13 +10,14 @@ import errno
 import hashlib
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -31,6 +32,8 @@ from capfilt.shards.format import CAPTIONS, IMAGES, write_shard
 from capfilt.shards.further_columns import json_value
 from capfilt.shards.manifest import MANIFEST, Manifest, count_shards, read_manifest
 from capfilt.shards.tables import write_table
+
+T = TypeVar("T")
 
 OUTCOMES = (
     "ok",
@@ -54,6 +57,7 @@ LAYOUT = 2
 STAGING = ".staging"  # subfolder of a local shard set until it is complete
 TABLES_GLOB = "[0-9][0-9][0-9][0-9][0-9]*.parquet"  # tables of shards; a list of URLs may be in the same folder
 MORE_CAPTIONS = "more"  # source of the texts after the first; the first is the web text
+MAX_THREADS = 8  # that convert pictures in a worker
 INVALID_PATH_ERRORS = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
@@ -120,7 +124,7 @@ class ShardWriter:
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         rows = read_part(Path(self.plans) / f"{shard}.parquet", self.further).to_pylist()
-        write_shard(to_path(self.out) / f"{shard}.tar", self._samples(rows, worker.advance), make_folder=False)
+        write_shard(to_path(self.out) / f"{shard}.tar", self._samples(rows, worker), make_folder=False)
         if self.captions is not None:
             write_table(to_path(self.captions) / f"{shard}.parquet", _more_captions_table(rows), make_folder=False)
         counts = Counter(row["status"] for row in rows)
@@ -130,14 +134,16 @@ class ShardWriter:
         write_table(self.output(shard), table, dict(counts), make_folder=False)
         return {**counts, "pictures": counts["ok"]}
 
-    def _samples(self, rows: list[dict[str, Any]], advance: Callable[[int], None]) -> Iterator[TarSample]:
+    def _samples(self, rows: list[dict[str, Any]], worker: Worker) -> Iterator[TarSample]:
         """Yield the samples of the tar; fill in the outcome and the picture columns of `rows`."""
+        threads = min(worker.cores, MAX_THREADS)
         try:
-            for row in rows:
-                image = self._read_image(row) if row["status"] == "ok" else None
-                if image is not None:
-                    advance(1)
-                    yield TarSample(row["key"], image, row["caption"], self._metadata(row))
+            with ThreadPoolExecutor(threads) as pool:
+                reads = (self._read_image(row, pool) for row in rows)
+                for row, image in zip(rows, finish_in_order(reads, 2 * threads), strict=True):
+                    if image is not None:
+                        worker.advance(1)
+                        yield TarSample(row["key"], image, row["caption"], self._metadata(row))
         except BaseException:
             self.reader.close()
             raise
@@ -150,12 +156,14 @@ class ShardWriter:
         # A "caption" that is null tells readers that no other field is the text.
         return metadata | ({"caption": row["caption"]} if further else {}) | further
 
-    def _read_image(self, row: dict[str, Any]) -> bytes | None:
-        """Return the bytes to store, or None with the reason in `row`."""
-        data = self._read_bytes(row)
-        if data is None or row["sha256"] is not None:
-            return data
-        return self._convert(row, data)
+    def _read_image(self, row: dict[str, Any], pool: Executor) -> Future[bytes | None]:
+        """Return the future bytes to store; they are None, with the reason in `row`, if there are none."""
+        data = self._read_bytes(row) if row["status"] == "ok" else None
+        if data is not None and row["sha256"] is None:
+            return pool.submit(self._convert, row, data)
+        finished: Future[bytes | None] = Future()
+        finished.set_result(data)
+        return finished
 
     def _read_bytes(self, row: dict[str, Any]) -> bytes | None:
         try:
@@ -191,6 +199,17 @@ class ShardWriter:
         row["sha256"] = hashlib.sha256(image.data).hexdigest()
         row["dhash"] = image.dhash
         return image.data
+
+
+def finish_in_order(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
+    """Yield the results of futures in their order; at most `ahead` of them are unfinished or waiting."""
+    waiting: deque[Future[T]] = deque()
+    for future in futures:
+        waiting.append(future)
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
 
 
 def _more_captions_table(rows: list[dict[str, Any]]) -> pa.Table:

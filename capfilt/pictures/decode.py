@@ -51,14 +51,10 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 @contextmanager
 def decoded_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Yield the image of `decode_picture`; until the end of the block, its memory counts as used."""
-    with ExitStack() as reserved:
+    with ExitStack() as memory:
         with _named_errors():
-            pixels = _check_jpeg_xl(data, max_pixels)
-            if pixels:
-                reserved.enter_context(_memory.reserve(pixels * BYTES_PER_PIXEL_OF["JXL"]))
-            image = _open(data, max_pixels)
-            if not pixels:
-                reserved.enter_context(_memory.reserve(_decoding_bytes(image)))
+            image = _open(data, max_pixels, memory)
+            _reserve_memory(image, memory)
             image = upright_rgb(image)
         yield image
 
@@ -86,8 +82,8 @@ def to_jpeg(
     An upright JPEG in RGB or grey that is small enough keeps its bytes, and so its ICC profile. All others are
     converted to sRGB and have no profile. `default_orientation` is the EXIF orientation of pictures without one.
     """
-    with _named_errors():
-        image = _open(data, max_pixels)
+    with ExitStack() as memory, _named_errors():
+        image = _open(data, max_pixels, memory)
         if default_orientation != 1:
             with suppress(Exception):  # unreadable EXIF raises struct.error and others
                 image.getexif().setdefault(EXIF_ORIENTATION, default_orientation)
@@ -97,6 +93,7 @@ def to_jpeg(
         if shrink and is_jpeg:
             # skips most of the work on a large photograph
             image.draft(None, (2 * max_side, 2 * max_side))
+        _reserve_memory(image, memory)
         if is_jpeg and image.mode in ("RGB", "L") and exif_orientation == 1 and not shrink:
             # The hash decodes every block of the JPEG, at a low resolution: that finds damage as a full decode does.
             return StoredJpeg(data, width, height, width, height, difference_hash(data, max_pixels))
@@ -117,8 +114,8 @@ def difference_hash(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
     """Return 64 bits as 16 hex digits: for each of 8 x 8 patches, 1 if it is darker than the patch to its right."""
     import numpy as np
 
-    with _named_errors():
-        image = _open(data, max_pixels)
+    with ExitStack() as memory, _named_errors():
+        image = _open(data, max_pixels, memory)
         image.draft("L", (64, 64))  # decodes a JPEG at a low resolution only
         image.info.pop("icc_profile", None)
         image = upright_rgb(image).convert("L")
@@ -138,16 +135,11 @@ def _named_errors() -> Iterator[None]:
         raise DecodeError("truncated" if is_truncated else "corrupt", one_line(error)) from None
 
 
-def _decoding_bytes(image: Image.Image) -> int:
-    """Return an upper bound of the memory for decoding an opened picture."""
-    return image.width * image.height * BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
-
-
-def _check_jpeg_xl(data: bytes, max_pixels: int) -> int:
-    """Return the pixels of a JPEG XL, 0 for other formats; its plug-in decodes a file as soon as it is opened."""
-    width, height = (None if missing_decoder(data[:16]) else jpeg_xl_size(data)) or (0, 0)
-    _require_few_pixels(width, height, max_pixels)
-    return width * height
+def _reserve_memory(image: Image.Image, memory: ExitStack) -> None:
+    """Reserve the memory for decoding an opened picture, at most; that of a JPEG XL is reserved by `_open`."""
+    if image.format != "JXL":
+        size = image.width * image.height * BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
+        memory.enter_context(_memory.reserve(size))
 
 
 def _require_few_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -156,10 +148,13 @@ def _require_few_pixels(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError("too_many_pixels", detail)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int, memory: ExitStack) -> Image.Image:
     if not data:
         raise DecodeError("empty")
-    _check_jpeg_xl(data, max_pixels)
+    if not missing_decoder(data[:16]) and (size := jpeg_xl_size(data)):
+        _require_few_pixels(*size, max_pixels)
+        # Its plug-in decodes a file as soon as it is opened.
+        memory.enter_context(_memory.reserve(size[0] * size[1] * BYTES_PER_PIXEL_OF["JXL"]))
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:

@@ -7,7 +7,9 @@ appears only when complete.
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -74,15 +76,18 @@ def write_shard(path: AnyPath, samples: Iterable[TarSample], *, make_folder: boo
 
     Equal samples give equal bytes.
     """
-    from webdataset import TarWriter  # imports torch
-
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as tar:
+    # Streamed, in the pax format and with the attributes of webdataset's TarWriter, whose import takes two seconds.
+    with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w|") as tar:
         for sample in samples:
-            members = {"__key__": sample.key, picture_suffix(sample.image): sample.image}
+            members = {picture_suffix(sample.image): sample.image}
             if sample.text is not None:
                 members["txt"] = sample.text.encode("utf-8", errors="replace")
             if sample.metadata:
                 members["json"] = json.dumps(sample.metadata, ensure_ascii=False).encode("utf-8", errors="replace")
-            tar.write(members)
+            for suffix in sorted(members):
+                member = tarfile.TarInfo(f"{sample.key}.{suffix}")
+                member.size, member.mode = len(members[suffix]), 0o444
+                member.uname = member.gname = "bigdata"
+                tar.addfile(member, io.BytesIO(members[suffix]))

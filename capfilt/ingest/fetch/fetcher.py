@@ -5,8 +5,8 @@
 The input is a Parquet table of `uid` and `url`. The output is img2dataset's tars with the bodies as they were received,
 and its tables of the failures.
 
-It has its own process because img2dataset takes over signals and standard output. img2dataset's workers import the main
-program again; this import installs the opener with the safety limits.
+It has its own process because img2dataset takes over signals and standard output. On Linux, its workers are forks of
+this process. Elsewhere they import the main program again, which installs the opener with the safety limits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ import types
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from capfilt.ingest.fetch.safe_opener import FetchLimits, build_opener
 
 LIMITS_VARIABLE = "CAPFILT_FETCH"  # environment variable with the limits for img2dataset's workers
-SHARED_MEMORY = Path("/dev/shm")  # where Linux has named semaphores
 # X-Robots-Tag directives by which a site opts out: img2dataset's own and `noml`.
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex", "noml"]
 
@@ -77,36 +75,52 @@ def _import_img2dataset() -> Any:
     return img2dataset
 
 
-def remove_semaphores(folder: Path) -> None:
-    """Remove the semaphores of a killed fetcher with settings in `folder`, or in another folder beside it.
+class _NoLogger:
+    """Stands in for img2dataset's process that prints statistics."""
 
-    Python removes them by a process of the same group, which is killed with it.
+    done_shards: set[int]
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    def join(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
+def _fetch_in_forks(processes: int, downloader: Any, reader: Any, *_: Any) -> None:
+    """Fetch the parts of a list in forked processes.
+
+    img2dataset starts Python anew in each process, which takes a second, and leaves semaphores in /dev/shm when it is
+    killed; those of a forking pool have no name.
     """
-    for path in SHARED_MEMORY.glob(f"sem.{_semaphore_prefix(folder)}-*"):
-        path.unlink(missing_ok=True)
+    with multiprocessing.get_context("fork").Pool(processes, _install_opener) as pool:
+        for _row in pool.imap_unordered(downloader, reader):
+            pass
 
 
-def _semaphore_prefix(folder: Path) -> str:
-    return f"mp-{blake2b(os.fsencode(folder.resolve().parent), digest_size=6).hexdigest()}"
+def _install_opener() -> None:
+    limits = FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))
+    urllib.request.install_opener(build_opener(limits))
 
 
-def _exit_with_parent(folder: Path) -> None:
+def _exit_with_parent() -> None:
     # The parent never writes, so this returns when the parent is gone. A read of sys.stdin would block this process's
     # own exit.
     os.read(0, 1)
-    remove_semaphores(folder)
     os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
     """Fetch with the given settings; the whole process group exits when the parent does."""
-    settings = Path(sys.argv[1])
-    config = FetchConfig.read(settings)
-    # A name by which the semaphores of img2dataset's pool are found again.
-    multiprocessing.current_process()._config["semprefix"] = f"/{_semaphore_prefix(settings.parent)}"  # type: ignore[attr-defined]  # not in typeshed
-    threading.Thread(target=_exit_with_parent, args=(settings.parent,), daemon=True).start()
+    config = FetchConfig.read(Path(sys.argv[1]))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ[LIMITS_VARIABLE] = json.dumps(asdict(config.limits))
-    _import_img2dataset().download(
+    img2dataset = _import_img2dataset()
+    if sys.platform == "linux" and (module := sys.modules.get("img2dataset.main")):
+        vars(module).update(LoggerProcess=_NoLogger, multiprocessing_distributor=_fetch_in_forks)
+    img2dataset.download(
         url_list=config.urls,
         input_format="parquet",
         url_col="url",
@@ -127,9 +141,9 @@ def main() -> None:
     )
 
 
-if __name__ == "__mp_main__":  # a worker of img2dataset's pool
+if __name__ == "__mp_main__":  # a worker of img2dataset's own pool
     _import_img2dataset()
     if LIMITS_VARIABLE in os.environ:
-        urllib.request.install_opener(build_opener(FetchLimits(**json.loads(os.environ[LIMITS_VARIABLE]))))
+        _install_opener()
 elif __name__ == "__main__":
     main()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from blipcore.io.tars import walk_tar
-from capfilt.ingest.fetch.fetcher import remove_semaphores
 
 START_SECONDS = 120.0  # until the first tar appears, because imports are slow on a busy machine
 
@@ -37,7 +36,6 @@ def run_fetcher(
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     progress = OutputProgress(folder / "out")
-    remove_semaphores(folder)  # of a run that was killed with its fetcher
     with (
         open(folder / "log.txt", "wb") as log,
         subprocess.Popen(
@@ -68,7 +66,6 @@ def run_fetcher(
                 with suppress(ProcessLookupError, PermissionError):  # macOS raises the second for zombies
                     os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            remove_semaphores(folder)
             progress.update()
             report(progress.rows)
 

@@ -208,7 +208,10 @@ def test_retry_failed_retries_temporary_failures_of_complete_shards(
         download(DownloadConfig(**settings, retry_failed=True), progress=False)
 
 
-def test_a_run_whose_first_shards_fail_stops_with_the_reason(tmp_path: Path, web: Web) -> None:
+def test_a_run_whose_first_rows_fail_stops_with_the_reason(
+    tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capfilt.ingest.rounds.FIRST_ROUND_ROWS", 20)
     rows = [f"{web.url}/status/403.{number}" for number in range(15)] + [f"{web.url}/missing/{n}" for n in range(45)]
     config = DownloadConfig(
         listing(tmp_path / "u.txt", rows), str(tmp_path / "data"), shard_size=10, workers=1, allow_private=True

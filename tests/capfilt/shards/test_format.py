@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -41,6 +42,18 @@ def test_samples_are_read_as_written_and_have_the_same_bytes_twice(tmp_path: Pat
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert tar.getnames()[:4] == ["000000000.jpg", "000000000.json", "000000000.txt", "000000001.json"]
         assert {member.mtime for member in tar} == {0}
+
+
+def test_tars_have_the_bytes_of_webdatasets_own_writer(tmp_path: Path) -> None:
+    samples = [TarSample(f"{number:09d}", encode(number), "π" * number, {"n": "é" * 100}) for number in range(3)]
+    samples.append(TarSample("long/" + 120 * "k", encode(3), "text"))
+    write_shard(tmp_path / "a.tar", samples)
+    with webdataset.TarWriter(str(tmp_path / "b.tar"), encoder=False, mtime=0, format="PAX_FORMAT") as writer:
+        for sample in samples:
+            text = {} if sample.text is None else {"txt": sample.text.encode()}
+            metadata = {"json": json.dumps(sample.metadata, ensure_ascii=False).encode()} if sample.metadata else {}
+            writer.write({"__key__": sample.key, "jpg": sample.image, **text, **metadata})
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
 def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
