@@ -33,6 +33,7 @@ from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.read_ahead import throughput
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader
 from capfilt.shards.format import CAPTIONS, WEB
+from capfilt.shards.input_check import TarRecord
 from capfilt.shards.manifest import Manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
@@ -179,10 +180,13 @@ class CaptionFolder:
     stage: CaptionStage
     manifest: Manifest
     shards: list[str]
+    tars: TarRecord
 
     def finish(self, failed: Mapping[str, str], changed: bool) -> dict[str, int]:
         """Record the result of a run; return the counts of all shards, or of this rank's until all are done."""
         tables = {shard: self.stage.output(shard) for shard in self.stage.images.shards}
+        if changed or "counts" not in self.manifest.content:
+            self.tars.add({shard: tables[shard] for shard in self.shards})
         return self.manifest.record_run(tables, self.shards, failed, changed=changed)
 
 
@@ -226,7 +230,9 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
         if choice:
             manifest.content.setdefault("numerics", choice)
         stage = CaptionStage(config, images, folder, dtype, fingerprint, backend)
-        yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards))
+        tars = TarRecord(folder, images, config.rank)
+        tars.require_same({shard: stage.output(shard) for shard in images.shards}, "delete it, or give another --name")
+        yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards), tars)
 
 
 def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:

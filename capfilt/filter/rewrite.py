@@ -13,6 +13,7 @@ from capfilt.filter.decide import KEPT, BestTexts, decide
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
 from capfilt.shards.format import filtered_schema
 from capfilt.shards.further_columns import cast_cells, rename_clashes
+from capfilt.shards.input_check import table_digests
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
 
@@ -37,6 +38,11 @@ class RewriteStage:
     def output(self, shard: str) -> AnyPath:
         return self.folder / f"{shard}.parquet"
 
+    def inputs(self, shard: str) -> list[AnyPath]:
+        """Return the tables that the output is made from."""
+        captions = [folder for folder in self.captions.values() if folder is not None]
+        return [folder / f"{shard}.parquet" for folder in (self.scores, *captions)]
+
     def setup(self, device: str) -> None:
         """Load nothing."""
 
@@ -57,7 +63,8 @@ class RewriteStage:
         for name, column in verdicts.items():
             table = table.append_column(name, column)
         rewritten = table.select(schema.names).cast(schema)
-        write_table(self.output(shard), rewritten, self._count_reasons(rewritten), make_folder=False)
+        inputs = table_digests(self.inputs(shard))
+        write_table(self.output(shard), rewritten, self._count_reasons(rewritten), make_folder=False, inputs=inputs)
         return {"texts": rewritten.num_rows}
 
     def _picture_columns(self, shard: str, keys: pa.ChunkedArray) -> dict[str, pa.Array | pa.ChunkedArray]:

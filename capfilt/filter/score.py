@@ -23,13 +23,14 @@ from blipcore.io.storage import AnyPath
 from capfilt.engine.run import RunSummary, run_shards
 from capfilt.engine.worker import Stage, Worker
 from capfilt.filter.config import ScoreConfig
-from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder
+from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder, rescore_advice
 from capfilt.filter.registry import declare_scorers
 from capfilt.filter.scorer import Runtime
 from capfilt.filter.texts import clean_texts
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
 from capfilt.shards.format import WEB, scores_schema
+from capfilt.shards.input_check import TarRecord
 from capfilt.shards.manifest import Manifest, read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
@@ -234,6 +235,8 @@ def score_shards(
             choice = describe_numerics(config.model, config.numerics)
             if choice:
                 manifest.content.setdefault("numerics", choice)
+        tars = TarRecord(scores.path, images, config.rank)
+        tars.require_same(tables, rescore_advice(scores.path))
         run = run_shards(
             stage or make_score_stage(config, images, scores),
             shards,
@@ -242,5 +245,7 @@ def score_shards(
             engine=config.engine,
             progress=progress,
         )
+        if run.done or "counts" not in manifest.content:
+            tars.add({shard: tables[shard] for shard in shards})
         counts = manifest.record_run(tables, shards, run.failed, changed=run.done > 0)
     return ScoreResult(scores, counts, run)

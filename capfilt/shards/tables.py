@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -17,20 +18,34 @@ from blipcore.io.storage import AnyPath, Remote
 from blipcore.io.writing import atomic_write
 
 ROW_GROUP = 10_000
+DAMAGED = "delete it and repeat the command that wrote it"  # remedy for an unreadable table
+INPUTS = b"capfilt_inputs"  # of the footer: digests of the tables that this one is made from
 
 
 def write_table(
-    path: AnyPath, table: pa.Table, counts: dict[str, int] | None = None, *, make_folder: bool = True
+    path: AnyPath,
+    table: pa.Table,
+    counts: dict[str, int] | None = None,
+    *,
+    make_folder: bool = True,
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write Parquet, the same bytes for the same rows; `counts` go into the footer, see `sum_footer_counts`.
+    """Write Parquet, the same bytes for the same rows.
+
+    `counts` go into the footer, see `sum_footer_counts`, and so do `inputs`, the digests of the tables that this one is
+    made from.
 
     With `make_folder=False` a folder deleted during the run raises an error, instead of a new one with half the tables.
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
-    footer = {b"capfilt": json.dumps(counts, sort_keys=True).encode()} if counts is not None else None
+    footer = {} if counts is None else {b"capfilt": json.dumps(counts, sort_keys=True).encode()}
+    if inputs:
+        footer[INPUTS] = json.dumps(dict(inputs), sort_keys=True).encode()
     with atomic_write(path) as file:
-        pq.write_table(table.replace_schema_metadata(footer), file, compression="zstd", row_group_size=ROW_GROUP)
+        pq.write_table(
+            table.replace_schema_metadata(footer or None), file, compression="zstd", row_group_size=ROW_GROUP
+        )
 
 
 def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterable[str] = ()) -> pa.Table:
@@ -51,7 +66,7 @@ def read_table(path: AnyPath, columns: list[str] | None = None, optional: Iterab
             selected = None if columns is None else [*columns, *(name for name in optional if name in names)]
             return file.read(columns=selected).replace_schema_metadata(None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from None
+        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}); {DAMAGED}.") from None
 
 
 def read_schema(path: AnyPath) -> pa.Schema:
@@ -62,7 +77,13 @@ def read_schema(path: AnyPath) -> pa.Schema:
     except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"No table at {path}.") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}).") from None
+        raise ValueError(f"{path} is not a readable Parquet file ({one_line(error)}); {DAMAGED}.") from None
+
+
+def read_inputs(path: AnyPath) -> dict[str, str]:
+    """Return the digests of the tables that a table was made from, empty if it has none."""
+    with open_read(path) as file:
+        return json.loads((pq.read_schema(file).metadata or {}).get(INPUTS, b"{}"))
 
 
 def read_footer_counts(paths: Iterable[AnyPath]) -> list[dict[str, int]]:
