@@ -25,6 +25,9 @@ PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif",
 TEXT_SUFFIXES = ("txt", "caption", "cap", "text", "captions")  # the first that is not blank is used
 # Keys of a JSON that hold captions, in any case; the first that holds a text is used. LAION-COCO has `top_caption`.
 TEXT_KEYS = ("caption", "captions", "text", "texts", "top_caption", "all_captions", "sentences")
+# Larger members are damage or an attack on the memory: dozens of samples are read ahead.
+MAX_PICTURE_BYTES = 1 << 30
+MAX_TEXT_BYTES = 1 << 24
 # suffix -> attribute of SampleMembers
 PARTS = {**dict.fromkeys(PICTURE_SUFFIXES, "image"), **dict.fromkeys(TEXT_SUFFIXES, "texts"), "json": "metadata"}
 
@@ -227,6 +230,9 @@ def index_samples(
         part = PARTS.get(suffix) or PARTS.get(last)
         if part is None:  # another field of a webdataset sample: 00012.cls
             unused[last] += 1
+            continue
+        if member.size > (MAX_PICTURE_BYTES if part == "image" else MAX_TEXT_BYTES):
+            problems.append(TarProblem("large_member", member.name))
             continue
         key = folder + slash + stem
         members = samples.get(key)

@@ -25,7 +25,7 @@ class TarProblem(NamedTuple):
     """A defect of a tar, or a member that cannot be used."""
 
     # truncated_tar, corrupt_tar, data_after_end, global_header, link_member, sparse_member, unsafe_name,
-    # duplicate_member, foreign_member
+    # duplicate_member, foreign_member, large_member
     reason: str
     member: str  # the member's name, or the place of the damage
 

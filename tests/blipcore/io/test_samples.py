@@ -9,6 +9,7 @@ import pytest
 import webdataset
 from tar_files import END_MARK, header, member, write_tar
 
+from blipcore.io import samples
 from blipcore.io.samples import IndexedTar, TarSample, choose_text, read_samples
 from blipcore.io.tars import TarProblem
 
@@ -203,3 +204,16 @@ def test_the_text_of_a_tar_is_its_txt_or_else_its_json(
         members["0.txt"] = text.encode()
     (sample,) = read_samples(write_tar(tmp_path / "0.tar", members, tarfile.USTAR_FORMAT))
     assert sample.text == expected
+
+
+def test_members_too_large_for_memory_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_PICTURE_BYTES", 1000)
+    monkeypatch.setattr(samples, "MAX_TEXT_BYTES", 100)
+    members = {"0.jpg": b"x" * 1000, "0.txt": b"a" * 101, "1.jpg": b"x" * 1001, "1.txt": b"a" * 100}
+    problems: list[TarProblem] = []
+    found = list(read_samples(write_tar(tmp_path / "0.tar", members), problems))
+    assert [(sample.key, sample.text, sample.error) for sample in found] == [
+        ("0", None, None),
+        ("1", "a" * 100, "no_picture"),
+    ]
+    assert problems == [("large_member", "0.txt"), ("large_member", "1.jpg")]
