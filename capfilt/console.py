@@ -111,7 +111,7 @@ def finish(summary: Mapping[str, Any], as_json: bool, error: str | None = None) 
     else:
         width = max((len(name) for name in summary), default=0)
         for name, value in summary.items():
-            if value not in (None, {}, []):
+            if value not in (None, {}, []) and name != "account":  # which was printed before
                 print(f"{name.replace('_', ' '):<{width}}  {_format(value)}")
         sys.stdout.flush()
     if error:

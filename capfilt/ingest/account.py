@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from capfilt.shards.manifest import Manifest
 
 NO_TEXTS = "none"  # value of --caption-col
 
@@ -35,6 +37,13 @@ class Account:
         content = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         counted = ("kind", "texts", "rows", "rows_with_text")
         return {name: value for name, value in content.items() if value or name in counted}
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> Account:
+        """Return the account of a manifest."""
+        known = {field.name for field in fields(Account)}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        return Account(**{name: value for name, value in values.items() if name in known})
 
     def to_lines(self) -> list[str]:
         """Return the account as lines of a name and a value."""
@@ -76,6 +85,19 @@ class Account:
                 f"{source} has no text {where}, but {_quote(self.unused)} may hold texts. Name one or more with "
                 f"{option}, or give {option} none to read no texts."
             )
+
+
+def record_account(manifest: Manifest, account: Account | None, progress: bool) -> dict[str, Any] | None:
+    """Record the account of an input in the manifest of its set, and print it; return the recorded one.
+
+    `account` is None in a run that has not read the input, because an earlier one has.
+    """
+    if account is not None:
+        manifest.describe_input(account.to_dict())
+    recorded = manifest.content.get("account")
+    if progress and recorded:
+        Account.from_dict(recorded).print()
+    return recorded
 
 
 def shorten(names: Sequence[str], limit: int = 20) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from blipcore.io.storage import existing_paths
+from capfilt.ingest.account import record_account
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.further_columns import FurtherColumns
@@ -40,6 +41,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
         raise ImportError("capfilt download needs img2dataset; run: pip install img2dataset")
     start = time.monotonic()
     urls = UrlList(config.urls, config.url_col, config.caption_col, config.list_options(), config.max_bad_rows)
+    urls.require_columns()
     source = InputRows(
         config.urls,
         iter(urls),
@@ -52,10 +54,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     with open_folders(config.out) as (out, staging):
         replace_shards(out, staging)
         data = open_set(out, staging, "download", config.recorded(), packages, source)
-        if urls.counts:  # it was read in this run
-            data.manifest.describe_input(urls.account.to_dict())
-            if progress:
-                urls.account.print()
+        account = record_account(data.manifest, urls.account if urls.counts else None, progress)
         tables = {shard: out / f"{shard}.parquet" for shard in data.shards}
         existing_tables = existing_paths(tables.values())
         pending = [shard for shard in data.shards if tables[shard] not in existing_tables]
@@ -81,7 +80,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     return {
         "stage": "download",
         "out": str(out),
-        "account": data.manifest.content.get("account"),
+        "account": account,
         "rows": total,
         "ok": ok,
         "success": round(ok / max(1, total), 4),

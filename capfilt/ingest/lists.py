@@ -180,14 +180,6 @@ def _index(names: Sequence[str], name: str, path: str) -> int:
     return names.index(name)
 
 
-def read_columns(
-    path: str, columns: Sequence[ListColumn], options: ListOptions | None = None
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of these columns row by row, None for a column that is missing or a cell that cannot be read."""
-    rows = open_list(path, options)
-    return (row.cells for row in rows.read(find_columns(rows, columns)))
-
-
 # ---------------------------------------------------------------------------------------------------- cells
 
 

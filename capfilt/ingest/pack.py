@@ -27,6 +27,7 @@ from blipcore.io.messages import one_line
 from blipcore.io.storage import AnyPath, to_path
 from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
+from capfilt.ingest.account import record_account
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.further_columns import FurtherColumns
 from capfilt.ingest.input import InputOptions, InputRow
@@ -120,9 +121,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
                 rows.discard(out)
                 remove_manifest_if_empty(out)
             raise
-        if source.is_read:
-            data.manifest.describe_input(source.account.to_dict())
-            source.account.print()
+        account = record_account(data.manifest, source.account if source.is_read else None, progress)
         stage = ShardWriter(
             str(staging / ROWS_FOLDER),
             str(out),
@@ -153,7 +152,7 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
         "stage": "pack",
         "out": str(out),
         "kind": source.kind,
-        "account": data.manifest.content.get("account"),
+        "account": account,
         "rows": total,
         "ok": ok,
         "success": round(ok / max(1, total), 4),

@@ -100,10 +100,14 @@ class UrlList:
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self.texts:
-            self._require_texts(rows=1)  # known before any row is read
+        self.require_columns()
         yield from self.rows()
         self.check()
+
+    def require_columns(self) -> None:
+        """Raise ValueError if no column is known to hold texts although some may: this needs no row."""
+        if not self.texts:
+            self._require_texts(rows=1)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows without checks of the texts."""

@@ -143,7 +143,7 @@ def test_json_is_one_object(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("recap.parquet", "'re_caption', 'org_caption' may hold texts"),
         ("nothing", "No file or folder at nothing"),
         ("'x*.parquet'", "No file matches x*.parquet"),
-        ("urls.parquet --kind folder", "--kind"),
+        ("urls.parquet --kind folder", "`capfilt download urls.parquet DATA`"),
         ("photos --kind list", "no column that looks like a URL"),
         ("excel.csv", "--encoding"),
         ("urls.parquet --caption-col alt", "has no column 'alt'"),
