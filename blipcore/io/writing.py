@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename, list_names, name_full_disk
+
+FULL_BYTES = 1 << 16  # free space of a disk on which a write has just failed
 
 
 @contextmanager
@@ -83,14 +86,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     for leftover in (temporary, old):  # of a run that was killed
         _remove_path(leftover)
     path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    try:
+        yield temporary
+        for file in temporary.iterdir() if temporary.is_dir() else [temporary]:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    except BaseException as error:
+        is_full = _is_full(temporary.parent, error)
+        _remove_path(temporary)
+        if is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     if path.exists():
         path.rename(old)
     temporary.rename(path)
     _remove_path(old)
+
+
+def _is_full(folder: Path, error: BaseException) -> bool:
+    """Return whether a library's error, which is no OSError, comes from a full disk. torch's error does not say it."""
+    if isinstance(error, OSError) or not isinstance(error, Exception):
+        return False
+    return f"os error {errno.ENOSPC}" in str(error) or shutil.disk_usage(folder).free < FULL_BYTES
 
 
 def _remove_path(path: Path) -> None:

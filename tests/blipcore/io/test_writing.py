@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,3 +105,17 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "model") as temporary:
         temporary.write_text("a file")
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and (tmp_path / "model").is_file()
+
+
+@pytest.mark.parametrize("free", [0, 1 << 30])
+def test_a_library_that_hides_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """torch.save raises a RuntimeError without a cause."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    with (
+        pytest.raises(RuntimeError if free else OSError, match="failed" if free else "No space left") as caught,
+        atomic_path(tmp_path / "model.pth") as staging,
+    ):
+        staging.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    assert free or caught.value.filename == str(tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
