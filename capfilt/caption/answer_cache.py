@@ -38,12 +38,16 @@ class AnswerCache:
                 f"Cannot cache answers in {path} ({error}); name another file with server.cache."
             ) from None
 
-    def get(self, key: str) -> dict[str, Any] | None:
+    def get(self, key: str) -> Any:
+        """Return the answer, or None if there is none or its row is no JSON."""
         try:
             row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise EngineError(f"Cannot read the cache {self.path} any more ({error}).") from None
-        return json.loads(row[0]) if row else None
+        try:
+            return json.loads(row[0]) if row else None
+        except (TypeError, ValueError, RecursionError):
+            return None
 
     def put(self, key: str, answer: dict[str, Any]) -> None:
         try:

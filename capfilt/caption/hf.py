@@ -25,7 +25,7 @@ from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig, parse_answer
 from capfilt.caption.hf_check import batches_are_equal, check_sight, is_blind_to
 from capfilt.caption.hf_files import hf_fingerprint, hf_prompt
-from capfilt.caption.hf_inputs import InputMaker, decode_texts, end_tokens, text_decoder
+from capfilt.caption.hf_inputs import InputMaker, end_tokens, text_decoder
 from capfilt.caption.hf_load import check_uninitialized, load_hf
 
 
@@ -72,7 +72,7 @@ class HfCaptioner:
         n = self.settings.num_captions
         chooser = TokenChooser(self.settings, keys, self.ends, first_token=self.first_token, banned=self.banned)
         self._generate(inputs, chooser, self.settings.max_new_tokens, n)
-        texts = decode_texts(self.processor, self.model.config.model_type, chooser.token_ids())
+        texts = self.inputs.decode(chooser.token_ids())
         answers = zip(texts, chooser.done.tolist(), chooser.logprob.tolist(), strict=True)
         rows = [parse_answer(text, done, logprob) for text, done, logprob in answers]
         return [rows[b * n : (b + 1) * n] for b in range(len(keys))]

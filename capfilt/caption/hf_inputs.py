@@ -1,7 +1,8 @@
-"""The inputs of `generate` for each family of `hf:` models, as their model pages make them."""
+"""The inputs of `generate` and the texts of each family of `hf:` models, as their model pages make them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from capfilt.caption.chat import ChatConfig
 
 # Inputs that processors return for training, or for models with segment embeddings only.
 UNUSED = ("labels", "token_type_ids")
+# Families that continue a prompt, whose pages print it as the beginning of the caption.
+CONTINUING = ("blip", "git", "kosmos-2", "pix2struct", "vision-encoder-decoder")
 
 
 class InputMaker:
-    """Makes the inputs of a model from images and one prompt."""
+    """Makes the inputs of a model from images and one prompt, and texts from its tokens."""
 
     def __init__(self, model: Any, processor: Any, settings: ChatConfig, prompt: str) -> None:
         """Complete the processor's settings from the model's config; ValueError if they do not fit."""
@@ -33,6 +36,26 @@ class InputMaker:
         maker = getattr(self, "_make_" + self.family.replace("-", "_"), self._make_chat)
         batch = maker(list(images), [self.prompt] * len(images))
         return {name: value for name, value in batch.items() if name not in UNUSED or name in self.names}
+
+    def decode(self, token_ids: list[list[int]]) -> list[str]:
+        """Return the texts without special tokens and without the boxes of Kosmos-2, after a prompt that they continue.
+
+        A text of special tokens alone is empty.
+        """
+        start: list[int] = []
+        if self.family in CONTINUING and not getattr(self.processor.image_processor, "is_vqa", False):
+            start = self.tokenizer(self.prompt, add_special_tokens=False)["input_ids"]
+        texts = self._decode(token_ids)
+        if start:
+            whole = self._decode([[*start, *ids] for ids in token_ids])
+            texts = [long if text.strip() else "" for text, long in zip(texts, whole, strict=True)]
+        return texts
+
+    def _decode(self, token_ids: list[list[int]]) -> list[str]:
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        if self.family == "kosmos-2":
+            texts = [self.processor.post_process_generation(text)[0] for text in texts]
+        return texts
 
     def _make_chat(self, images: list[Image.Image], prompts: list[str]) -> Any:
         return self.processor(text=prompts, images=[[image] for image in images], padding=True, return_tensors="pt")
@@ -65,15 +88,6 @@ class InputMaker:
             words = self.tokenizer(prompts, add_special_tokens=False, return_tensors="pt")
             batch["decoder_input_ids"] = words["input_ids"]
         return batch
-
-
-def decode_texts(processor: Any, family: str, token_ids: list[list[int]]) -> list[str]:
-    """Return the texts without special tokens, and without the boxes of Kosmos-2."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    texts = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-    if family == "kosmos-2":
-        texts = [processor.post_process_generation(text)[0] for text in texts]
-    return texts
 
 
 def text_decoder(model: Any) -> Any:
@@ -125,6 +139,4 @@ def _complete_query_tokens(model: Any, processor: Any) -> None:
 
 
 def _argument_names(model: Any) -> set[str]:
-    import inspect
-
     return set(inspect.signature(model.forward).parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -29,6 +30,8 @@ class VlmServer:
         self.responses: Counter[str] = Counter()  # by kind
         self.active = self.max_active = 0  # requests without a response
         self.seconds = 0.0  # per response
+        self.refuses_logprobs = False
+        self.redirect = ""  # the address that every response names
         self.lock = threading.Lock()
         outer = self
 
@@ -68,6 +71,15 @@ class VlmServer:
                 trouble = "model"
             if trouble == "hang":
                 time.sleep(3)
+            if trouble in _STREAMS:
+                with self.lock:
+                    self.responses[trouble] += 1
+                return _STREAMS[trouble](handler)
+            if self.refuses_logprobs and request.get("logprobs"):
+                trouble = "no logprobs"
+            if self.redirect:
+                trouble = "redirect"
+                _TROUBLES[trouble] = (307, {"Location": self.redirect}, b"")
             status, headers, body = (
                 _TROUBLES[trouble] if trouble in _TROUBLES else (200, {}, _completion(request, trouble))
             )
@@ -91,6 +103,9 @@ class VlmServer:
 
 def _completion(request: dict[str, Any], trouble: str | None) -> bytes:
     """Return a chat completion that is a function of picture and seed."""
+    if trouble in _MESSAGES:
+        content: dict[str, Any] = {"message": {"role": "assistant", **_MESSAGES[trouble]}, "finish_reason": "stop"}
+        return json.dumps({"model": MODEL, "choices": [content]}).encode()
     digest = hashlib.sha256(request["image"].tobytes() + str(request.get("seed")).encode()).digest()
     message: dict[str, Any] = {"role": "assistant", "content": " ".join(WORDS[n % len(WORDS)] for n in digest[:5])}
     finish, logprobs = "stop", None
@@ -106,12 +121,59 @@ def _completion(request: dict[str, Any], trouble: str | None) -> bytes:
         message["content"] = " \n"
     if request.get("logprobs"):
         logprobs = {"content": [{"token": word, "logprob": -0.5} for word in (message["content"] or "").split()]}
+    if trouble in _LOGPROBS:
+        logprobs = _LOGPROBS[trouble]
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
-    return json.dumps({"id": "x", "object": "chat.completion", "model": MODEL, "choices": [choice]}).encode()
+    model = "gpt-2" if trouble == "other model" else MODEL
+    return json.dumps({"id": "x", "object": "chat.completion", "model": model, "choices": [choice]}).encode()
 
 
 def _error(message: str, code: str | None = None) -> bytes:
     return json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
+
+
+def _send_without_end(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" " * 65536)
+
+
+def _send_drops(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b" ")
+        time.sleep(0.05)
+
+
+def _hang_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+
+
+_STREAMS = {"endless": _send_without_end, "drops": _send_drops, "hang up": _hang_up}
+# Messages and log-probabilities that no honest server sends.
+_MESSAGES: dict[str | None, dict[str, Any]] = {
+    "surrogate": {"content": "a dog \ud83d"},
+    "nul": {"content": "a dog\x00"},
+    "escape": {"content": "\x1b[2Ja dog"},
+    "list": {"content": [{"type": "text", "text": "a dog"}]},
+    "number": {"content": 5},
+    "null": {"content": None},
+    "endless text": {"content": "dog " * 20000},
+    "refusal list": {"content": "a dog", "refusal": ["no"]},
+    "surrogate refusal": {"content": None, "refusal": "\ud83d"},
+}
+_LOGPROBS: dict[str | None, Any] = {
+    "nan": {"content": [{"token": "a", "logprob": float("nan")}]},
+    "positive": {"content": [{"token": "a", "logprob": 3.0}]},
+    "infinite": {"content": [{"token": "a", "logprob": -1e400}]},
+    "words": {"content": [{"token": "a", "logprob": "-0.5"}]},
+    "nothing": {"content": [None]},
+    "a list": [-0.5],
+}
 
 
 _TROUBLES: dict[str | None, tuple[int, dict[str, str], bytes]] = {
@@ -121,6 +183,20 @@ _TROUBLES: dict[str | None, tuple[int, dict[str, str], bytes]] = {
     "policy": (400, {}, _error("not allowed", "content_policy_violation")),
     "malformed": (200, {}, b"<html>the proxy says hello</html>"),
     "no choice": (200, {}, b'{"choices": []}'),
+    "no logprobs": (400, {}, _error("unknown field logprobs")),
+    "surrogate error": (400, {}, b'{"error": {"message": "half \\ud83d of it"}}'),
+    "html": (200, {"Content-Type": "text/html"}, b"<html>\xff\xfe the proxy</html>"),
+    "nothing at all": (200, {}, b""),
+    "a number": (200, {}, b"17"),
+    "brackets": (200, {}, b"[" * 100_000),
+    "digits": (200, {}, b'{"choices": ' + b"1" * 5000 + b"}"),
+    "choices text": (200, {}, b'{"choices": "a dog"}'),
+    "choice null": (200, {}, b'{"choices": [null]}'),
+    "bomb": (200, {"Content-Encoding": "gzip"}, gzip.compress(bytes(200 << 20), 1)),
+    "two bombs": (200, {"Content-Encoding": "gzip, gzip"}, gzip.compress(gzip.compress(bytes(50 << 20), 1))),
+    "no gzip": (200, {"Content-Encoding": "gzip"}, b'{"choices": []}'),
+    "huge header": (200, {"X-Much": "x" * 200_000}, b"{}"),
+    "huge error": (400, {}, b"x" * (8 << 20)),
     "key": (401, {}, _error(f"Incorrect API key provided: {KEY}x")),
     "model": (404, {}, _error("there is no such model", "model_not_found")),
 }

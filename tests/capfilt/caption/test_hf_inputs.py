@@ -162,8 +162,8 @@ def captioned(kind: str, folder: Path, mode: str, batch: int) -> list[tuple[list
         captions = captioner.caption(images[start : start + batch], keys)
         for (caption,), ids in zip(captions, chooser.token_ids(), strict=True):
             text = captioner.tokenizer.decode(ids, skip_special_tokens=True)
-            if kind == "kosmos2":
-                text = captioner.processor.post_process_generation(text)[0]
+            if kind == "kosmos2" and captioner.processor.post_process_generation(text)[0]:
+                text = captioner.processor.post_process_generation("<unk> image <unk> " + text)[0]
             text = " ".join(text.split())
             complete = ids[-1] in captioner.ends
             expected = (text or "empty") if complete else f"too_long: {text}"
@@ -183,6 +183,28 @@ def test_captions_equal_those_of_generate(kind: str, mode: str, batch: int, root
     got = captioned(kind, folder, mode, batch)
     assert [ids for ids, _ in got] == [ids for ids, _ in expected]
     assert [logprob for _, logprob in got] == pytest.approx([logprob for _, logprob in expected], abs=2e-3)
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [("blip", "a red"), ("git", "a red"), ("git", "a"), ("vit_gpt2", "a red")])
+def test_a_caption_begins_with_the_prompt_that_it_continues(kind: str, prompt: str, root: Path) -> None:
+    folder = folder_of(kind, root)
+    hf = import_transformers()
+    model = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    captioner = HfCaptioner(str(folder), ChatConfig(mode="greedy", prompt=prompt, max_new_tokens=STEPS), dtype="fp32")
+    tokenizer = captioner.tokenizer
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    for number, image in enumerate(pictures()):
+        if kind == "blip":
+            inputs = hf.AutoProcessor.from_pretrained(folder)(image, prompt, return_tensors="pt")
+        else:
+            inputs = {"pixel_values": captioner.processor.image_processor(image, return_tensors="pt")["pixel_values"]}
+            start = torch.tensor([[tokenizer.cls_token_id or tokenizer.bos_token_id]])
+            inputs["input_ids" if kind == "git" else "decoder_input_ids"] = torch.cat([start, ids], 1)
+        out = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        ((caption,),) = captioner.caption([image], [str(number)])
+        text = (caption.text or caption.error or "").removeprefix("too_long: ")
+        expected = tokenizer.decode(out[0], skip_special_tokens=True).strip()
+        assert text == (expected if expected != prompt else "empty")
 
 
 def test_the_page_lists_the_families_of_this_test() -> None:

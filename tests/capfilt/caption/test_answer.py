@@ -1,0 +1,78 @@
+"""A body of any kind is an answer, or an error that says why not; none is read without a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from capfilt.caption.answer import Answer, UnusableAnswerError, clean_message, parse_completion, read_body
+
+
+def completion(**choice: Any) -> bytes:
+    return json.dumps({"model": "m", "choices": [{"message": {"content": "a dog"}} | choice]}).encode()
+
+
+def test_a_completion_has_text_finish_and_logprob() -> None:
+    tokens = [{"token": "a", "logprob": -0.5}, {"token": "dog", "logprob": -1}]
+    answer, model = parse_completion(completion(finish_reason="stop", logprobs={"content": tokens}))
+    assert (answer, model) == (Answer("a dog", None, "stop", -1.5), "m")
+    assert Answer.from_dict(json.loads(json.dumps(answer._asdict()))) == answer
+    assert answer.to_caption(10).text == "a dog" and answer._replace(finish="length").to_caption(10).text is None
+    assert answer._replace(text="x" * 641).to_caption(10).error.startswith("too_long")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\xff\xfe", b"null", b"[]", b'"text"', b"{}", b'{"choices": {}}', b'{"choices": [[]]}', b"NaN",
+        b'{"choices": [{"message": "a dog"}]}', b'{"choices": [{"message": {"content": {"text": 1}}}]}',
+        b'{"choices": [{"message": {"content": "a"}, "finish_reason": ["stop"]}]}', b"[" * 5000, b'{"a":' * 5000,
+        b"9" * 5000, completion()[:-1],
+        completion(message={"content": "\ud83d"}), completion(message={"content": "\0"}),
+    ],
+)  # fmt: skip
+def test_other_bodies_are_unusable(body: bytes) -> None:
+    with pytest.raises(UnusableAnswerError) as caught:
+        parse_completion(body)
+    clean_message(str(caught.value)).encode()
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [None, {}, [], {"content": None}, {"content": "x"}, {"content": [1]}, {"content": [{"logprob": True}]},
+     {"content": [{"logprob": float("nan")}, {"logprob": -1}]}, {"content": [{"logprob": -1e308}] * 9}],
+)  # fmt: skip
+def test_logprobs_that_are_none_are_null(logprobs: Any) -> None:
+    answer, _ = parse_completion(completion(logprobs=logprobs))
+    assert answer.text == "a dog" and answer.logprob is None
+
+
+def read(body: bytes, encoding: str = "", limit: int = 1000) -> bytes | None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 100):
+            yield body[start : start + 100]
+
+    return asyncio.run(read_body(chunks(), encoding, limit))
+
+
+def test_a_body_is_read_up_to_the_limit() -> None:
+    text = b"word " * 200
+    assert read(text) == read(gzip.compress(text), "gzip") == read(zlib.compress(text), "Deflate") == text
+    assert read(text + b".") is None and read(gzip.compress(text + b"."), "gzip") is None
+    assert read(gzip.compress(bytes(1 << 24)), "gzip") is None
+    for encoding in ("br", "zstd", "gzip, gzip"):
+        with pytest.raises(UnusableAnswerError, match="compressed as"):
+            read(text, encoding)
+    with pytest.raises(UnusableAnswerError, match="not compressed as"):
+        read(text, "gzip")
+
+
+def test_messages_are_one_short_line_that_a_table_can_hold() -> None:
+    assert clean_message("a\n b\t\ud83d\0\x1b[2J") == "a b \ufffd\ufffd\ufffd[2J"
+    assert len(clean_message("x" * 100_000)) == 500 and clean_message(b"\xff") == "\ufffd"
