@@ -6,9 +6,10 @@ from `evaluate_…` in `blipcore.tasks`.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from blipcore.checkpoints.load import load_model
@@ -105,9 +106,12 @@ class Evaluator(NamedTuple):
     # Parts that the model must have (see `load_model`).
     needs: tuple[str, ...]
     evaluate: EvaluateFunction
+    problems: Mapping[str, str] = MappingProxyType({})  # defects of the data: file -> reason
 
     def check_pictures(self, path: str, image_root: str | None) -> None:
-        """Raise ValueError if a picture of the records of `path` cannot be read."""
+        """Print the problems; raise ValueError if a picture of the records of `path` cannot be read."""
+        for name, reason in self.problems.items():
+            print(f"{path}: {name}: {reason}", file=sys.stderr)
         root = Path(image_root) if image_root is not None else default_root(Path(path))
         require_pictures(self.records, root, path)
 
@@ -167,7 +171,7 @@ def make_evaluator(
 def _caption(
     path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
 ) -> Evaluator:
-    records = read_eval_pictures(path, image_root)
+    records, problems = read_eval_pictures(path, image_root)
     without_texts = [record["key"] for record in records if not record["texts"]]
     if len(without_texts) == len(records) and not wants_results:
         raise _nothing_to_score(path, "captions")
@@ -179,14 +183,14 @@ def _caption(
     def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
         return evaluate_captioning(model, tokenizer, batches, config.generate, config.words)
 
-    return Evaluator(records, ("decode",), evaluate)
+    return Evaluator(records, ("decode",), evaluate, problems)
 
 
 def _retrieval(
     path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool
 ) -> Evaluator:
     _refuse_results("retrieval", wants_results)
-    records = read_eval_pictures(path, image_root)
+    records, problems = read_eval_pictures(path, image_root)
     without_texts = [record["key"] for record in records if not record["texts"]]
     if without_texts:
         raise ValueError(
@@ -197,7 +201,7 @@ def _retrieval(
     def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
         return evaluate_retrieval(model, tokenizer, batches, config.k), []
 
-    return Evaluator(records, ("encode", "itc", "itm"), evaluate)
+    return Evaluator(records, ("encode", "itc", "itm"), evaluate, problems)
 
 
 def _vqa(path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool) -> Evaluator:

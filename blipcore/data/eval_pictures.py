@@ -29,16 +29,18 @@ class StoredImage:
         return f"{self.dataset.name}: {self.dataset.describe(self.shard, self.entry)}"
 
 
-def read_eval_pictures(path: str, image_root: str | None) -> list[Record]:
-    """Return one record per picture (see `CaptionedImage`); annotations may have no texts, as NoCaps.
+def read_eval_pictures(path: str, image_root: str | None) -> tuple[list[Record], dict[str, str]]:
+    """Return one record per picture (see `CaptionedImage`), and the defects of a shard set, file -> reason.
+
+    Annotations may have no texts, as NoCaps.
 
     Raises FileNotFoundError, or ValueError for what is no data set.
     """
     location = to_path(path)
     if isinstance(location, Path) and is_annotations(location):
-        return [dict(row) for row in read_captioned_images(location, image_root, need_texts=False)]
+        return [dict(row) for row in read_captioned_images(location, image_root, need_texts=False)], {}
     dataset = open_dataset(path)
-    return [
+    records = [
         {
             "key": dataset.describe(shard, entry),
             "image": StoredImage(dataset, shard, entry),
@@ -48,3 +50,4 @@ def read_eval_pictures(path: str, image_root: str | None) -> list[Record]:
         for shard in range(len(dataset.counts))
         for entry in dataset.load(shard)
     ]
+    return records, dataset.problems
