@@ -51,13 +51,13 @@ class AnnotatedPictures:
         texts = [text for row in rows for text in row.texts]
         sources = {name for row in rows for name in row.sources}
         self.counts.texts.update(sources)
-        columns = {name: value for name, value in (rows[0].columns or {}).items()}
-        row = self._find(rows[0].name, texts) | {"columns": columns, "split": rows[0].split}
+        row = self._find(rows[0].name, texts) | {"columns": rows[0].columns or {}, "split": rows[0].split}
         error = next((row.error for row in rows if row.error is not None), None)
         if error is not None:
             self.counts.add_problem("rows that cannot be read as a whole", error)
-            row |= {"error": row.get("error") or error}
-            if not texts:
+            self.counts.unreadable = self.counts.unreadable or error
+            row |= {"error": error}
+            if row.get("status") == "bad_url":
                 row |= {"status": "bad_row"}
         return row
 

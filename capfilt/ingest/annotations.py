@@ -171,8 +171,9 @@ class ListAnnotations(Annotations):
             return
         by_picture = [texts_of_pictures(value, len(pictures)) for value in values.values()]
         if any(texts is None for texts in by_picture):
-            problem = f"{len(pictures)} pictures in one row, and it is not said which text belongs to which"
-            yield AnnotationRow(pictures[0], [], split=split, columns=cells, error=problem)
+            names = f"{pictures[0]} and {len(pictures) - 1} more pictures in one row"
+            problem = f"{names}, and it is not said which text belongs to which"
+            yield AnnotationRow(None, [], split=split, columns=cells, error=problem)
             return
         for number, name in enumerate(pictures):
             found = [text for texts in by_picture for text in (texts or [])[number]]

@@ -46,10 +46,9 @@ class ImageFolderInput(FolderInput):
         for part in self._parts:
             yield from part.rows()
             named |= {part.prefix + name for name in part.found}
-        others = [name for name in self.pictures if name not in named]
-        if others:
-            self.add_problem("pictures that no metadata file names", others[0])
-            for name in others:
+        for name in self.pictures:
+            if name not in named:
+                self.add_problem("pictures that no metadata file names", name)
                 yield self.row(name)
 
 

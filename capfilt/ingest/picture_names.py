@@ -91,7 +91,8 @@ def _exists(path: Path) -> bool:
 
 def _relative_to(root: AnyPath, name: str) -> str | None:
     """Return a relative or absolute name relative to `root`, None if it is outside."""
-    folder = str(root) if isinstance(root, Path) else "/" + str(root).partition("://")[2].partition("::")[0]
+    inner = "" if isinstance(root, Path) else str(root).partition("://")[2].partition("::")[0]
+    folder = str(root) if isinstance(root, Path) else f"/{inner or 'archive'}"
     name = name if isinstance(root, Path) else name.removeprefix(f"{root}/")
     path = os.path.normpath(os.path.join(folder, name))
     return os.path.relpath(path, folder) if os.path.commonpath([folder, path]) == folder else None

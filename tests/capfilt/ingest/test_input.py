@@ -56,7 +56,7 @@ def test_no_text_in_any_row_is_an_error_if_some_may_exist() -> None:
     list(ListedInput([{"texts": []}]))  # photos without any text
     source = ListedInput([{"texts": []}])
     source.unused["captions.csv"] += 1
-    with pytest.raises(ValueError, match="no text .* but 'captions.csv' may hold texts"):
+    with pytest.raises(ValueError, match=r"no text .* but 'captions.csv' may hold texts"):
         list(source)
     told = ListedInput([{"texts": ["a"]}], InputOptions(caption_col=("none",)))
     told.unused["captions.csv"] += 1
