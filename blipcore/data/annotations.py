@@ -162,7 +162,7 @@ def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: boo
         raise ValueError(f'{location}: a row must be an object with "image" and "caption", not a {type(row).__name__}.')
     image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
     caption = next((row[name] for name in TEXT_COLUMNS if name in row), MISSING if need_texts else None)
-    if image is None and "url" in row:
+    if (image is None and "url" in row) or (isinstance(image, str) and image.startswith(("http://", "https://"))):
         raise ValueError(
             f"{location} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
             "in its place."

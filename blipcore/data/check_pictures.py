@@ -24,9 +24,14 @@ def find_missing(keys: Iterable[str], root: Path, name: str) -> list[str]:
     missing = [key for key in distinct if not os.path.isfile(root / key)]
     if missing and len(missing) == len(distinct):
         folder = _find_root(missing[0], root)
+        remedy = (
+            f"Give the folder that its paths start from with --image-root{f', such as {folder}' if folder else ''}."
+        )
+        if os.path.isabs(missing[0]):
+            remedy = "Its paths are absolute: make them relative to a folder, and give it with --image-root."
         raise ValueError(
             f"None of the {count(len(missing), 'picture')} of {name} exists: the first would be {root / missing[0]}. "
-            f"Give the folder that its paths start from with --image-root{f', such as {folder}' if folder else ''}."
+            f"{remedy}"
         )
     return missing
 
@@ -38,7 +43,7 @@ def require_pictures(records: Sequence[Mapping[str, Any]], root: Path, name: str
     """
     images = {str(image): image for record in records for image in record.get("images") or (record["image"],)}
     files = [path for path in images.values() if isinstance(path, Path)]
-    missing = find_missing((os.path.relpath(path, root) for path in files), root, name)
+    missing = find_missing((_relative(path, root) for path in files), root, name)
     with ThreadPoolExecutor(THREADS if files else 1) as pool:  # tars are read by one thread
         damaged = [] if missing else [problem for problem in pool.map(_find_problem, images.values()) if problem]
     if missing or damaged:
@@ -58,6 +63,10 @@ def shorten(items: Sequence[str]) -> str:
 def count(number: int, noun: str) -> str:
     """Return "1 picture" or "2 pictures"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _find_problem(image: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Pictures with captions in the layouts that people have, as rows of an annotation file.
 
     imagefolder of `datasets`   a folder with metadata.jsonl or metadata.csv, whose file_name is a path in the folder
-    folder with texts           name.txt is the text of name.jpg; subfolders are read too
+    folder with texts           name.txt or name.caption is the text of name.jpg; subfolders are read too
     table                       a .csv or .tsv file whose first line names the columns
 
 Everything else is refused with the commands that make a shard set of it.
@@ -24,6 +24,7 @@ from blipcore.io.texts import decode_text
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "image_name", "img")
 TEXT_COLUMNS = ("caption", "text", "description", "title", "captions", "texts", "comment", "sentence", "prompt")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TEXT_SUFFIXES = (".txt", ".caption")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w-]+")
 
@@ -110,21 +111,25 @@ def _is_picture_folder(folder: Path) -> bool:
     return next(_pictures(folder), None) is not None
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below a folder, in the order of their names."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+def _pictures(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, Path | None]]:
+    """Yield the pictures below a folder with the files of their texts, in the order of their names.
+
+    `seen` are the folders above, which a link may lead back to.
+    """
+    paths = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    texts = {name.lower(): path for name, path in paths.items() if path.suffix.lower() in TEXT_SUFFIXES}
+    for name, path in paths.items():
         if path.is_dir():
-            yield from _pictures(path)
+            if path.resolve() not in seen:
+                yield from _pictures(path, seen | {folder.resolve(), path.resolve()})
         elif path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES:
-            yield path
+            stems = (path.stem.lower(), name.lower())  # 0.txt or 0.jpg.txt
+            candidates = (texts.get(stem + suffix) for stem in stems for suffix in TEXT_SUFFIXES)
+            yield path, next((text for text in candidates if text), None)
 
 
 def _read_folder(folder: Path) -> Iterator[Row]:
-    for picture in _pictures(folder):
-        texts = (picture.with_suffix(".txt"), picture.with_name(f"{picture.name}.txt"), picture.with_suffix(".caption"))
-        text = next((path for path in texts if path.is_file()), None)
+    for picture, text in _pictures(folder):
         try:
             caption = decode_text(text.read_bytes()).strip() if text else None
         except ValueError as error:

@@ -28,6 +28,8 @@ def test_if_no_picture_exists_the_root_is_named(root: Path) -> None:
         f"None of the 2 pictures of set.json exists: the first would be {root / 'b.png'}. Give the folder that its "
         f"paths start from with --image-root, such as {root / 'val2014'}."
     )
+    with pytest.raises(ValueError, match="Its paths are absolute: make them relative to a folder"):
+        find_missing(["/elsewhere/b.png"], root, "set.json")
     with pytest.raises(ValueError, match=r"with --image-root\.$"):
         find_missing(["c.png"], root / "absent", "set.json")
 

@@ -57,6 +57,19 @@ def test_each_layout_gives_the_same_pictures_and_texts(tmp_path: Path, layout: C
     assert all(dataset.read(0, entry).startswith(b"\x89PNG") for entry in entries)
 
 
+def test_texts_are_found_in_any_case_and_links_do_not_lead_in_circles(tmp_path: Path) -> None:
+    save_pictures(tmp_path / "photos")
+    (tmp_path / "photos" / "a.png").rename(tmp_path / "photos" / "A.PNG")
+    (tmp_path / "photos" / "a.TXT").write_text("a wall")
+    (tmp_path / "photos" / "sub" / "b.caption").write_text("a second wall")
+    (tmp_path / "photos" / "sub" / "loop").symlink_to(tmp_path / "photos")
+    entries = open_dataset(tmp_path / "photos").load(0)
+    assert [(entry.key, entry.texts) for entry in entries] == [
+        ("A.PNG", ("a wall",)),
+        ("sub/b.png", ("a second wall",)),
+    ]
+
+
 def test_pictures_without_a_text_are_counted(tmp_path: Path) -> None:
     save_pictures(tmp_path / "photos")
     (tmp_path / "photos" / "a.txt").write_text("a wall")
@@ -77,6 +90,8 @@ def test_pictures_without_a_text_are_counted(tmp_path: Path) -> None:
         (b'image,caption\na.png,"red\n', "is no valid table after line 1"),
         (b"image,caption\na.png,\xff\xe9\n", "is no text file"),
         (b"", "holds no rows"),
+        (b"image;caption\na.png;x\n", "no column of the picture; its columns are 'image;caption'"),
+        (b"image,caption\nhttps://x/a.png,x\n", "row 0 has a URL but no picture yet: fetch .* `capfilt download"),
         (b"image,caption\n", "holds no rows"),
         (b"image,caption\n,x\n", "row 0: \"image\" must be a path, not ''"),
     ],
