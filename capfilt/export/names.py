@@ -37,22 +37,20 @@ class FileNames:
         self._folders: set[str] = set()
 
     def choose(self, key: str, suffix: str) -> str:
-        """Return the file name of a picture: its key, numbered if used already, or its hash if the key is no file name.
+        """Return the file name of a picture: its key, numbered if used, or the hash of a key that is no file name.
 
         Names that differ in case or Unicode form only are one file on macOS.
         """
-        stem = key if _is_portable(key) else blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        name, number = f"{stem}.{suffix}", 1
-        while not self._is_free(name):
+        folders = {_fold(str(folder)) for folder in PurePosixPath(key).parents}
+        if not _is_portable(key) or not self._used.isdisjoint(folders):
+            key = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        name, number = f"{key}.{suffix}", 1
+        while _fold(name) in self._used or _fold(name) in self._folders:
             number += 1
-            name = f"{stem}-{number}.{suffix}"
+            name = f"{key}-{number}.{suffix}"
         self._used.add(_fold(name))
         self._folders.update(_fold(str(folder)) for folder in PurePosixPath(name).parents)
         return name
-
-    def _is_free(self, name: str) -> bool:
-        folders = (_fold(str(folder)) for folder in PurePosixPath(name).parents)
-        return _fold(name) not in self._used | self._folders and self._used.isdisjoint(folders)
 
 
 def _fold(name: str) -> str:

@@ -19,7 +19,7 @@ from blipcore.io.storage import AnyPath
 from blipcore.io.writing import atomic_write
 
 # Fields of a row that its digest covers.
-FIELDS = ("url", "caption", "more", "more_columns", "columns", "checksum", "status", "column", "offset", "size")
+FIELDS = ("url", "caption", "more", "more_columns", "checksum", "status", "column", "offset", "size")
 
 
 class InputRecord:
@@ -66,7 +66,9 @@ class InputRecord:
             yield row
 
     def _digest(self, row: dict[str, Any]) -> int:
-        values = repr(([row.get(name) for name in FIELDS], self._describe_file(row.get("body"))))
+        # A missing cell is the same as no column: another row of a JSON list may have brought the column.
+        columns = {name: cell for name, cell in (row.get("columns") or {}).items() if cell is not None}
+        values = repr(([row.get(name) for name in FIELDS], columns, self._describe_file(row.get("body"))))
         return int.from_bytes(blake2b(values.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
     def _describe_file(self, path: bytes | None) -> tuple[int, int] | None:

@@ -116,7 +116,7 @@ def group_by_url(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for row in others:
                 texts = [text for text in (row["caption"], *(row.get("more") or ())) if text is not None]
                 more += texts
-                columns += [as_json(row.get("columns") or None)] * len(texts)
+                columns += [_filled_cells(row)] * len(texts)
             if others and first["caption"] is None and more:
                 first["caption"], *more = more
                 del columns[0]
@@ -129,3 +129,8 @@ def sample_key(row: int, shard_size: int) -> str:
     digits = len(str(shard_size - 1)) if shard_size > 1 else 0
     shard, index = divmod(row, shard_size)
     return f"{shard * 10**digits + index:0{digits + 5}d}"
+
+
+def _filled_cells(row: dict[str, Any]) -> str | None:
+    """Return the further columns of a row that have a value, as JSON; None if there are none."""
+    return as_json({name: cell for name, cell in (row.get("columns") or {}).items() if cell is not None} or None)

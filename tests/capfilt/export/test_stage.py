@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from filtered_set import filter_set, write_set
 from folders import rows_of
+from typer.testing import CliRunner
 
 from blipcore.io.samples import TarSample, read_samples
-from capfilt.export.stage import ExportConfig, export_shards
+from capfilt.cli import app
+from capfilt.export.stage import ExportConfig, Format, export_shards
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,60 @@ def test_file_names_differ_by_more_than_case(tmp_path: Path, drawn) -> None:
     assert len({unicodedata.normalize("NFC", name).lower() for name in names.values()}) == len(names) == len(keys)
     assert names["a"] == "images/00000/a.png" and names["A"] == "images/00000/A-2.png"
     assert all((tmp_path / "lists" / name).read_bytes() == stored[key] for key, name in names.items())
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "json"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_missing_tar_fails_alone_and_by_name(tmp_path: Path, drawn, form: Format, workers: int) -> None:
+    data = write_set(tmp_path / "data", drawn, pictures=8)
+    filtered = filter_set(data)
+    (data / "00000.tar").rename(tmp_path / "away.tar")
+    config = ExportConfig(str(filtered), str(tmp_path / "out"), form, workers=workers)
+    summary = export_shards(config, progress=False)
+    assert summary["shards"]["done"] == 1 and "00000.tar" in summary["shards"]["failed"]["00000"]
+    assert not (tmp_path / "out" / "README.md").exists()
+    (tmp_path / "away.tar").rename(data / "00000.tar")
+    assert export_shards(config, progress=False)["shards"] == {"done": 1, "skipped": 1, "failed": {}}
+
+
+def test_pictures_that_the_tar_has_lost_are_counted(tmp_path: Path, drawn, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_set(tmp_path / "data", drawn, pictures=8, shards=1)
+    filtered, tar = filter_set(data, threshold=0.0), data / "00000.tar"
+    whole = export_shards(ExportConfig(str(filtered), str(tmp_path / "whole")), progress=False)["counts"]
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    result = CliRunner().invoke(app, ["export", str(filtered), str(tmp_path / "out"), "--json"])
+    counts = json.loads(result.stdout)["counts"]
+    assert counts["exported"] + counts["missing"] == whole["exported"] and counts["missing"] > 2
+    assert result.exit_code == 1 and f"{counts['missing']} pictures" in result.stderr
+
+
+def test_pictures_with_any_key_are_exported_as_files(tmp_path: Path, drawn) -> None:
+    keys = ["x" * 250, "aux", "a:b", "k/" * 100 + "k", "ok", "é" * 120]
+    data = write_set(tmp_path / "data", lambda number: replace(drawn(number), key=keys[number]), len(keys), 1)
+    stored = {picture.key: picture.image for picture in read_samples(data / "00000.tar")}
+    assert len(stored) == len(keys)
+    summary = export_shards(
+        ExportConfig(str(filter_set(data, threshold=0.0)), str(tmp_path / "out"), "json"), progress=False
+    )
+    assert summary["shards"] == {"done": 1, "skipped": 0, "failed": {}}
+    rows = json.loads((tmp_path / "out" / "pairs.json").read_text())
+    by_key = {row["image_id"].removeprefix("00000_"): row["image"] for row in rows}
+    assert {key: (tmp_path / "out" / image).read_bytes() for key, image in by_key.items()} == stored
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "json"])
+def test_equal_keys_of_two_tars_stay_two_pictures(tmp_path: Path, drawn, form: Format) -> None:
+    data = write_set(tmp_path / "data", lambda number: replace(drawn(number), key=f"{number % 1000:06d}"), pictures=6)
+    summary = export_shards(
+        ExportConfig(str(filter_set(data, threshold=0.0)), str(tmp_path / "out"), form), progress=False
+    )
+    if form == "webdataset":
+        keys = [picture.key for tar in sorted((tmp_path / "out").glob("*.tar")) for picture in read_samples(tar)]
+    elif form == "parquet":
+        keys = [row["key"] for row in rows_of(tmp_path / "out")]
+    else:
+        keys = list({row["image_id"] for row in json.loads((tmp_path / "out" / "pairs.json").read_text())})
+    assert len(keys) == len(set(keys)) == summary["counts"]["exported"] == 12
 
 
 def test_errors_are_one_sentence(filtered: Path, tmp_path: Path) -> None:
