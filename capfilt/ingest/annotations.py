@@ -21,7 +21,7 @@ from blipcore.io.texts import decode_text
 from capfilt.ingest.annotation_cells import is_conversation, picture_names, texts_of, texts_of_pictures
 from capfilt.ingest.delimited import looks_like_picture
 from capfilt.ingest.input import InputOptions, looks_like_caption, may_hold_texts
-from capfilt.ingest.list_files import ListOptions, list_format
+from capfilt.ingest.list_files import list_format
 from capfilt.ingest.lists import ListColumn, RowList, find_columns, open_list
 from capfilt.ingest.urls import CAPTION_COLUMNS
 
@@ -72,10 +72,7 @@ def open_annotations(path: AnyPath, options: InputOptions) -> Annotations:
                 return CocoAnnotations(path, content, options)
             if _is_captions_by_name(content):
                 return NamedCaptions(path, content, options)
-    list_options = ListOptions(
-        format="" if list_format(path.name) else "txt",  # Flickr30k's results.token
-        encoding=options.encoding or "",
-    )
+    list_options = options.list_options("" if list_format(path.name) else "txt")  # Flickr30k's results.token
     return ListAnnotations(open_list(str(path), list_options), options)
 
 

@@ -37,7 +37,7 @@ class FolderInput(PictureInput):
 
     def __init__(self, root: AnyPath, files: dict[str, int], options: InputOptions, kind: Kind = "folder") -> None:
         if kind == "folder":
-            options.refuse(kind, "image_col")
+            options.refuse_list_options(kind)
         pictures = [name for name in files if is_picture(name)]
         kept, splits = select_split(pictures, folder_split, options.split, root)
         self.root, self._sidecars = root, _index_sidecars(files)

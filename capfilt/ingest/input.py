@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from blipcore.io.samples import PICTURE_SUFFIXES, value_texts
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.account import Account
+from capfilt.ingest.account import NO_TEXTS, Account
+from capfilt.ingest.list_files import ListOptions
 from capfilt.ingest.splits import is_chosen, wanted_splits
 
 Kind = Literal["folder", "imagefolder", "annotations", "parquet", "dataset", "webdataset"]
 KINDS: tuple[str, ...] = get_args(Kind)
-NO_TEXTS = "none"  # value of --caption-col
 
 # Files with these suffixes get a row even if nothing installed can decode them; the row then gives the reason.
 PICTURE_LIKE_SUFFIXES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
@@ -51,6 +51,9 @@ class InputOptions:
     image_col: str | None = None  # of paths or of bytes
     caption_col: tuple[str, ...] = ()  # columns, suffixes or JSON keys; "none" to read no texts
     encoding: str | None = None  # of texts that are not UTF-8
+    no_header: bool = False  # of lists: the fields of ListOptions
+    columns: tuple[str, ...] = ()
+    quoting: Literal["", "none", "double", "backslash"] = ""
 
     @property
     def text_names(self) -> tuple[str, ...]:
@@ -60,6 +63,14 @@ class InputOptions:
     @property
     def reads_texts(self) -> bool:
         return NO_TEXTS not in self.caption_col
+
+    def list_options(self, file_format: str = "") -> ListOptions:
+        """Return how to read a list."""
+        return ListOptions(file_format, self.no_header, self.columns, self.quoting, self.encoding or "")
+
+    def refuse_list_options(self, kind: str) -> None:
+        """Raise ValueError for an option of lists."""
+        self.refuse(kind, "image_col", "no_header", "columns", "quoting")
 
     def refuse(self, kind: str, *names: str) -> None:
         """Raise ValueError for an option that does not apply to this kind of input."""

@@ -41,7 +41,7 @@ from capfilt.shards.manifest import read_manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
 # Settings that older manifests lack; they are recorded only with another value than the default.
-NEWER = ("keep_columns", "split", "encoding")
+NEWER = ("keep_columns", "split", "encoding", "no_header", "columns", "quoting")
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
 
 
@@ -59,6 +59,9 @@ class PackConfig:
     # columns, suffixes of text files or JSON keys, the web text first; default: the usual ones; ["none"] for no texts
     caption_col: list[str] = field(default_factory=list)
     encoding: str | None = None  # of texts that are not UTF-8
+    no_header: bool = False  # an annotation list has no header
+    columns: str = ""  # names of the columns of an annotation list without a header, joined by commas
+    quoting: Literal["", "none", "double", "backslash"] = ""  # of an annotation list in csv or tsv; default: found out
     # further columns of the input that the shards keep; default: all; ["none"] for none
     keep_columns: list[str] = field(default_factory=list)
     shard_size: int = 10_000  # rows per shard
@@ -81,7 +84,15 @@ class PackConfig:
     def input_options(self) -> InputOptions:
         """Return how to read the input."""
         return InputOptions(
-            self.annotations, self.kind, self.split, self.image_col, tuple(self.caption_col), self.encoding
+            self.annotations,
+            self.kind,
+            self.split,
+            self.image_col,
+            tuple(self.caption_col),
+            self.encoding,
+            self.no_header,
+            tuple(name.strip() for name in self.columns.split(",")) if self.columns else (),
+            self.quoting,
         )
 
     def recorded(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class ParquetInput(TableInput):
     """Parquet files with the bytes of pictures."""
 
     def __init__(self, source: AnyPath, root: AnyPath, files: dict[str, int], options: InputOptions) -> None:
-        options.refuse("parquet", "annotations")
+        options.refuse("parquet", "no_header", "columns", "quoting")
         names: list[str] = list(files)
         splits: tuple[str, ...] = ()
         if any(map(file_split, files)):
@@ -128,7 +128,7 @@ class SavedDatasetInput(TableInput):
     """A dataset saved with `save_to_disk` of Hugging Face `datasets`, or some of its splits."""
 
     def __init__(self, path: AnyPath, options: InputOptions) -> None:
-        options.refuse("dataset", "annotations")
+        options.refuse("dataset", "no_header", "columns", "quoting")
         names = dataset_splits(path)
         splits = wanted_splits(names, options.split, path) if names else ()
         folders = [path / split for split in splits] or [path]

@@ -24,7 +24,7 @@ class WebdatasetInput(PictureInput):
     """Tars of samples, each a picture with or without a text; a damaged tar is read as far as possible."""
 
     def __init__(self, source: AnyPath, root: AnyPath, files: dict[str, int], options: InputOptions) -> None:
-        options.refuse("webdataset", "image_col", "annotations")
+        options.refuse_list_options("webdataset")
         names: list[str] = list(files)
         splits: tuple[str, ...] = ()
         if any(map(file_split, files)):  # otherwise, the JSON of a sample may have its split

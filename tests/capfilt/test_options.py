@@ -24,8 +24,8 @@ OPTIONS = {
     "download": "--allow-private --caption-col --columns --config --duplicates --encoding --image-size --json "
     "--keep-columns --min-success --no-header --quoting --retries --retry-failed --set --shard-size --threads "
     "--url-col --workers",
-    "pack": "--annotations --caption-col --config --duplicates --encoding --image-col --image-size --json "
-    "--keep-columns --kind --min-success --name --set --shard-size --split --texts --workers",
+    "pack": "--annotations --caption-col --columns --config --duplicates --encoding --image-col --image-size --json "
+    "--keep-columns --kind --min-success --name --no-header --quoting --set --shard-size --split --texts --workers",
     "inspect": "--annotations --caption-col --columns --encoding --image-col --json --kind --no-header --quoting "
     "--split --url-col",
     "caption": "--base-url --config --json --mode --model --name --num-captions --numerics --out --prompt --seed --set "
