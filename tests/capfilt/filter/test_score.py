@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from filter_runs import caption, rows, run, scores
+from tiny_filters import WORDS
+from wide_huggingface import save_wide_model
 
 from capfilt.shards.tables import read_table, write_table
 
@@ -83,3 +86,20 @@ def test_wrong_captions_raise(shards, tiny_blip: Path, tiny_filter: Path) -> Non
         ValueError, match=r"00000.parquet has no column 'text'; its columns are key, index, logprob, error\."
     ):
         run(data, tiny_filter, name="r2")
+
+
+def test_the_numbers_of_a_hugging_face_filter_are_chosen_aloud(
+    shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    model, data = save_wide_model(tmp_path / "model", vocabulary, "encode", "itc", "itm"), shards(1, 4)
+    official = run(data, model)
+    assert "runs with 12 text heads, as the released BLIP was trained, instead of the 8 text heads" in caplog.text
+    manifest = json.loads((Path(official["scores"]) / "manifest.json").read_text())
+    assert "runs with 12 text heads" in manifest["numerics"] and "numerics" not in manifest["config"]
+    own = run(data, model, name="own", numerics="transformers", scores="own")
+    manifest = json.loads((Path(own["scores"]) / "manifest.json").read_text())
+    assert "runs with the 8 text heads" in manifest["numerics"]
+    assert manifest["config"]["numerics"] == "transformers"
+    assert [row["itm"] for row in rows(own)] != [row["itm"] for row in rows(official)]
+    assert run(data, model, name="again")["scores"] == official["scores"]
