@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -19,6 +19,8 @@ from blipcore.io.images import EXIF_ORIENTATION, missing_decoder, open_picture, 
 from blipcore.io.jpeg_xl import jpeg_xl_size
 from blipcore.io.messages import one_line
 from capfilt.pictures.decode_memory import DecodeMemory
+
+T = TypeVar("T")
 
 # A larger picture counts as a decompression bomb, unless the setting `max_pixels` is higher.
 MAX_PIXELS = 80_000_000
@@ -44,19 +46,19 @@ class DecodeError(ValueError):
 
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an upright 8-bit sRGB image: EXIF orientation and ICC profile applied, 16 bits scaled, white below."""
-    with decoded_picture(data, max_pixels) as image:
-        return image
+    return prepare_picture(data, lambda image: image, max_pixels)
 
 
-@contextmanager
-def decoded_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Yield the image of `decode_picture`; until the end of the block, its memory counts as used."""
+def prepare_picture(data: bytes, prepare: Callable[[Image.Image], T], max_pixels: int = MAX_PIXELS) -> T:
+    """Return the result of `prepare` for the image of `decode_picture`, whose memory is reserved until then."""
     with ExitStack() as memory:
         with _named_errors():
             image = _open(data, max_pixels, memory)
             _reserve_memory(image, memory)
             image = upright_rgb(image)
-        yield image
+        prepared = prepare(image)
+        del image  # before its memory counts as free
+        return prepared
 
 
 class StoredJpeg(NamedTuple):
@@ -83,31 +85,38 @@ def to_jpeg(
     converted to sRGB and have no profile. `default_orientation` is the EXIF orientation of pictures without one.
     """
     with ExitStack() as memory, _named_errors():
-        image = _open(data, max_pixels, memory)
-        if default_orientation != 1:
-            with suppress(Exception):  # unreadable EXIF raises struct.error and others
-                image.getexif().setdefault(EXIF_ORIENTATION, default_orientation)
-        shrink = bool(max_side) and max(image.size) > max_side
-        is_jpeg, exif_orientation = image.format == "JPEG", read_orientation(image)
-        width, height = image.size[::-1] if exif_orientation >= 5 else image.size
-        if shrink and is_jpeg:
-            # skips most of the work on a large photograph
-            image.draft(None, (2 * max_side, 2 * max_side))
-        _reserve_memory(image, memory)
-        if is_jpeg and image.mode in ("RGB", "L") and exif_orientation == 1 and not shrink:
-            # The hash decodes every block of the JPEG, at a low resolution: that finds damage as a full decode does.
-            return StoredJpeg(data, width, height, width, height, difference_hash(data, max_pixels))
-        picture = upright_rgb(image)
-        if not is_jpeg:  # the decoders of some formats rotate the picture
-            width, height = picture.size
-        if shrink:
-            ratio = max_side / max(width, height)
-            size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-            picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
-        stored = buffer.getvalue()
-        return StoredJpeg(stored, *picture.size, width, height, difference_hash(stored, max_pixels))
+        # The images are gone when this call returns, before their memory counts as free.
+        return _to_jpeg(data, max_side, quality, default_orientation, max_pixels, memory)
+
+
+def _to_jpeg(
+    data: bytes, max_side: int, quality: int, default_orientation: int, max_pixels: int, memory: ExitStack
+) -> StoredJpeg:
+    image = _open(data, max_pixels, memory)
+    if default_orientation != 1:
+        with suppress(Exception):  # unreadable EXIF raises struct.error and others
+            image.getexif().setdefault(EXIF_ORIENTATION, default_orientation)
+    shrink = bool(max_side) and max(image.size) > max_side
+    is_jpeg, exif_orientation = image.format == "JPEG", read_orientation(image)
+    width, height = image.size[::-1] if exif_orientation >= 5 else image.size
+    if shrink and is_jpeg:
+        # skips most of the work on a large photograph
+        image.draft(None, (2 * max_side, 2 * max_side))
+    _reserve_memory(image, memory)
+    if is_jpeg and image.mode in ("RGB", "L") and exif_orientation == 1 and not shrink:
+        # The hash decodes every block of the JPEG, at a low resolution: that finds damage as a full decode does.
+        return StoredJpeg(data, width, height, width, height, difference_hash(data, max_pixels))
+    picture = upright_rgb(image)
+    if not is_jpeg:  # the decoders of some formats rotate the picture
+        width, height = picture.size
+    if shrink:
+        ratio = max_side / max(width, height)
+        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    stored = buffer.getvalue()
+    return StoredJpeg(stored, *picture.size, width, height, difference_hash(stored, max_pixels))
 
 
 def difference_hash(data: bytes, max_pixels: int = MAX_PIXELS) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Condition
+
+
+def _return_free_memory() -> None:
+    """Give freed memory back to the system: glibc keeps what a thread has freed for this thread."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class DecodeMemory:
@@ -24,6 +31,8 @@ class DecodeMemory:
         try:
             yield
         finally:
+            if size >= self.total // 8:
+                _return_free_memory()
             with self._changed:
                 self.used -= size
                 self._changed.notify_all()

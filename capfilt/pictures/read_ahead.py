@@ -22,7 +22,7 @@ from PIL import Image
 from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import AnyPath
 from blipcore.io.tars import TarProblem
-from capfilt.pictures.decode import MAX_PIXELS, DecodeError, decoded_picture
+from capfilt.pictures.decode import MAX_PIXELS, DecodeError, prepare_picture
 
 T = TypeVar("T")
 
@@ -130,8 +130,8 @@ class ReadAhead(Generic[T]):
         if sample.error is not None:
             return PreparedPicture(sample.key, sample.text, None, sample.error)
         try:
-            with decoded_picture(sample.image, self.max_pixels) as image:
-                return PreparedPicture(sample.key, sample.text, self.prepare(image))
+            prepared = prepare_picture(sample.image, self.prepare, self.max_pixels)
+            return PreparedPicture(sample.key, sample.text, prepared)
         except DecodeError as error:
             return PreparedPicture(sample.key, sample.text, None, error.reason)
 

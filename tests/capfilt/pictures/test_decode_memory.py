@@ -50,12 +50,11 @@ def test_a_failure_frees_the_memory() -> None:
     assert memory.used == 0
 
 
-def test_a_picture_counts_until_its_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_counts_until_it_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     from web import picture
 
     memory = DecodeMemory(10**6)
     monkeypatch.setattr(decode, "_memory", memory)
-    with decode.decoded_picture(picture(1)) as image:
-        assert image.size == (32, 24)
-        assert memory.used == 32 * 24 * decode.BYTES_PER_PIXEL
+    used = decode.prepare_picture(picture(1), lambda image: (image.size, memory.used))
+    assert used == ((32, 24), 32 * 24 * decode.BYTES_PER_PIXEL)
     assert memory.used == 0
