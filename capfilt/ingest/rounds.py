@@ -64,7 +64,9 @@ def download_shards(
             raise EngineError(f"{staging} was removed while download was writing to it; run the command again.")
         for shard, table in tables.items():
             write_table(staging / "plan" / f"{shard}.parquet", _make_plan(table, shard, results, config))
-        stage = make_writer(out, staging / "plan", config, data.split.further, data.captions and data.captions.folder)
+        stage = make_writer(
+            out, staging / "plan", config, data.split.further, data.captions.folder if data.captions else None
+        )
         newly_failed = write_shards(stage, shards, len(results), config, progress)
         failed |= newly_failed
         if not newly_failed:
