@@ -82,6 +82,10 @@ def _describe(error: Exception) -> tuple[str, int] | None:
     """Return the sentence and the exit code of an error that a user can act on; None for a bug."""
     if isinstance(error, (typer.Exit, typer.Abort)) or type(error).__module__.startswith(("click", "typer")):
         return None
+    if isinstance(error, NotEnoughMemoryError):
+        return str(error), 1
+    if type(error).__name__ == "OutOfMemoryError" or is_allocation_error(error):
+        return f"out of memory{describe_memory_limit()}; try a smaller --batch-size or fewer --workers.", 1
     if isinstance(error, OSError) and error.strerror:
         path = f": {error.filename}" if error.filename is not None else ""
         return f"{error.strerror}{path}", 2
@@ -89,10 +93,6 @@ def _describe(error: Exception) -> tuple[str, int] | None:
         return "capfilt does not run on Windows, which lacks POSIX file locks; run it in WSL 2.", 2
     if isinstance(error, (ValueError, ImportError, OSError)):
         return str(error) or type(error).__name__, 2
-    if isinstance(error, NotEnoughMemoryError):
-        return str(error), 1
-    if type(error).__name__ == "OutOfMemoryError" or is_allocation_error(error):
-        return f"out of memory{describe_memory_limit()}; try a smaller --batch-size or fewer --workers.", 1
     if type(error).__module__.split(".")[0] in OUR_PACKAGES:
         return str(error), 1
     return None

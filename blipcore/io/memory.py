@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 WORKING_BYTES = 400_000_000  # for the buffers, threads and programs of torch
+# Messages of libraries that reach the limit of `ulimit -v`: of threads, oneDNN and the loading of libraries.
+LIMIT_MESSAGES = ("can't start new thread", "could not create a", "failed to map segment", "Cannot allocate memory")
 CGROUPS = Path("/sys/fs/cgroup")
 
 # `resource` is imported late: Windows has none, and the commands must start there to say that they cannot run.
@@ -34,8 +36,10 @@ def describe_memory_limit() -> str:
 
 
 def is_allocation_error(error: BaseException | str) -> bool:
-    """Return whether an error, or its message, is that of a failed allocation of Python, numpy or torch."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    """Return whether an error, or its message, is that of a failed allocation of Python, numpy, torch or the linker."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
+        return True
+    return bool(describe_memory_limit()) and any(message in str(error) for message in LIMIT_MESSAGES)
 
 
 class NotEnoughMemoryError(MemoryError):

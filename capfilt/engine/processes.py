@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 
 from blipcore.device import count_cores
 from blipcore.io.memory import describe_memory_limit
+from blipcore.io.parent import exit_with_parent
 from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, make_portable
 
 PROGRESS_SECONDS = 0.5  # between two progress messages of a worker
@@ -85,7 +84,7 @@ def _work(pipe: Connection, runner: StageRunner) -> None:
     """Set up, then run shards from the pipe until the parent closes it."""
     # Ctrl-C reaches the whole process group; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()  # an orphan would write into the same folder as the next run
     outcome = runner.setup()
     with suppress(EOFError):
         while True:
@@ -94,14 +93,6 @@ def _work(pipe: Connection, runner: StageRunner) -> None:
                 return
             shard, next_shard = pipe.recv()
             outcome = runner.run(shard, next_shard, _ProgressSender(pipe))
-
-
-def _exit_with_parent() -> None:
-    """Exit when the parent ends or is killed: an orphan would write into the same folder as the next run."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _ProgressSender:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from blipcore.device import count_cores
+from blipcore.io.memory import describe_memory_limit, is_allocation_error
 from blipcore.io.storage import DISK_FULL_ERRNOS, AnyPath
 from capfilt.errors import EngineError
 
@@ -124,8 +125,10 @@ def make_portable(outcome: ShardOutcome) -> ShardOutcome:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return `ValueError: the message`, on one line."""
+    """Return `ValueError: the message`, on one line; with the limit of memory if it was reached."""
     text = " ".join(str(error).split())
+    if is_allocation_error(error):
+        text += describe_memory_limit()
     return f"{type(error).__name__}: {text}"[:500] if text else type(error).__name__
 
 

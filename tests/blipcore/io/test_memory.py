@@ -1,5 +1,6 @@
-"""Memory limits that work is checked against before it starts."""
+"""Memory limits that work is checked against before it starts, and errors at a limit."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,23 @@ def test_without_limits_below_the_memory_of_the_machine_small_work_is_allowed() 
 def test_failed_allocations_of_torch_are_recognised() -> None:
     assert is_allocation_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
     assert is_allocation_error(MemoryError()) and not is_allocation_error(RuntimeError("shape mismatch"))
+
+
+@pytest.mark.parametrize(
+    ("error", "limited", "unlimited"),
+    [
+        (MemoryError(), True, True),
+        (RuntimeError("std::bad_alloc"), True, True),
+        (RuntimeError("can't start new thread"), True, False),
+        (RuntimeError("could not create a primitive"), True, False),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True, False),
+        (ValueError("a wrong value"), False, False),
+    ],
+)
+def test_errors_of_libraries_at_the_limit_are_allocation_errors(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, limited: bool, unlimited: bool
+) -> None:
+    for limit, expected in ((1_500_000_000, limited), (resource.RLIM_INFINITY, unlimited)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        assert memory.is_allocation_error(error) == expected
+        assert memory.describe_memory_limit() == (" (`ulimit -v` allows 1.5 GB)" if limit > 0 else "")
