@@ -23,6 +23,7 @@ class ArrowFile:
     has_header = True
 
     def __init__(self, path: str, file_format: str, options: ListOptions) -> None:
+        options.refuse(path, f"a {file_format} file", "no_header", "quoting", "encoding")
         self.path, self.file_format = path, file_format
         with self._open([]) as (schema, _):
             self.schema = schema
@@ -125,5 +126,9 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _small_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
+        for column in batch.columns:
+            # A damaged file may have offsets outside of its data. Strings as bytes: they need not be valid UTF-8.
+            types = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+            column.cast(types.get(column.type, column.type)).validate(full=True)
         for start in range(0, batch.num_rows, ROWS):
             yield batch.slice(start, ROWS)

@@ -66,6 +66,8 @@ class DelimitedFile:
         if not lines:
             raise ValueError(f"{path} is empty.")
         self.file_format, self.delimiter = _find_delimiter(lines, file_format)
+        if not self.delimiter:
+            options.refuse(path, "a file with one value per line", "quoting")
         self.skip_spaces = self.delimiter not in ("", "\t") and f"{self.delimiter} " in lines[0]
         self.quoting = options.quoting
         self.width = 0

@@ -130,6 +130,9 @@ def _inspect_input(config: InspectConfig) -> Inspection:
         kind=config.kind or None,
         split=config.split or None,
         encoding=config.encoding or None,
+        no_header=config.no_header,
+        columns=config.list_options().columns,
+        quoting=config.quoting,
     )
     source = open_input(config.source, options)
     rows, first, problem, complete = iter(source), [], None, True

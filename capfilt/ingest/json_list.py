@@ -53,6 +53,7 @@ class JsonFile:
     byte_columns: frozenset[int] = frozenset()
 
     def __init__(self, path: str, file_format: str, options: ListOptions) -> None:
+        options.refuse(path, "a JSON file", "quoting")
         self.path, self.file_format, self.options = path, file_format, options
         self.sections: list[Section] = []
         with self._open() as content:
@@ -221,9 +222,11 @@ class JsonFile:
 
     def _find_names(self, rows: list[Any]) -> list[str]:
         if self.row_type is dict:
+            self.options.refuse(self.path, "rows with names", "columns", "no_header")
             return list(dict.fromkeys(name for row in rows for name in row))
         if self.row_type is str:
             self.has_header = False
+            self.options.refuse(self.path, "a list of texts", "columns")
             return ["1"]
         width = max(map(len, rows))
         if self.options.columns and len(self.options.columns) != width:

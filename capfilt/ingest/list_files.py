@@ -48,6 +48,12 @@ class ListOptions:
             except LookupError:
                 raise ValueError(f"'{self.encoding}' is not a text encoding, such as cp1252 or utf-16.") from None
 
+    def refuse(self, path: str, content: str, *names: str) -> None:
+        """Raise ValueError if one of these options is given, because the `content` of a file has no use for it."""
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} does not apply to {content} such as {path}.")
+
 
 class ListRow(NamedTuple):
     """The cells of the requested columns in a row. With an `error`, cells that cannot be read are None."""

@@ -13,7 +13,7 @@ import pytest
 
 from blipcore.io import json_rows
 from capfilt.ingest import arrow_list, list_files
-from capfilt.ingest.list_files import file_fingerprint
+from capfilt.ingest.list_files import ListOptions, file_fingerprint
 from capfilt.ingest.lists import as_text, open_list
 
 ROWS = [(f'http://x/{number}, "é"', f"line\none {number} 北京 🐈 \\" * (number % 5)) for number in range(400)]
@@ -70,3 +70,18 @@ def test_cells_become_texts() -> None:
     assert [as_text(value) for value in ("a", None, 3, ["a"], "\ud83d")] == ["a", None, "3", '["a"]', "?"]
     with pytest.raises(ValueError, match="not bytes"):
         as_text(b"a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("parquet", ListOptions(quoting="none"), "--quoting does not apply to a parquet file"),
+        ("parquet", ListOptions(encoding="cp1252"), "--encoding does not apply to a parquet file"),
+        ("parquet", ListOptions(no_header=True), "--no-header does not apply to a parquet file"),
+        ("json", ListOptions(columns=("a", "b")), "--columns does not apply to rows with names"),
+        ("jsonl", ListOptions(quoting="double"), "--quoting does not apply to a JSON file"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_an_error(tmp_path: Path, kind: str, options: ListOptions, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        open_list(save(tmp_path / f"list.{kind}", kind), options)
