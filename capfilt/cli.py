@@ -31,6 +31,7 @@ def download(
     no_header: options.NoHeader = None,
     quoting: options.Quoting = None,
     encoding: options.Encoding = None,
+    split: options.Split = None,
     keep_columns: options.KeepColumns = None,
     retries: options.Retries = None,
     retry_failed: options.RetryFailed = None,

@@ -107,15 +107,17 @@ class DelimitedFile:
             where = f"{self.path}, line {record.number}"
             cells: Sequence[str | None] = record.cells
             error = record.error
+            if len(cells) > self.width and not any(cells[self.width :]):
+                cells = cells[: self.width]  # delimiters at the end of a line
             if error is None and len(cells) != self.width:
                 first = "header" if self.has_header else "first row"
                 error = f"the row has {len(cells)} cells, but the {first} {self.width}"
             if error is not None:
                 yield ListRow((None,) * len(indices), f"{where}: {error}")
                 continue
-            invalid = [cell for cell in record.cells if has_invalid_bytes(cell)]
+            invalid = [cell for cell in cells if has_invalid_bytes(cell)]
             if invalid:
-                cells = [None if has_invalid_bytes(cell) else cell for cell in record.cells]
+                cells = [None if has_invalid_bytes(cell) else cell for cell in cells]
                 error = f"{where}: {_describe_bytes(invalid[0])} is not {self.encoding.upper()}"
             yield ListRow(tuple(None if index is None else cells[index] for index in indices), error)
 

@@ -45,7 +45,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     source = InputRows(
         config.urls,
         iter(urls),
-        file_fingerprint(config.urls),
+        file_fingerprint(*urls.list.files),
         INPUT_SCHEMA,
         FurtherColumns(config.keep_columns, urls.further),
         by_url=True,

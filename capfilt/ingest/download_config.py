@@ -11,7 +11,7 @@ from capfilt.ingest.list_files import ListOptions
 from capfilt.pictures.decode import MAX_PIXELS
 
 # Settings that older manifests lack; they are recorded only with another value than the default.
-NEWER = ("keep_columns", "max_pixels", "no_header", "columns", "quoting", "encoding")
+NEWER = ("keep_columns", "max_pixels", "no_header", "columns", "quoting", "encoding", "split")
 
 
 @dataclass
@@ -32,6 +32,7 @@ class DownloadConfig:
     columns: str = ""  # names of the columns of a list without a header, joined by commas
     quoting: Literal["", "none", "double", "backslash"] = ""  # of csv and tsv; default: found from the file
     encoding: str = ""  # of text files; default: by a byte order mark, else UTF-8
+    split: str = ""  # of a list of several files: one, several joined by "+", or "all"; default: the only one
     # share of rows that may be unreadable before the run ends
     max_bad_rows: float = field(default=0.01, metadata=INCIDENTAL)
     # further columns of the list that the shards keep; default: all; ["none"] for none
@@ -78,7 +79,7 @@ class DownloadConfig:
     def list_options(self) -> ListOptions:
         """Return how to read the list."""
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-        return ListOptions(no_header=self.no_header, columns=columns, quoting=self.quoting, encoding=self.encoding)
+        return ListOptions("", self.no_header, columns, self.quoting, self.encoding, self.split)
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings for the manifest, in the form of older ones where they say the same."""

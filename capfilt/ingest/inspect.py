@@ -23,6 +23,7 @@ from capfilt.shards.tables import read_table
 
 MAX_ROWS = 1_000_000  # read at most for the counts
 FIRST_ROWS = 5
+OPTIONS_OF_LISTS = ("--columns", "--caption-col", "--split")  # an error that names one is about a list of URLs
 LIST_KIND = "list"  # of --kind: a list of URLs
 
 
@@ -45,7 +46,7 @@ class InspectConfig:
     def list_options(self) -> ListOptions:
         """Return how to read a list."""
         columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-        return ListOptions(no_header=self.no_header, columns=columns, quoting=self.quoting, encoding=self.encoding)
+        return ListOptions("", self.no_header, columns, self.quoting, self.encoding, self.split)
 
 
 @dataclass
@@ -93,7 +94,7 @@ def _open_urls(config: InspectConfig, path: AnyPath) -> UrlList | None:
     try:
         urls = UrlList(config.source, config.url_col, config.caption_col, config.list_options())
     except (ValueError, FileNotFoundError) as error:
-        if wanted or "*" in config.source or "--columns" in str(error) or "--caption-col" in str(error):
+        if wanted or "*" in config.source or any(option in str(error) for option in OPTIONS_OF_LISTS):
             raise
         return None
     return urls if wanted or not urls.list.byte_columns else None

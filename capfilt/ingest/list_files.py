@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import pyarrow as pa
 
 from blipcore.io.storage import Remote, list_files, open_file_system, to_path
+from capfilt.ingest.splits import file_split, select_split
 
 # suffix -> format
 FORMATS = {
@@ -38,6 +41,7 @@ class ListOptions:
     columns: tuple[str, ...] = ()  # names of the columns of a list without a header
     quoting: Literal["", "none", "double", "backslash"] = ""
     encoding: str = ""
+    split: str = ""  # of several files: one, several joined by "+", or "all"
 
     def __post_init__(self) -> None:
         if self.format and self.format not in FORMATS:
@@ -85,6 +89,8 @@ def find_list_files(path: str, file_format: str = "") -> list[str]:
     files = _existing_files(path)
     if len(files) == 1 and files[0] == path:
         return files
+    if any(file.endswith("/state.json") for file in files):
+        return _saved_dataset_files(path, files)
     visible = [file for file in files if not file.rpartition("/")[2].startswith((".", "_"))]
     formats: dict[str, list[str]] = {}
     for file in visible:
@@ -98,6 +104,17 @@ def find_list_files(path: str, file_format: str = "") -> list[str]:
     if not formats:
         raise ValueError(f"{path} holds no list; the names of its files must end in .{', .'.join(FORMATS)}.")
     return next(iter(formats.values()))
+
+
+def _saved_dataset_files(path: str, files: list[str]) -> list[str]:
+    """Return the Arrow files of a dataset saved by Hugging Face `datasets`, in their order."""
+    ordered = []
+    for state in (file for file in files if file.endswith("/state.json")):
+        content = json.loads(to_path(state).read_text(encoding="utf-8"))
+        if content.get("_indices_files") or content.get("_indices_data_files"):
+            raise ValueError(f"{path} selects rows of other files; save it with `flatten_indices()` first.")
+        ordered += [f"{state.rpartition('/')[0]}/{file['filename']}" for file in content["_data_files"]]
+    return ordered
 
 
 def _existing_files(path: str) -> list[str]:
@@ -138,9 +155,17 @@ def _match_pattern(pattern: str) -> list[str]:
     return matches
 
 
-def file_fingerprint(path: str) -> str:
-    """Return 16 hex digits of the SHA-256 of a file, or of all files of a list."""
-    digests = [_file_digest(file) for file in find_list_files(path)]
+def choose_files(files: list[str], options: ListOptions, path: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return the files of the chosen splits, and these splits; ValueError if there are several and none is chosen."""
+    if len(files) == 1 and not options.split:
+        return files, ()
+    folder = os.path.commonpath(files) if len(files) > 1 else os.path.dirname(files[0])
+    return select_split(files, lambda file: file_split(file[len(folder) + 1 :]), options.split or None, path)
+
+
+def file_fingerprint(*paths: str) -> str:
+    """Return 16 hex digits of the SHA-256 of a file, or of several."""
+    digests = [_file_digest(file) for file in paths]
     return (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())[:16]
 
 

@@ -19,7 +19,15 @@ import pyarrow as pa
 from capfilt.ingest.arrow_list import ArrowFile
 from capfilt.ingest.delimited import DelimitedFile
 from capfilt.ingest.json_list import JsonFile
-from capfilt.ingest.list_files import FORMATS, ListOptions, ListRow, find_list_files, has_invalid_bytes, list_format
+from capfilt.ingest.list_files import (
+    FORMATS,
+    ListOptions,
+    ListRow,
+    choose_files,
+    find_list_files,
+    has_invalid_bytes,
+    list_format,
+)
 
 SAMPLE_ROWS = 100  # from which columns are found where names do not help
 ListFile = ArrowFile | DelimitedFile | JsonFile
@@ -39,9 +47,10 @@ class ListColumn(NamedTuple):
 class RowList:
     """The rows of a list. Columns are those of its first file."""
 
-    def __init__(self, path: str, files: Sequence[str], options: ListOptions) -> None:
-        self.path, self.files, self.options = path, files, options
-        self.first = self._open(files[0])
+    def __init__(self, path: str, options: ListOptions) -> None:
+        self.path, self.options = path, options
+        self.files, self.splits = choose_files(find_list_files(path, options.format), options, path)
+        self.first = self._open(self.files[0])
         self.names: list[str] = self.first.names
         self.has_header: bool = self.first.has_header
 
@@ -114,8 +123,7 @@ class RowList:
 
 def open_list(path: str, options: ListOptions | None = None) -> RowList:
     """Open a list; FileNotFoundError or ValueError if there is none."""
-    options = options or ListOptions()
-    return RowList(path, find_list_files(path, options.format), options)
+    return RowList(path, options or ListOptions())
 
 
 def find_columns(rows: RowList, columns: Sequence[ListColumn]) -> list[str | None]:
@@ -165,7 +173,7 @@ def match_columns(names: Sequence[str], columns: Sequence[ListColumn], path: str
 
 
 def _usual_column(names: Sequence[str], usual_names: tuple[str, ...]) -> str | None:
-    lower = {name.lower(): name for name in reversed(names)}
+    lower = {name.strip().lower().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
     return next((lower[name] for name in usual_names if name in lower), None)
 
 

@@ -90,6 +90,7 @@ class UrlList:
             "URL list",
             len(self.list.files),
             self.list.format,
+            self.list.splits,
             picture=f"URLs in column '{self.url}'",
             texts={name: self.by_column[name] for name in self.texts},
             unused=self.unused,

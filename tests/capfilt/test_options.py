@@ -22,7 +22,7 @@ RUN_OPTIONS = "--backend --batch-size --device --dtype --engine --rank --workers
 TRAIN_OPTIONS = "--batch-size --continue --device --dtype --epochs --lr --nproc --seed --steps --workers"
 OPTIONS = {
     "download": "--allow-private --caption-col --columns --config --duplicates --encoding --image-size --json "
-    "--keep-columns --min-success --no-header --quoting --retries --retry-failed --set --shard-size --threads "
+    "--keep-columns --min-success --no-header --quoting --retries --retry-failed --set --shard-size --split --threads "
     "--url-col --workers",
     "pack": "--annotations --caption-col --columns --config --duplicates --encoding --image-col --image-size --json "
     "--keep-columns --kind --min-success --name --no-header --quoting --set --shard-size --split --texts --workers",

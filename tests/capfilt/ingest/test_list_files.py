@@ -7,7 +7,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from capfilt.ingest.list_files import file_fingerprint, find_encoding, find_list_files, list_format
+from capfilt.ingest.list_files import (
+    ListOptions,
+    choose_files,
+    file_fingerprint,
+    find_encoding,
+    find_list_files,
+    list_format,
+)
+from capfilt.ingest.lists import open_list
 
 
 def make(folder: Path, *names: str) -> None:
@@ -81,9 +89,29 @@ def test_encodings_are_found_by_marks_and_zeros() -> None:
     assert find_encoding(b"")[0] == "utf-8"
 
 
-def test_the_fingerprint_of_a_folder_depends_on_all_parts(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_all_parts(tmp_path: Path) -> None:
     make(tmp_path, "a.csv", "b.csv")
-    before = file_fingerprint(str(tmp_path))
-    assert before == file_fingerprint(f"{tmp_path}/*.csv")
+    files = find_list_files(str(tmp_path))
+    before = file_fingerprint(*files)
     (tmp_path / "b.csv").write_text("changed")
-    assert file_fingerprint(str(tmp_path)) != before
+    assert file_fingerprint(*files) != before
+
+
+def test_splits_are_not_mixed_without_a_word(tmp_path: Path) -> None:
+    make(
+        tmp_path, "data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv", "data/validation-00000-of-00001.csv"
+    )
+    files = find_list_files(str(tmp_path))
+    with pytest.raises(ValueError, match=r"has the splits train, validation\. Choose one with --split"):
+        choose_files(files, ListOptions(), "x")
+    assert choose_files(files, ListOptions(split="train"), "x") == (files[:2], ("train",))
+    assert choose_files(files, ListOptions(split="all"), "x")[0] == files
+    assert choose_files(files[:2], ListOptions(), "x")[0] == files[:2]
+
+
+def test_a_saved_dataset_is_the_list_of_its_arrow_files(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"url": ["http://x/1", "http://x/2"], "caption": ["a", "b"]})
+    table.select([1, 0]).save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    rows = open_list(str(tmp_path / "saved"))
+    assert [row.cells for row in rows.read(["url", "caption"])] == [("http://x/2", "b"), ("http://x/1", "a")]
