@@ -129,13 +129,13 @@ class PictureAndText:
 
 def _merge_adapter(loaded: Any, model: str, folders: HfFolders) -> Any:
     """Return the base model with the weights of a LoRA adapter added."""
+    kind = read_json_object(folders.adapter / ADAPTER).get("peft_type")  # type: ignore[operator] # never None here
+    if kind not in ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "RANDLORA"):
+        raise ValueError(f"{model} is an adapter of kind {kind}, which cannot be merged into its model; use LoRA.")
     try:
         import peft
     except ImportError:
         raise ImportError(f"{model} is an adapter, which needs: pip install 'capfilt[peft]'") from None
-    kind = read_json_object(folders.adapter / ADAPTER).get("peft_type")  # type: ignore[operator] # never None here
-    if kind not in ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "RANDLORA"):
-        raise ValueError(f"{model} is an adapter of kind {kind}, which cannot be merged into its model; use LoRA.")
     with warnings.catch_warnings():
         # otherwise the layers that are not in the file would be left untrained
         warnings.filterwarnings("error", message=".*(missing|unexpected|mismatched).*keys.*")

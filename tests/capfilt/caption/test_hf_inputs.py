@@ -171,11 +171,14 @@ def captioned(kind: str, folder: Path, mode: str, batch: int) -> list[tuple[list
     return answers
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("mode", ["greedy", "nucleus"])
-@pytest.mark.parametrize(
-    "kind", [kind if kind in CHEAP else pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES]
-)
+def cases() -> list[Any]:
+    """Return each family, decoding and batch size; most of them are slow."""
+    fast = {(kind, mode, batch) for kind in CHEAP for mode, batch in (("greedy", 1), ("nucleus", 4))}
+    every = [(kind, mode, batch) for kind in FAMILIES for mode in ("greedy", "nucleus") for batch in (1, 4)]
+    return [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in every]
+
+
+@pytest.mark.parametrize(("kind", "mode", "batch"), cases())
 def test_captions_equal_those_of_generate(kind: str, mode: str, batch: int, root: Path) -> None:
     folder = folder_of(kind, root)
     expected = reference(kind, folder, mode)

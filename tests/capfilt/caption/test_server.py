@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -141,10 +142,10 @@ def test_every_answer_without_a_caption_has_an_error(shards, server: VlmServer, 
     assert 4 <= len(server.requests) - sent <= 6
 
 
-def as_sent(file: bytes) -> bytes:
-    """Return the pixels of a stored picture as the server sees them."""
-    jpeg, _ = _encode(Image.open(io.BytesIO(file)).convert("RGB"))
-    return Image.open(io.BytesIO(jpeg)).convert("RGB").tobytes()
+def as_jpeg(sample: TarSample) -> bytes:
+    """Return a stored picture as it is sent."""
+    jpeg, _ = _encode(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+    return jpeg
 
 
 LIES = {
@@ -193,7 +194,8 @@ def test_a_server_that_lies_costs_a_row_with_a_reason(shards, server: VlmServer,
     server.trouble = trouble
     # one at a time: that a picture fails while the server is alive is seen from the answers beside it
     caption(data, server={"retries": 0, "concurrency": 1, "timeout": 60})
-    sent_pictures = [as_sent(sample.image) for sample in read_samples(data / "00000.tar")]
+    files = [as_jpeg(sample) for sample in read_samples(data / "00000.tar")]
+    sent_pictures = [Image.open(io.BytesIO(file)).convert("RGB").tobytes() for file in files]
     outcomes = {troubles[picture]: row for picture, row in zip(sent_pictures, rows(data), strict=True)}
     for name, expected in LIES.items():
         error, text = outcomes[name]["error"], outcomes[name]["text"]
@@ -406,3 +408,40 @@ def test_a_killed_run_keeps_the_answers(shards, server: VlmServer) -> None:
     assert rerun.returncode == 0, rerun.stderr
     assert len(rows(data)) == 12 and len(server.requests) - sent <= 13 - 4
     assert "Traceback" not in rerun.stderr and "Task was destroyed" not in rerun.stderr
+
+
+@pytest.mark.slow  # starts transformers serve
+def test_a_real_server_writes_the_captions_of_the_model(shards, caption, monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="transformers serve needs transformers[serving]")
+    from tiny_vlm import save_tiny_vlm
+
+    from capfilt.caption.chat import ChatConfig
+    from capfilt.caption.hf import HfCaptioner
+
+    data, model = shards(1, 6), str(save_tiny_vlm(tmp_path / "llava"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).parents[2] / "helpers" / "serve_tiny_vlm.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    log = tmp_path / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, str(script), model, str(port)], env=environment, stderr=output)
+    try:
+        deadline = time.monotonic() + 240
+        while b"Uvicorn running" not in log.read_bytes():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        settings = {"prompt": "describe this image", "mode": "greedy", "max_new_tokens": 20}
+        summary = caption(
+            data, settings, model=model, server={"base_url": f"http://127.0.0.1:{port}/v1", "timeout": 60}
+        )
+    finally:
+        process.kill()
+        process.wait()
+    sent = [Image.open(io.BytesIO(file)) for file in map(as_jpeg, read_samples(data / "00000.tar"))]
+    captioner = HfCaptioner(model, ChatConfig(**settings), dtype="fp32")
+    expected = [first for (first,) in captioner.caption(sent, [str(number) for number in range(6)])]
+    outcomes = [(row["text"], row["error"]) for row in rows(data)]
+    assert outcomes == [(caption.text, caption.error) for caption in expected]
+    assert summary["counts"]["captions"] > 0
