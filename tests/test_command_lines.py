@@ -88,7 +88,7 @@ def test_commands_tasks_options_and_values_are_completed() -> None:
     assert complete("capfilt finetune ") == ["caption", "retrieval", "vqa", "nlvr"]
     assert complete("capfilt evaluate c") == ["caption", "classify"]
     assert complete("capfilt pretrain data --preset ") == ["base", "tiny", "large"]
-    assert complete("capfilt caption data --num") == ["--num-captions"]
+    assert complete("capfilt caption data --num-") == ["--num-captions"]
     assert complete("capfilt pack ") == []  # the shell completes file names
 
 

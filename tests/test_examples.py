@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 from s3 import S3Server, remote_contents, upload
+from typer.testing import CliRunner
 from vlm_server import KEY, VlmServer
 from web import Web
 
 import capfilt
+from capfilt.cli import app
 
 EXAMPLES = Path(capfilt.__file__).resolve().parents[1] / "examples"
 
@@ -179,6 +182,24 @@ def test_a_folder_of_pictures(models: Path, photos: Path) -> None:
     run(models, lines)
     assert (models / "report.html").stat().st_size > 10_000
     assert list((models / "pairs").glob("*.parquet"))
+
+
+def test_a_scorer_of_ones_own(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "IMG 0.txt").write_text("the orange ball")
+    (photos / "IMG 1.txt").write_text("a ball")
+    (code,) = code_blocks("scorers.md", "python")
+    (models / "own.py").write_text(code)
+    monkeypatch.chdir(models)
+    for line in commands("scorers.md"):
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert result.exit_code == 0, result.output
+    tables = {
+        name: pq.read_table(models / f"data/filtered/{name}/00000.parquet") for name in ("sharp", "long", "twice")
+    }
+    assert [row["words"] for row in tables["long"].to_pylist() if row["text"]] == [3, 2]
+    assert {"sharpness", "words"} <= set(tables["sharp"].column_names)
+    assert {"itm2", "itc2"} <= set(tables["twice"].column_names)
+    assert len(list((models / "data/scores").iterdir())) == 2
 
 
 @pytest.mark.slow
