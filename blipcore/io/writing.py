@@ -11,10 +11,11 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename, list_names, name_full_disk
 
+OPEN_FILES = Path("/proc/self/fd")
 FULL_BYTES = 1 << 16  # free space of a disk on which a write has just failed
 
 
@@ -48,20 +49,28 @@ def atomic_write(path: AnyPath) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _upload_when_complete(path: Remote, temporary_name: str) -> Iterator[IO[bytes]]:
-    with tempfile.NamedTemporaryFile(prefix="capfilt-") as file:
-        with name_full_disk(file.name):
-            yield file.file
+    with _open_temporary() as file:
+        with name_full_disk(tempfile.gettempdir()):
+            yield file
             file.flush()
+        source = f"{OPEN_FILES}/{file.fileno()}" if OPEN_FILES.is_dir() else file.name
         if not path.request(lambda fs, _: can_rename(fs)):
-            path.upload(file.name)  # an object appears when its upload is complete
+            path.upload(source)  # an object appears when its upload is complete
             return
         temporary = path.with_name(temporary_name)
         try:
-            temporary.upload(file.name)
+            temporary.upload(source)
             temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _open_temporary() -> IO[bytes]:
+    """Open a file that the kernel removes with this process; only Linux can open it again by a path."""
+    if OPEN_FILES.is_dir():
+        return tempfile.TemporaryFile(prefix="capfilt-")
+    return cast(IO[bytes], tempfile.NamedTemporaryFile(prefix="capfilt-"))
 
 
 def write_text(path: AnyPath, content: str) -> None:

@@ -35,6 +35,7 @@ ENTRIES = [
         ("data",),
         share=2,
     ),
+    Entry("inspect", ("inspect", "{inputs}/photos"), (), share=2),
     Entry("caption", ("caption", "{work}/data", *MODEL), ("data",), start="pack", share=8),
     Entry("caption --workers 2", ("caption", "{work}/data", *MODEL, "--workers", "2"), ("data",), start="pack"),
     Entry("filter", ("filter", "{work}/data", *MODEL), ("data",), start="caption", share=8),

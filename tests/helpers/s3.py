@@ -68,3 +68,12 @@ def remote_contents(url: str) -> dict[str, bytes]:
     fs, path = fsspec.core.url_to_fs(url)
     fs.invalidate_cache()
     return {name.removeprefix(f"{path}/"): fs.cat_file(name) for name in sorted(fs.find(path))}
+
+
+def remove_contents(url: str) -> None:
+    """Delete every file below a URL."""
+    import fsspec
+
+    fs, path = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()
+    fs.rm(path, recursive=True)
