@@ -78,6 +78,8 @@ class DelimitedFile:
         self.has_header = not (
             options.no_header or options.columns or not self.delimiter or any(map(looks_like_picture, cells))
         )
+        while self.has_header and cells and not cells[-1]:
+            cells.pop()  # delimiters at the end of the header
         self.width = len(cells)
         if options.columns and len(options.columns) != self.width:
             raise ValueError(

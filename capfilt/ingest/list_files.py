@@ -203,6 +203,8 @@ def name_damage(path: str, file_format: str) -> Iterator[None]:
     """Turn the errors of damaged content into a ValueError that names the file."""
     try:
         yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No file at {path}.") from None
     except (pa.ArrowException, OSError, zlib.error, lzma.LZMAError, EOFError) as error:
         if not is_damage(error):
             raise

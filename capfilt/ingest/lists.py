@@ -12,10 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from blipcore.io.storage import to_path
 from capfilt.ingest.arrow_list import ArrowFile
 from capfilt.ingest.delimited import DelimitedFile
 from capfilt.ingest.json_list import JsonFile
@@ -53,12 +55,19 @@ class RowList:
         self.first = self._open(self.files[0])
         self.names: list[str] = self.first.names
         self.has_header: bool = self.first.has_header
+        unreadable = next((name for name in self.names if has_invalid_bytes(name)), None)
+        if unreadable is not None:
+            raise ValueError(f"{path} has the column name {unreadable!r}, which is no valid text.{self._hint()}")
 
     def _open(self, file: str) -> ListFile:
         file_format = self.options.format or list_format(file)
         if file_format is None:
+            if file.lower().endswith(".zip"):
+                raise ValueError(f"{file} is an archive; give a list in it, such as zip://NAME.csv::{file}.")
             suffixes = ", .".join(FORMATS)
             raise ValueError(f"{file} has an unknown format; its name must end in .{suffixes}, or one with .gz.")
+        if _is_lfs_pointer(file):
+            raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder.")
         kind = FORMATS[file_format]
         if kind in ("json", "jsonl"):
             return JsonFile(file, kind, self.options)
@@ -143,11 +152,18 @@ def find_columns(rows: RowList, columns: Sequence[ListColumn]) -> list[str | Non
     return matches
 
 
+def _is_lfs_pointer(file: str) -> bool:
+    path = to_path(file)
+    if not isinstance(path, Path) or not path.is_file() or path.stat().st_size > 1024:
+        return False
+    return path.read_bytes().startswith(b"version https://git-lfs")
+
+
 def _fitting_column(rows: RowList, column: ListColumn, taken: list[str]) -> str | None:
     fitting = []
     for name in rows.names:
         cells = rows.sample_of(name) if name not in taken else []
-        if cells and column.fits is not None and sum(map(column.fits, cells)) > len(cells) / 2:
+        if cells and column.fits is not None and sum(map(column.fits, cells)) >= len(cells) / 2:
             fitting.append(name)
     if len(fitting) > 1 and column.required:
         names = ", ".join(f"'{name}'" for name in fitting)
@@ -182,9 +198,8 @@ def _index(names: Sequence[str], name: str, path: str) -> int:
     if name not in names:
         raise ValueError(f"{path} has no column '{name}'; it has {', '.join(names)}.")
     if names.count(name) > 1:
-        raise ValueError(
-            f"{path} has {names.count(name)} columns of the name '{name}'. Give all columns other names with --columns."
-        )
+        remedy = ", or give names for all columns with --columns" if list_format(path) in ("parquet", "arrow") else ""
+        raise ValueError(f"{path} has {names.count(name)} columns of the name '{name}'. Rename one of them{remedy}.")
     return names.index(name)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from blipcore.io.samples import PICTURE_SUFFIXES
 from capfilt.ingest.account import NO_TEXTS, Account
 from capfilt.ingest.list_files import ListOptions
 from capfilt.ingest.lists import ListColumn, RowList, as_text, cell_texts, find_columns, match_columns, open_list
@@ -44,6 +45,7 @@ class UrlList:
         (url,) = find_columns(self.list, [column])
         assert url is not None  # a required column
         self.url = url
+        self._require_urls_alone()
         others = [name for name in dict.fromkeys(self.list.names) if name != url]
         candidates = [name for name in others if may_be_text(self.list, name)]
         self.texts = self._choose_texts(others, candidates)
@@ -54,6 +56,18 @@ class UrlList:
         self.counts: Counter[str] = Counter()
         self.by_column: Counter[str] = Counter()
         self.first_error: str | None = None
+
+    def _require_urls_alone(self) -> None:
+        """Raise ValueError if most lines of a txt hold more than a URL, unless --columns says that they are URLs."""
+        if self.list.names != ["1"] or not self.list.text_format:
+            return
+        cells = self.list.sample_of(self.url)
+        longer = [cell for cell in cells if " " in cell or any(map(looks_like_picture_file, _parts(cell)))]
+        if len(longer) > len(cells) / 2:
+            raise ValueError(
+                f"{self.path} has one value per line, but its lines hold more than a URL, such as {longer[0][:100]!r}. "
+                "Put a tab before the text, or give the file the suffix .csv; --columns url reads whole lines as URLs."
+            )
 
     def _choose_texts(self, others: list[str], candidates: list[str]) -> list[str]:
         if self.requested == [NO_TEXTS]:
@@ -160,6 +174,16 @@ class UrlList:
 def is_url(cell: object) -> bool:
     """Return whether a cell is an http(s) URL."""
     return isinstance(cell, str) and cell.strip().lower().startswith(("http://", "https://"))
+
+
+def looks_like_picture_file(text: str) -> bool:
+    """Return whether a text ends with the suffix of a picture."""
+    return text.rpartition(".")[2].lower() in PICTURE_SUFFIXES
+
+
+def _parts(cell: str) -> list[str]:
+    """Return what stands before each comma, semicolon or bar."""
+    return [cell[:position] for position, character in enumerate(cell) if character in ",;|"]
 
 
 def may_be_text(rows: RowList, name: str) -> bool:

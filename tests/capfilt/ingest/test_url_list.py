@@ -33,7 +33,7 @@ def save(path: Path, content: str | bytes | pa.Table | list | dict) -> str:
     elif isinstance(content, (list, dict)):
         path.write_text(json.dumps(content))
     else:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.write_bytes(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
     return str(path)
 
 
@@ -189,6 +189,7 @@ PUBLISHED: dict[str, tuple[str, Any, list[str]]] = {
     "Excel in Europe": ("a.csv", f'url;caption\r\n{U}1;"rot; grün"\r\n', ["rot; grün"]),
     "Excel's Unicode text": ("a.txt", f"url\tcaption\r\n{U}1\ta cat\r\n".encode("utf-16"), ["a cat"]),
     "written by hand": ("a.csv", f"url, caption\n{U}1, a red wall\n", ["a red wall"]),
+    "delimiters at the ends of lines": ("a.csv", f"url,caption,\n{U}1,a cat,\n{U}2,a dog\n", ["a cat", "a dog"]),
     "csv named txt": ("a.txt", f"url,caption\n{U}1,a cat\n", ["a cat"]),
     "Spark": ("a.csv", f'url,caption\n{U}1,"a \\"big\\" dog, running"\n', ['a "big" dog, running']),
     "JSON lists": ("a.json", [[f"{U}1", "a cat"], [f"{U}2", "a dog"]], ["a cat", "a dog"]),
@@ -266,8 +267,10 @@ def test_several_columns_give_several_texts(tmp_path: Path) -> None:
         ),
         ("a,b\n1,2\n", {}, "no column that looks like a URL; it has a, b. Name the column with --url-col"),
         ("pic,thumb\nhttp://x/1,http://x/2\n", {}, "several columns that look like a URL: 'pic', 'thumb'.*--url-col"),
-        ("url,caption,caption\nhttp://x,a,b\n", {}, "2 columns of the name 'caption'.*--columns"),
+        ("url,caption,caption\nhttp://x,a,b\n", {}, "2 columns of the name 'caption'. Rename one of them"),
         ("http://x,a b,c d\n", {}, "'2', '3' may hold texts"),
+        ("url,l\udce9gende\nhttp://x,a\n", {}, "the column name .*--encoding"),
+        ("version https://git-lfs.github.com/spec/v1\n", {}, "a pointer of Git LFS"),
         ("http://x,a b\n", {"options": ListOptions(columns=("url",))}, "has 2 columns, but --columns names 1: url"),
         ("url,caption\n1,2,3\n4,5,6\n", {}, "no row that can be read.*line 2: the row has 3 cells, but the header 2"),
     ],
@@ -332,6 +335,15 @@ def test_many_bad_rows_end_the_run_with_a_remedy(tmp_path: Path) -> None:
         texts(UrlList(path))
     assert len(texts(UrlList(path, max_bad=0.2))) == 1000
     assert texts(UrlList(path, options=ListOptions(encoding="latin-1")))[0] == "café"
+
+
+@pytest.mark.parametrize("line", ["1.jpg a red wall", "1.jpg,wall", "1;a red wall", "1.PNG|wall"])
+def test_lines_with_more_than_a_url_are_not_taken_for_urls(tmp_path: Path, line: str) -> None:
+    path = save(tmp_path / "a.txt", f"{U}{line}\n{U}{line}\n{U}3.jpg\n")
+    with pytest.raises(ValueError, match="its lines hold more than a URL"):
+        UrlList(path)
+    assert len(texts(UrlList(path, options=ListOptions(columns=("url",))))) == 3
+    assert len(texts(UrlList(save(tmp_path / "b.txt", f"url\n{U}1,2.jpg\n{U}2;3\n")))) == 3
 
 
 def test_pictures_in_a_list_are_not_read_as_texts(tmp_path: Path) -> None:
