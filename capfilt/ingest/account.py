@@ -42,8 +42,10 @@ class Account:
     def from_dict(content: Mapping[str, Any]) -> Account:
         """Return the account of a manifest."""
         known = {field.name for field in fields(Account)}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
-        return Account(**{name: value for name, value in values.items() if name in known})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in known
+        }
+        return Account(**values)
 
     def to_lines(self) -> list[str]:
         """Return the account as lines of a name and a value."""

@@ -69,7 +69,7 @@ class DelimitedFile:
         if not self.delimiter:
             options.refuse(path, "a file with one value per line", "quoting")
         self.skip_spaces = self.delimiter not in ("", "\t") and f"{self.delimiter} " in lines[0]
-        self.quoting = options.quoting
+        self.quoting: str = options.quoting
         self.width = 0
         first = next(self._records(), None) if self.delimiter else Record(1, [], ["1"])
         cells = [] if first is None else [cell.strip() for cell in first.cells]
@@ -117,7 +117,7 @@ class DelimitedFile:
             if error is not None:
                 yield ListRow((None,) * len(indices), f"{where}: {error}")
                 continue
-            invalid = [cell for cell in cells if has_invalid_bytes(cell)]
+            invalid = [cell for cell in cells if cell is not None and has_invalid_bytes(cell)]
             if invalid:
                 cells = [None if has_invalid_bytes(cell) else cell for cell in cells]
                 error = f"{where}: {_describe_bytes(invalid[0])} is not {self.encoding.upper()}"
@@ -274,7 +274,7 @@ def _swallows_rows(lines: list[str], delimiter: str, width: int) -> bool:
 
 def _find_delimiter(lines: list[str], file_format: str) -> tuple[str, str]:
     """Return the format and the delimiter by the first lines; "" for a txt with one value per line."""
-    usual, *others = DELIMITERS[file_format]
+    usual, *others = list(DELIMITERS[file_format])
     head = lines[:HEADER_LINES]
     if file_format == "txt":
         if all("\t" in line for line in head):

@@ -135,11 +135,11 @@ def _existing_files(path: str) -> list[str]:
 
 
 def _match_pattern(pattern: str) -> list[str]:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
         patterns = list(dict.fromkeys(braceexpand(pattern)))
-    except UnbalancedBracesError:
+    except ValueError:  # a brace without its partner is a character
         patterns = [pattern]
     matches: list[str] = []
     for part in patterns:

@@ -7,8 +7,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 # Usual column names, the most common first; compared in lower case.
 URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "link", "src", "photo_image_url", "image_urls")
-CAPTION_COLUMNS = ("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt")
-CAPTION_COLUMNS += ("captions", "texts", "sentences")  # lists of texts
+CAPTION_COLUMNS = (
+    *("caption", "text", "alt", "alt_text", "alttext", "title", "description", "txt"),
+    *("captions", "texts", "sentences"),  # lists of texts
+)
 # All IPv6 addresses that have been assigned; `is_global` does not check this.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 PRIVATE = "private address"  # begins the error of a refused URL
