@@ -138,6 +138,6 @@ class CaptionAndScoreStage:
                 rows = scores_table.add(batch)
                 scoring.score(batch.select(1), rows)
                 worker.advance(len(batch))
-            counts = captions_table.write(captioning.output(shard), pictures.counts)
-            counts |= scores_table.write(scoring.output(shard), pictures.counts)
+            counts = captions_table.write(captioning.output(shard), pictures)
+            counts |= scores_table.write(scoring.output(shard), pictures)
             return counts | pictures.times()

@@ -31,9 +31,9 @@ from capfilt.engine.run import EngineConfig, run_shards
 from capfilt.engine.worker import Worker, worker_device
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.read_ahead import throughput
-from capfilt.pictures.shard_pass import PictureBatch, PictureReader
+from capfilt.pictures.shard_pass import PictureBatch, PictureReader, ShardPass
 from capfilt.shards.format import CAPTIONS, WEB
-from capfilt.shards.input_check import TarRecord
+from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
@@ -110,13 +110,14 @@ class CaptionTable:
                 for column, value in zip(self.columns.values(), row, strict=True):
                     column.append(value)
 
-    def write(self, path: AnyPath, picture_counts: Mapping[str, int]) -> dict[str, int]:
-        """Write the table with its counts in the footer; return the counts."""
+    def write(self, path: AnyPath, pictures: ShardPass) -> dict[str, int]:
+        """Write the table with its counts and input in the footer; return the counts."""
         reasons = [error.partition(":")[0] for error in self.columns["error"] if error]
-        counts = {"captions": len(self.columns["key"]) - len(reasons), **picture_counts}
+        counts = {"captions": len(self.columns["key"]) - len(reasons), **pictures.counts}
         if reasons:
             counts |= {"no_caption": len(reasons), **Counter(f"no_caption/{reason}" for reason in reasons)}
-        write_table(path, pa.table(self.columns, schema=CAPTIONS), counts, make_folder=False)
+        table = pa.table(self.columns, schema=CAPTIONS)
+        write_table(path, table, counts, make_folder=False, inputs=pictures.inputs)
         return counts
 
 
@@ -166,7 +167,7 @@ class CaptionStage:
             for batch in pictures.batches(self.batch_size):
                 table.add(batch.keys, self.caption(batch))
                 worker.advance(len(batch))
-            return table.write(self.output(shard), pictures.counts) | pictures.times()
+            return table.write(self.output(shard), pictures) | pictures.times()
 
     def caption(self, batch: PictureBatch) -> list[Sequence[Caption]]:
         """Caption the decoded pictures of a batch."""
@@ -180,13 +181,10 @@ class CaptionFolder:
     stage: CaptionStage
     manifest: Manifest
     shards: list[str]
-    tars: TarRecord
 
     def finish(self, failed: Mapping[str, str], changed: bool) -> dict[str, int]:
         """Record the result of a run; return the counts of all shards, or of this rank's until all are done."""
         tables = {shard: self.stage.output(shard) for shard in self.stage.images.shards}
-        if changed or "counts" not in self.manifest.content:
-            self.tars.add({shard: tables[shard] for shard in self.shards})
         return self.manifest.record_run(tables, self.shards, failed, changed=changed)
 
 
@@ -230,9 +228,10 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
         if choice:
             manifest.content.setdefault("numerics", choice)
         stage = CaptionStage(config, images, folder, dtype, fingerprint, backend)
-        tars = TarRecord(folder, images, config.rank)
-        tars.require_same({shard: stage.output(shard) for shard in images.shards}, "delete it, or give another --name")
-        yield CaptionFolder(stage, manifest, config.shards_of_rank(images.shards), tars)
+        shards = config.shards_of_rank(images.shards)
+        remedy = f"delete {folder}, or give another --name"
+        require_same_inputs({stage.output(shard): [images.tar(shard)] for shard in shards}, remedy)
+        yield CaptionFolder(stage, manifest, shards)
 
 
 def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str, Any]:

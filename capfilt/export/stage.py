@@ -33,7 +33,7 @@ from capfilt.export.names import FileNames, key_prefixes
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.shards.format import picture_suffix, write_shard
 from capfilt.shards.further_columns import json_value, rename_clashes
-from capfilt.shards.input_check import TarRecord, require_same_tables, table_digests
+from capfilt.shards.input_check import input_digests, require_same_inputs
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_footer_counts, read_table, write_table
@@ -83,6 +83,10 @@ class ExportStage:
         # Hidden, so that `datasets` does not take it for data; written last.
         return self.folder / ".index" / f"{shard}.parquet"
 
+    def inputs(self, shard: str) -> list[AnyPath]:
+        """Return what the output is made from."""
+        return [self.filtered / f"{shard}.parquet", self.images.tar(shard)]
+
     def setup(self, device: str) -> None:
         """Load nothing."""
 
@@ -94,7 +98,7 @@ class ExportStage:
         counts = {name: sum(outcome == name for _, outcome, _ in rows) for name in (EXPORTED, CONTAMINATED, MISSING)}
         counts["texts"] = sum(texts for _, outcome, texts in rows if outcome == EXPORTED)
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-        index, inputs = pa.table(columns, schema=INDEX), table_digests([self.filtered / f"{shard}.parquet"])
+        index, inputs = pa.table(columns, schema=INDEX), input_digests(self.inputs(shard))
         write_table(self.output(shard), index, counts, make_folder=False, inputs=inputs)
         return counts
 
@@ -218,16 +222,12 @@ def export_shards(config: ExportConfig, *, progress: bool = True) -> dict[str, A
         own_shards = config.shards_of_rank(shards)
         indexes = {shard: stage.output(shard) for shard in shards}
         remedy = f"delete {folder}, or give another folder"
-        require_same_tables({index: [data.folder / f"{shard}.parquet"] for shard, index in indexes.items()}, remedy)
-        tars = TarRecord(folder / ".index", images, config.rank)
-        tars.require_same(indexes, remedy)
+        require_same_inputs({index: stage.inputs(shard) for shard, index in indexes.items()}, remedy)
         remove_temporary_files(folder, [f"{shard}.{suffix}" for shard in own_shards for suffix in ("tar", "parquet")])
         remove_temporary_files(folder / "parts", [f"{shard}.jsonl" for shard in own_shards])
         result = run_shards(
             stage, own_shards, workers=config.workers, device="cpu", engine=config.engine, progress=progress
         )
-        if result.done or "counts" not in manifest.content:
-            tars.add({shard: indexes[shard] for shard in own_shards})
         counts = manifest.record_run(indexes, own_shards, result.failed, changed=result.done > 0)
         if len(existing_paths(indexes.values())) == len(shards):
             _finish(config, data, folder, indexes, counts)

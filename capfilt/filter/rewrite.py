@@ -13,7 +13,7 @@ from capfilt.filter.decide import KEPT, BestTexts, decide
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
 from capfilt.shards.format import filtered_schema
 from capfilt.shards.further_columns import cast_cells, rename_clashes
-from capfilt.shards.input_check import table_digests
+from capfilt.shards.input_check import input_digests
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
 
@@ -63,7 +63,7 @@ class RewriteStage:
         for name, column in verdicts.items():
             table = table.append_column(name, column)
         rewritten = table.select(schema.names).cast(schema)
-        inputs = table_digests(self.inputs(shard))
+        inputs = input_digests(self.inputs(shard))
         write_table(self.output(shard), rewritten, self._count_reasons(rewritten), make_folder=False, inputs=inputs)
         return {"texts": rewritten.num_rows}
 

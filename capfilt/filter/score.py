@@ -28,9 +28,9 @@ from capfilt.filter.registry import declare_scorers
 from capfilt.filter.scorer import Runtime
 from capfilt.filter.texts import clean_texts
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
-from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach
+from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach, ShardPass
 from capfilt.shards.format import WEB, scores_schema
-from capfilt.shards.input_check import TarRecord
+from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
@@ -78,8 +78,8 @@ class ScoreTable:
         self.rows += rows
         return rows
 
-    def write(self, path: AnyPath, picture_counts: Mapping[str, int]) -> dict[str, int]:
-        """Write the table with its counts in the footer; return the counts.
+    def write(self, path: AnyPath, pictures: ShardPass) -> dict[str, int]:
+        """Write the table with its counts and input in the footer; return the counts.
 
         Raises ValueError for captions of pictures that are not in the tar.
         """
@@ -90,9 +90,10 @@ class ScoreTable:
                     f"{next(iter(remaining))} first; they belong to another shard set."
                 )
         scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
-        counts = {"texts": len(self.rows), "texts_scored": scored, **picture_counts, **self.counts}
+        counts = {"texts": len(self.rows), "texts_scored": scored, **pictures.counts, **self.counts}
         schema = pa.schema([*scores_schema(self.columns), ("error", pa.string())])
-        write_table(path, pa.Table.from_pylist(self.rows, schema=schema), counts, make_folder=False)
+        table = pa.Table.from_pylist(self.rows, schema=schema)
+        write_table(path, table, counts, make_folder=False, inputs=pictures.inputs)
         return counts
 
 
@@ -129,7 +130,7 @@ class ScoreStage:
                 rows = table.add(batch)
                 self.score(batch, rows)
                 worker.advance(len(batch))
-            return table.write(self.output(shard), pictures.counts) | pictures.times()
+            return table.write(self.output(shard), pictures) | pictures.times()
 
     def begin_table(self, shard: str, new_captions: str | None = None) -> ScoreTable:
         """Begin the table of a shard; the captions of the source `new_captions` are added later."""
@@ -235,8 +236,8 @@ def score_shards(
             choice = describe_numerics(config.model, config.numerics)
             if choice:
                 manifest.content.setdefault("numerics", choice)
-        tars = TarRecord(scores.path, images, config.rank)
-        tars.require_same(tables, rescore_advice(scores.path))
+        inputs = {tables[shard]: [images.tar(shard)] for shard in shards}
+        require_same_inputs(inputs, rescore_advice(scores.path))
         run = run_shards(
             stage or make_score_stage(config, images, scores),
             shards,
@@ -245,7 +246,5 @@ def score_shards(
             engine=config.engine,
             progress=progress,
         )
-        if run.done or "counts" not in manifest.content:
-            tars.add({shard: tables[shard] for shard in shards})
         counts = manifest.record_run(tables, shards, run.failed, changed=run.done > 0)
     return ScoreResult(scores, counts, run)

@@ -36,7 +36,7 @@ from capfilt.filter.threshold import (
 )
 from capfilt.pictures.read_ahead import throughput
 from capfilt.shards.further_columns import further_schema
-from capfilt.shards.input_check import require_same_tables
+from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
@@ -106,7 +106,7 @@ def rewrite_shards(
     stage = RewriteStage(images, scores.path, scores.columns, scores.captions, limits, best, folder, further)
     shards = config.shards_of_rank(images.shards)
     remedy = "delete the filtered set, or give another --name"
-    require_same_tables({stage.output(shard): stage.inputs(shard) for shard in shards}, remedy)
+    require_same_inputs({stage.output(shard): stage.inputs(shard) for shard in shards}, remedy)
     scored_shards = [shard for shard in shards if shard not in scored.run.failed]
     workers = min(count_cores(), 1 + len(scored_shards) // 8, 8)
     run = run_shards(stage, scored_shards, workers=workers, device="cpu", engine="threads", progress=progress)

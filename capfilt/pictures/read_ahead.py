@@ -23,6 +23,7 @@ from blipcore.io.samples import TarSample, read_samples
 from blipcore.io.storage import AnyPath
 from blipcore.io.tars import TarProblem
 from capfilt.pictures.decode import MAX_PIXELS, DecodeError, prepare_picture
+from capfilt.shards.input_check import TarDigest
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ class ReadAhead(Generic[T]):
     max_pixels: int = MAX_PIXELS
     clock: Callable[[], float] = time.perf_counter
     counts: Counter[str] = field(default_factory=Counter, init=False)
+    digest: TarDigest = field(default_factory=TarDigest, init=False)
     waited: float = field(default=0.0, init=False)
     started: float = field(default=0.0, init=False)
     _pool: _ReaderPool | None = field(default=None, init=False)
@@ -119,6 +121,7 @@ class ReadAhead(Generic[T]):
                     sample = next(samples, None)
                     if sample is None:
                         break
+                    self.digest.add(sample.key, len(sample.image), sample.text)
                     self._futures.put(pool.decoders.submit(self._decode, sample))
             end.set_result(None)
         except BaseException as error:  # otherwise the consumer would wait forever

@@ -18,6 +18,7 @@ from PIL import Image
 
 from capfilt.pictures.decode import MAX_PIXELS
 from capfilt.pictures.read_ahead import PreparedPicture, ReadAhead, decode_threads
+from capfilt.shards.input_check import input_name
 from capfilt.shards.shard_set import ShardSet
 
 Prepare = Callable[[Image.Image], Any]
@@ -115,6 +116,11 @@ class ShardPass:
         `missing` counts the pictures that the shard's table lists as stored and that the tar does not hold whole.
         """
         return self._pictures.counts
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The digest of the tar for the footer of a table, complete after the last batch."""
+        return {input_name(self._pictures.tar): str(self._pictures.digest)}
 
     def times(self) -> dict[str, int]:
         """Return the milliseconds of the pass, in total and waiting, see `ReadAhead.times`."""

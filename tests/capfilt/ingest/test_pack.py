@@ -170,5 +170,5 @@ def test_new_pictures_extend_a_set_by_new_shards(tmp_path: Path) -> None:
     (photos / "e.jpg").write_bytes(picture(10))
     assert pack_folder(photos, tmp_path / "data", shard_size=2)["shards"] == {"done": 1, "skipped": 3, "failed": {}}
     (tmp_path / "data" / "00001.parquet").unlink()
-    with pytest.raises(ValueError, match="was extended, and a shard of it was deleted since"):
+    with pytest.raises(ValueError, match="was extended, and a shard of it or its staging folder was deleted since"):
         pack_folder(photos, tmp_path / "data", shard_size=2)

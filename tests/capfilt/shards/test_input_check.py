@@ -18,9 +18,11 @@ from blipcore.io.samples import TarSample, read_samples
 from capfilt.export.stage import ExportConfig, export_shards
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
+from capfilt.pictures.shard_pass import PictureReader
 from capfilt.shards.format import write_shard
-from capfilt.shards.input_check import TarRecord
+from capfilt.shards.input_check import input_digests, require_same_inputs
 from capfilt.shards.shard_set import ShardSet
+from capfilt.shards.tables import write_table
 
 
 def change_key(samples: list[TarSample]) -> None:
@@ -44,49 +46,62 @@ def images(tmp_path: Path) -> ShardSet:
     for name in ("a", "b"):
         samples = [TarSample(str(number), b"p" * 1000, "dog") for number in range(3)]
         write_shard(tmp_path / "data" / f"{name}.tar", samples)
-        (tmp_path / "data" / "captions" / "c").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / "captions" / "c" / f"{name}.parquet").touch()
     return ShardSet.open(tmp_path / "data")
 
 
-def record_of(images: ShardSet) -> tuple[TarRecord, dict[str, Path]]:
-    folder = images.path / "captions" / "c"
-    return TarRecord(folder, images), {shard: folder / f"{shard}.parquet" for shard in images.shards}
+def write_outputs(images: ShardSet) -> dict[Path, list[Path]]:
+    """Write a table per shard; return their inputs."""
+    inputs = {images.path / "c" / f"{shard}.parquet": [images.tar(shard)] for shard in images.shards}
+    for output, tars in inputs.items():
+        write_table(output, pa.table({"x": [1]}), inputs=input_digests(tars))
+    return inputs
 
 
 @pytest.mark.parametrize("change", [change_key, change_text, change_picture, remove_last])
 def test_a_replaced_tar_of_the_same_padded_size_is_named(
     images: ShardSet, change: Callable[[list[TarSample]], None]
 ) -> None:
-    record, outputs = record_of(images)
-    record.add(outputs)
-    record.require_same(outputs, "x")
+    inputs = write_outputs(images)
+    require_same_inputs(inputs, "x")
     size, samples = images.tar("b").stat().st_size, list(read_samples(images.tar("b")))
     change(samples)
     write_shard(images.tar("b"), samples)
     assert images.tar("b").stat().st_size == size
     with pytest.raises(ValueError, match=r"b\.tar has changed since .*b\.parquet was made from it; delete it\."):
-        record.require_same(outputs, "delete it")
-    outputs["b"].unlink()  # deleted to be made again
-    record.require_same(outputs, "delete it")
-    outputs["b"].touch()
-    record.add(outputs)
-    record.require_same(outputs, "delete it")
+        require_same_inputs(inputs, "delete it")
+    (images.path / "c" / "b.parquet").unlink()  # deleted to be made again
+    require_same_inputs(inputs, "delete it")
+    require_same_inputs(write_outputs(images), "delete it")
 
 
 def test_a_copied_or_touched_set_is_not_taken_for_a_changed_one(images: ShardSet, tmp_path: Path) -> None:
-    record, outputs = record_of(images)
-    record.add(outputs)
-    before = contents(images.path)
+    write_outputs(images)
     shutil.copytree(images.path, tmp_path / "copy", copy_function=shutil.copyfile)
-    copy = ShardSet.open(tmp_path / "copy")
-    for tar in (copy.tar("a"), images.tar("a")):
-        os.utime(tar, (2e9, 2e9))
-    for shard_set in (images, copy):
-        again, tables = record_of(shard_set)
-        again.require_same(tables, "x")
-        again.add(tables)
-        assert contents(shard_set.path) == before
+    for tar in images.path.glob("*.tar"):
+        os.utime(tar)
+        os.utime(tmp_path / "copy" / tar.name)
+    before = contents(images.path)
+    for folder in (images.path, tmp_path / "copy"):
+        inputs = {output: [folder / f"{output.stem}.tar"] for output in (folder / "c").iterdir()}
+        assert len(inputs) == 2
+        require_same_inputs(inputs, "x")
+        assert contents(folder) == before
+        tar = folder / "a.tar"
+        assert max(tar.stat().st_mtime_ns, tar.stat().st_ctime_ns) <= (folder / "c" / "a.parquet").stat().st_mtime_ns
+
+
+def test_a_pass_over_the_pictures_has_the_digest_of_their_tar(images: ShardSet) -> None:
+    with PictureReader(images, ahead=4).open("a", lambda image: image) as pictures:
+        assert len(list(pictures.batches(2))) > 0
+        assert pictures.inputs == input_digests([images.tar("a")])
+
+
+def test_tables_of_older_versions_are_reused_without_a_comparison(images: ShardSet) -> None:
+    inputs = write_outputs(images)
+    for output in inputs:
+        write_table(output, pa.table({"x": [1]}))
+        write_shard(images.tar(output.stem), [])
+    require_same_inputs(inputs, "x")
 
 
 def edit(table: Path) -> None:
