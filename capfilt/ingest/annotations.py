@@ -35,6 +35,7 @@ TEXT_COLUMNS = (
     *("captions", "texts", "sentences", "conversations", "messages", "comment", "raw", "caption_str", "sentence"),
 )
 CAPTION_NUMBER = re.compile(r"(\.\w{3,4})#\d+$")  # Flickr8k: x.jpg#0
+COCO_FACTS = ("file_name", "width", "height")  # of an image, which are no further columns
 SAMPLE_BYTES = 1 << 16
 
 
@@ -62,9 +63,7 @@ class Annotations:
 
 
 def open_annotations(path: AnyPath, options: InputOptions) -> Annotations:
-    """Open an annotation file; FileNotFoundError or ValueError if it is not one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No annotation file at {path}.")
+    """Open an annotation file; ValueError if it is not one."""
     if list_format(path.name) in ("json", None) and _begins_with_object(path):
         content = _load_json(path, options)
         if isinstance(content, dict):
@@ -204,7 +203,7 @@ class CocoAnnotations(Annotations):
     def __iter__(self) -> Iterator[AnnotationRow]:
         for image, content in zip(self.coco, self.images, strict=True):
             texts = [text for caption in image.captions for text in texts_of(caption)]
-            further = {name: value for name, value in content.items() if name not in ("file_name", "caption")}
+            further = {name: value for name, value in content.items() if name not in COCO_FACTS}
             yield AnnotationRow(image.file_name, texts, self.texts[: bool(texts)], columns=further)
 
 

@@ -57,6 +57,9 @@ class FolderInput(PictureInput):
         self._texts = SampleTexts(self, {_suffix(name) for name in sidecars})
         self._lists: list[str] = []  # files that may be annotations
         self._strays: list[str] = []  # text files with the name of no picture
+        folders = list(dict.fromkeys(name.rpartition("/")[0] for name in kept))
+        if len(folders) > 1 and not sidecars:
+            self.notes.append(f"pictures in {len(folders):,} folders, such as {folders[-1]}, whose names are no texts.")
         sidecars |= {sidecar for name in left_out for sidecar in self._sidecars_of(name).values()}
         for name in files:
             if name not in sidecars and not is_picture(name):

@@ -67,7 +67,10 @@ def _open_annotated(path: AnyPath, annotations: str, options: InputOptions) -> P
         raise ValueError(f"--annotations names pictures in a folder, but {path} is a file; give the folder as SOURCE.")
     if is_saved_dataset(path):
         raise ValueError(f"{path} is a saved dataset, which has its own texts; leave out --annotations.")
-    return AnnotatedInput(to_path(annotations), path, options)
+    file = to_path(annotations)
+    if not file.is_file():
+        raise FileNotFoundError(f"No annotation file at {file}.")
+    return AnnotatedInput(file, path, options)
 
 
 def _open_file(path: AnyPath, options: InputOptions) -> PictureInput:

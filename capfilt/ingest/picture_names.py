@@ -37,12 +37,15 @@ class PictureNames:
         """
         if "\0" in name:
             return None
-        names = (_relative_to(root, name.strip()) for root in self._roots)
+        name = name.strip()
+        if not name.startswith(("/", ".")) and not any(part in name for part in ("..", "//", "/./", "://")):
+            return name.removesuffix("/")  # the usual case, at a tenth of the cost
+        names = (_relative_to(root, name) for root in self._roots)
         return next((relative for relative in names if relative is not None), None)
 
     def find(self, relative: str) -> str | None:
         """Return the name of the file that is meant by a relative name, None if it is missing."""
-        if isinstance(self.root, Path) and _exists(self.root / relative):
+        if isinstance(self.root, Path) and _exists(f"{self.root}/{relative}"):
             return relative
         names = [relative] if "\\" not in relative else [relative, relative.replace("\\", "/")]
         return next((found for found in map(self._find_spelling, names) if found is not None), None)
@@ -82,10 +85,10 @@ def _fold(name: str) -> str:
     return stem + dot + suffix.lower() if dot else suffix
 
 
-def _exists(path: Path) -> bool:
+def _exists(path: str) -> bool:
     try:
-        return path.exists() or path.is_symlink()
-    except (OSError, ValueError):  # a name that no file can have
+        return os.path.lexists(path)
+    except ValueError:  # a name that no file can have
         return False
 
 

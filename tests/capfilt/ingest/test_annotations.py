@@ -182,7 +182,7 @@ def test_an_encoding_can_be_told(tmp_path: Path) -> None:
 
 def test_annotations_need_a_folder_and_a_file(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": JPEG, "a.csv": "image,caption\na.jpg,t\n"})
-    with pytest.raises(FileNotFoundError, match=r"No file at .*none\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"No annotation file at .*none\.csv"):
         read_input(tmp_path, annotations=str(tmp_path / "none.csv"))
     with pytest.raises(ValueError, match=r"names pictures in a folder, but .* is a file"):
         read_input(tmp_path / "a.jpg", annotations=str(tmp_path / "a.csv"))
