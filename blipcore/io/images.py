@@ -140,5 +140,5 @@ def _scale_grey(image: Image.Image, maximum: float) -> Image.Image:
     """Scale grey of more than 8 bits to 0..255; Pillow clips it, which makes nearly all of it white."""
     import numpy as np
 
-    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
     return Image.fromarray(np.rint(np.clip(values / maximum, 0, 1) * 255).astype(np.uint8), mode="L")

@@ -249,7 +249,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
-        write_bare_tars(*args.bare, args.size)
+        source, out = args.bare
+        write_bare_tars(source, out, args.size)
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
