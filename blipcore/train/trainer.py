@@ -231,7 +231,7 @@ class Trainer:
         self.finite_check.require_finite(self.task, state.step)
         state.seconds = self.meter.seconds()
         for problems in distributed.gather_objects(state.problems):
-            state.problems |= problems
+            state.problems = problems | state.problems  # those of this process count, which may be more complete
         random_states = random_state(self.device)
         saved_state = asdict(state) | {
             "summed": self.meter.summed_steps,

@@ -1,14 +1,18 @@
 """`capfilt bootstrap`: one round with tiny models, and the time that is left."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from typer.testing import CliRunner
 
+from blipcore.io.lock import lock_folder
 from capfilt.bootstrap import format_time_left
 from capfilt.bootstrap_plan import Step
+from capfilt.cli import app
 from capfilt.engine.commands import Command
 
 
@@ -40,6 +44,13 @@ def test_a_finished_round_is_skipped_and_another_can_follow(loop_yaml: Path) -> 
 
     other = bootstrap(loop_yaml, "--set", "human_share=0.25")
     assert other.returncode == 2 and "human_share: 0.5 -> 0.25" in other.stderr
+
+
+def test_a_second_run_names_the_first_as_the_writer_of_the_folder(loop_yaml: Path) -> None:
+    with lock_folder(loop_yaml.parent / "loop"):
+        result = CliRunner().invoke(app, ["bootstrap", str(loop_yaml)])
+    assert result.exit_code == 1
+    assert f"loop is being written by process {os.getpid()}" in result.stderr and "killed" not in result.stderr
 
 
 def test_the_time_left_is_estimated_before_the_first_shard_is_done() -> None:

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import capfilt
+from blipcore.io.lock import FolderLockedError
 from blipcore.io.memory import NotEnoughMemoryError
 from capfilt.cli import app
 from capfilt.console import failed_shards, finish, too_few_ok
@@ -56,6 +57,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         (ImportError("pip install 'capfilt[eval]'"), "Error: pip install 'capfilt[eval]'\n", 2),
         (ValueError("two\n  lines"), "Error: two\n  lines\n", 2),
         (KeyboardInterrupt(), "Error: interrupted; run the same command again to resume.\n", 130),
+        (FolderLockedError("data is being written"), "Error: data is being written\n", 1),
         (EngineError("no worker is left"), "Error: no worker is left\n", 1),
         (MemoryError(), "Error: out of memory; try a smaller --batch-size or fewer --workers.\n", 1),
         (

@@ -66,13 +66,20 @@ OnBatch = Callable[[Brightness, dict], None]
 
 
 def toy_trainer(
-    shards: Path, out: Path, on_batch: OnBatch | None = None, may_change: bool = False, **changes: Any
+    shards: Path,
+    out: Path,
+    on_batch: OnBatch | None = None,
+    may_change: bool = False,
+    validation: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Trainer:
     """Return a trainer of 12 steps of 4 pictures, with a record every 5 steps and a checkpoint every 4."""
     settings = {"steps": 12, "batch_size": 4, "lr": 1e-2, "log_every": 5, "save_every": 4, "dtype": "fp32"} | changes
     config = TrainConfig(device="cpu", **settings)
     stream = Stream([str(shards)], TrainTransform(8, 0.5, False, 0.5), seed=config.seed)
-    return Trainer(Brightness(on_batch), stream, config, out, {"train": settings}, may_change=may_change)
+    return Trainer(
+        Brightness(on_batch), stream, config, out, {"train": settings, "validation": validation}, may_change=may_change
+    )
 
 
 def read_weights(out: Path) -> dict[str, torch.Tensor]:

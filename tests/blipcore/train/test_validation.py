@@ -69,6 +69,26 @@ def test_a_validation_that_fails_loses_no_step_and_is_repeated_by_the_next_launc
     assert same_tensors(read_weights(tmp_path / "run"), read_weights(tmp_path / "not validated"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "best"), [({"k": 2}, {"step": 12, "a": 1.0}), ({"every": 3}, {"step": 8, "a": 3.0})]
+)
+def test_scores_under_other_settings_are_not_compared(shards, tmp_path, changed, best) -> None:
+    """A finished run is continued with other validation settings: its last model is validated again, as the first."""
+
+    def run(scores: list[float], validation: dict, may_change: bool = False) -> Trainer:
+        values = iter(scores)
+        trainer = toy_trainer(shards, tmp_path, may_change=may_change, validation=validation)
+        trainer.validator = Validator(lambda model: {"a": next(values)}, ("a",), every=4)
+        return trainer
+
+    settings = {"annotations": "val.json", "every": 4, "k": 1}
+    run([1.0, 3.0, 2.0], settings).fit()
+    with pytest.raises(ValueError, match="add --continue to go on from its step 12"):
+        run([], settings | changed).fit()
+    summary = run([1.0], settings | changed, may_change=True).fit()
+    assert {name: summary["best"][name] for name in best} == best and summary["steps"] == 12
+
+
 def test_validation_is_due_at_intervals_and_at_the_last_step_once() -> None:
     validator = Validator(lambda model: {}, (), every=4)
     due = [step for step in range(1, 11) if validator.is_due(TrainState(step=step, steps=10))]
