@@ -101,7 +101,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object.")

@@ -65,7 +65,7 @@ def parse_completion(body: bytes) -> tuple[Answer, str]:
     except (ValueError, RecursionError):  # also integers of thousands of digits, and deep nesting
         raise UnusableAnswerError(f"no JSON: {clean_message(body[:4000])}") from None
     choices = content.get("choices") if isinstance(content, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
+    choice: Any = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise UnusableAnswerError(f"no message of a first choice: {clean_message(body[:4000])}")

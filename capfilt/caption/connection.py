@@ -42,7 +42,7 @@ def bounded_client(openai: Any, seconds: float, limit: int) -> Any:
     # httpx, or in later versions of openai httpx2
     httpx = sys.modules[openai.DefaultAsyncHttpxClient.mro()[1].__module__.partition(".")[0]]
 
-    class BoundedClient(openai.DefaultAsyncHttpxClient):  # type: ignore[misc] # openai is imported late
+    class BoundedClient(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, **options: Any) -> Any:
             problem, body = "", None
             try:

@@ -96,14 +96,29 @@ def text_decoder(model: Any) -> Any:
     return getattr(model, (parts | {"kosmos-2": "text_model"}).get(model.config.model_type, ""), model)
 
 
+def check_positions(name: str, model: Any, batch: dict[str, Any], max_new_tokens: int) -> None:
+    """Raise ValueError if the prompt and a whole answer are longer than the model's positions."""
+    decoder = text_decoder(model)
+    is_encoder_decoder = model.config.is_encoder_decoder or decoder.config.is_encoder_decoder
+    ids = batch.get("decoder_input_ids" if is_encoder_decoder else "input_ids")
+    length = 1 if ids is None else ids.shape[1]
+    config = getattr(model.config, "decoder", None) or decoder.config.get_text_config(decoder=True)
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and length + max_new_tokens > positions:
+        raise ValueError(
+            f"{name} has {positions} positions, too few for a prompt of {length} and {max_new_tokens} new tokens; "
+            "lower chat.max_new_tokens."
+        )
+
+
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Return the tokens that end a text."""
     if model.config.model_type == "blip":
         return {model.config.text_config.sep_token_id}
     # BERT's tokenizer ends a text with [SEP]
-    candidates = [part.generation_config.eos_token_id for part in (text_decoder(model), model)]
+    candidates: list[Any] = [part.generation_config.eos_token_id for part in (text_decoder(model), model)]
     candidates += [tokenizer.eos_token_id, tokenizer.sep_token_id]
-    ends = next((token for token in candidates if token is not None), [])
+    ends: Any = next((token for token in candidates if token is not None), [])
     return set(ends if isinstance(ends, list) else [ends])
 
 

@@ -46,3 +46,10 @@ def test_the_fingerprint_covers_weights_in_any_format(tmp_path: Path) -> None:
         (tmp_path / "model" / name).write_bytes(b"content")
         seen.append(hf_fingerprint(model))
     assert len(set(seen)) == 4
+
+
+def test_a_config_that_is_no_json_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    model = save_config(tmp_path / "model", "git")
+    (tmp_path / "model" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is no JSON file"):
+        recorded_settings(f"hf:{model}", ChatConfig())

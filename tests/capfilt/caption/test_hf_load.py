@@ -110,7 +110,7 @@ def test_a_config_of_another_model_is_refused(llava: Path, fields: dict[str, Any
     refusal(llava)
 
 
-@pytest.mark.parametrize("content", ["", "not json", "[1, 2]", '{"model_type": '])
+@pytest.mark.parametrize("content", ["", "not json", "[1, 2]", '{"model_type": ', "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(llava: Path, content: str) -> None:
     (llava / "config.json").write_text(content)
     assert "config.json" in refusal(llava)
@@ -208,6 +208,31 @@ def test_a_prompt_without_the_picture_is_refused(llava: Path) -> None:
     (llava / "chat_template.jinja").unlink()
     assert "Check chat.prompt" in refusal(llava, prompt="describe this image")
     assert open_model(llava, prompt="<image> describe this image").takes_batches
+
+
+def test_an_answer_longer_than_the_models_positions_is_refused(vit_gpt2: Path) -> None:
+    message = refusal(vit_gpt2, prompt="", max_new_tokens=64)
+    assert "has 64 positions, too few for a prompt of 1 and 64 new tokens; lower chat.max_new_tokens" in message
+
+
+def test_a_model_that_batches_change_captions_one_at_a_time(llava: Path, draw, monkeypatch, capsys) -> None:
+    expected = captions(llava, draw)
+    monkeypatch.setattr("capfilt.caption.hf.batches_are_equal", lambda *_: False)
+    assert [caption.text for caption in captions(llava, draw)] == [caption.text for caption in expected]
+    assert "gives other captions in a batch than alone" in capsys.readouterr().err
+
+
+def test_blip2_files_of_older_versions_are_completed_or_refused(tmp_path: Path, draw) -> None:
+    folder = save_tiny_vlm(tmp_path / "blip2", "blip2_opt")
+    expected = captions(folder, draw)
+    change_json(folder / "processor_config.json", num_query_tokens=None)
+    change_json(folder / "config.json", image_token_index=None)
+    assert captions(folder, draw) == expected
+    change_json(folder / "config.json", image_token_index=7)
+    assert "<image> is token 3, but the model has image_token_index 7" in refusal(folder)
+    change_json(folder / "config.json", image_token_index=3)
+    change_json(folder / "processor_config.json", num_query_tokens=5)
+    assert "makes 5 picture tokens, but the model's config.json says num_query_tokens 3" in refusal(folder)
 
 
 def test_a_picture_processor_that_is_missing_is_named(vit_gpt2: Path) -> None:
