@@ -39,6 +39,7 @@ QUOTING_NOTES = {
     "double": "cells may be quoted",
     "backslash": "cells may be quoted, with backslashes before quotes",
 }
+NULL = "\\N"  # a missing cell in dumps of MySQL, PostgreSQL and Hive
 HEADER_LINES = 20  # that are compared to find the delimiter
 
 
@@ -121,7 +122,9 @@ class DelimitedFile:
             if invalid:
                 cells = [None if has_invalid_bytes(cell) else cell for cell in cells]
                 error = f"{where}: {_describe_bytes(invalid[0])} is not {self.encoding.upper()}"
-            yield ListRow(tuple(None if index is None else cells[index] for index in indices), error)
+            yield ListRow(
+                tuple(None if index is None or cells[index] == NULL else cells[index] for index in indices), error
+            )
 
     def _records(self) -> Iterator[Record]:
         with name_damage(self.path, self.file_format), open_list_file(self.path) as file:

@@ -70,6 +70,9 @@ class JsonFile:
         if first is None:
             raise ValueError(f"{path} must be a list of objects, one per row.")
         self.row_type = type(first)
+        # Rows after the first may have further names, which are collected while they are read.
+        self.has_all_rows = len(found) < ROWS_FOR_NAMES
+        self.late_names: dict[str, None] = {}
         self.names = self._find_names([row for row in head if isinstance(row, self.row_type)])
 
     @property
@@ -87,6 +90,7 @@ class JsonFile:
     def read(self, indices: Sequence[int | None]) -> Iterator[ListRow]:
         """Yield the cells at these columns row by row, None for a missing one."""
         names = [None if index is None else self.names[index] for index in indices]
+        known = set(self.names)
         unit = "line" if self.layout == "lines" else "row"
         for number, row, error in self._rows():
             cells: tuple[Any, ...]
@@ -96,6 +100,8 @@ class JsonFile:
                 yield ListRow((None,) * len(names), f"{self.path}, {unit} {number}: {error}")
                 continue
             if isinstance(row, dict):
+                if not self.has_all_rows:
+                    self.late_names.update(dict.fromkeys(name for name in row if name not in known))
                 cells = tuple(None if name is None else row.get(name) for name in names)
             else:
                 values = [row] if isinstance(row, str) else row

@@ -205,7 +205,7 @@ def name_damage(path: str, file_format: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"No file at {path}.") from None
-    except (pa.ArrowException, OSError, zlib.error, lzma.LZMAError, EOFError) as error:
+    except (pa.ArrowException, OSError, zlib.error, lzma.LZMAError, EOFError, UnicodeError) as error:
         if not is_damage(error):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -124,10 +124,21 @@ class RowList:
             return " If it has another encoding, give --encoding, such as cp1252."
         return ""
 
+    def add_late_name(self, name: str) -> None:
+        """Add a column of JSON rows that the first rows do not have, if there are further rows."""
+        if isinstance(self.first, JsonFile) and not self.first.has_all_rows and name not in self.names:
+            self.names.append(name)
+
+    @property
+    def late_names(self) -> list[str]:
+        """Names of JSON rows that are no columns, because the first rows do not have them."""
+        return list(self.first.late_names) if isinstance(self.first, JsonFile) else []
+
     def sample_of(self, name: str) -> list[Any]:
         """Return the cells of a column in the first rows, without missing ones."""
         index = self.names.index(name)
-        return [row.cells[index] for row in self.sample if row.cells[index] not in (None, "")]
+        cells = (row.cells[index] for row in self.sample if index < len(row.cells))
+        return [cell for cell in cells if cell not in (None, "")]
 
 
 def open_list(path: str, options: ListOptions | None = None) -> RowList:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from blipcore.io.samples import PICTURE_SUFFIXES
-from capfilt.ingest.account import NO_TEXTS, Account
+from capfilt.ingest.account import NO_TEXTS, Account, shorten
 from capfilt.ingest.list_files import ListOptions
 from capfilt.ingest.lists import ListColumn, RowList, as_text, cell_texts, find_columns, match_columns, open_list
 from capfilt.ingest.urls import CAPTION_COLUMNS, URL_COLUMNS
@@ -41,6 +41,8 @@ class UrlList:
         self.path, self.max_bad = path, max_bad
         self.requested = list(caption_cols)
         self.list = open_list(path, options)
+        for name in caption_cols if list(caption_cols) != [NO_TEXTS] else ():
+            self.list.add_late_name(name)
         column = ListColumn("a URL", URL_COLUMNS, url_col, "--url-col", fits=is_url)
         (url,) = find_columns(self.list, [column])
         assert url is not None  # a required column
@@ -100,6 +102,9 @@ class UrlList:
         notes = [f"rows that cannot be read, with the outcome bad_row: {bad:,}; the first: {self.first_error}."] * bool(
             bad
         )
+        late = self.list.late_names
+        if late:
+            notes.append(f"only later rows have {shorten(late)}; --caption-col can name them, and they are not kept.")
         return Account(
             "URL list",
             len(self.list.files),
@@ -107,7 +112,7 @@ class UrlList:
             self.list.splits,
             picture=f"URLs in column '{self.url}'",
             texts={name: self.by_column[name] for name in self.texts},
-            unused=self.unused,
+            unused=(*self.unused, *filter(CAPTION_WORDS.search, late)),
             kept=tuple(self.further_names),
             rows=self.counts["rows"],
             rows_with_text=self.counts["text"],

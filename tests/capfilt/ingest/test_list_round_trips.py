@@ -29,7 +29,7 @@ PIECES = st.sampled_from(
 )
 CAPTIONS = st.lists(PIECES, max_size=6).map("".join)
 LINES = CAPTIONS.map(lambda text: text.replace("\r", "").replace("\n", " ").replace("\t", " "))
-FAST = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def rows_of(captions: list[str]) -> Rows:

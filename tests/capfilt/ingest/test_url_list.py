@@ -346,6 +346,22 @@ def test_lines_with_more_than_a_url_are_not_taken_for_urls(tmp_path: Path, line:
     assert len(texts(UrlList(save(tmp_path / "b.txt", f"url\n{U}1,2.jpg\n{U}2;3\n")))) == 3
 
 
+def test_texts_that_only_later_rows_have_are_not_lost(tmp_path: Path) -> None:
+    lines = [{"url": U}] * 1500 + [{"url": U, "caption": "a cat"}]
+    path = save(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="'caption' may hold texts"):
+        texts(UrlList(path))
+    assert texts(UrlList(path, caption_cols=["caption"]))[-1] == "a cat"
+    urls = UrlList(path, caption_cols=["none"])
+    assert len(texts(urls)) == 1501 and "only later rows have caption" in urls.account.notes[0]
+    with pytest.raises(ValueError, match="no text in 'alt' in any of its 1,501 rows"):
+        texts(UrlList(path, caption_cols=["alt"]))
+
+
+def test_a_missing_cell_of_a_dump_is_no_text(tmp_path: Path) -> None:
+    assert texts(UrlList(save(tmp_path / "a.tsv", f"url\tcaption\n{U}1\ta b\n{U}2\t\\N\n"))) == ["a b", None]
+
+
 def test_pictures_in_a_list_are_not_read_as_texts(tmp_path: Path) -> None:
     picture = io.BytesIO(b"\xff\xd8\xff\xe0").getvalue()
     table = pa.table({"url": [f"{U}1".encode()], "caption": [b"a cat"], "jpg": [picture]})
