@@ -21,7 +21,12 @@ from blipcore.io.storage import AnyPath, to_path
 from blipcore.io.tars import TarMember, TarProblem, walk_tar
 from blipcore.io.texts import decode_text
 
-PICTURE_SUFFIXES = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm"])
+PICTURE_SUFFIXES = frozenset(
+    [
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "jp2", "ppm"),
+        *("avif", "heic", "heif", "jxl"),
+    ]
+)
 TEXT_SUFFIXES = ("txt", "caption", "cap", "text", "captions")  # the first that is not blank is used
 # Keys of a JSON that hold captions, in any case; the first that holds a text is used. LAION-COCO has `top_caption`.
 TEXT_KEYS = ("caption", "captions", "text", "texts", "top_caption", "all_captions", "sentences")

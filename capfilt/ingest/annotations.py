@@ -247,8 +247,14 @@ def _is_captions_by_name(content: dict[str, Any]) -> bool:
         return False
     if all(looks_like_picture(key) for key, _ in values):
         return all(isinstance(value, str | list | dict) for _, value in values)
+    if all(isinstance(value, str) or _is_list_of_texts(value) for _, value in values):
+        return not any(key.lower() in (*PATH_COLUMNS, *TEXT_COLUMNS) for key, _ in values)  # else a row, or columns
     kohya = all(isinstance(value, dict) and {"caption", "tags"} & value.keys() for _, value in values)
     return kohya and not any(PATH_COLUMNS[0] in value or "file_name" in value for _, value in values)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_binary(data_type: pa.DataType) -> bool:

@@ -90,7 +90,8 @@ class FolderInput(PictureInput):
                     f"{problem}, but {self._lists[0]} may hold them: give it with --annotations, {remedy}."
                 )
             raise ValueError(
-                f"{problem}: {self._strays[0]} has the name of none. Give text files the names of pictures, {remedy}."
+                f"{problem}: {self._strays[0]} has the name of none. If it lists pictures, give it with --annotations, "
+                f"otherwise the names of pictures to text files, {remedy}."
             )
         super().require_texts()
 

@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from blipcore.io.samples import PICTURE_SUFFIXES, value_texts
+from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath
 from capfilt.ingest.account import NO_TEXTS, Account
+from capfilt.ingest.annotation_cells import texts_of
 from capfilt.ingest.list_files import ListOptions
 from capfilt.ingest.splits import is_chosen, wanted_splits
 
@@ -23,7 +24,7 @@ Kind = Literal["folder", "imagefolder", "annotations", "parquet", "dataset", "we
 KINDS: tuple[str, ...] = get_args(Kind)
 
 # Files with these suffixes get a row even if nothing installed can decode them; the row then gives the reason.
-PICTURE_LIKE_SUFFIXES = PICTURE_SUFFIXES | {"jfif", "jpe", "dib", "heic", "heif", "jxl", "svg", "psd"}
+PICTURE_LIKE_SUFFIXES = PICTURE_SUFFIXES | {"svg", "psd"}
 
 # Values that are no captions: links, JSON, paths, digests, numbers, dates.
 NO_CAPTION = re.compile(r"\s*(\w+://|[\[{]|\S*\d\S*\s*$|\S+\.\w{1,5}\s*$)")
@@ -210,4 +211,5 @@ def may_hold_texts(name: str) -> bool:
 
 
 def looks_like_caption(value: Any) -> bool:
-    return any(text.strip() and not NO_CAPTION.match(text) for text in value_texts(value)[:1])
+    texts = texts_of(value)[:1] if isinstance(value, str | list) else []
+    return any(text.strip() and not NO_CAPTION.match(text) for text in texts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from blipcore.io.samples import TEXT_SUFFIXES, choose_texts, find_captions, value_texts
+from blipcore.io.samples import TEXT_SUFFIXES, choose_texts, find_captions
+from capfilt.ingest.annotation_cells import texts_of
 from capfilt.ingest.input import PictureInput, caption_keys
 
 # Keys of a JSON that are no further columns: img2dataset's facts about the stored picture, which `pack` stores anew.
@@ -29,13 +30,14 @@ class SampleTexts:
         """Return the texts of a picture. `files` reads its text files by suffix; `content` is its JSON or None."""
         if self.source.options.text_names:
             return self._by_name(files, content)
-        chosen = ""  # suffix of the file that is used
+        read, chosen = [], ""  # suffixes of the files that are read, and of the one that is used
 
         def contents() -> Iterator[str | None]:
             nonlocal chosen
             for suffix in TEXT_SUFFIXES:
                 if suffix in files:
                     text = files[suffix]()
+                    read.append(suffix)
                     chosen = suffix if text and not text.isspace() else ""
                     yield text
 
@@ -45,7 +47,7 @@ class SampleTexts:
             self.source.texts[f".{chosen}" if chosen else (key or "list of .json")] += 1
             if len(texts) > 1 and chosen:
                 self.source.add_problem("text files with several lines, each a caption of its own", picture)
-        self._count_unused([suffix for suffix in files if suffix != chosen], content, {key})
+        self._count_unused([suffix for suffix in files if suffix not in read], content, {key})
         return texts
 
     def _by_name(self, files: Mapping[str, Callable[[], str | None]], content: Any) -> list[str]:
@@ -55,7 +57,7 @@ class SampleTexts:
             if suffix in self.suffixes or name.startswith("."):
                 found = choose_texts([files[suffix]()], lambda: content) if suffix in files else []
             else:
-                found = value_texts(content.get(name)) if isinstance(content, dict) else []
+                found = texts_of(content.get(name)) if isinstance(content, dict) else []
             self.source.texts[name] += any(text.strip() for text in found)
             texts += found
         names = {name.removeprefix(".") for name in self.source.options.text_names}

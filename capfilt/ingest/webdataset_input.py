@@ -55,6 +55,9 @@ class WebdatasetInput(PictureInput):
 
     def _row(self, tar: IndexedTar, path: AnyPath, place: str, sample: SampleMembers) -> InputRow:
         content = tar.read_json(sample)
+        if content is None and sample.metadata is not None and sample.metadata.complete:
+            self.unreadable = self.unreadable or f"{place}: its JSON is not valid"
+            self.add_problem("JSON members that cannot be read", place)
         metadata = content if isinstance(content, dict) else {}
         files: dict[str, Callable[[], str | None]] = {
             _suffix(member, self.options.text_names): partial(tar.read_text_member, member) for member in sample.texts

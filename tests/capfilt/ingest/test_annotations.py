@@ -53,6 +53,8 @@ def annotated(tmp_path: Path, name: str, content: Any, pictures: tuple[str, ...]
         ("data_juicer.jsonl", json.dumps({"images": ["0.jpg"], "text": TOKENS}), ["a child"]),
         ("textcaps.json", {"data": [{"image_name": "0.jpg", "caption_str": "a sign"}]}, ["a sign"]),
         ("paths.json", {"0.jpg": ["x", "y"]}, ["x", "y"]),
+        ("stems.json", {"0": "a cat"}, ["a cat"]),
+        ("no_header.csv", "0.jpg,12,a dog\n", ["a dog"]),
         ("kohya.json", {"0": {"caption": "a cat", "tags": "1girl"}}, ["a cat"]),
         ("coco.json", {"images": [COCO_IMAGE], "annotations": [{"image_id": "1", "caption": "a"}]}, ["a"]),
         ("structs.jsonl", json.dumps({"image": {"bytes": None, "path": "0.jpg"}, "text": "t"}), ["t"]),
@@ -98,7 +100,7 @@ def test_several_pictures_of_one_text_are_a_bad_row(tmp_path: Path) -> None:
 
 
 def test_a_picture_with_a_text_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
-    content = "image,caption\n0.jpg,one\n1.jpg,".encode() + b"caf\xe9\n\xe9.jpg,two\n"
+    content = b"image,caption\n0.jpg,one\n1.jpg,caf\xe9\n\xe9.jpg,two\n"
     opened, rows = annotated(tmp_path, "a.csv", content, ("0.jpg", "1.jpg"))
     assert [(row["url"], row["texts"], row.get("status")) for row in rows] == [
         ("0.jpg", ["one"], None),

@@ -50,6 +50,7 @@ def test_the_texts_of_a_sample(tmp_path: Path, members: dict[str, bytes | str], 
         ({"0.alt.txt": "alt", "0.txt": "a"}, (".txt", ".alt.txt"), ["a", "alt"]),
         ({"0.txt": "a", "0.json": '{"re_caption": "long", "caption": "a"}'}, ("re_caption", "caption"), ["long", "a"]),
         ({"0.json": '{"syn": ["a", "b"]}'}, "syn", ["a", "b"]),
+        ({"0.json": '{"talk": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}'}, "talk", ["a"]),
         ({"0.txt": "a"}, "none", []),
     ],
 )
@@ -65,6 +66,8 @@ def test_members_and_keys_are_chosen_by_name(
         ({"0.url.txt": "http://x/0.jpg"}, (), r"but '\.url\.txt' may hold texts"),
         ({"0.json": '{"prompt": "a cat sits", "uid": "ab12"}'}, (), r"but 'prompt' may hold texts"),
         ({"0.txt": "a"}, "title", r"no text in 'title' .*; --caption-col may name '\.txt'"),
+        ({"0.json": '{"conversations": [{"from": "gpt", "value": "a cat"}]}'}, (), r"but 'conversations' may hold"),
+        ({"0.json": "{"}, (), r"no text that can be read: 0\.tar/0: its JSON is not valid"),
         ({"0.txt": "caf\u00e9".encode("cp1252")}, (), r"0\.txt is not text in UTF-8. Give another --encoding"),
     ],
 )
