@@ -72,7 +72,7 @@ def read_captioned_images(
         if picture is not row:
             picture["texts"].extend(row["texts"])
     if need_texts and not pictures:
-        raise _no_texts(path)
+        raise _no_texts(Path(path))
     return list(pictures.values())
 
 
@@ -99,13 +99,14 @@ def split_captions(path: str | Path, rows: int = ROWS_PER_PART) -> list[ListPart
         stop, previous = row_start.number + 1, picture
     parts.append(ListPart(start, stop, len(pictures), blank))
     if not any(part.pictures for part in parts):
-        raise _no_texts(path)
+        raise _no_texts(Path(path))
     return parts
 
 
-def _no_texts(path: str | Path) -> ValueError:
+def _no_texts(path: Path) -> ValueError:
+    remedy = "If a table or JSON file has the captions, give that file. " if path.is_dir() else ""
     return ValueError(
-        f"No picture of {path} has a caption with a text. To write captions, make a shard set with "
+        f"No picture of {path} has a caption with a text. {remedy}To write captions, make a shard set with "
         f"{pack_command(path)}, and use `capfilt caption`."
     )
 
@@ -144,6 +145,10 @@ def _without_offsets(rows: Iterable[object]) -> Iterator[tuple[RowStart, object]
 
 def _coco_rows(path: Path) -> list[dict[str, Any]]:
     """Return the pictures of a COCO file as rows of the list format, each with all its captions."""
+    try:
+        images = read_coco(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Files of other layouts are read by {pack_command(path)}.") from None
     rows = {
         image.id: {
             "image": image.file_name,
@@ -151,7 +156,7 @@ def _coco_rows(path: Path) -> list[dict[str, Any]]:
             "caption": image.captions,
             "domain": image.domain,
         }
-        for image in read_coco(path)
+        for image in images
     }
     return list(rows.values())
 

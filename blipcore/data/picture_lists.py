@@ -51,17 +51,15 @@ def default_root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def pack_first(path: Path | str, problem: str) -> ValueError:
+def pack_first(path: Path | str, problem: str, options: str = "") -> ValueError:
     """Return an error that says how a shard set is made of `path`, and what to do with it."""
-    shards = _shards_name(path)
-    return ValueError(
-        f"{path} {problem}. Make a shard set of it with {pack_command(path)}, then give {shards} in its place."
-    )
+    command, shards = pack_command(path, options), _shards_name(path)
+    return ValueError(f"{path} {problem}. Make a shard set of it with {command}, then give {shards} in its place.")
 
 
-def pack_command(path: Path | str) -> str:
+def pack_command(path: Path | str, options: str = "") -> str:
     """Return the command that makes a shard set of `path`."""
-    return f"`capfilt pack {shlex.quote(str(path))} {shlex.quote(_shards_name(path))}`"
+    return f"`capfilt pack {shlex.quote(str(path))} {shlex.quote(_shards_name(path))}{options}`"
 
 
 def _shards_name(path: Path | str) -> str:
@@ -80,16 +78,16 @@ def no_dataset(name: str) -> FileNotFoundError:
     return FileNotFoundError(f"No data set at {name}.{hint}")
 
 
-def name_columns(row: Row, path: str) -> tuple[str, str]:
+def name_columns(row: Row, path: Path) -> tuple[str, str]:
     """Return the columns of the picture and of the text in a row; raise ValueError with all columns."""
     image = next((name for name in IMAGE_COLUMNS if name in row), None)
     text = next((name for name in TEXT_COLUMNS if name in row), None)
     if image is None or text is None:
-        missing, names = ("picture", IMAGE_COLUMNS) if image is None else ("caption", TEXT_COLUMNS)
-        raise ValueError(
-            f"{path} has no column of the {missing}; its columns are {', '.join(map(repr, row)) or 'none'}. Rename "
-            f"one to '{names[0]}', or name it to `capfilt pack` with "
-            f"{'--image-col' if image is None else '--caption-col'} and give the shard set in its place."
+        missing, option = ("picture", "--image-col") if image is None else ("caption", "--caption-col")
+        raise pack_first(
+            path,
+            f"has no column of the {missing} under a usual name; its columns are {', '.join(map(repr, row)) or 'none'}",
+            f" {option} NAME",
         )
     return image, text
 
@@ -146,7 +144,7 @@ def _read_table(path: Path) -> Iterator[Row]:
     columns: tuple[str, str] | None = None
     try:
         for number, row in enumerate(rows):
-            columns = columns or name_columns({name: None for name in rows.fieldnames or () if name}, str(path))
+            columns = columns or name_columns({name: None for name in rows.fieldnames or () if name}, path)
             if None in row or None in row.values():
                 wrong = "more" if None in row else "fewer"
                 raise ValueError(
@@ -162,5 +160,5 @@ def _read_lines(path: Path) -> Iterator[Row]:
     for start, row in read_json_rows(path):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {start.number}: a row must be an object with a file name and a text.")
-        columns = columns or name_columns(row, f"{path}, row {start.number}")
+        columns = columns or name_columns(row, path)
         yield {"image": row.get(columns[0]), "caption": row.get(columns[1])}

@@ -25,7 +25,7 @@ from blipcore.data.picture_lists import is_picture_list, no_dataset, pack_first
 from blipcore.io.json_rows import JSON_LINES_SUFFIXES
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
-from blipcore.io.samples import choose_text
+from blipcore.io.samples import PICTURE_SUFFIXES, choose_text
 from blipcore.io.storage import AnyPath, list_names, resolve_reference, to_path
 from blipcore.io.tar_cache import TarCache
 from blipcore.io.tar_reader import TarReader, summarise_problems
@@ -81,6 +81,11 @@ def is_annotations(path: Path) -> bool:
 
 
 def _not_a_dataset(path: AnyPath) -> ValueError:
+    suffix = PurePosixPath(path.name).suffix.lower().lstrip(".")
+    if suffix in PICTURE_SUFFIXES:
+        return ValueError(f"{path} is a picture; give a file with the captions, or its folder.")
+    if suffix in ("gz", "tgz", "bz2", "xz"):
+        return ValueError(f"{path} is compressed; decompress it first.")
     return pack_first(str(path), "is no filtered set, shard set or annotation file")
 
 

@@ -83,14 +83,17 @@ def test_pictures_without_a_text_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"image,label\na.png,1\n", "has no column of the caption; its columns are 'image', 'label'"),
-        (b"picture,caption\na.png,x\n", "no column of the picture; .* `capfilt pack` with --image-col"),
+        (b"image,label\na.png,1\n", "no column of the caption under a usual name; its columns are 'image', 'label'"),
+        (
+            b"picture,caption\na.png,x\n",
+            "`capfilt pack .*rows.csv rows-shards --image-col NAME`, then give rows-shards",
+        ),
         (b"image,caption\na.png,red, old\n", "row 0 has more cells than the first line"),
         (b"image,caption\na.png\n", "row 0 has fewer cells than the first line"),
         (b'image,caption\na.png,"red\n', "is no valid table after line 1"),
         (b"image,caption\na.png,\xff\xe9\n", "is no text file"),
         (b"", "holds no rows"),
-        (b"image;caption\na.png;x\n", "no column of the picture; its columns are 'image;caption'"),
+        (b"image;caption\na.png;x\n", "no column of the picture under a usual name; its columns are 'image;caption'"),
         (b"image,caption\nhttps://x/a.png,x\n", "row 0 has a URL but no picture yet: fetch .* `capfilt download"),
         (b"image,caption\n", "holds no rows"),
         (b"image,caption\n,x\n", "row 0: \"image\" must be a path, not ''"),
@@ -117,6 +120,20 @@ def test_other_layouts_are_refused_with_the_commands_to_use(tmp_path: Path, name
     assert f"Make a shard set of it with `capfilt pack {path} {shards}`, then give {shards} in its place." in str(
         error.value
     )
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.tar.gz", "decompress it first"), ("a.JPG", "is a picture; give")])
+def test_files_that_cannot_be_packed_either_get_another_remedy(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=words):
+        open_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [{"a.png": ["x"]}, {"annotations": [{"image": "a.png", "caption": "x"}]}])
+def test_json_of_another_layout_is_refused_with_the_command_to_use(tmp_path: Path, content: object) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"Files of other layouts are read by `capfilt pack .*rows.json rows-shards`"):
+        open_dataset(tmp_path / "rows.json")
 
 
 def test_a_folder_of_splits_names_one_of_them(tmp_path: Path) -> None:
