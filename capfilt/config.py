@@ -109,6 +109,8 @@ def _merge(target: dict[str, Any], new: Mapping[Any, Any], cls: type, source: st
             _merge(target[name], value, nested, source, prefix=f"{prefix}{name}.")
         elif isinstance(value, Mapping) and isinstance(target.get(name), dict):
             target[name] = _merge_dicts(target[name], value)
+        elif isinstance(value, str) and hints[name] == list[str]:
+            target[name] = [value]  # a list of one
         else:
             target[name] = _to_plain(value)
 

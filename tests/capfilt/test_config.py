@@ -42,6 +42,12 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     assert config == Outer("D", "from_yaml", 0.3, None, Inner(2e-5, (0.9, 0.999), "constant"), None, ["a"])
 
 
+def test_a_single_value_is_a_list_of_one(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("tags: a\n")
+    assert resolve(Outer, tmp_path / "run.yaml", [], {"data": "d"}).tags == ["a"]
+    assert resolve(Outer, None, ["tags=b"], {"data": "d"}).tags == ["b"]
+
+
 def test_a_partial_nested_setting_keeps_the_outer_default() -> None:
     assert resolve(Outer, sets=["train.schedule=constant"], overrides={"data": "D"}).train.lr == 1e-3
     assert resolve(Outer, sets=["extra.lr=2"], overrides={"data": "D"}).extra == Inner(lr=2.0)
