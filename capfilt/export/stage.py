@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.lock import lock_folder
-from blipcore.io.samples import TarSample, read_samples
+from blipcore.io.samples import IndexedTar, TarSample
 from blipcore.io.storage import AnyPath, existing_paths, to_path
 from blipcore.io.writing import atomic_write, remove_temporary_files, write_json, write_text
 from capfilt.engine.run import EngineConfig, run_shards
@@ -33,7 +33,7 @@ from capfilt.export.names import FileNames, key_prefixes
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.shards.format import picture_suffix, write_shard
 from capfilt.shards.further_columns import json_value, rename_clashes
-from capfilt.shards.input_check import input_digests, require_same_inputs
+from capfilt.shards.input_check import digest_tar, input_digests, input_name, require_same_inputs
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_footer_counts, read_table, write_table
@@ -92,18 +92,24 @@ class ExportStage:
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         outcomes: dict[str, tuple[str, int]] = {}
+        inputs = input_digests([self.filtered / f"{shard}.parquet"])
         write = {"webdataset": self._write_tar, "parquet": self._write_parquet, "json": self._write_list}[self.format]
-        write(shard, self._kept_pictures(shard, outcomes))
+        write(shard, self._kept_pictures(shard, outcomes, inputs))
         rows = [(key, outcome, texts) for key, (outcome, texts) in outcomes.items()]
         counts = {name: sum(outcome == name for _, outcome, _ in rows) for name in (EXPORTED, CONTAMINATED, MISSING)}
         counts["texts"] = sum(texts for _, outcome, texts in rows if outcome == EXPORTED)
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-        index, inputs = pa.table(columns, schema=INDEX), input_digests(self.inputs(shard))
+        index = pa.table(columns, schema=INDEX)
         write_table(self.output(shard), index, counts, make_folder=False, inputs=inputs)
         return counts
 
-    def _kept_pictures(self, shard: str, outcomes: dict[str, tuple[str, int]]) -> Iterator[KeptPicture]:
-        """Yield the pictures to export; record outcome and number of texts of each picture in `outcomes`."""
+    def _kept_pictures(
+        self, shard: str, outcomes: dict[str, tuple[str, int]], inputs: dict[str, str]
+    ) -> Iterator[KeptPicture]:
+        """Yield the pictures to export.
+
+        Record outcome and number of texts of each picture in `outcomes`, and the digest of the tar in `inputs`.
+        """
         columns = ["key", "source", "index", "text", *self.scores, "keep", "url", "sha256", *self.further.names]
         table = read_table(self.filtered / f"{shard}.parquet", columns)
         kept: dict[str, list[dict[str, Any]]] = {}
@@ -112,14 +118,16 @@ class ExportStage:
         for key, texts in kept.items():
             texts.sort(key=lambda row: -(row[self.scores[0]] or 0.0))
             outcomes[key] = (MISSING, len(texts))
-        for picture in read_samples(self.images.tar(shard), keys=kept):
-            if picture.error is None and outcomes[picture.key][0] == MISSING:
-                texts = kept[picture.key]
-                if picture.image in self.evaluation_pictures:
-                    outcomes[picture.key] = (CONTAMINATED, len(texts))
-                else:
-                    outcomes[picture.key] = (EXPORTED, len(texts))
-                    yield picture, texts
+        with IndexedTar(self.images.tar(shard)) as tar:
+            inputs[input_name(self.images.tar(shard))] = digest_tar(tar)
+            for key, members in tar.samples.items():
+                image = tar.read(members.image) if key in kept else None
+                if image is None:
+                    continue
+                outcome = CONTAMINATED if image in self.evaluation_pictures else EXPORTED
+                outcomes[key] = (outcome, len(kept[key]))
+                if outcome == EXPORTED:
+                    yield TarSample(key, image), kept[key]
 
     def _columns(self, texts: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the columns of a picture other than key and image."""

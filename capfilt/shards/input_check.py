@@ -30,8 +30,8 @@ class TarDigest:
 
 
 def input_digests(inputs: Iterable[AnyPath]) -> dict[str, str]:
-    """Return the digests of local tables and tars by folder and name; remote ones are left out, to save a transfer."""
-    return {input_name(path): _digest(path) for path in inputs if isinstance(path, Path)}
+    """Return the digests of tables and tars by `input_name`."""
+    return {input_name(path): _digest(path) for path in inputs}
 
 
 def input_name(path: AnyPath) -> str:
@@ -70,12 +70,17 @@ def _is_newer(path: Path, written: int) -> bool:
     return max(status.st_mtime_ns, status.st_ctime_ns) > written
 
 
-def _digest(path: Path) -> str:
+def _digest(path: AnyPath) -> str:
     if not path.name.endswith(".tar"):
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    digest = TarDigest()
     with IndexedTar(path) as tar:
-        for key, members in tar.samples.items():
-            size = members.image.size if members.image is not None and members.image.complete else 0
-            digest.add(key, size, tar.read_text(members))
+        return digest_tar(tar)
+
+
+def digest_tar(tar: IndexedTar) -> str:
+    """Return the digest of a tar, see `TarDigest`; reads its texts, but no picture."""
+    digest = TarDigest()
+    for key, members in tar.samples.items():
+        size = members.image.size if members.image is not None and members.image.complete else 0
+        digest.add(key, size, tar.read_text(members))
     return str(digest)
