@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from capfilt.caption.answer import UnusableAnswerError, clean_message, read_body
 
 # Of a response, for retries and messages; those about a compressed body would be wrong.
-KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-should-retry", "x-request-id", "location")
+KEPT_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-request-id", b"location")
 
 
 def check_url(url: str, origin: str) -> None:
@@ -59,7 +59,7 @@ def bounded_client(openai: Any, seconds: float, limit: int) -> Any:
                 raise httpx.ReadTimeout(f"the answer is not whole within {seconds:g} s", request=request) from None
             if body is None and not problem:
                 problem = f"too_large: an answer of more than {limit} bytes"
-            headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
+            headers = [(name, value) for name, value in response.headers.raw if name.lower() in KEPT_HEADERS]
             return httpx.Response(
                 response.status_code,
                 headers=headers,

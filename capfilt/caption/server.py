@@ -248,7 +248,7 @@ class OpenAICaptioner:
             return Caption(None, None, f"timeout: no whole answer within {self.server.timeout:g} s")
         if is_alive and (status is None or status >= 500):
             # every retry has failed while other pictures got answers
-            return Caption(None, None, f"failed: {message}")
+            return Caption(None, None, f"failed: {message if status else self._redact(str(error.__cause__ or error))}")
         if status in (401, 403):
             problem = f"does not accept the key in OPENAI_API_KEY ({message})"
         elif status == 404:

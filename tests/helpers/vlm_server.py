@@ -31,7 +31,7 @@ class VlmServer:
         self.active = self.max_active = 0  # requests without a response
         self.seconds = 0.0  # per response
         self.refuses_logprobs = False
-        self.redirect = ""  # the address that every response names
+        self.redirect: str | None = None  # the address that every response names
         self.lock = threading.Lock()
         outer = self
 
@@ -77,7 +77,7 @@ class VlmServer:
                 return _STREAMS[trouble](handler)
             if self.refuses_logprobs and request.get("logprobs"):
                 trouble = "no logprobs"
-            if self.redirect:
+            if self.redirect is not None:
                 trouble = "redirect"
                 _TROUBLES[trouble] = (307, {"Location": self.redirect}, b"")
             status, headers, body = (

@@ -243,15 +243,14 @@ def test_another_model_in_the_answers_is_said_once(shards, server: VlmServer, ca
     assert capsys.readouterr().err.count("answers as model 'gpt-2', not 'tiny-vlm'") == 1
 
 
-def test_a_redirect_to_another_server_is_refused(shards, server: VlmServer, caption) -> None:
+@pytest.mark.parametrize("target", ["{other}/chat/completions?secret=1", "/v1/caf\xe9", "http://u:secret@[evil", ""])
+def test_a_redirect_is_refused(shards, server: VlmServer, caption, target: str) -> None:
     other = VlmServer()
-    server.redirect = f"{other.url}/chat/completions?secret=1"
+    server.redirect = target.format(other=other.url)
     try:
-        with pytest.raises(
-            ValueError, match=r"redirects to '.*/v1/chat/completions', where no picture is sent; if you"
-        ):
+        with pytest.raises(ValueError, match=r"redirects to '.*', where no picture is sent; if you trust it") as caught:
             caption(shards(1, 2))
-        assert other.requests == []
+        assert other.requests == [] and "secret" not in str(caught.value)
     finally:
         other.close()
 
