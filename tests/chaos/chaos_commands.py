@@ -17,7 +17,8 @@ class Entry:
     """A command with `{inputs}`, `{work}` and `{url}` in its arguments.
 
     `start` names the entry whose result is copied to `{work}` first. `outputs` are the files and folders below `{work}`
-    that must have the bytes of an uninterrupted run. `share` is the number of its tries relative to other entries.
+    that must have the bytes of an uninterrupted run. `share` is the number of its tries relative to other entries. A
+    command with `once` refuses to write over its outputs.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Entry:
     outputs: tuple[str, ...]
     start: str | None = None
     share: int = 4
+    once: bool = False
 
 
 ENTRIES = [
@@ -69,9 +71,14 @@ ENTRIES = [
         ("convert", "{inputs}/model", "{work}/hf", "--to", "hf", "--task", "caption"),
         ("hf",),
         share=2,
+        once=True,
     ),
     Entry(
-        "convert --to official", ("convert", "{inputs}/model", "{work}/m.pth", "--to", "official"), ("m.pth",), share=2
+        "convert --to official",
+        ("convert", "{inputs}/model", "{work}/m.pth", "--to", "official"),
+        ("m.pth",),
+        share=2,
+        once=True,
     ),
     Entry("finetune caption", ("finetune", "caption", "{inputs}/human.json", *FINETUNE), ("run/model",)),
     Entry(

@@ -29,7 +29,8 @@ MEMORY_MB = (100, 250, 400)
 
 def check_rerun(chaos: Chaos, entry: Entry) -> None:
     """Run the command again; check that its files are those of an uninterrupted run."""
-    assert chaos.run(entry) == 0, chaos.messages
+    if not (entry.once and chaos.is_complete(entry)):
+        assert chaos.run(entry) == 0, chaos.messages
     assert chaos.outputs(entry) == chaos.expected[entry.name]
 
 
