@@ -86,6 +86,8 @@ def _not_a_dataset(path: AnyPath) -> ValueError:
         return ValueError(f"{path} is a picture; give a file with the captions, or its folder.")
     if suffix in ("gz", "tgz", "bz2", "xz"):
         return ValueError(f"{path} is compressed; decompress it first.")
+    if isinstance(path, Path) and (manifests := sorted(path.glob("*/manifest.json"))):
+        return ValueError(f"{path} holds data sets: give one of them, such as {manifests[0].parent}.")
     return pack_first(str(path), "is no filtered set, shard set or annotation file")
 
 
