@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Keys under which training loops store a state dict, in order of preference: the official code and LAVIS, Lightning
 # and timm, DeepSpeed, and averaged copies last.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "student")
-WRAPPERS += ("checkpoint", "ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model", "shadow")
+WRAPPERS: tuple[str, ...] = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network")
+WRAPPERS += ("weights", "student", "checkpoint", "ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model")
+WRAPPERS += ("shadow",)
 # Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing add.
 _WRAPPER_NAMES = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _REFUSED_CLASS = re.compile(r"Unsupported global: GLOBAL ([\w.]+)|Unsupported class ([\w.]+)")

@@ -6,6 +6,7 @@ encoder, nine tenths of the time, may run through a compiler (`Backend`).
 
 import ctypes
 import sys
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype, supports_bf16
 from blipcore.inference.openvino import OpenVinoEncoder
+from blipcore.model.albef import Albef
 from blipcore.model.blip import Blip
 
+M = TypeVar("M", Blip, Albef)
 # Images per pass on a CPU: the activations of 4 images fit its caches.
 CPU_CHUNK = 4
 
 
-def prepare_for_inference(model: Blip, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> Blip:
+def prepare_for_inference(model: M, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> M:
     """Move `model` to `device` in `dtype`, its image encoder through `backend`, and return it.
 
     Changes the model in place; it cannot be trained afterwards.

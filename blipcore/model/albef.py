@@ -4,6 +4,8 @@ Layers 0 to 5 of 12 encode the text alone, for ITC; layers 6 to 11 continue from
 the image, for ITM. Both start with [CLS]. Names of parameters are BLIP's.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,8 @@ class AlbefText(nn.Module):
 
     def image_kv(self, image_embeds: Tensor) -> list[Tensor]:
         """Return keys and values (2, B, H, N, d) of image tokens (B, N, W), one item per fused layer."""
-        return [layer.cross.image_kv(image_embeds) for layer in self.layers[self.fusion_layer :]]
+        crosses = [cast(CrossAttention, layer.cross) for layer in self.layers[self.fusion_layer :]]
+        return [cross.image_kv(image_embeds) for cross in crosses]
 
     def fuse(self, states: Tensor, mask: Tensor, kv: list[Tensor]) -> Tensor:
         """Return image-grounded states (R, L, D) of unimodal states; row r attends to image r of `kv`."""

@@ -31,6 +31,7 @@ class AlbefScorer(Scorer):
 
     name = "albef"
     columns = ("itm", "itc")
+    uses_backend = True
     packages = ("torch", "tokenizers")
 
     def __init__(self, path: str, settings: FilterSettings | None = None) -> None:

@@ -36,6 +36,7 @@ class BlipScorer(Scorer):
 
     name = "blip"
     columns = ("itm", "itc")
+    uses_backend = True
     packages = ("torch", "tokenizers")
 
     def __init__(self, path: str, settings: FilterSettings | None = None) -> None:

@@ -168,6 +168,10 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
             f"The settings of the captions '{changed[0]}' have changed since they were scored in {folder}; "
             f"{rescore_advice(folder)}."
         )
+    if not scorers[0].scorer.uses_backend:
+        if config.backend not in ("auto", "torch"):
+            raise ValueError(f"backend {config.backend} is for BLIP and ALBEF, not for {config.model}; use torch.")
+        return folder, request
     backend = resolve_backend(device, request["dtype"], config.backend, recorded_backend(folder))
     # another backend rounds differently
     return folder, request if backend == "torch" else request | {"backend": backend}

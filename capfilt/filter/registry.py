@@ -65,6 +65,7 @@ class DeclaredScorer(NamedTuple):
         scores = self.scorer.score(inputs, texts)
         by_name: dict[str, list[list[float | None]]] = {}
         for column, name in zip(self.scorer.columns, self.columns, strict=True):
+            rows: list[list[float | None]]
             try:
                 rows = [[None if x is None else float(x) for x in picture_scores] for picture_scores in scores[column]]
             except (KeyError, TypeError, ValueError) as error:
@@ -93,12 +94,15 @@ def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
 
 def declare_filter(model: str, settings: FilterSettings) -> Scorer:
     """Return the scorer of a checkpoint with ITM and ITC heads."""
-    kind, colon, _ = model.partition(":")
+    kind, colon, name = model.partition(":")
     if colon and not Path(model).exists():
         if kind == "open_clip":
             raise ValueError(f"{model} is a CLIP model, which has no ITM head: give it as --clip beside a --model.")
         if kind in ("hf", "openai"):
-            raise ValueError(f"{model} is the name of a captioner; a filter is a checkpoint with ITM and ITC heads.")
+            raise ValueError(
+                f"{model} is the name of a captioner; a filter is a checkpoint with ITM and ITC heads, such as {name} "
+                "alone if it is a BLIP-2 filter."
+            )
         if re.fullmatch(r"[A-Za-z_]\w+", kind):
             raise ValueError(f"No file or folder at {model}; a filter is a checkpoint with ITM and ITC heads.")
     checkpoint = checkpoint_kind(model)
@@ -117,6 +121,8 @@ def _declare_extra(spec: str, config: ScoreConfig) -> Scorer:
     """Return the scorer of `--scorer`: a class of the user's own, or a further checkpoint."""
     if spec.startswith("open_clip:"):
         raise ValueError(f"{spec} is a CLIP model: give it as --clip {spec}.")
+    if spec.endswith(".py"):
+        raise ValueError(f"{spec} is a file; name the class too, as {spec}:CLASS.")
     if split_class(spec) is None:
         return declare_filter(spec, config.filter_settings())
     cls = _import_class(spec)

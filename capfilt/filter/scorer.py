@@ -57,6 +57,8 @@ class Scorer:
     columns: tuple[str, ...] = ()
     # what changes the scores beside the fingerprint, for the manifest
     settings: Mapping[str, Any] = {}
+    # its image encoder may run through `runtime.backend`
+    uses_backend: bool = False
     # Python packages whose versions the manifest records
     packages: tuple[str, ...] = ()
 

@@ -62,6 +62,11 @@ def test_blip2_filters_a_shard_set(model: Path, shards) -> None:
     assert "transformers" in manifest["versions"] and "first_token" not in manifest["config"]
 
 
+def test_a_backend_that_blip2_does_not_use_is_refused(model: Path, shards) -> None:
+    with pytest.raises(ValueError, match="backend compile is for BLIP and ALBEF, not for"):
+        run(shards(1, 1), model, backend="compile")
+
+
 def test_a_captioner_given_as_filter_and_a_filter_given_as_captioner_are_told_apart(
     model: Path, shards, tmp_path: Path
 ) -> None:

@@ -121,6 +121,7 @@ def test_what_is_no_scorer_is_refused_in_a_sentence(
     ("settings", "message"),
     [
         ({"scorer": "open_clip:ViT-B-32/openai"}, "is a CLIP model: give it as --clip open_clip:ViT-B-32/openai"),
+        ({"scorer": "own.py"}, r"own\.py is a file; name the class too, as own\.py:CLASS"),
         ({"scorer": "no_module_of_that_name:A"}, "cannot be imported"),
         ({"scorer": "missing.py:A"}, r"cannot be imported \(FileNotFoundError: no file at missing\.py"),
         ({"model": "open_clip:ViT-B-32/openai"}, "is a CLIP model, which has no ITM head: give it as --clip"),
