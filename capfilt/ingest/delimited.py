@@ -290,7 +290,10 @@ def _find_delimiter(lines: list[str], file_format: str) -> tuple[str, str]:
         return "txt", ""
     if usual not in lines[0]:
         for delimiter in others:
-            if delimiter in lines[0] and len({line.count(delimiter) for line in head if '"' not in line}) < 2:
+            counts = [line.count(delimiter) for line in head if '"' not in line]
+            # A few rows may lack a delimiter: a row of Flickr30k's results.csv does.
+            agreed = len(set(counts)) < 2 or 2 * counts.count(lines[0].count(delimiter)) > len(counts)
+            if delimiter in lines[0] and agreed:
                 return file_format, delimiter
     return file_format, usual
 

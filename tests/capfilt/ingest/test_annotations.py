@@ -110,6 +110,15 @@ def test_a_picture_with_a_text_that_cannot_be_read_is_kept(tmp_path: Path) -> No
     assert "line 3: the byte 0xe9" in rows[1]["error"] and opened.account.rows_with_text == 1
 
 
+def test_a_row_of_flickr30k_without_its_delimiter_is_one_bad_row(tmp_path: Path) -> None:
+    lines = ["image_name| comment_number| comment", "0.jpg| 3| A dog .", "0.jpg| 4   A dog runs .", "1.jpg| 0| A cat ."]
+    opened, rows = annotated(tmp_path, "results.csv", "\n".join(lines), ("0.jpg", "1.jpg"))
+    assert [(row["url"], row["texts"], row.get("status")) for row in rows] == [
+        ("0.jpg", ["A dog ."], None), (None, [], "bad_row"), ("1.jpg", ["A cat ."], None)
+    ]  # fmt: skip
+    assert "line 3: the row has 2 cells, but the header 3" in opened.account.notes[0]
+
+
 def test_what_is_taken_from_conversations_is_said(tmp_path: Path) -> None:
     rows_of_text = [{"id": "0", "image": "0.jpg", "conversations": TURNS}, {"id": "1", "conversations": TURNS}]
     opened, rows = annotated(tmp_path, "llava.json", rows_of_text)
