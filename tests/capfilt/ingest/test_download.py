@@ -304,12 +304,16 @@ def test_a_full_disk_ends_the_download_with_an_error(
 
 def test_several_columns_of_texts_bad_rows_and_the_account(web: Web, tmp_path: Path) -> None:
     """The first text is the web text, the others are captions; a row that is no text costs only itself."""
-    lines = ["url,re_caption,org_caption", f"{web.url}/good/21.jpg,a wall,IMG 1", f"{web.url}/good/22.jpg,caf\xe9,x"]
+    lines = [
+        "url,re_caption,org_caption",
+        f"{web.url}/good/9021.jpg,a wall,IMG 1",
+        f"{web.url}/good/9022.jpg,caf\xe9,x",
+    ]
     (tmp_path / "list.csv").write_bytes("\n".join(lines).encode("latin-1"))
     config = DownloadConfig(str(tmp_path / "list.csv"), str(tmp_path / "data"), workers=1, allow_private=True)
     with pytest.raises(ValueError, match="'re_caption', 'org_caption' may hold texts"):
         download(config, progress=False)
-    assert web.hits["/good/21.jpg"] == 0 and not (tmp_path / "data").exists()
+    assert web.hits["/good/9021.jpg"] == 0 and not (tmp_path / "data").exists()
     config.caption_col = ["re_caption", "org_caption"]
     summary = download(config, progress=False)
     assert [(row["caption"], row["status"]) for row in rows_of(tmp_path / "data")] == [
@@ -318,7 +322,7 @@ def test_several_columns_of_texts_bad_rows_and_the_account(web: Web, tmp_path: P
     ]
     assert "list.csv, line 3" in rows_of(tmp_path / "data")[1]["error"]
     assert read_table(tmp_path / "data/captions/more/00000.parquet")["text"].to_pylist() == ["IMG 1"]
-    assert web.hits["/good/21.jpg"] == 1 and web.hits["/good/22.jpg"] == 0
+    assert web.hits["/good/9021.jpg"] == 1 and web.hits["/good/9022.jpg"] == 0
     assert summary["outcomes"] == {"ok": 1, "bad_row": 1}
     assert summary["account"]["texts"] == {"re_caption": 1, "org_caption": 1}
     assert read_manifest(tmp_path / "data")["account"] == summary["account"]
