@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_training import Brightness, Killed, kill_at_batch, toy_trainer, untimed_records
+from toy_training import Brightness, Killed, kill_at_batch, read_weights, same_tensors, toy_trainer, untimed_records
 
 from blipcore.io.lock import FolderLockedError
 from blipcore.train.run_folder import RunFolder
@@ -92,6 +92,13 @@ def test_a_run_killed_after_its_continuation_began_has_the_new_number_of_steps(s
     with pytest.raises(Killed):
         toy_trainer(shards, tmp_path, kill_at_batch(1), may_change=True, steps=16).fit()
     assert toy_trainer(shards, tmp_path, steps=16).fit()["steps"] == 16
+
+
+def test_a_continued_run_trains_the_weights_of_a_longer_one(shards, tmp_path) -> None:
+    toy_trainer(shards, tmp_path / "long", steps=16, schedule="constant").fit()
+    toy_trainer(shards, tmp_path / "short", steps=6, schedule="constant").fit()
+    toy_trainer(shards, tmp_path / "short", steps=16, schedule="constant", may_change=True).fit()
+    assert same_tensors(read_weights(tmp_path / "long"), read_weights(tmp_path / "short"))
 
 
 def test_epochs_may_be_added_to_a_run(shards, tmp_path) -> None:
