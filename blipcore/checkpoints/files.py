@@ -27,22 +27,13 @@ logger = logging.getLogger(__name__)
 # and timm, DeepSpeed, and averaged copies last.
 WRAPPERS: tuple[str, ...] = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network")
 WRAPPERS += ("weights", "student", "checkpoint", "ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model")
-WRAPPERS += ("shadow",)
+WRAPPERS += ("shadow", "teacher")
 # Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing add.
 _WRAPPER_NAMES = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _REFUSED_CLASS = re.compile(r"Unsupported global: GLOBAL ([\w.]+)|Unsupported class ([\w.]+)")
-_DANGEROUS_MODULES = (
-    "builtins",
-    "io",
-    "nt",
-    "os",
-    "posix",
-    "runpy",
-    "shutil",
-    "socket",
-    "subprocess",
-    "sys",
-    "webbrowser",
+# No honest checkpoint holds these.
+_DANGEROUS = re.compile(
+    r"(_?io|nt|os|posix|runpy|shutil|socket|subprocess|sys|webbrowser)\.|(builtins\.)?(eval|exec|open|compile)$"
 )
 # How other files begin.
 _OTHER_FILES = {
@@ -159,7 +150,7 @@ def _numpy_classes() -> list[Any]:
     functions = [(multiarray.scalar, "scalar"), (multiarray._reconstruct, "_reconstruct")]
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
     names = [(function, f"{module}.{name}") for function, name in functions for module in modules]
-    return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
+    return [np.dtype, np.ndarray, *names, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdUSMm"}]
 
 
 def _refused_classes(path: Path, error: Exception) -> list[str]:
@@ -170,14 +161,18 @@ def _refused_classes(path: Path, error: Exception) -> list[str]:
         names = []
     if not names:
         names = [match[1] or match[2] for match in _REFUSED_CLASS.finditer(str(error))]
-    return sorted(dict.fromkeys(name for name in names if not name.startswith("numpy.")) or names)[:3]
+    others = sorted({name for name in names if not name.startswith("numpy.")})
+    return others[:3] or (["a numpy array of Python objects"] if names else [])
 
 
 def _remedy(path: Path, classes: list[str]) -> str:
     """Return the command that rewrites a pickle with its tensors alone, unless no honest checkpoint has its content."""
-    if any(name.partition(".")[0] in _DANGEROUS_MODULES for name in classes):
+    if any(_DANGEROUS.match(name) for name in classes):
         return "no checkpoint needs it, so do not trust this file."
-    entry = next((f"c[{key!r}]" for key in WRAPPERS if key in _pickled_strings(path)), "c")
+    strings = _pickled_strings(path)
+    entry = next((f"c[{key!r}]" for key in WRAPPERS if key in strings), "c")
+    if not strings:
+        entry = "c['model'] if isinstance(c, dict) and 'model' in c else c"
     target = path.with_name(f"{path.stem}-tensors.pth")
     code = (
         f"import torch; c = torch.load({str(path)!r}, 'cpu', weights_only=False); m = {entry}; "

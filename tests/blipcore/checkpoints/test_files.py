@@ -86,6 +86,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         {"model": prefixed("_fsdp_wrapped_module._checkpoint_wrapped_module.")},
         {"model": {"visual._orig_mod.weight": STATE["visual.weight"], "text.module.bias": STATE["text.bias"]}},
         {"model": collections.OrderedDict(STATE), "best_cider": np.float64(1.33), "seen": np.arange(3)},
+        {"model": STATE, "name": np.str_("best"), "when": np.datetime64("2021-01-01")},
         {"model": STATE, "flag": np.bool_(True), "count": np.int64(3), "half": np.float16(2)},
         {"model": {name: tensor.numpy() for name, tensor in STATE.items()}},
         {"model": {name: nn.Parameter(tensor) for name, tensor in STATE.items()}},
@@ -130,9 +131,18 @@ def test_a_class_in_a_pickle_is_named_with_the_command_that_keeps_the_tensors(
     ) as error:
         read_tensors(tmp_path / "a.pth")
     _, _, command = str(error.value).partition("keep its tensors alone with: ")
-    if zipped:
-        exec(shlex.split(command)[2], {})
-        assert read_tensors(tmp_path / "a-tensors.pth").keys() == STATE.keys()
+    exec(shlex.split(command)[2], {})
+    assert read_tensors(tmp_path / "a-tensors.pth").keys() == STATE.keys()
+
+
+def test_plain_containers_are_not_called_dangerous(tmp_path: Path) -> None:
+    for value, name in ((collections.defaultdict(list), "defaultdict"), (slice(1), "slice")):
+        torch.save({"model": STATE, "x": value}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match=rf"it holds .*{name}.* keep its tensors alone with"):
+            read_tensors(tmp_path / "a.pth")
+    torch.save({"model": STATE, "x": np.array([None, 1], dtype=object)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="it holds a numpy array of Python objects"):
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_a_pickled_module_is_named_with_the_command_that_keeps_the_tensors(tmp_path: Path) -> None:
