@@ -39,13 +39,14 @@ def is_conversation(cell: Any) -> bool:
 
 def texts_of(cell: Any) -> list[str]:
     """Return the captions in a cell: its texts, or the first reply of a conversation, without tokens for pictures."""
+    cell = _parse_list(cell)
     if is_conversation(cell):
         replies = [turn for turn in cell if str(turn.get("from") or turn.get("role")).lower() in REPLIES]
         content = (replies[0].get("value") or replies[0].get("content")) if replies else None
         if isinstance(content, list):  # OpenAI's parts
             content = next((part.get("text") for part in content if isinstance(part, dict) and part.get("text")), None)
         cell = content
-    return [_without_tokens(text) for text in cell_texts(_parse_list(cell)) if text is not None]
+    return [_without_tokens(text) for text in cell_texts(cell) if text is not None]
 
 
 def _parse_list(cell: Any) -> Any:
@@ -57,7 +58,9 @@ def _parse_list(cell: Any) -> Any:
             value = parse(cell)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if is_conversation(value) or (
+            isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+        ):
             return value
     return cell
 

@@ -37,6 +37,7 @@ TEXT_COLUMNS = (
 CAPTION_NUMBER = re.compile(r"(\.\w{3,4})#\d+$")  # Flickr8k: x.jpg#0
 COCO_FACTS = ("file_name", "width", "height")  # of an image, which are no further columns
 SAMPLE_BYTES = 1 << 16
+MAX_NAME = 4096  # characters of a path, by Linux
 
 
 class AnnotationRow(NamedTuple):
@@ -123,6 +124,11 @@ class ListAnnotations(Annotations):
         name, *names = find_columns(rows, [picture, *texts])
         assert name is not None  # required
         cells = [cell for cell in rows.sample_of(name) if isinstance(cell, str)]
+        if cells and all(len(cell) > MAX_NAME for cell in cells):
+            raise ValueError(
+                f"{rows.path} holds long texts in '{name}', which are no paths. Pictures in base64 are not read: write "
+                "their bytes to a Parquet file."
+            )
         if cells and all(cell.startswith(("http://", "https://")) for cell in cells):
             raise ValueError(
                 f"{rows.path} names URLs in '{name}'; fetch them with `capfilt download {rows.path} DATA`."
@@ -214,10 +220,9 @@ class NamedCaptions(Annotations):
         if options.image_col:
             raise ValueError(f"{path} names its pictures in its keys; leave out --image-col.")
         self.format, self.picture, self.content = "JSON object of captions by path", "keys", content
-        first = next(iter(content.values()))
         self.keys = options.text_names
-        if isinstance(first, dict):
-            names = {name: None for value in list(content.values())[:100] if isinstance(value, dict) for name in value}
+        names = {name: None for value in list(content.values())[:100] if isinstance(value, dict) for name in value}
+        if names:
             self.keys = options.text_names or next(((key,) for key in TEXT_KEYS if key in names), ())
             missing = [key for key in self.keys if key not in names]
             if missing:
@@ -237,7 +242,7 @@ class NamedCaptions(Annotations):
                 yield AnnotationRow(name, texts, self.texts if texts else (), columns=further)
             else:
                 texts = texts_of(value)
-                yield AnnotationRow(name, texts, self.texts if texts else ())
+                yield AnnotationRow(name, texts, ("values",) if texts else ())
 
 
 def _is_captions_by_name(content: dict[str, Any]) -> bool:

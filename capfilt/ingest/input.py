@@ -126,6 +126,10 @@ class PictureInput(ABC):
                 continue
             if not self.options.reads_texts:
                 row["texts"] = []
+            if any("\0" in text for text in row["texts"]):
+                row["texts"] = [text for text in row["texts"] if "\0" not in text]
+                self.unreadable = self.unreadable or f"a text of {row['url']} has a NUL"
+                self.add_problem("texts with a NUL, not read", str(row["url"]))
             self._rows += 1
             self._rows_with_text += any(text and not text.isspace() for text in row["texts"])
             yield row

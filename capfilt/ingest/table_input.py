@@ -209,6 +209,8 @@ def _may_be_text(data_type: pa.DataType) -> bool:
 def _contains_bytes(data_type: pa.DataType) -> bool:
     if pa.types.is_list(data_type) or pa.types.is_large_list(data_type):
         return _contains_bytes(data_type.value_type)
+    if pa.types.is_struct(data_type):
+        return any(_contains_bytes(data_type.field(index).type) for index in range(data_type.num_fields))
     return holds_bytes(data_type)
 
 
