@@ -174,7 +174,9 @@ def test_names_are_imported_from_the_file_that_defines_them() -> None:
     defined: dict[str, set[str]] = {}
     for path in [*ROOT.glob("capfilt/**/*.py"), *ROOT.glob("blipcore/**/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        bound = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        bound = {
+            node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
         for node in tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             bound |= {

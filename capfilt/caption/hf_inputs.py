@@ -104,7 +104,8 @@ def check_positions(name: str, model: Any, batch: dict[str, Any], max_new_tokens
     length = 1 if ids is None else ids.shape[1]
     config = getattr(model.config, "decoder", None) or decoder.config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and length + max_new_tokens > positions:
+    # the last token is not read
+    if isinstance(positions, int) and length + max_new_tokens - 1 > positions:
         raise ValueError(
             f"{name} has {positions} positions, too few for a prompt of {length} and {max_new_tokens} new tokens; "
             "lower chat.max_new_tokens."

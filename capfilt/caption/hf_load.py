@@ -79,6 +79,12 @@ def _check_class(hf: Any, model: str, folder: Path, trust_remote_code: bool) -> 
     if (folder / "generation_config.json").is_file():
         # transformers ignores a damaged one, and with it the end tokens
         read_json_object(folder / "generation_config.json")
+    if content["model_type"] == "florence2" and "auto_map" in content:
+        raise ValueError(
+            f"{model} is Florence-2 in Microsoft's layout, whose code and weights do not fit transformers "
+            f"{hf.__version__}; use the same model as converted for transformers (florence-community on the Hugging "
+            "Face hub)."
+        )
     listed = content.get("architectures") or []
     architectures = [str(item) for item in listed] if isinstance(listed, list) else [str(listed)]
     config = hf.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_vlm import save_tiny_vlm
 
@@ -94,6 +95,10 @@ def test_a_retrieval_model_is_refused_by_its_class(tmp_path: Path) -> None:
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "LlavaLlamaForCausalLM and not a captioner .*llava-hf"),
         ({"architectures": ["AutoModelForCausalLM"], "model_type": "llama"}, "none of the image-text-to-text models"),
         ({"architectures": ["CLIPModel"], "model_type": "clip"}, "is a CLIPModel, which is none of the image-text"),
+        (
+            {"model_type": "florence2", "auto_map": {"AutoModelForCausalLM": "modeling_florence2.Florence2"}},
+            "is Florence-2 in Microsoft's layout.*florence-community",
+        ),
         ({"model_type": "my_own_model"}, "cannot load .*my_own_model"),
         ({"model_type": None}, "has no model_type. Give a checkpoint of BLIP without 'hf:'"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "cannot load .*: "),
@@ -211,8 +216,10 @@ def test_a_prompt_without_the_picture_is_refused(llava: Path) -> None:
 
 
 def test_an_answer_longer_than_the_models_positions_is_refused(vit_gpt2: Path) -> None:
-    message = refusal(vit_gpt2, prompt="", max_new_tokens=64)
-    assert "has 64 positions, too few for a prompt of 1 and 64 new tokens; lower chat.max_new_tokens" in message
+    captioner = open_model(vit_gpt2, prompt="", max_new_tokens=64)
+    captioner.caption([Image.new("RGB", (40, 40)), Image.new("RGB", (40, 40), "red")], ["1", "2"])
+    message = refusal(vit_gpt2, prompt="", max_new_tokens=65)
+    assert "has 64 positions, too few for a prompt of 1 and 65 new tokens; lower chat.max_new_tokens" in message
 
 
 def test_a_model_that_batches_change_captions_one_at_a_time(llava: Path, draw, monkeypatch, capsys) -> None:

@@ -113,6 +113,14 @@ def test_other_settings_under_the_same_name_are_refused(
     caption(data, other, name="other", batch_size=1)  # under another name it is fine
 
 
+def test_a_worker_that_loads_another_model_than_the_manifest_names_ends_the_run(
+    shards, tiny_captioner: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("capfilt.caption.stage.captioner_fingerprint", lambda *_: "another")
+    with pytest.raises(ValueError, match=r"model of captioner 'blip' is not the one that the run began with .* same"):
+        caption(shards(1, 2), tiny_captioner)
+
+
 def test_a_resumed_run_keeps_its_backend(shards, tiny_captioner: Path, monkeypatch) -> None:
     data, find_spec = shards(2, 4), importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name != "openvino" and find_spec(name, *rest))
