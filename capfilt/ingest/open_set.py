@@ -149,8 +149,8 @@ def _split(out: AnyPath, staging: Path, manifest: Manifest, source: InputRows, s
         return split_rows(staging, iter(()), source.schema, shard_size, further)
     if "parts" in manifest.content:
         raise ValueError(
-            f"{out} was extended, and a shard of it or its staging folder was deleted since; restore it, or delete {out} "
-            "and run again."
+            f"{out} was extended, and a shard of it or its staging folder was deleted since; restore it, or delete "
+            f"{out} and run again."
         )
     split = split_rows(staging, rows if is_old else record.record(rows), source.schema, shard_size, further)
     if earlier is not None and record.digests.tolist() != earlier.tolist():

@@ -309,7 +309,8 @@ def test_kills_at_random_moments_do_not_change_the_result(tmp_path: Path, web: W
     assert summary["outcomes"] == {"ok": 286, "not_found": 57, "decode_error": 57}
     script = tmp_path / "main.py"
     script.write_text(
-        "import json, sys\nfrom capfilt.ingest.download import download\nfrom capfilt.ingest.download_config import DownloadConfig\n"
+        "import json, sys\nfrom capfilt.ingest.download import download\n"
+        "from capfilt.ingest.download_config import DownloadConfig\n"
         "if __name__ == '__main__':\n    download(DownloadConfig(**json.loads(sys.argv[1])), progress=False)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
