@@ -137,7 +137,8 @@ def add_texts(config: TextsConfig, *, progress: bool = True) -> dict[str, Any]:
         counts = manifest.record_run(
             {shard: stage.output(shard) for shard in images.shards}, images.shards, run.failed, changed=run.done > 0
         )
-    unused = [text_id[1] for text_id in texts if text_id not in stage.found] if run.done else []
+    # A resumed run does not know what its earlier part has found.
+    unused = [] if run.skipped else [text_id[1] for text_id in texts if text_id not in stage.found]
     return {
         "stage": "texts",
         "name": config.name,
