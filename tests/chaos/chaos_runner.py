@@ -254,8 +254,8 @@ def open_chaos(folder: Path, seed: int) -> Iterator[Chaos]:
             chaos.close()
 
 
-def kill_until(chaos: Chaos, deadline: float, max_kills: int, only: str = "") -> None:
-    """Try the entries whose names start with `only`, by their shares, until a deadline or a number of kills."""
+def kill_until(chaos: Chaos, deadline: float, max_kills: int, only: str = "") -> Iterator[int]:
+    """Try the entries whose names start with `only`, by their shares; yield the number of kills after each try."""
     kills = 0
     while True:
         deck = [entry for entry in ENTRIES if entry.name.startswith(only) for _ in range(entry.share)]
@@ -264,6 +264,7 @@ def kill_until(chaos: Chaos, deadline: float, max_kills: int, only: str = "") ->
             if time.monotonic() > deadline or kills >= max_kills:
                 return
             kills += chaos.try_once(entry, kills=chaos.random.randint(1, 6))
+            yield kills
 
 
 def table(results: dict[str, Result]) -> list[str]:

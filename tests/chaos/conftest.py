@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +41,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.line(f"\n{datetime.date.today()}, commit {commit.strip() or 'unknown'}, seed {seed}")
     for line in table(results):
         terminalreporter.line(line)
-    report = config.getoption("--report", None)
-    if report:
-        report.write_text(json.dumps({name: vars(result) for name, result in results.items()}, indent=1))
