@@ -112,7 +112,8 @@ def _to_jpeg(
     if shrink:
         ratio = max_side / max(width, height)
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        # From 640 to 512 pixels: 3.7 ms, Lanczos 6.4 ms of about 10 ms per picture.
+        picture = picture.resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     stored = buffer.getvalue()

@@ -90,7 +90,7 @@ def write_bare_tars(folder: Path, out: Path, image_size: int) -> None:
             data = path.read_bytes()
             if image_size:
                 image = Image.open(io.BytesIO(data)).convert("RGB")
-                image.thumbnail((image_size, image_size), Image.Resampling.LANCZOS)
+                image.thumbnail((image_size, image_size), Image.Resampling.HAMMING)
                 buffer = io.BytesIO()
                 image.save(buffer, "JPEG", quality=95)
                 data = buffer.getvalue()
