@@ -23,13 +23,13 @@ from capfilt.ingest.account import record_account
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.further_columns import FurtherColumns
-from capfilt.ingest.list_files import file_fingerprint
+from capfilt.ingest.lists.list_files import file_fingerprint
+from capfilt.ingest.lists.url_list import UrlList
 from capfilt.ingest.open_set import InputRows, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA
 from capfilt.ingest.retry_failed import replace_shards, require_no_derived_tables, retry_failed_rows
 from capfilt.ingest.rounds import download_shards
 from capfilt.ingest.shard_writer import OUTCOMES, open_folders
-from capfilt.ingest.url_list import UrlList
 
 INPUT_COLUMNS = ("url", "caption", "status", "error", "more", "more_columns", "checksum")
 INPUT_SCHEMA = pa.schema([PLAN_SCHEMA.field(name) for name in INPUT_COLUMNS])

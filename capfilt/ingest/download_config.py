@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from blipcore.io.config_diff import INCIDENTAL, incidental_fields
 from capfilt.config import to_dict
-from capfilt.ingest.list_files import ListOptions
+from capfilt.ingest.lists.list_files import ListOptions
 from capfilt.pictures.decode import MAX_PIXELS
 
 # Settings that older manifests lack; they are recorded only with another value than the default.

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, existing_paths, list_names, to_path
 from capfilt.ingest.account import Account
-from capfilt.ingest.input import InputOptions
-from capfilt.ingest.inputs import open_input
-from capfilt.ingest.list_files import ListOptions, list_format
-from capfilt.ingest.url_list import UrlList
+from capfilt.ingest.inputs.input import InputOptions
+from capfilt.ingest.inputs.open import open_input
+from capfilt.ingest.lists.list_files import ListOptions, list_format
+from capfilt.ingest.lists.url_list import UrlList
 from capfilt.shards.format import IMAGES, SCORES, VERDICT, WEB
 from capfilt.shards.manifest import image_folder, read_manifest
 from capfilt.shards.shard_set import ShardSet

@@ -8,7 +8,7 @@ The input is one of:
     a dataset saved by Hugging Face `datasets`
     another webdataset
 
-`inputs.py` finds the bytes and texts of each picture, `shard_writer.py` writes the shards. Every picture gets a row
+`inputs/` finds the bytes and texts of each picture, `shard_writer.py` writes the shards. Every picture gets a row
 with an outcome. Its first text is its web text; the others are captions of the source `more`.
 """
 
@@ -30,9 +30,9 @@ from capfilt.engine.run import run_shards
 from capfilt.ingest.account import record_account
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.further_columns import FurtherColumns
-from capfilt.ingest.input import InputOptions, InputRow
-from capfilt.ingest.inputs import open_input
-from capfilt.ingest.lists import as_text
+from capfilt.ingest.inputs.input import InputOptions, InputRow
+from capfilt.ingest.inputs.open import open_input
+from capfilt.ingest.lists.rows import as_text
 from capfilt.ingest.open_set import InputRows, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER
 from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath, file_size, to_path
-from capfilt.ingest.picture_names import PictureNames
-from capfilt.ingest.table_pictures import TableColumns, open_columns
+from capfilt.ingest.inputs.picture_names import PictureNames
+from capfilt.ingest.inputs.table_pictures import TableColumns, open_columns
 
 
 class MissingPictureError(Exception):

@@ -19,6 +19,7 @@ from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.fetch.attempts import Attempts, FetchPolicy, FetchResult
 from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import FetchLimits
+from capfilt.ingest.lists.urls import check_url
 from capfilt.ingest.open_set import OpenSet
 from capfilt.ingest.plans import (
     PLAN_SCHEMA,
@@ -28,7 +29,6 @@ from capfilt.ingest.plans import (
     sample_key,
 )
 from capfilt.ingest.shard_writer import ShardWriter
-from capfilt.ingest.urls import check_url
 from capfilt.shards.tables import write_table
 
 ROWS_PER_ROUND = 200_000  # fetched before their shards are written; bounds the size of the staging folder

@@ -21,9 +21,9 @@ from blipcore.io.samples import IndexedTar, choose_text
 from blipcore.io.storage import AnyPath
 from capfilt.engine.run import run_shards
 from capfilt.engine.worker import Worker
-from capfilt.ingest.list_files import ListOptions, file_fingerprint
-from capfilt.ingest.lists import ListColumn, cell_texts, find_columns, open_list
-from capfilt.ingest.urls import CAPTION_COLUMNS, URL_COLUMNS
+from capfilt.ingest.lists.list_files import ListOptions, file_fingerprint
+from capfilt.ingest.lists.rows import ListColumn, cell_texts, find_columns, open_list
+from capfilt.ingest.lists.urls import CAPTION_COLUMNS, URL_COLUMNS
 from capfilt.shards.format import CAPTIONS, WEB
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet

@@ -27,8 +27,8 @@ from blipcore.io.samples import read_samples
 from blipcore.io.tars import TarProblem, walk_tar
 from capfilt.caption.stage import CaptionConfig
 from capfilt.config import resolve
-from capfilt.ingest.url_list import UrlList
-from capfilt.ingest.urls import check_url
+from capfilt.ingest.lists.url_list import UrlList
+from capfilt.ingest.lists.urls import check_url
 from capfilt.pictures.decode import DecodeError, decode_picture
 from capfilt.shards.manifest import read_manifest
 from capfilt.shards.tables import read_table

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from capfilt.ingest.input import InputOptions, InputRow, PictureInput
-from capfilt.ingest.inputs import open_input
+from capfilt.ingest.inputs.input import InputOptions, InputRow, PictureInput
+from capfilt.ingest.inputs.open import open_input
 
 
 def _jpeg() -> bytes:

@@ -34,7 +34,7 @@ from capfilt.ingest.fetch.content_encoding import BROKEN_ENCODING, UNKNOWN_ENCOD
 from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import RESERVED, RETRY_AFTER, TOO_LARGE, TOO_SLOW
 from capfilt.ingest.fetch.supervisor import FetchEnd, run_fetcher
-from capfilt.ingest.urls import PRIVATE
+from capfilt.ingest.lists.urls import PRIVATE
 from capfilt.shards.tables import write_table
 
 RETRYABLE = frozenset({"timeout", "connection", "rate_limited", "server_error"})

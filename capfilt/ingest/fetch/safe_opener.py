@@ -26,7 +26,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from capfilt.ingest.fetch.content_encoding import BodyTooLargeError, decode_body
-from capfilt.ingest.urls import PRIVATE, is_private_host, is_public
+from capfilt.ingest.lists.urls import PRIVATE, is_private_host, is_public
 
 READ_BYTES = 1 << 16
 # Like PRIVATE, parts of messages by which `attempts.classify_failure` finds the outcome.

@@ -81,7 +81,7 @@ def test_weights_are_one_file_several_or_a_pickle(tmp_path: Path) -> None:
 def test_an_index_that_names_no_files_of_its_folder_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin.index.json").write_text(content)
-    with pytest.raises(ValueError, match="is no JSON file|holds no JSON object|is no index of weight files"):
+    with pytest.raises(ValueError, match=r"is no JSON file|holds no JSON object|is no index of weight files"):
         weight_files(tmp_path)
 
 

@@ -23,9 +23,9 @@ import capfilt
 from blipcore.io.samples import read_samples
 from capfilt.engine.worker import Worker
 from capfilt.errors import EngineError
-from capfilt.ingest import urls
 from capfilt.ingest.download import download
 from capfilt.ingest.download_config import DownloadConfig
+from capfilt.ingest.lists import urls
 from capfilt.ingest.retry_failed import replace_shards
 from capfilt.ingest.rounds import fetch_urls, remove_results
 from capfilt.ingest.shard_writer import ShardWriter
@@ -35,9 +35,9 @@ from capfilt.shards.shard_set import ShardSet
 # resolved here. `rebind.test` is public on the first lookup and private on the next.
 INTERNET = """
 import socket
-import capfilt.ingest.urls
+import capfilt.ingest.lists.urls
 
-capfilt.ingest.urls.is_public = lambda ip: ip == "127.0.0.1"
+capfilt.ingest.lists.urls.is_public = lambda ip: ip == "127.0.0.1"
 lookups, real = [], socket.getaddrinfo
 
 def getaddrinfo(host, *args, **options):

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capfilt.ingest.list_files import ListOptions
-from capfilt.ingest.lists import open_list
+from capfilt.ingest.lists.list_files import ListOptions
+from capfilt.ingest.lists.rows import open_list
 
 Rows = list[tuple[str, str]]
 # Captions as they are: quotes, delimiters, line ends, other scripts, empty ones, spaces outside.
