@@ -157,7 +157,7 @@ class JsonFile:
         if columns and not plain:
             if len({section.count for section in columns}) > 1:
                 lengths = ", ".join(f"'{section.name}' {section.count:,}" for section in columns)
-                raise ValueError(f"{self.path} holds lists of different lengths ({lengths}); columns have one length.")
+                raise ValueError(f"{self.path} holds lists of different lengths ({lengths}), which are no columns.")
             self.sections = columns
             return "an object of columns"
         if objects and not plain and not lists:

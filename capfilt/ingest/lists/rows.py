@@ -32,6 +32,17 @@ from capfilt.ingest.lists.list_files import (
     list_format,
 )
 
+LFS_POINTER = b"version https://git-lfs"
+# first bytes -> suffix
+SIGNATURES = {
+    b"\x1f\x8b\x08": "gz",
+    b"BZh91AY&SY": "bz2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zst",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
+    b"PK\x03\x04": "zip or .xlsx",
+}
 SAMPLE_ROWS = 100  # from which columns are found where names do not help
 ListFile = ArrowFile | DelimitedFile | JsonFile
 
@@ -67,9 +78,8 @@ class RowList:
                 raise ValueError(f"{file} is an archive; give a list in it, such as zip://NAME.csv::{file}.")
             suffixes = ", .".join(FORMATS)
             raise ValueError(f"{file} has an unknown format; its name must end in .{suffixes}, or one with .gz.")
-        if _is_lfs_pointer(file):
-            raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder.")
         kind = FORMATS[file_format]
+        _require_content(file, kind)
         if kind in ("json", "jsonl"):
             return JsonFile(file, kind, self.options)
         return (ArrowFile if kind in ("parquet", "arrow") else DelimitedFile)(file, kind, self.options)
@@ -118,7 +128,12 @@ class RowList:
         if not rows:
             raise ValueError(f"{self.path} has no rows.")
         if not readable:
-            raise ValueError(f"{self.path} has no row that can be read. {error}.{self._hint()}")
+            hint = ""
+            if error and "is not UTF-8" in error:
+                hint = self._hint()
+            elif getattr(self.first, "delimiter", "") == ",":
+                hint = " Put texts with commas in double quotes, or write a .tsv."
+            raise ValueError(f"{self.path} has no row that can be read. {error}.{hint}")
 
     def _hint(self) -> str:
         if getattr(self.first, "encoding", "") == "utf-8" and not self.options.encoding:
@@ -164,11 +179,18 @@ def find_columns(rows: RowList, columns: Sequence[ListColumn]) -> list[str | Non
     return matches
 
 
-def _is_lfs_pointer(file: str) -> bool:
+def _require_content(file: str, kind: str) -> None:
+    """Raise ValueError if a local file begins as one of another format than its suffix says."""
     path = to_path(file)
-    if not isinstance(path, Path) or not path.is_file() or path.stat().st_size > 1024:
-        return False
-    return path.read_bytes().startswith(b"version https://git-lfs")
+    if not isinstance(path, Path) or not path.is_file():
+        return
+    with path.open("rb") as content:
+        start = content.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ValueError(f"{file} is a pointer of Git LFS, not the file itself; run `git lfs pull` in its folder.")
+    found = next((name for mark, name in SIGNATURES.items() if start.startswith(mark)), kind)
+    if found != kind and not file.lower().endswith(f".{found}"):
+        raise ValueError(f"{file} has the content of a .{found} file; give it this suffix, or unpack it.")
 
 
 def _fitting_column(rows: RowList, column: ListColumn, taken: list[str]) -> str | None:

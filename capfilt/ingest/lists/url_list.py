@@ -58,6 +58,7 @@ class UrlList:
         self.counts: Counter[str] = Counter()
         self.by_column: Counter[str] = Counter()
         self.first_error: str | None = None
+        self.unread: dict[str, object] = {}  # column of texts -> its first object without a known text
 
     def _require_urls_alone(self) -> None:
         """Raise ValueError if most lines of a txt hold more than a URL, unless --columns says that they are URLs."""
@@ -102,6 +103,8 @@ class UrlList:
         notes = [f"rows that cannot be read, with the outcome bad_row: {bad:,}; the first: {self.first_error}."] * bool(
             bad
         )
+        for name, cell in self.unread.items():
+            notes.append(f"some cells of '{name}' are objects without a text, the first: {str(cell)[:100]}.")
         late = self.list.late_names
         if late:
             notes.append(f"only later rows have {shorten(late)}; --caption-col can name them, and they are not kept.")
@@ -148,6 +151,8 @@ class UrlList:
             for name, cell in zip(self.texts, row.cells[1:last_text], strict=True):
                 of_column = [text for text in cell_texts(cell) if text is not None]
                 self.by_column[name] += any(map(_has_text, of_column))
+                if not of_column and _holds_objects(cell):
+                    self.unread.setdefault(name, cell)
                 texts += of_column
             if len(texts) > 1:  # a blank one has no meaning beside others
                 texts = list(filter(_has_text, texts)) or texts[:1]
@@ -170,6 +175,12 @@ class UrlList:
                 "list, overrule with --encoding or --quoting how it is read, or allow more with --set max_bad_rows=1."
             )
         self._require_texts(rows)
+        if self.unread and not self.counts["text"]:
+            name, cell = next(iter(self.unread.items()))
+            raise ValueError(
+                f"{self.path} has no text in '{name}', whose cells are objects such as {str(cell)[:100]}. Save the "
+                "texts as strings or lists of strings, or give --caption-col none to read no texts."
+            )
 
     def _require_texts(self, rows: int) -> None:
         if self.requested != [NO_TEXTS]:
@@ -199,7 +210,15 @@ def may_be_text(rows: RowList, name: str) -> bool:
     words = [text for text in texts if text and text.strip() and not NO_TEXT.fullmatch(text)]
     if CAPTION_WORDS.search(name.lower()):
         return bool(words) or not rows.sample_of(name)
+    if not rows.has_header and words and all(text.strip().isalpha() for text in words):
+        return True  # one word each, such as a class
     return any(" " in text.strip() or not text.isascii() for text in words)
+
+
+def _holds_objects(cell: object) -> bool:
+    """Return whether a cell is an object, a map, or a list of these."""
+    items = cell if isinstance(cell, list) else [cell]
+    return any(isinstance(item, (dict, tuple)) for item in items)
 
 
 def _has_text(text: str) -> bool:

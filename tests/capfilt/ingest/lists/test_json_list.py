@@ -69,6 +69,7 @@ def test_a_single_object_is_one_row(tmp_path: Path) -> None:
             '{"images": [{"a": 1}], "annotations": [{"b": 1}]}',
             "several lists of rows .'images', 'annotations'.",
         ),
+        ("a.json", '{"url": ["a", "b"], "caption": ["c"]}', "lists of different lengths .'url' 2, 'caption' 1."),
         ("a.jsonl", "[" * 200_000, "nested too deeply"),
     ],
 )

@@ -187,6 +187,12 @@ PUBLISHED: dict[str, tuple[str, Any, list[str]]] = {
     "COCO captions by URL": ("a.jsonl", f'{{"coco_url": "{U}1.jpg", "sentences": ["a", "b"]}}\n', ["a"]),
     "Wukong": ("wukong_0.csv", f"url,caption\n{U}1,红色的墙 一面\n", ["红色的墙 一面"]),
     "Excel in Europe": ("a.csv", f'url;caption\r\n{U}1;"rot; grün"\r\n', ["rot; grün"]),
+    "Excel with its first line": ("a.csv", f"sep=;\r\nurl;caption\r\n{U}1;a, b\r\n", ["a, b"]),
+    "a quoted first line": ("a.csv", f'\ufeff"sep=,"\r\nurl,caption\r\n{U}1,a cat\r\n', ["a cat"]),
+    "ends of lines written twice": ("a.csv", f"url,caption\r\r\n{U}1,a cat\r\r\n", ["a cat"]),
+    "pages and pictures": ("a.csv", f"url,image_url,title\nhttp://b.example/1,{U}1,a cat\n", ["a cat"]),
+    "one word each": ("a.tsv", f"{U}1\tcat\n{U}2\tdog\n", ["cat", "dog"]),
+    "brackets in texts": ("a.csv", f'url,caption\n{U}1,[untitled]\n{U}2,"[1, 2]"\n', ["[untitled]", "[1, 2]"]),
     "Excel's Unicode text": ("a.txt", f"url\tcaption\r\n{U}1\ta cat\r\n".encode("utf-16"), ["a cat"]),
     "written by hand": ("a.csv", f"url, caption\n{U}1, a red wall\n", ["a red wall"]),
     "delimiters at the ends of lines": ("a.csv", f"url,caption,\n{U}1,a cat,\n{U}2,a dog\n", ["a cat", "a dog"]),
@@ -247,9 +253,30 @@ def test_several_columns_give_several_texts(tmp_path: Path) -> None:
     assert [(row["caption"], row["more"]) for row in rows] == [("a wall", []), ("IMG 2", [])]
     assert rows[0]["columns"] == {"uid": "x"} and urls.further == pa.schema([("uid", pa.string())])
     assert urls.account.texts == {"re_caption": 1, "org_caption": 1}
-    assert [row["more"] for row in UrlList(save(tmp_path / "b.json", [{"url": U, "captions": ["a", "b", "c"]}]))] == [
-        ["b", "c"]
-    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", [{"url": U, "captions": ["a", "b", "c"]}]),
+        ("pandas.csv", f"url,captions\n{U},\"['a', 'b', 'c']\"\n"),
+        ("json.csv", f'url,captions\n{U},"[""a"", ""b"", ""c""]"\n'),
+    ],
+)
+def test_a_list_of_texts_in_a_cell_is_several_texts(tmp_path: Path, name: str, content: Any) -> None:
+    (row,) = UrlList(save(tmp_path / name, content))
+    assert (row["caption"], row["more"]) == ("a", ["b", "c"])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_objects_without_a_known_text_are_named(tmp_path: Path, kind: str) -> None:
+    by_language = pa.array([[("en", "a cat")]], pa.map_(pa.string(), pa.string()))
+    table = pa.table({"url": [U], "captions": by_language})
+    line = json.dumps({"url": U, "captions": {"en": "a cat"}})
+    path = save(tmp_path / f"a.{kind}", table if kind == "parquet" else line)
+    with pytest.raises(ValueError, match=r"no text in 'captions', whose cells are objects such as .*'en'.*'a cat'"):
+        list(UrlList(path))
+    assert texts(UrlList(path, caption_cols=["none"])) == [None]
 
 
 @pytest.mark.parametrize(
@@ -270,6 +297,8 @@ def test_several_columns_give_several_texts(tmp_path: Path) -> None:
         ("url,caption,caption\nhttp://x,a,b\n", {}, "2 columns of the name 'caption'. Rename one of them"),
         ("http://x,a b,c d\n", {}, "'2', '3' may hold texts"),
         ("url,l\udce9gende\nhttp://x,a\n", {}, "the column name .*--encoding"),
+        ("\x1f\udc8b\x08", {}, "has the content of a .gz file; give it this suffix"),
+        ("PAR1", {}, "has the content of a .parquet file"),
         ("version https://git-lfs.github.com/spec/v1\n", {}, "a pointer of Git LFS"),
         ("http://x,a b\n", {"options": ListOptions(columns=("url",))}, "has 2 columns, but --columns names 1: url"),
         ("url,caption\n1,2,3\n4,5,6\n", {}, "no row that can be read.*line 2: the row has 3 cells, but the header 2"),
