@@ -86,7 +86,7 @@ def pack(
     from capfilt.ingest import pack as stage
 
     if texts is not None:
-        from capfilt.ingest.texts import TextsConfig, add_texts
+        from capfilt.ingest.add_texts import TextsConfig, add_texts
 
         if out is not None:
             raise ValueError("With --texts give the shard set alone: capfilt pack --texts FILE DATA.")

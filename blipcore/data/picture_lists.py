@@ -18,7 +18,7 @@ from typing import Any
 
 from blipcore.io.json_rows import read_json_rows
 from blipcore.io.samples import PICTURE_SUFFIXES
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 
 # Usual names of columns, the first of which counts.
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "image_name", "img")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from blipcore.io.reading import open_read, read_at
 from blipcore.io.storage import AnyPath, to_path
 from blipcore.io.tars import TarMember, TarProblem, walk_tar
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 
 PICTURE_SUFFIXES = frozenset(
     [

@@ -13,7 +13,7 @@ from capfilt.caption.answer import UnusableAnswerError, clean_message, read_body
 KEPT_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-request-id", b"location")
 
 
-def check_url(url: str, origin: str) -> None:
+def check_server_url(url: str, origin: str) -> None:
     """Raise ValueError if a URL is no address of a server, or has a login, which would replace the API key."""
     try:
         parts = urlsplit(url)

@@ -34,7 +34,7 @@ from capfilt.caption.answer import (
 from capfilt.caption.answer_cache import AnswerCache, default_cache_path
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig
-from capfilt.caption.connection import bounded_client, check_url, without_query
+from capfilt.caption.connection import bounded_client, check_server_url, without_query
 from capfilt.errors import EngineError
 
 JPEG_QUALITY = 95
@@ -61,7 +61,7 @@ class ServerConfig:
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
             raise ValueError("server.concurrency must be at least 1, retries at least 0 and timeout above 0 seconds.")
         if self.base_url:
-            check_url(self.base_url, "--base-url")
+            check_server_url(self.base_url, "--base-url")
 
 
 class OpenAICaptioner:
@@ -74,7 +74,7 @@ class OpenAICaptioner:
         url = server.base_url or os.environ.get("OPENAI_BASE_URL")
         self._api_key = os.environ.get("OPENAI_API_KEY", "")
         if url:
-            check_url(url, "OPENAI_BASE_URL")
+            check_server_url(url, "OPENAI_BASE_URL")
         if not url and not self._api_key:
             raise ValueError("OpenAI's server needs a key in OPENAI_API_KEY; name another server with --base-url.")
         self._url = without_query(url or "https://api.openai.com/v1")

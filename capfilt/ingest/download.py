@@ -22,7 +22,7 @@ from blipcore.io.storage import existing_paths
 from capfilt.ingest.account import record_account
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
-from capfilt.ingest.further_columns import FurtherColumns
+from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.ingest.lists.list_files import file_fingerprint
 from capfilt.ingest.lists.url_list import UrlList
 from capfilt.ingest.open_set import InputRows, open_set

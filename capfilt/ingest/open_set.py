@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from blipcore.io.storage import AnyPath
-from capfilt.ingest.further_columns import NONE, FurtherColumns
 from capfilt.ingest.input_record import InputRecord
+from capfilt.ingest.keep_columns import NONE, FurtherColumns
 from capfilt.ingest.plans import COUNT_FILE, ROWS_FOLDER, SplitInput, group_by_url, split_rows
 from capfilt.ingest.shard_writer import MORE_CAPTIONS, TABLES_GLOB, open_manifest, open_more_captions
 from capfilt.shards.format import CAPTIONS

@@ -29,9 +29,9 @@ from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
 from capfilt.ingest.account import record_account
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
-from capfilt.ingest.further_columns import FurtherColumns
 from capfilt.ingest.inputs.input import InputOptions, InputRow
 from capfilt.ingest.inputs.open import open_input
+from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.ingest.lists.rows import as_text
 from capfilt.ingest.open_set import InputRows, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from blipcore.io.writing import write_json
-from capfilt.ingest.further_columns import FurtherColumns
+from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.shards.format import IMAGES
 from capfilt.shards.further_columns import as_json, cast_cells
 from capfilt.shards.tables import read_table, write_table
@@ -24,7 +24,7 @@ ROWS_FOLDER = "rows"  # subfolder of the staging folder: the input, split into a
 COUNT_FILE = "count.json"  # exists once the whole input has been read
 # The bytes of a row with `status` "ok" are in the file `body`: with a `column`, in the table's cell at row `offset`;
 # with an `offset` only, `size` bytes from there; otherwise the whole file. A row with a `sha256` is stored unchanged.
-# Further columns of the input follow, see further_columns.py.
+# Further columns of the input follow, see keep_columns.py.
 PLAN_SCHEMA = pa.schema(
     [
         *IMAGES,

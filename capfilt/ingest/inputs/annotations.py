@@ -17,7 +17,7 @@ from blipcore.io.coco import parse_coco
 from blipcore.io.reading import open_read
 from blipcore.io.samples import TEXT_KEYS
 from blipcore.io.storage import AnyPath
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 from capfilt.ingest.inputs.annotation_cells import is_conversation, picture_names, texts_of, texts_of_pictures
 from capfilt.ingest.inputs.input import InputOptions, looks_like_caption, may_hold_texts
 from capfilt.ingest.lists.delimited import looks_like_picture

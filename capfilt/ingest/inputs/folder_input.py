@@ -14,7 +14,7 @@ from typing import Any
 from blipcore.io.reading import read_head
 from blipcore.io.samples import TEXT_SUFFIXES, parse_json
 from blipcore.io.storage import AnyPath
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 from capfilt.ingest.inputs.exif import img2dataset_orientation
 from capfilt.ingest.inputs.input import PICTURE_LIKE_SUFFIXES, InputOptions, InputRow, Kind, PictureInput, file_row
 from capfilt.ingest.inputs.sample_texts import SampleTexts, further_columns

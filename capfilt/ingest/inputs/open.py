@@ -19,7 +19,7 @@ from capfilt.ingest.inputs.annotated_input import AnnotatedInput
 from capfilt.ingest.inputs.folder_input import FolderInput, is_picture
 from capfilt.ingest.inputs.imagefolder_input import ImageFolderInput, find_metadata
 from capfilt.ingest.inputs.input import KINDS, InputOptions, PictureInput
-from capfilt.ingest.inputs.table_input import ParquetInput, SavedDatasetInput, read_schema
+from capfilt.ingest.inputs.table_input import ParquetInput, SavedDatasetInput, read_parquet_schema
 from capfilt.ingest.inputs.table_pictures import find_image_column, is_saved_dataset
 from capfilt.ingest.inputs.webdataset_input import WebdatasetInput
 from capfilt.ingest.inputs.zip_archive import open_zip
@@ -163,7 +163,7 @@ def _tars(files: dict[str, int]) -> list[str]:
 
 def _has_pictures(path: AnyPath, options: InputOptions) -> bool:
     """Return whether a Parquet file has a column of pictures, or several. Raises ValueError for a damaged file."""
-    schema = read_schema(path)
+    schema = read_parquet_schema(path)
     try:
         return find_image_column(schema, options.image_col, str(path)) is not None
     except ValueError:

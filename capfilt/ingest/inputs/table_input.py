@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath, list_files
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 from capfilt.ingest.inputs.annotation_cells import texts_of
 from capfilt.ingest.inputs.annotations import TEXT_COLUMNS
 from capfilt.ingest.inputs.exif import img2dataset_orientation
@@ -109,7 +109,7 @@ class ParquetInput(TableInput):
     def _open(self, name: str) -> None:
         path = self.root / name
         try:
-            layout = find_layout(read_schema(path), self.options, str(path))
+            layout = find_layout(read_parquet_schema(path), self.options, str(path))
         except ValueError as error:
             problem = str(error).removesuffix(".")
         else:
@@ -190,7 +190,7 @@ def find_layout(schema: pa.Schema, options: InputOptions, path: str) -> TableLay
     )
 
 
-def read_schema(path: AnyPath) -> pa.Schema:
+def read_parquet_schema(path: AnyPath) -> pa.Schema:
     """Return the schema of a Parquet file; ValueError if it is damaged."""
     try:
         with open_read(path) as file:

@@ -14,7 +14,7 @@ from packing import pictures_of
 from web import picture
 
 from capfilt.engine.worker import Worker
-from capfilt.ingest.further_columns import FurtherColumns
+from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER, sample_key, split_rows
 from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders, open_manifest
 from capfilt.shards.tables import read_table, sum_footer_counts, write_table

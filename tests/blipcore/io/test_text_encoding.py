@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from blipcore.io.texts import decode_text
+from blipcore.io.text_encoding import decode_text
 
 TEXT = "it’s a café"
 

@@ -16,7 +16,7 @@ from blipcore.io.samples import TarSample
 from capfilt.cli import app
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.stage import filter_shards
-from capfilt.ingest.texts import TextsConfig, add_texts
+from capfilt.ingest.add_texts import TextsConfig, add_texts
 from capfilt.shards.format import write_shard
 
 

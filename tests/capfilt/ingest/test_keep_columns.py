@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from capfilt.ingest.further_columns import MAX_CELL_BYTES, FurtherColumns
+from capfilt.ingest.keep_columns import MAX_CELL_BYTES, FurtherColumns
 
 
 def collect(*parts: list[dict[str, Any]], keep: list[str] | None = None, types: pa.Schema | None = None) -> pa.Schema:
