@@ -22,8 +22,10 @@ from blipcore.data.picture_lists import (
     IMAGE_COLUMNS,
     TEXT_COLUMNS,
     default_root,
+    download_first,
     is_picture_list,
     pack_command,
+    pack_first,
     read_picture_list,
 )
 from blipcore.io.coco import read_coco
@@ -168,16 +170,14 @@ def _parse_row(row: object, path: Path, number: int, root: Path, need_texts: boo
     image = next((row[name] for name in IMAGE_COLUMNS if name in row), None)
     caption = next((row[name] for name in TEXT_COLUMNS if name in row), MISSING if need_texts else None)
     if (image is None and "url" in row) or (isinstance(image, str) and image.startswith(("http://", "https://"))):
-        raise ValueError(
-            f"{location} has a URL but no picture yet: fetch the list with `capfilt download {path} DATA` and use DATA "
-            "in its place."
-        )
+        raise download_first(path, location)
     if not isinstance(image, str) or not image:
         raise ValueError(f'{location}: "image" must be a path, not {image!r}; its columns are {_columns(row)}.')
     texts = [caption] if isinstance(caption, str) else [] if caption is None else caption
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        problem = f"is missing; its columns are {_columns(row)}" if texts is MISSING else f"not {caption!r}"
-        raise ValueError(f'{location}: "caption" must be a text or a list of texts, {problem}.')
+        if texts is MISSING:
+            raise pack_first(path, f'has no "caption" in row {number}; its columns are {_columns(row)}')
+        raise ValueError(f'{location}: "caption" must be a text or a list of texts, not {caption!r}.')
     coco_name = COCO_FILE_NAME.search(image)
     image_id = row.get("image_id", row.get("img_id", int(coco_name[1]) if coco_name else image))
     if not isinstance(image_id, int | str):

@@ -10,6 +10,7 @@ Everything else is refused with the commands that make a shard set of it.
 from __future__ import annotations
 
 import csv
+import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blipcore.io.json_rows import read_json_rows
+from blipcore.io.list_cells import parse_list
 from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.text_encoding import decode_text
 
@@ -57,6 +59,12 @@ def pack_first(path: Path | str, problem: str, options: str = "") -> ValueError:
     return ValueError(f"{path} {problem}. Make a shard set of it with {command}, then give {shards} in its place.")
 
 
+def download_first(path: Path | str, location: str) -> ValueError:
+    """Return an error that says how the pictures of a list of URLs are fetched."""
+    command = f"`capfilt download {shlex.quote(str(path))} DATA`"
+    return ValueError(f"{location} has a URL but no picture yet: fetch the list with {command} and use DATA instead.")
+
+
 def pack_command(path: Path | str, options: str = "") -> str:
     """Return the command that makes a shard set of `path`."""
     return f"`capfilt pack {shlex.quote(str(path))} {shlex.quote(_shards_name(path))}{options}`"
@@ -80,8 +88,11 @@ def no_dataset(name: str) -> FileNotFoundError:
 
 def name_columns(row: Row, path: Path) -> tuple[str, str]:
     """Return the columns of the picture and of the text in a row; raise ValueError with all columns."""
-    image = next((name for name in IMAGE_COLUMNS if name in row), None)
-    text = next((name for name in TEXT_COLUMNS if name in row), None)
+    names = {name.strip().lower(): name for name in reversed(row)}
+    image = next((names[name] for name in IMAGE_COLUMNS if name in names), None)
+    text = next((names[name] for name in TEXT_COLUMNS if name in names), None)
+    if image is None and "url" in names:
+        raise download_first(path, str(path))
     if image is None or text is None:
         missing, option = ("picture", "--image-col") if image is None else ("caption", "--caption-col")
         raise pack_first(
@@ -137,10 +148,13 @@ def _read_folder(folder: Path) -> Iterator[Row]:
 
 def _read_table(path: Path) -> Iterator[Row]:
     try:
-        lines = decode_text(path.read_bytes()).splitlines(keepends=True)
+        text = decode_text(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no text file: {error}.") from None
-    rows = csv.DictReader(lines, delimiter=DELIMITERS[path.suffix.lower()], strict=True)
+        raise ValueError(f"{path} is no text file: {error}. Save it as UTF-8.") from None
+    usual, header = DELIMITERS[path.suffix.lower()], text.lstrip().partition("\n")[0]
+    delimiter = next((mark for mark in (usual, ";", "\t") if mark in header), usual)
+    lines = io.StringIO(text, newline="")
+    rows = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=True)
     columns: tuple[str, str] | None = None
     try:
         for number, row in enumerate(rows):
@@ -150,9 +164,9 @@ def _read_table(path: Path) -> Iterator[Row]:
                 raise ValueError(
                     f"{path}, row {number} has {wrong} cells than the first line; quote texts with commas."
                 )
-            yield {"image": row[columns[0]], "caption": row[columns[1]]}
+            yield {"image": row[columns[0]], "caption": parse_list(row[columns[1]])}
     except csv.Error as error:
-        raise ValueError(f"{path} is no valid table after line {rows.line_num}: {error}.") from None
+        raise pack_first(path, f"is no valid table after line {rows.line_num}: {error}") from None
 
 
 def _read_lines(path: Path) -> Iterator[Row]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from capfilt.ingest.lists.rows import cell_texts, parse_list
+from blipcore.io.list_cells import parse_list
+from capfilt.ingest.lists.rows import cell_texts
 
 # Places of pictures in a text: of LLaVA and of data-juicer, whose `eoc` ends a part of a text.
 IMAGE_TOKENS = re.compile(r"<image>|<\|image\|>|<__dj__\w+>|<\|__dj__\w+\|>")
@@ -45,6 +47,34 @@ def texts_of(cell: Any) -> list[str]:
             content = next((part.get("text") for part in content if isinstance(part, dict) and part.get("text")), None)
         cell = content
     return [_without_tokens(text) for text in cell_texts(cell) if text is not None]
+
+
+def value_at(cells: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column or key; `caption.en` is the key `en` of the object in `caption`, or of its objects.
+
+    A column or key that has the whole name comes first.
+    """
+    if name in cells:
+        return cells[name]
+    column, _, key = name.partition(".")
+    value = cells.get(column) if key else None
+    if isinstance(value, list):
+        return [value_at(item, key) for item in value if isinstance(item, dict)]
+    return value_at(value, key) if isinstance(value, dict) else None
+
+
+def column_of(name: str, columns: Iterable[str]) -> str:
+    """Return the column in which `value_at` finds a name; the name itself if there is none."""
+    columns, column = set(columns), name.partition(".")[0]
+    return column if name not in columns and column in columns else name
+
+
+def keys_of_texts(name: str, cell: Any) -> list[str]:
+    """Return the names of the texts in an object that is no caption itself, such as `caption.en` and `caption.de`."""
+    if texts_of(cell):
+        return []
+    cell = next((item for item in cell if isinstance(item, dict)), None) if isinstance(cell, list) else cell
+    return [f"{name}.{key}" for key, value in cell.items() if texts_of(value)] if isinstance(cell, dict) else []
 
 
 def texts_of_pictures(cell: Any, pictures: int) -> list[list[str]] | None:

@@ -88,12 +88,14 @@ class DelimitedFile:
         while self.has_header and cells and not cells[-1]:
             cells.pop()  # delimiters at the end of the header
         self.width = len(cells)
+        numbers = [str(number + 1) for number in range(self.width)]
         if options.columns and len(options.columns) != self.width:
             raise ValueError(
                 f"{path} has {self.width} columns, but --columns names {len(options.columns)}: "
                 f"{', '.join(options.columns)}."
             )
-        self.names = list(options.columns) or (cells if self.has_header else [str(n + 1) for n in range(self.width)])
+        header = [cell or number for cell, number in zip(cells, numbers, strict=True)]  # pandas' index has no name
+        self.names = list(options.columns) or (header if self.has_header else numbers)
 
     @property
     def schema(self) -> pa.Schema:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import pyarrow as pa
 
 from blipcore.io.storage import Remote, list_files, open_file_system, to_path
+from blipcore.io.text_encoding import BYTE_ORDER_MARKS
 from capfilt.ingest.inputs.splits import file_split, select_split
 
 # suffix -> format
@@ -29,6 +30,7 @@ FORMATS = {
 COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "xz": "xz", "zst": "zstd"}  # suffix -> name in fsspec
 BLOCK_BYTES = 1 << 20  # read at a time
 MAX_LINE_BYTES = 1 << 22  # a longer line is one row that cannot be read
+LFS_POINTER = b"version https://git-lfs"  # begins a file that Git LFS has not fetched
 SAMPLE_BYTES = 1 << 20  # from which encoding, line ends, delimiter and header are found
 
 
@@ -57,6 +59,11 @@ class ListOptions:
         for name in names:
             if getattr(self, name):
                 raise ValueError(f"--{name.replace('_', '-')} does not apply to {content} such as {path}.")
+
+
+def split_names(names: str) -> tuple[str, ...]:
+    """Return the names of columns that are joined by commas."""
+    return tuple(name.strip() for name in names.split(",")) if names else ()
 
 
 class ListRow(NamedTuple):
@@ -220,14 +227,7 @@ def find_encoding(start: bytes) -> tuple[str, int]:
 
     Without a mark it is UTF-8, or UTF-16 if every second byte of the first lines is mostly zero.
     """
-    marks = {
-        codecs.BOM_UTF8: "utf-8",
-        codecs.BOM_UTF32_LE: "utf-32-le",  # begins with the mark of UTF-16
-        codecs.BOM_UTF32_BE: "utf-32-be",
-        codecs.BOM_UTF16_LE: "utf-16-le",
-        codecs.BOM_UTF16_BE: "utf-16-be",
-    }
-    for mark, encoding in marks.items():
+    for mark, encoding in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return encoding, len(mark)
     head = start[:4096]

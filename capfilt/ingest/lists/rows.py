@@ -7,7 +7,6 @@ in memory at a time, and a row that cannot be read costs no other row.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +17,14 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from blipcore.io.list_cells import parse_list
 from blipcore.io.storage import to_path
 from capfilt.ingest.lists.arrow_list import ArrowFile
 from capfilt.ingest.lists.delimited import DelimitedFile
 from capfilt.ingest.lists.json_list import JsonFile
 from capfilt.ingest.lists.list_files import (
     FORMATS,
+    LFS_POINTER,
     ListOptions,
     ListRow,
     choose_files,
@@ -32,7 +33,6 @@ from capfilt.ingest.lists.list_files import (
     list_format,
 )
 
-LFS_POINTER = b"version https://git-lfs"
 # first bytes -> suffix
 SIGNATURES = {
     b"\x1f\x8b\x08": "gz",
@@ -248,22 +248,6 @@ def as_text(value: object) -> str | None:
         raise ValueError("The URL and caption columns must hold text, not bytes.")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", errors="replace").decode("utf-8")  # JSON may hold half of a surrogate pair
-
-
-def parse_list(cell: Any) -> Any:
-    """Return the list in a text, as pandas and JSON write lists into a CSV; other cells as they are."""
-    if not isinstance(cell, str) or not cell.startswith("[") or not cell.rstrip().endswith("]"):
-        return cell
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(cell)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        # Python joins the texts of "['a' 'b']", a NumPy array.
-        written = parse is json.loads or repr(value) == cell.strip()
-        if written and value and any(all(isinstance(item, kind) for item in value) for kind in (str, dict)):
-            return value
-    return cell
 
 
 def cell_texts(value: Any) -> list[str | None]:

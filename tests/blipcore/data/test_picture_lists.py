@@ -36,6 +36,12 @@ def table(folder: Path) -> Path:
     return folder / "rows.csv"
 
 
+def spreadsheet(folder: Path) -> Path:
+    lines = ["Image; Caption", "a.png; a red wall, old", "sub/b.png; \"['a blue wall']\""]
+    (folder / "rows.csv").write_text("\r\n".join(lines), newline="")
+    return folder / "rows.csv"
+
+
 def tab_separated(folder: Path) -> Path:
     (folder / "rows.TSV").write_text("filepath\ttitle\na.png\ta red wall, old\nsub/b.png\ta blue wall\n")
     return folder / "rows.TSV"
@@ -48,13 +54,19 @@ def text_files(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", [metadata_lines, metadata_table, table, tab_separated, text_files])
+@pytest.mark.parametrize("layout", [metadata_lines, metadata_table, table, spreadsheet, tab_separated, text_files])
 def test_each_layout_gives_the_same_pictures_and_texts(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     save_pictures(tmp_path / "my pictures")
     dataset = open_dataset(layout(tmp_path / "my pictures"))
     entries = dataset.load(0)
     assert [(entry.key, entry.texts) for entry in entries] == PAIRS and dataset.counts == [2]
     assert all(dataset.read(0, entry).startswith(b"\x89PNG") for entry in entries)
+
+
+def test_line_separators_of_unicode_are_part_of_a_text(tmp_path: Path) -> None:
+    save_pictures(tmp_path)
+    (tmp_path / "rows.csv").write_text("image,caption\na.png,red\u2028wall\n")
+    assert open_dataset(tmp_path / "rows.csv").load(0)[0].texts == ("red\u2028wall",)
 
 
 def test_texts_are_found_in_any_case_and_links_do_not_lead_in_circles(tmp_path: Path) -> None:
@@ -90,10 +102,11 @@ def test_pictures_without_a_text_are_counted(tmp_path: Path) -> None:
         ),
         (b"image,caption\na.png,red, old\n", "row 0 has more cells than the first line"),
         (b"image,caption\na.png\n", "row 0 has fewer cells than the first line"),
-        (b'image,caption\na.png,"red\n', "is no valid table after line 1"),
+        (b'image,caption\na.png,"red\n', "is no valid table after line 1.* `capfilt pack"),
         (b"image,caption\na.png,\xff\xe9\n", "is no text file"),
         (b"", "holds no rows"),
-        (b"image;caption\na.png;x\n", "no column of the picture under a usual name; its columns are 'image;caption'"),
+        (b"image|caption\na.png|x\n", "no column of the picture under a usual name; its columns are 'image.caption'"),
+        (b"url,caption\nhttps://x/a.png,x\n", "has a URL but no picture yet: fetch .* `capfilt download"),
         (b"image,caption\nhttps://x/a.png,x\n", "row 0 has a URL but no picture yet: fetch .* `capfilt download"),
         (b"image,caption\n", "holds no rows"),
         (b"image,caption\n,x\n", "row 0: \"image\" must be a path, not ''"),
