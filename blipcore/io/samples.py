@@ -154,7 +154,7 @@ def choose_texts(files: Iterable[str | None], read_json: Callable[[], Any]) -> l
 
 
 def json_texts(content: Any) -> list[str]:
-    """Return the captions in the JSON of a picture: a list, or the value of the first of `TEXT_KEYS` that holds any.
+    """Return the captions in the JSON of a picture: a list, a text, or the value of the first of `TEXT_KEYS` that holds any.
 
     A JSON with a "caption", even null, has no other captions.
     """
@@ -162,9 +162,9 @@ def json_texts(content: Any) -> list[str]:
 
 
 def find_captions(content: Any) -> tuple[str, list[str]]:
-    """Return the captions in the JSON of a picture and their key, "" for a JSON that is a list."""
+    """Return the captions in the JSON of a picture and their key, "" for a JSON that is a list or a text."""
     if not isinstance(content, dict):
-        return "", value_texts(content) if isinstance(content, list) else []
+        return "", value_texts(content)
     if "caption" in content:
         return "caption", value_texts(content["caption"])
     names = {name.lower(): name for name in reversed(content)}

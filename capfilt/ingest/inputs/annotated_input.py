@@ -84,10 +84,11 @@ class AnnotatedPictures:
         """Raise ValueError if no picture exists."""
         if not self._named or self.found:
             return
+        first = f"{self._first[:160]}{'...' * (len(self._first) > 160)}"
         if self._outside == self._named:
             raise ValueError(
                 f"All {self._named:,} pictures that {self.path} names are outside of {self.root}, such as "
-                f"{self._first}. Give a folder that holds them as SOURCE, and the file with --annotations."
+                f"{first}. Give a folder that holds them as SOURCE, and the file with --annotations."
             )
         parents = self.names.root.parents if isinstance(self.names.root, Path) else ()
         parent = next(
@@ -95,7 +96,7 @@ class AnnotatedPictures:
         )
         raise ValueError(
             f"None of the {self._named:,} pictures that {self.path} names exists under {self.root}, such as "
-            f"{self._first}; give {parent} as SOURCE, and the file with --annotations."
+            f"{first}; give {parent} as SOURCE, and the file with --annotations."
         )
 
 

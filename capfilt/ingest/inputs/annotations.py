@@ -18,8 +18,17 @@ from blipcore.io.reading import open_read
 from blipcore.io.samples import TEXT_KEYS
 from blipcore.io.storage import AnyPath
 from blipcore.io.text_encoding import decode_text
-from capfilt.ingest.inputs.annotation_cells import is_conversation, picture_names, texts_of, texts_of_pictures
+from capfilt.ingest.inputs.annotation_cells import (
+    column_of,
+    is_conversation,
+    keys_of_texts,
+    picture_names,
+    texts_of,
+    texts_of_pictures,
+    value_at,
+)
 from capfilt.ingest.inputs.input import InputOptions, looks_like_caption, may_hold_texts
+from capfilt.ingest.lists.arrow_list import is_binary
 from capfilt.ingest.lists.delimited import looks_like_picture
 from capfilt.ingest.lists.list_files import list_format
 from capfilt.ingest.lists.rows import ListColumn, RowList, find_columns, open_list
@@ -31,8 +40,8 @@ PATH_COLUMNS = (
 )
 # `raw` is Flickr30k's of Hugging Face, `comment` Kaggle's; `captions_str` and `reference_strs` are TextCaps'.
 TEXT_COLUMNS = (
-    *(CAPTION_COLUMNS),
-    *("captions", "texts", "sentences", "conversations", "messages", "comment", "raw", "caption_str", "sentence"),
+    *CAPTION_COLUMNS,
+    *("conversations", "messages", "comment", "raw", "caption_str", "sentence"),
 )
 CAPTION_NUMBER = re.compile(r"(\.\w{3,4})#\d+$")  # Flickr8k: x.jpg#0
 COCO_FACTS = ("file_name", "width", "height")  # of an image, which are no further columns
@@ -101,8 +110,11 @@ class ListAnnotations(Annotations):
         self.picture, self.texts = self._find_columns(options)
         self.format = rows.format
         used = (self.picture, *self.texts)
-        self.unused = tuple(name for name in rows.names if name not in used and self._may_be_texts(name))
-        if any(is_conversation(cell) for name in self.texts for cell in rows.sample_of(name)):
+        unused = [name for name in rows.names if name not in used and self._may_be_texts(name)]
+        columns = [name for name in self.texts if name in rows.names]
+        unused += [key for name in columns for cell in rows.sample_of(name) for key in keys_of_texts(name, cell)]
+        self.unused = tuple(dict.fromkeys(unused))
+        if any(is_conversation(cell) for name in columns for cell in rows.sample_of(name)):
             self.notes = (
                 f"'{self.texts[0]}' holds conversations: the first reply is the text, later ones are not used",
             )
@@ -118,7 +130,7 @@ class ListAnnotations(Annotations):
             )
         text = ListColumn("a caption", TEXT_COLUMNS, None, "--caption-col", required=False, fits=looks_like_caption)
         if options.text_names:
-            texts = [text._replace(name=name, fits=None) for name in options.text_names]
+            texts = [text._replace(name=column_of(name, rows.names), fits=None) for name in options.text_names]
         else:
             texts = [text if not rows.has_header else text._replace(fits=None)]
         name, *names = find_columns(rows, [picture, *texts])
@@ -133,7 +145,7 @@ class ListAnnotations(Annotations):
             raise ValueError(
                 f"{rows.path} names URLs in '{name}'; fetch them with `capfilt download {rows.path} DATA`."
             )
-        return name, tuple(found for found in names if found is not None and found != name)
+        return name, tuple(found for found in options.text_names or names if found is not None and found != name)
 
     def _may_be_texts(self, name: str) -> bool:
         field = self.rows.schema.field(self.rows.names.index(name))
@@ -147,7 +159,7 @@ class ListAnnotations(Annotations):
             name
             for index, name in enumerate(names)
             if names.count(name) == 1
-            and (name in (self.picture, *self.texts) or not _is_binary(schema.field(index).type))
+            and (name in (self.picture, *self.texts) or not is_binary(schema.field(index).type))
         ]
         for row in self.rows.read(read):
             cells = dict(zip(read, row.cells, strict=True))
@@ -155,7 +167,8 @@ class ListAnnotations(Annotations):
 
     def _rows(self, cells: dict[str, Any], error: str | None) -> Iterator[AnnotationRow]:
         cell = cells.pop(self.picture)
-        values = {name: cells.pop(name, None) for name in self.texts}
+        values = {name: value_at(cells, name) for name in self.texts}
+        cells = {name: value for name, value in cells.items() if name not in self.texts}
         split = cells.get("split")
         split = split if isinstance(split, str) and split else None
         pictures = picture_names(cell)
@@ -260,10 +273,6 @@ def _is_captions_by_name(content: dict[str, Any]) -> bool:
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_binary(data_type: pa.DataType) -> bool:
-    return pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type)
 
 
 def _one(pictures: list[Any]) -> Any:

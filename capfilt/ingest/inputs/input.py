@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from blipcore.io.samples import PICTURE_SUFFIXES
+from blipcore.io.samples import PICTURE_SUFFIXES, TEXT_KEYS
 from blipcore.io.storage import AnyPath
 from capfilt.ingest.account import NO_TEXTS, Account
-from capfilt.ingest.inputs.annotation_cells import texts_of
+from capfilt.ingest.inputs.annotation_cells import keys_of_texts, texts_of
 from capfilt.ingest.inputs.splits import is_chosen, wanted_splits
 from capfilt.ingest.lists.list_files import ListOptions
 
@@ -204,9 +204,11 @@ def file_row(root: AnyPath, name: str, texts: list[str]) -> InputRow:
 
 def caption_keys(metadata: Mapping[str, Any]) -> list[str]:
     """Return the keys of a JSON whose values look like captions: texts that are no links, paths or digests."""
+    usual = (key for key in metadata if key.lower() in TEXT_KEYS)
+    nested = [name for key in usual for name in keys_of_texts(key, metadata[key])]
     if any(key.lower() == "caption" for key in metadata):
-        return []  # the caption is empty
-    return [key for key, value in metadata.items() if may_hold_texts(key) and looks_like_caption(value)]
+        return nested  # the caption is empty, or an object of captions
+    return [key for key, value in metadata.items() if may_hold_texts(key) and looks_like_caption(value)] + nested
 
 
 def may_hold_texts(name: str) -> bool:
@@ -215,5 +217,5 @@ def may_hold_texts(name: str) -> bool:
 
 
 def looks_like_caption(value: Any) -> bool:
-    texts = texts_of(value)[:1] if isinstance(value, str | list) else []
+    texts = texts_of(value)[:1] if isinstance(value, str | list | dict) else []
     return any(text.strip() and not NO_CAPTION.match(text) for text in texts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from blipcore.io.samples import TEXT_SUFFIXES, choose_texts, find_captions
-from capfilt.ingest.inputs.annotation_cells import texts_of
+from capfilt.ingest.inputs.annotation_cells import texts_of, value_at
 from capfilt.ingest.inputs.input import PictureInput, caption_keys
 
 # Keys of a JSON that are no further columns: img2dataset's facts about the stored picture, which `pack` stores anew.
@@ -57,7 +57,7 @@ class SampleTexts:
             if suffix in self.suffixes or name.startswith("."):
                 found = choose_texts([files[suffix]()], lambda: content) if suffix in files else []
             else:
-                found = texts_of(content.get(name)) if isinstance(content, dict) else []
+                found = texts_of(value_at(content, name)) if isinstance(content, dict) else []
             self.source.texts[name] += any(text.strip() for text in found)
             texts += found
         names = {name.removeprefix(".") for name in self.source.options.text_names}

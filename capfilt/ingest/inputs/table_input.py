@@ -15,7 +15,7 @@ from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.storage import AnyPath, list_files
 from blipcore.io.text_encoding import decode_text
-from capfilt.ingest.inputs.annotation_cells import texts_of
+from capfilt.ingest.inputs.annotation_cells import column_of, keys_of_texts, texts_of, value_at
 from capfilt.ingest.inputs.annotations import TEXT_COLUMNS
 from capfilt.ingest.inputs.exif import img2dataset_orientation
 from capfilt.ingest.inputs.input import InputOptions, InputRow, PictureInput, may_hold_texts
@@ -28,11 +28,9 @@ from capfilt.ingest.inputs.table_pictures import (
     load_dataset,
     open_columns,
 )
-from capfilt.ingest.lists.list_files import is_damage
+from capfilt.ingest.lists.list_files import LFS_POINTER, is_damage
 from capfilt.ingest.lists.rows import ListColumn, match_columns
 from capfilt.ingest.lists.urls import URL_COLUMNS
-
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class TableLayout:
     url: str | None
     exif: str | None  # img2dataset's
     texts: tuple[str, ...]
+    text_columns: tuple[str, ...]  # that hold them
     further: tuple[str, ...]  # other columns that hold no bytes
     types: pa.Schema  # of these
     unused: tuple[str, ...]  # those of them that may hold texts
@@ -60,14 +59,15 @@ class TableInput(PictureInput):
         self.further = pa.schema([*known, *(field for field in layout.types if field.name not in known.names)])
 
     def _table_rows(self, path: AnyPath, name: str, layout: TableLayout) -> Iterator[InputRow]:
-        read = list(dict.fromkeys(filter(None, (layout.url, *layout.texts, *layout.further, layout.exif))))
+        read = list(dict.fromkeys(filter(None, (layout.url, *layout.text_columns, *layout.further, layout.exif))))
         for number, cells in enumerate(_read_cells(path, read)):
             url = cells.get(layout.url) if layout.url else None
             row: InputRow = {"url": url if isinstance(url, str) else f"{name}#{number}"}
             texts: list[str] = []
             for column in layout.texts:
                 try:
-                    found = texts_of(_decode(cells.get(column), self.options.encoding))
+                    cell = _decode(value_at(cells, column), self.options.encoding)
+                    found = texts_of(cell)
                 except ValueError as error:
                     self.add_problem(
                         "texts in another encoding, not read", f"{name}, row {number}, '{column}' ({error})"
@@ -77,6 +77,8 @@ class TableInput(PictureInput):
                     continue
                 self.texts[column] += any(text.strip() for text in found)
                 texts += found
+                if not found:
+                    self.unused.update(keys_of_texts(column, cell))
             yield row | {
                 "texts": texts,
                 "columns": {column: cells[column] for column in layout.further},
@@ -170,12 +172,14 @@ def find_layout(schema: pa.Schema, options: InputOptions, path: str) -> TableLay
     others = [field.name for field in schema if field.name != image]
     repeated = {name for name in others if others.count(name) > 1}
     (url,) = match_columns(list(dict.fromkeys(others)), [ListColumn("a URL", URL_COLUMNS, None, "", False)], path)
-    columns = [ListColumn("a caption", (), name, "--caption-col") for name in options.text_names] or [
+    named = [column_of(name, others) for name in options.text_names]
+    columns = [ListColumn("a caption", (), name, "--caption-col") for name in named] or [
         ListColumn("a caption", TEXT_COLUMNS, None, "--caption-col", required=False)
     ]
     found = match_columns(list(dict.fromkeys(others)), columns, path)
-    texts = tuple(name for name in found if name is not None)
-    for name in repeated.intersection((url, *texts)):
+    text_columns = tuple(name for name in found if name is not None)
+    texts = options.text_names or text_columns
+    for name in repeated.intersection((url, *text_columns)):
         raise ValueError(f"{path} has {others.count(name)} columns with the name '{name}'; rename them.")
     types = [
         field
@@ -185,9 +189,8 @@ def find_layout(schema: pa.Schema, options: InputOptions, path: str) -> TableLay
     further = [field.name for field in types]
     unused = [name for name in further if may_hold_texts(name) and _may_be_text(schema.field(name).type)]
     unused += [name for name in dict.fromkeys(others) if name in repeated]
-    return TableLayout(
-        image, url, "exif" if "exif" in others else None, texts, tuple(further), pa.schema(types), tuple(unused)
-    )
+    exif = "exif" if "exif" in others else None
+    return TableLayout(image, url, exif, texts, text_columns, tuple(further), pa.schema(types), tuple(unused))
 
 
 def read_parquet_schema(path: AnyPath) -> pa.Schema:
@@ -209,7 +212,9 @@ def _may_be_text(data_type: pa.DataType) -> bool:
         return _may_be_text(data_type.value_type)
     if pa.types.is_dictionary(data_type):
         return _may_be_text(data_type.value_type)
-    return pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_struct(data_type)
+    types = pa.types
+    is_text = types.is_string(data_type) or types.is_large_string(data_type) or types.is_string_view(data_type)
+    return is_text or types.is_struct(data_type)
 
 
 def _contains_bytes(data_type: pa.DataType) -> bool:

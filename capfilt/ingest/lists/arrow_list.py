@@ -59,7 +59,7 @@ class ArrowFile:
 
     def _find_byte_columns(self) -> set[int]:
         """Return the indices of binary columns that hold no text, such as pictures."""
-        binary = [index for index, field in enumerate(self.schema) if _is_binary(field.type)]
+        binary = [index for index, field in enumerate(self.schema) if is_binary(field.type)]
         if not binary:
             return set()
         with self._open(binary, ROWS_TO_TRY) as (_, batches):
@@ -74,7 +74,7 @@ class ArrowFile:
         """Return a column as Python values. Binary cells are texts; those that are not UTF-8 become `problems`."""
         if isinstance(column, pa.DictionaryArray):
             column = column.dictionary_decode()
-        if not _is_binary(column.type):
+        if not is_binary(column.type):
             try:
                 return column.to_pylist()
             except UnicodeDecodeError:
@@ -119,9 +119,10 @@ def _parquet_batches(parquet: pq.ParquetFile, indices: list[int], rows: int) -> 
         yield batch.select([batch.schema.get_all_field_indices(name)[0] for name in names])
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(data_type: pa.DataType) -> bool:
+    """Return whether cells of a type are bytes."""
     types = pa.types
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return types.is_binary(data_type) or types.is_large_binary(data_type) or types.is_binary_view(data_type)
 
 
 def _small_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

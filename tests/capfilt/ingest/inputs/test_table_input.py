@@ -49,6 +49,7 @@ def test_columns_are_named_and_the_others_travel_along(tmp_path: Path) -> None:
     [
         ({"prompt": ["a dog"]}, {}, "but 'prompt' may hold texts"),
         ({"caption": [""], "prompt": ["x"]}, {}, "no text in 'caption' .* but 'prompt' may hold texts"),
+        ({"recap": pa.array(["a"]).cast(pa.string_view())}, {}, "but 'recap' may hold texts"),
         ({"caption": ["a"]}, {"caption_col": "titel"}, r"has no column 'titel' \(--caption-col\); it has caption"),
         ({"caption": ["a"]}, {"image_col": "image"}, r"has no column 'image' \(--image-col\)"),
         ({"caption": ["a"]}, {"split": "train"}, "has no splits; leave out --split train"),

@@ -36,6 +36,7 @@ def tar_of(tmp_path: Path, members: dict[str, bytes | str], name: str = "0.tar")
         ({"0.json": '{"caption": ["a", "b"]}'}, ["a", "b"], "caption"),
         ({"0.json": '{"top_caption": "t", "all_captions": ["a"]}'}, ["t"], "top_caption"),
         ({"0.json": '["one", "two"]'}, ["one", "two"], "list of .json"),
+        ({"0.json": '"one"'}, ["one"], "list of .json"),
     ],
 )
 def test_the_texts_of_a_sample(tmp_path: Path, members: dict[str, bytes | str], texts: list[str], counted: str) -> None:
