@@ -11,7 +11,7 @@ import difflib
 import enum
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,14 +40,19 @@ def resolve(
     return _validate(cls, merged)
 
 
-def to_dict(instance: Any, without: Iterable[str] = ()) -> dict[str, Any]:
-    """Return a config as plain dicts, lists, strings and numbers, without the top-level fields `without`."""
+def to_dict(instance: Any, without: Iterable[str] = (), unless_default: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a config as plain dicts, lists, strings and numbers, without the top-level fields `without`.
+
+    Fields in `unless_default` are left out too if they have their default.
+    """
     excluded = set(without)
-    return {
+    values = {
         field.name: _to_plain(getattr(instance, field.name))
         for field in dataclasses.fields(instance)
         if field.name not in excluded
     }
+    defaults = _defaults(type(instance)) if unless_default else {}
+    return {name: value for name, value in values.items() if name not in unless_default or value != defaults[name]}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from blipcore.io.messages import shorten
 from blipcore.model.blip import Blip
 from blipcore.model.config import BlipConfig
 
@@ -180,7 +181,7 @@ def remove_prefix(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor
     [prefix] = prefixes
     others = [name for name in state if not name.startswith(prefix)]
     if others:
-        logger.warning("%s: %s beside the model '%s' are left out.", path, _list_names(others), prefix.rstrip("."))
+        logger.warning("%s: %s beside the model '%s' are left out.", path, shorten(others), prefix.rstrip("."))
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
@@ -268,13 +269,9 @@ def require_fit(
 ) -> None:
     """Raise ValueError with three names of each list unless all lists are empty."""
     lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    problems = [f"{kind}: {_list_names(names)}" for kind, names in lists if names]
+    problems = [f"{kind}: {shorten(names)}" for kind, names in lists if names]
     if problems:
         raise ValueError(f"The tensors in {path} do not make {target}: {'; '.join(problems)}.")
-
-
-def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shape_mismatch(name: str, shape: Sequence[int], expected: Sequence[int]) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blipcore.data.annotations import read_captioned_images, split_captions
-from blipcore.data.check_pictures import count, find_missing, shorten
+from blipcore.data.check_pictures import count, find_missing
 from blipcore.data.dataset import DatasetEntry, stable_id
 from blipcore.data.picture_lists import default_root
 from blipcore.data.vqa_nlvr import read_image_pairs, read_questions, split_list
+from blipcore.io.messages import shorten
 
 
 class AnnotationDataset:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from blipcore.data.transforms import load_image
+from blipcore.io.messages import shorten
 
-SHOWN = 3  # pictures named in a message
 MAX_FOLDERS = 50  # tried as the root of the paths
 THREADS = 8
 
@@ -52,12 +52,6 @@ def require_pictures(records: Sequence[Mapping[str, Any]], root: Path, name: str
             f"{count(len(missing or damaged), 'picture')} of {name} {problem}: {shorten(missing or damaged)}. Scores "
             "without them could not be compared: restore them, or leave them out of the annotations."
         )
-
-
-def shorten(items: Sequence[str]) -> str:
-    """Return the first items, and how many are left."""
-    rest = f" and {len(items) - SHOWN:,} more" if len(items) > SHOWN else ""
-    return f"{', '.join(items[:SHOWN])}{rest}"
 
 
 def count(number: int, noun: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -17,8 +16,6 @@ from PIL import Image, ImageCms
 
 COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # of the profile, by the mode of the image
 SAME_COLOURS = 3  # of 255: a profile that changes no colour by more is a variant of sRGB
-
-Conversion = Callable[[Image.Image], Image.Image]
 
 
 def to_srgb(image: Image.Image, profile: object) -> Image.Image:

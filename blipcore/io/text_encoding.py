@@ -1,17 +1,17 @@
-"""Decodes the bytes of texts."""
+"""Byte order marks, and the decoding of texts of unknown encoding."""
 
 from __future__ import annotations
 
 import codecs
 
-# Longest first: the mark of UTF-16 is the start of that of UTF-32.
-BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+# mark -> encoding of what follows it. UTF-32 comes first: its mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def decode_text(data: bytes, encoding: str | None = None) -> str:
@@ -19,9 +19,9 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
 
     Raises ValueError if it is none of these, and for a NUL, which UTF-16 without a mark has.
     """
-    marked = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), None)
-    if marked is not None:
-        return _without_nul(data.decode(marked))
+    mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), None)
+    if mark is not None:
+        return _without_nul(data[len(mark) :].decode(BYTE_ORDER_MARKS[mark]))
     try:
         return _without_nul(data.decode("utf-8"))
     except ValueError:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from blipcore.io.messages import shorten
 from capfilt.shards.manifest import Manifest
 
 NO_TEXTS = "none"  # value of --caption-col
+MAX_NAMES = 20  # of columns or files in a line
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Account:
             "splits": ", ".join(self.splits),
             "picture": self.picture,
             "texts": texts,
-            "not used": shorten(self.unused),
-            "kept": shorten(self.kept),
+            "not used": shorten(self.unused, MAX_NAMES),
+            "kept": shorten(self.kept, MAX_NAMES),
             "rows": f"{self.rows:,}, {self.rows_with_text:,} with a text",
         }
         lines = [f"{name:<8}  {value}" for name, value in values.items() if value]
@@ -102,11 +104,5 @@ def record_account(manifest: Manifest, account: Account | None, progress: bool) 
     return recorded
 
 
-def shorten(names: Sequence[str], limit: int = 20) -> str:
-    """Return names joined by commas, the first `limit` of many."""
-    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
 def _quote(names: Sequence[str]) -> str:
-    return shorten([f"'{name}'" for name in names])
+    return shorten([f"'{name}'" for name in names], MAX_NAMES)

@@ -30,7 +30,6 @@ from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
 
 KEY_COLUMNS = ("key", "__key__")
-TEXT_COLUMNS = (*CAPTION_COLUMNS, "captions", "texts", "sentences")
 
 TextId = tuple[str | None, str]  # shard, None for any, and key; or "url" and the URL
 
@@ -164,7 +163,7 @@ def _read_texts(config: TextsConfig) -> tuple[dict[TextId, list[str]], bool]:
     if key is None and url is None:
         raise ValueError(f"{config.texts} has no column 'key' or 'url'; its columns are {', '.join(rows.names)}.")
     wanted = [ListColumn("a text", (), name, "--caption-col") for name in config.caption_col]
-    columns = find_columns(rows, wanted or [ListColumn("a text", TEXT_COLUMNS, None, "--caption-col")])
+    columns = find_columns(rows, wanted or [ListColumn("a text", CAPTION_COLUMNS, None, "--caption-col")])
     texts: dict[TextId, list[str]] = {}
     bad, first_error = 0, None
     names = [key or url, *([shard] if key and shard else []), *filter(None, columns)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from blipcore.io.config_diff import INCIDENTAL, incidental_fields
 from capfilt.config import to_dict
-from capfilt.ingest.lists.list_files import ListOptions
+from capfilt.ingest.lists.list_files import ListOptions, split_names
 from capfilt.pictures.decode import MAX_PIXELS
 
 # Settings that older manifests lack; they are recorded only with another value than the default.
@@ -78,14 +78,11 @@ class DownloadConfig:
 
     def list_options(self) -> ListOptions:
         """Return how to read the list."""
-        columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-        return ListOptions("", self.no_header, columns, self.quoting, self.encoding, self.split)
+        return ListOptions("", self.no_header, split_names(self.columns), self.quoting, self.encoding, self.split)
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings for the manifest, in the form of older ones where they say the same."""
-        settings = to_dict(self, without=incidental_fields(self))
-        defaults = to_dict(DownloadConfig("", ""))
-        settings = {name: value for name, value in settings.items() if name not in NEWER or value != defaults[name]}
+        settings = to_dict(self, without=incidental_fields(self), unless_default=NEWER)
         if len(self.caption_col) < 2:
             settings["caption_col"] = self.caption_col[0] if self.caption_col else None
         return settings

@@ -14,7 +14,7 @@ from blipcore.io.storage import AnyPath, existing_paths, list_names, to_path
 from capfilt.ingest.account import Account
 from capfilt.ingest.inputs.input import InputOptions
 from capfilt.ingest.inputs.open import open_input
-from capfilt.ingest.lists.list_files import ListOptions, list_format
+from capfilt.ingest.lists.list_files import ListOptions, list_format, split_names
 from capfilt.ingest.lists.url_list import UrlList
 from capfilt.shards.format import IMAGES, SCORES, VERDICT, WEB
 from capfilt.shards.manifest import image_folder, read_manifest
@@ -45,8 +45,7 @@ class InspectConfig:
 
     def list_options(self) -> ListOptions:
         """Return how to read a list."""
-        columns = tuple(name.strip() for name in self.columns.split(",")) if self.columns else ()
-        return ListOptions("", self.no_header, columns, self.quoting, self.encoding, self.split)
+        return ListOptions("", self.no_header, split_names(self.columns), self.quoting, self.encoding, self.split)
 
 
 @dataclass
@@ -74,7 +73,7 @@ def inspect(config: InspectConfig) -> Inspection:
     path = to_path(config.source)
     manifest = read_manifest(path) if path.is_dir() else None
     if manifest is not None and manifest["stage"] == "filter":
-        return _inspect_filtered_set(path, manifest)
+        return _inspect_filtered_set(path)
     if manifest is not None and manifest["stage"] in ("download", "pack"):
         return _inspect_shard_set(path, manifest)
     if manifest is not None:
@@ -132,7 +131,7 @@ def _inspect_input(config: InspectConfig) -> Inspection:
         split=config.split or None,
         encoding=config.encoding or None,
         no_header=config.no_header,
-        columns=config.list_options().columns,
+        columns=split_names(config.columns),
         quoting=config.quoting,
     )
     source = open_input(config.source, options)
@@ -199,7 +198,7 @@ def _inspect_shard_set(path: AnyPath, manifest: dict[str, Any]) -> Inspection:
     return Inspection(account, first, f"capfilt caption {path} --model M")
 
 
-def _inspect_filtered_set(path: AnyPath, manifest: dict[str, Any]) -> Inspection:
+def _inspect_filtered_set(path: AnyPath) -> Inspection:
     names = [name for name in list_names(path) if name.endswith(".parquet")]
     tables, complete = _some_tables([path / name for name in sorted(names)])
     first: list[dict[str, Any]] = []

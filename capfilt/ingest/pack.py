@@ -32,6 +32,7 @@ from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.inputs.input import InputOptions, InputRow
 from capfilt.ingest.inputs.open import open_input
 from capfilt.ingest.keep_columns import FurtherColumns
+from capfilt.ingest.lists.list_files import split_names
 from capfilt.ingest.lists.rows import as_text
 from capfilt.ingest.open_set import InputRows, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER
@@ -41,7 +42,7 @@ from capfilt.shards.manifest import read_manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
 # Settings that older manifests lack; they are recorded only with another value than the default.
-NEWER = ("keep_columns", "split", "encoding", "no_header", "columns", "quoting")
+NEWER = ("keep_columns", "max_pixels", "split", "encoding", "no_header", "columns", "quoting")
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
 
 
@@ -91,15 +92,13 @@ class PackConfig:
             tuple(self.caption_col),
             self.encoding,
             self.no_header,
-            tuple(name.strip() for name in self.columns.split(",")) if self.columns else (),
+            split_names(self.columns),
             self.quoting,
         )
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings for the manifest, in the form of older ones where they say the same."""
-        settings = to_dict(self, without=incidental_fields(self))
-        defaults = to_dict(PackConfig("", ""))
-        settings = {name: value for name, value in settings.items() if name not in NEWER or value != defaults[name]}
+        settings = to_dict(self, without=incidental_fields(self), unless_default=NEWER)
         if len(self.caption_col) < 2:
             settings["caption_col"] = self.caption_col[0] if self.caption_col else None
         return settings
@@ -108,10 +107,7 @@ class PackConfig:
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Pack pictures into shards; return the counts by outcome over the whole set. Resumes an earlier run."""
     source = open_input(config.source, config.input_options())
-    settings = {"kind": source.kind}
-    settings |= config.recorded()
-    if config.max_pixels == MAX_PIXELS:  # unknown to older manifests
-        del settings["max_pixels"]
+    settings = {"kind": source.kind} | config.recorded()
     rows = InputRows(
         config.source,
         map(_plan_row, source),

@@ -17,10 +17,7 @@ from blipcore.io.tars import walk_tar
 from blipcore.io.writing import atomic_write
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.fetch.attempts import RETRYABLE, Attempts, FetchResult
-from capfilt.ingest.plans import (
-    group_by_url,
-    plan_schema,
-)
+from capfilt.ingest.plans import group_by_url, plan_schema
 from capfilt.ingest.rounds import ROWS_PER_ROUND, fetch_urls, make_writer, plan_columns, remove_results, write_shards
 from capfilt.ingest.shard_writer import MORE_CAPTIONS
 from capfilt.shards.further_columns import own_table_columns

@@ -21,13 +21,7 @@ from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import FetchLimits
 from capfilt.ingest.lists.urls import check_url
 from capfilt.ingest.open_set import OpenSet
-from capfilt.ingest.plans import (
-    PLAN_SCHEMA,
-    ROWS_FOLDER,
-    plan_schema,
-    read_part,
-    sample_key,
-)
+from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER, plan_schema, read_part, sample_key
 from capfilt.ingest.shard_writer import ShardWriter
 from capfilt.shards.tables import write_table
 
@@ -89,6 +83,7 @@ def remove_results(folder: Path) -> None:
 def make_writer(
     out: AnyPath, plans: Path, config: DownloadConfig, further: pa.Schema, captions: AnyPath | None
 ) -> ShardWriter:
+    """Return the stage that writes shards from `plans`, with the settings of a download."""
     return ShardWriter(
         str(plans),
         str(out),
@@ -105,6 +100,7 @@ def make_writer(
 def write_shards(
     stage: ShardWriter, shards: list[str], rows: int, config: DownloadConfig, progress: bool
 ) -> dict[str, str]:
+    """Write shards with a process per ROWS_PER_PROCESS rows; return those that failed, with the reason."""
     workers = max(1, min(config.workers or count_cores(), rows // ROWS_PER_PROCESS))
     return run_shards(stage, shards, workers=workers, device="cpu", progress=progress).failed
 
@@ -162,6 +158,7 @@ def _statuses(table: pa.Table) -> list[str | None]:
 
 
 def plan_columns(result: FetchResult) -> dict[str, Any]:
+    """Return the outcome of a row and the place of its bytes, as columns of a plan."""
     columns: dict[str, Any] = {"status": result.status, "error": result.error}
     if result.tar is not None:
         columns |= {"body": os.fsencode(result.tar), "offset": result.offset, "size": result.size}

@@ -5,7 +5,6 @@ An input finds the bytes and the texts of each picture; it decodes none.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable
 from itertools import islice
 
@@ -15,6 +14,7 @@ from blipcore.io.reading import open_read
 from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath, file_size, list_files, to_path
 from blipcore.io.tars import walk_tar
+from capfilt.ingest.account import NO_TEXTS
 from capfilt.ingest.inputs.annotated_input import AnnotatedInput
 from capfilt.ingest.inputs.folder_input import FolderInput, is_picture
 from capfilt.ingest.inputs.imagefolder_input import ImageFolderInput, find_metadata
@@ -50,15 +50,9 @@ def _check(options: InputOptions) -> None:
     """Raise ValueError for an option that no input has."""
     if options.kind is not None and options.kind not in KINDS:
         raise ValueError(f"--kind must be one of {', '.join(KINDS)}, not '{options.kind}'.")
-    if not options.reads_texts and options.caption_col != ("none",):
+    if not options.reads_texts and options.caption_col != (NO_TEXTS,):
         raise ValueError("--caption-col none reads no texts; leave out the other columns.")
-    if options.encoding is not None:
-        try:
-            codecs.lookup(options.encoding)
-        except LookupError:
-            raise ValueError(
-                f"--encoding '{options.encoding}' is no text encoding, such as cp1252 or utf-16."
-            ) from None
+    options.list_options()  # raises for an unknown encoding
 
 
 def _open_annotated(path: AnyPath, annotations: str, options: InputOptions) -> PictureInput:

@@ -20,7 +20,7 @@ from blipcore.io.messages import one_line
 from blipcore.io.reading import open_read
 from blipcore.io.samples import PICTURE_SUFFIXES
 from blipcore.io.storage import AnyPath, list_names, to_path
-from capfilt.ingest.lists.arrow_list import PAGE_BY_PAGE
+from capfilt.ingest.lists.arrow_list import PAGE_BY_PAGE, is_binary
 from capfilt.ingest.lists.list_files import is_damage
 from capfilt.ingest.lists.rows import ListColumn, match_columns
 
@@ -64,7 +64,7 @@ def holds_bytes(data_type: pa.DataType) -> bool:
     """Return whether a column may hold pictures: bytes, or Hugging Face's {bytes, path}."""
     if pa.types.is_struct(data_type):
         return "bytes" in [data_type.field(index).name for index in range(data_type.num_fields)]
-    return pa.types.is_binary(data_type) or pa.types.is_large_binary(data_type) or pa.types.is_binary_view(data_type)
+    return is_binary(data_type)
 
 
 def _begins_with_picture(path: str, name: str) -> bool:

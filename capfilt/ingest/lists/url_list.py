@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from blipcore.io.messages import shorten
 from blipcore.io.samples import PICTURE_SUFFIXES
-from capfilt.ingest.account import NO_TEXTS, Account, shorten
+from capfilt.ingest.account import MAX_NAMES, NO_TEXTS, Account
 from capfilt.ingest.lists.list_files import ListOptions
 from capfilt.ingest.lists.rows import ListColumn, RowList, as_text, cell_texts, find_columns, match_columns, open_list
 from capfilt.ingest.lists.urls import CAPTION_COLUMNS, URL_COLUMNS
@@ -19,7 +20,7 @@ from capfilt.ingest.lists.urls import CAPTION_COLUMNS, URL_COLUMNS
 # Parts of the names of columns with texts, if no usual name exists: re_caption, caption_alt_text_description.
 CAPTION_WORDS = re.compile(r"caption|description|prompt|(^|[^a-z])(text|alt|title|txt)([^a-z]|$)")
 NO_TEXT = re.compile(r"\s*(https?://\S*|[-+0-9.eE%,:]*|[0-9a-fA-F-]{16,})\s*")  # URLs, numbers, hashes
-DIGESTS = {"sha256": 64, "md5": 32}  # columns of checksums and their number of hex digits
+CHECKSUM_COLUMNS = {"sha256": 64, "md5": 32}  # name -> number of hex digits
 MIN_BAD_ROWS = 20  # fewer never end a run
 
 
@@ -107,7 +108,9 @@ class UrlList:
             notes.append(f"some cells of '{name}' are objects without a text, the first: {str(cell)[:100]}.")
         late = self.list.late_names
         if late:
-            notes.append(f"only later rows have {shorten(late)}; --caption-col can name them, and they are not kept.")
+            notes.append(
+                f"only later rows have {shorten(late, MAX_NAMES)}; --caption-col can name them, and they are not kept."
+            )
         return Account(
             "URL list",
             len(self.list.files),
@@ -136,7 +139,7 @@ class UrlList:
         """Yield the rows without checks of the texts."""
         self.counts.clear()
         self.by_column.clear()
-        digests = [name for name in self.further_names if name.lower() in DIGESTS]
+        digests = [name for name in self.further_names if name.lower() in CHECKSUM_COLUMNS]
         names = [self.url, *self.texts, *self.further_names]
         last_text = 1 + len(self.texts)
         for row in self.list.read(names):
@@ -230,4 +233,4 @@ def _digest(name: str, cell: object) -> str | None:
     if not isinstance(cell, str):
         return None
     value = cell.strip().lower()
-    return value if len(value) == DIGESTS[name.lower()] and not value.strip("0123456789abcdef") else None
+    return value if len(value) == CHECKSUM_COLUMNS[name.lower()] and not value.strip("0123456789abcdef") else None
