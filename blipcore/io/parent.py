@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -34,9 +35,10 @@ def end_with_parent(pipe: int, number: int = signal.SIGTERM) -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def exit_with_parent() -> None:
+def exit_with_parent(parents_folder: str | None = None) -> None:
     """Exit at once when the process that started this one ends: an orphan would wait for its peers for hours.
 
+    Delete `parents_folder` first: temporary files that the parent can no longer delete.
     The parent is that of multiprocessing, or else the one that the system gives, asked every second.
     """
     parent, number = multiprocessing.parent_process(), os.getppid()
@@ -46,6 +48,8 @@ def exit_with_parent() -> None:
             parent.join()
         while parent is None and os.getppid() == number:
             time.sleep(1)
+        if parents_folder is not None:
+            shutil.rmtree(parents_folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()

@@ -5,10 +5,12 @@ Uses torch's elastic launcher. For several machines, start the command with `tor
 
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -69,27 +71,30 @@ def launch(nproc: int, work: Callable[..., T], *args: Any) -> T:
     # The launcher logs the errors that are raised below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.multiprocessing").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # any free port
-        max_restarts=0,
-        signals_to_handle=SIGNALS,
-    )
-    try:
-        return elastic_launch(config, _work_as_child)(work, *args)[0]
-    except SignalException as signal_exception:
-        raise SystemExit(128 + signal_exception.sigval) from None
-    except ChildFailedError as error:
-        raise _first_error(error) from None
+    # The launcher's own default folder for the errors of its processes is never deleted.
+    with tempfile.TemporaryDirectory(prefix="capfilt_launch_") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # any free port
+            max_restarts=0,
+            signals_to_handle=SIGNALS,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            return elastic_launch(config, _work_as_child)(folder, work, *args)[0]
+        except SignalException as signal_exception:
+            raise SystemExit(128 + signal_exception.sigval) from None
+        except ChildFailedError as error:
+            raise _first_error(error) from None
 
 
-def _work_as_child(work: Callable[..., T], *args: Any) -> T:
+def _work_as_child(folder: str, work: Callable[..., T], *args: Any) -> T:
     """Run `work` in a process that ends with its launcher, also before the processes have found each other."""
-    exit_with_parent()
+    exit_with_parent(folder)
     return work(*args)
 
 

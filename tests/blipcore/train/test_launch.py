@@ -1,5 +1,6 @@
 """Several training processes, started with `--nproc 2` and with `torchrun`."""
 
+import getpass
 import json
 import os
 import signal
@@ -42,8 +43,8 @@ def data(tmp_path_factory) -> Path:
     return folder / "walls.json"
 
 
-def train(launcher: tuple[str, ...], *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+def train(launcher: tuple[str, ...], *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | more
     command = [sys.executable, *launcher, "pretrain", *map(str, arguments), *TRAIN]
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
 
@@ -52,8 +53,10 @@ def train(launcher: tuple[str, ...], *arguments: str | Path) -> subprocess.Compl
 def nproc_run(data, tmp_path_factory) -> Path:
     """The folder of a run under `--nproc 2`."""
     out = tmp_path_factory.mktemp("nproc") / "run"
-    process = train(NPROC, data, "--out", out, "--nproc", "2")
+    temporary = tmp_path_factory.mktemp("temporary")
+    process = train(NPROC, data, "--out", out, "--nproc", "2", TMPDIR=str(temporary))
     assert process.returncode == 0, process.stderr
+    assert {path.name for path in temporary.iterdir()} <= {f"torchinductor_{getpass.getuser()}"}  # a cache of torch
     summary = json.loads(process.stdout)
     assert (summary["steps"], summary["pictures"]) == (3, 3 * 4 * 2)
     assert json.loads((out / "launches.jsonl").read_text())["processes"] == 2
@@ -142,7 +145,10 @@ def is_training_process(pid: int) -> bool:
 def test_processes_end_with_a_killed_launcher(data, tmp_path, moment) -> None:
     out = tmp_path / "run"
     command = [sys.executable, *NPROC, "pretrain", str(data), "--out", str(out), "--nproc", "2", *TRAIN]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     variables = os.environ | {"PYTHONPATH": str(Path(capfilt.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    variables["TMPDIR"] = str(temporary)
     settings = ["--steps", "5000", "--set", "train.log_every=1", "--set", "train.workers=1"]
     process = subprocess.Popen(
         [*command, *settings, "--set", "train.save_every=1"], stderr=subprocess.PIPE, env=variables
@@ -164,3 +170,4 @@ def test_processes_end_with_a_killed_launcher(data, tmp_path, moment) -> None:
     os.kill(ranks[1], signal.SIGCONT)
     # Every process holds the other end of the pipe: it closes when the last one has ended.
     process.communicate(timeout=60)
+    assert list(temporary.glob("capfilt_launch_*")) == []
