@@ -3,6 +3,7 @@
 Pickles are opened with `weights_only=True` and numpy's numbers and arrays, so no code in a file runs.
 """
 
+import codecs
 import logging
 import pickletools
 import re
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from blipcore.io.hub import weight_files
+from blipcore.io.messages import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +59,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         head = file.read(64)
     if not head:
         raise ValueError(f"{path} is empty: copy or save it again.")
-    # A safetensors file begins with the length of a JSON object, in eight bytes.
-    if head[4:9] == b"\0\0\0\0{":
-        return read_safetensors(path)
+    refuse_other_file(path, head)
+    is_safetensors = path.suffix == ".safetensors" or _is_safetensors(head)
+    state = read_safetensors(path) if is_safetensors else read_pickle(path)
+    if unfilled := [name for name, tensor in state.items() if tensor.is_meta]:
+        raise ValueError(
+            f"{path} holds the shapes of {shorten(unfilled)} without their numbers: save the model after its weights "
+            "are loaded."
+        )
+    return state
+
+
+def refuse_other_file(path: Path, head: bytes) -> None:
+    """Raise ValueError for a web page, a JSON file or a Git LFS pointer, by the first bytes `head`."""
+    if _is_safetensors(head):
+        return
     for start, kind in _OTHER_FILES.items():
-        if head.lstrip().startswith(start):
+        if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(start):
             raise ValueError(f"{path} is {kind}.")
-    return read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """Return whether a file begins with the length of a JSON object, in eight bytes."""
+    return head[4:9] == b"\0\0\0\0{"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -136,10 +154,14 @@ def _to_tensor(value: object) -> Tensor | None:
 
 
 def remove_wrapper_names(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return `state` without the parts "module.", "_orig_mod." and the like of its names."""
+    """Return `state` without the parts "module.", "_orig_mod." and the like of its names.
+
+    The counter of torch's AveragedModel is left out.
+    """
     renamed = {_WRAPPER_NAMES.sub("", name): tensor for name, tensor in state.items()}
     if len(renamed) < len(state):
         raise ValueError(f"{path} holds a model twice, with and without the prefixes of a wrapper: keep one of them.")
+    renamed.pop("n_averaged", None)
     return renamed
 
 
@@ -170,9 +192,10 @@ def _remedy(path: Path, classes: list[str]) -> str:
     if any(_DANGEROUS.match(name) for name in classes):
         return "no checkpoint needs it, so do not trust this file."
     strings = _pickled_strings(path)
-    entry = next((f"c[{key!r}]" for key in WRAPPERS if key in strings), "c")
-    if not strings:
-        entry = "c['model'] if isinstance(c, dict) and 'model' in c else c"
+    # The strings of a pickle are also those of its settings.
+    keys = [key for key in WRAPPERS if key in strings or (not strings and key in WRAPPERS[:2])]
+    found = "isinstance(c, dict) and k in c and not isinstance(c[k], str)"
+    entry = f"next((c[k] for k in {keys} if {found}), c)" if keys else "c"
     target = path.with_name(f"{path.stem}-tensors.pth")
     code = (
         f"import torch; c = torch.load({str(path)!r}, 'cpu', weights_only=False); m = {entry}; "

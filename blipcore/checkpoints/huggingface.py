@@ -35,8 +35,6 @@ def huggingface_config(
     `blipcore.checkpoints.numerics`), and replace a dropout of 0 (transformers' default) by BLIP's 0.1. "transformers"
     takes every value from the file.
     """
-    if raw.get("model_type") != "blip":
-        raise ValueError(f"{path} holds a model of type {raw.get('model_type')!r}, not 'blip'.")
     vision, text = raw.get("vision_config") or {}, raw.get("text_config") or {}
     for part in (vision, text):
         if part.get("hidden_act", "gelu") != "gelu":

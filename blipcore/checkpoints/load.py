@@ -133,10 +133,11 @@ def build_model(config: BlipConfig, state: dict[str, Tensor], image_size: int | 
     # The meta device skips the initialisation, which would draw from the global random generator.
     with torch.device("meta"):
         model = Blip(config)
+    state = {name: tensor.float() for name, tensor in state.items()}
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite: its training diverged, or the file is damaged.")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict(state, assign=True)
     return model.eval()
 
 
@@ -207,7 +208,13 @@ def _require_official_names(state: Mapping[str, Tensor], path: Path) -> None:
 def read_huggingface(folder: str | Path, numerics: Numerics = "official") -> tuple[BlipConfig, dict[str, Tensor]]:
     """Return config and model state of a Hugging Face captioner, retrieval or VQA model, under blipcore's names."""
     folder = Path(folder)
-    raw, state = read_json_object(folder / "config.json"), read_weights(folder)
+    raw = read_json_object(folder / "config.json")
+    if raw.get("model_type") != "blip":
+        raise ValueError(
+            f"{folder} holds a model of type {raw.get('model_type')!r}, not 'blip'; if it is a vision-language model "
+            f"of transformers, give it to `capfilt caption --model hf:{folder}`."
+        )
+    state = read_weights(folder)
     try:
         config = huggingface_config(raw, state, folder, numerics)
         # `save_huggingface` stores the temperature there.

@@ -25,6 +25,8 @@ def download_from_hub(hub_id: str, files: Sequence[str]) -> Path:
     """Download the files of a hub repository that match the patterns `files`; return their folder."""
     import huggingface_hub
 
+    if "://" in hub_id:
+        raise FileNotFoundError(f"{hub_id} is a URL: download the model, and give its path.")
     if not _HUB_ID.fullmatch(hub_id):
         raise FileNotFoundError(f"No file or folder at {hub_id}.")
     try:
@@ -54,8 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError if a file is missing.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json{_describe_content(folder)}.")
+    read_json_object(folder / "config.json")
     missing: list[str] = []
     for name in WEIGHT_FILES:
         # An index beside a whole file is left over from an earlier save.
@@ -89,7 +90,9 @@ def _describe_content(folder: Path) -> str:
         return f", but shards of torch.distributed.checkpoint; make one file of them with `{command}`"
     suffixes = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
     files = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes) if folder.is_dir() else []
-    models = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    # The hub's cache has the folders snapshots/COMMIT.
+    configs = [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]
+    models = sorted(str(path.parent.relative_to(folder)) for path in configs)
     if files:
         return f"; it holds {', '.join(files[:3])}: give the file itself if it is an official checkpoint"
     return f"; it holds the folder{'s' * (len(models) > 1)} {', '.join(models[:3])}" if models else ""
@@ -98,7 +101,8 @@ def _describe_content(folder: Path) -> str:
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of a model folder."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}.")
+        hint = _describe_content(path.parent)
+        raise FileNotFoundError(f"{path.parent} is no model folder: it has no {path.name}{hint}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

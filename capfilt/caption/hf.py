@@ -55,7 +55,12 @@ class HfCaptioner:
             raise ValueError(f"{model} cannot caption: {error}.") from None
         self.prompt, self.tokenizer = self.inputs.prompt, self.inputs.tokenizer
         self.ends = end_tokens(self.model, self.tokenizer)
-        self.first_token, self.banned = self._set_generation()
+        if not self.ends:
+            raise ValueError(
+                f"{model} has no end token, so its captions would never end; add eos_token_id to its "
+                "generation_config.json."
+            )
+        self.first_token, self.banned, self.banned_first = self._set_generation()
         self.takes_batches = True
         self._check(uninitialized)
 
@@ -70,7 +75,10 @@ class HfCaptioner:
             pairs = zip(inputs, keys, strict=True)
             return [captions for image, key in pairs for captions in self.caption([image], [key])]
         n = self.settings.num_captions
-        chooser = TokenChooser(self.settings, keys, self.ends, first_token=self.first_token, banned=self.banned)
+        chooser = TokenChooser(
+            self.settings, keys, self.ends,
+            first_token=self.first_token, banned=self.banned, banned_first=self.banned_first,
+        )  # fmt: skip
         self._generate(inputs, chooser, self.settings.max_new_tokens, n)
         texts = self.inputs.decode(chooser.token_ids())
         answers = zip(texts, chooser.done.tolist(), chooser.logprob.tolist(), strict=True)
@@ -92,9 +100,10 @@ class HfCaptioner:
             num_beams=1,
         )
 
-    def _set_generation(self) -> tuple[int | None, list[int]]:
-        """Make `generate` pass on the model's own scores; return the first token and the banned tokens of its config.
+    def _set_generation(self) -> tuple[int | None, list[int], list[int]]:
+        """Make `generate` pass on the model's own scores.
 
+        Return the first token of its config, the banned tokens, and those that are only banned in the first place.
         Penalties, minimum lengths, forced ends and sampling settings of a model would change captions and
         log-probabilities.
         """
@@ -114,11 +123,13 @@ class HfCaptioner:
             "pad_token_id": pad if pad is not None else min(self.ends, default=0),
         }
         plain = import_transformers().GenerationConfig(**tokens)
-        first, banned = find("forced_bos_token_id"), find("suppress_tokens") or []
+        single = [words[0] for words in find("bad_words_ids") or [] if len(words) == 1]
+        banned = [token for token in (*(find("suppress_tokens") or []), *single) if token not in self.ends]
+        first, banned_first = find("forced_bos_token_id"), find("begin_suppress_tokens") or []
         for module in self.model.modules():
             if hasattr(module, "generation_config"):
                 module.generation_config = plain
-        return first, [token for token in banned if token not in self.ends]
+        return first, banned, banned_first
 
     @torch.inference_mode()
     def _check(self, uninitialized: list[str]) -> None:
@@ -147,12 +158,13 @@ class TokenChooser:
         *,
         first_token: int | None = None,
         banned: Sequence[int] = (),
+        banned_first: Sequence[int] = (),
     ) -> None:
-        """Choose `first_token`, if given, first, and never one of `banned`."""
+        """Choose `first_token`, if given, then none of `banned_first`, and never one of `banned`."""
         rows = [(key, index) for key in keys for index in range(settings.num_captions)]
         noise = [sample_noise(settings.seed, key, index, settings.max_new_tokens) for key, index in rows]
         self.settings, self.end_tokens = settings, torch.tensor(sorted(end_tokens))
-        self.first_token, self.banned = first_token, list(banned)
+        self.first_token, self.banned, self.banned_first = first_token, list(banned), list(banned_first)
         self.noise = torch.from_numpy(np.stack(noise)) if settings.mode == "nucleus" else None  # (R, steps)
         self.done = torch.zeros(len(rows), dtype=torch.bool)
         # of the chosen tokens, with the end token
@@ -180,8 +192,9 @@ class TokenChooser:
         step = len(self.tokens)
         if step == 0 and self.first_token is not None:
             return torch.full_like(scores[:, 0], self.first_token, dtype=torch.long)
-        if self.banned:
-            scores = scores.index_fill(1, torch.tensor(self.banned, device=scores.device), -torch.inf)
+        is_first = step == (self.first_token is not None)
+        if banned := self.banned + self.banned_first * is_first:
+            scores = scores.index_fill(1, torch.tensor(banned, device=scores.device), -torch.inf)
         return scores.argmax(1) if self.noise is None else self._draw(scores, self.noise[:, step])
 
     def _draw(self, scores: Tensor, noise: Tensor) -> Tensor:

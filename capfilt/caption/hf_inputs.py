@@ -25,7 +25,8 @@ class InputMaker:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+            # any token does: it is masked
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
         if self.family in ("blip-2", "instructblip"):
             _complete_query_tokens(model, processor)
         self.names = _argument_names(model)

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from blipcore.checkpoints.files import refuse_other_file
 from blipcore.io.hub import read_json_object
-from blipcore.io.messages import one_line
+from blipcore.io.messages import one_line, shorten
 from blipcore.torchvision_shim import import_transformers
 from capfilt.caption.hf_files import ADAPTER, HfFolders, find_folders
-
-MAX_NAMES = 3  # of weights in a message
 
 
 class LoadedModel(NamedTuple):
@@ -40,14 +39,20 @@ def load_hf(model: str, *, trust_remote_code: bool, device: str, dtype: torch.dt
     hf.logging.disable_progress_bar()
     hf.logging.set_verbosity_error()
     name = model if folders.adapter is None else str(folders.base)
+    for folder in filter(None, folders):
+        _check_files(folder)
     with _one_sentence(name, hf.__version__):
         _check_class(hf, name, folders.base, trust_remote_code)
         processor = _load_processor(hf, name, folders.base, trust_remote_code)
         loaded, info = hf.AutoModelForImageTextToText.from_pretrained(
-            folders.base, trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
+            folders.base,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     if wrong := [*map(_first, info.get("mismatched_keys") or []), *map(str, info.get("error_msgs") or [])]:
-        raise ValueError(f"{name} has weights of another shape than its config.json says: {_some(wrong)}.")
+        raise ValueError(f"{name} has weights of another shape than its config.json says: {shorten(wrong)}.")
     if folders.adapter:
         with _one_sentence(model, hf.__version__):
             loaded = _merge_adapter(loaded, model, folders)
@@ -61,9 +66,16 @@ def check_uninitialized(model: str, names: list[str]) -> None:
     """Raise ValueError if weights that matter are missing."""
     if names:
         raise ValueError(
-            f"{model} is incomplete: {len(names)} of its weights are in none of its files ({_some(names)}), and random "
-            "numbers would take their place. Copy or download it again, or use a model of this class."
+            f"{model} is incomplete: {len(names)} of its weights are in none of its files ({shorten(names)}), and "
+            "random numbers would take their place. Copy or download it again, or use a model of this class."
         )
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ValueError for a web page or a Git LFS pointer in place of weights."""
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        with path.open("rb") as file:
+            refuse_other_file(path, file.read(64))
 
 
 def _check_class(hf: Any, model: str, folder: Path, trust_remote_code: bool) -> None:
@@ -142,6 +154,10 @@ def _merge_adapter(loaded: Any, model: str, folders: HfFolders) -> Any:
         import peft
     except ImportError:
         raise ImportError(f"{model} is an adapter, which needs: pip install 'capfilt[peft]'") from None
+    if not any(folders.adapter.glob("adapter_model.*")):  # type: ignore[union-attr]
+        raise FileNotFoundError(
+            f"{model} has no adapter_model.safetensors: the adapter was not saved or copied completely."
+        )
     with warnings.catch_warnings():
         # otherwise the layers that are not in the file would be left untrained
         warnings.filterwarnings("error", message=".*(missing|unexpected|mismatched).*keys.*")
@@ -155,7 +171,7 @@ def _one_sentence(model: str, version: str) -> Iterator[None]:
         yield
     except Exception as error:
         message = str(error)
-        if isinstance(error, ValueError) and message.startswith(model):
+        if isinstance(error, ValueError | FileNotFoundError) and message.startswith(model):
             raise
         if isinstance(error, ImportError) and "capfilt[" in message:
             raise
@@ -182,8 +198,3 @@ def _remedy(error: Exception) -> str:
 
 def _first(item: Any) -> str:
     return str(item[0] if isinstance(item, list | tuple) else item)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

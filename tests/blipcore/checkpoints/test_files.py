@@ -83,6 +83,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         {"model": prefixed("module.")},
         {"model": prefixed("_orig_mod.")},
         {"model": prefixed("module._orig_mod.")},
+        {"model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.")}},
         {"model": prefixed("_fsdp_wrapped_module._checkpoint_wrapped_module.")},
         {"model": {"visual._orig_mod.weight": STATE["visual.weight"], "text.module.bias": STATE["text.bias"]}},
         {"model": collections.OrderedDict(STATE), "best_cider": np.float64(1.33), "seen": np.arange(3)},
@@ -117,11 +118,14 @@ class Settings:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("value", [argparse.Namespace(lr=1), Settings(), Path("/data"), collections.Counter()])
+@pytest.mark.parametrize(
+    "value", [argparse.Namespace(module="vit", ema=True), Settings(), Path("/data"), collections.Counter()]
+)
 def test_a_class_in_a_pickle_is_named_with_the_command_that_keeps_the_tensors(
     tmp_path: Path, value: object, zipped: bool
 ) -> None:
-    torch.save({"model": STATE, "args": value}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    content = {"model": "vit", "state_dict": STATE, "args": value}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     name = type(value).__name__ if not isinstance(value, Path) else "pathlib"
     if isinstance(value, collections.Counter):
         assert read_tensors(tmp_path / "a.pth").keys() == STATE.keys()  # torch takes it for plain data
@@ -165,6 +169,7 @@ def test_no_command_is_given_for_a_file_that_calls_the_system(bad_files: Path, m
         (b"", "is empty: copy or save it again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "is a Git LFS pointer .*git lfs pull"),
         (b"\n<!DOCTYPE html><html>Google Drive</html>", "is a web page instead of the weights"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "is a web page instead of the weights"),
         (b'{"message": "Not Found"}', "is a JSON file, not the weights"),
     ],
 )
@@ -173,6 +178,12 @@ def test_other_files_are_told_by_their_first_bytes(tmp_path: Path, name: str, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_tensors(tmp_path / name)
+
+
+def test_shapes_without_numbers_are_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"visual.weight": torch.empty(2, device="meta")}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"holds the shapes of visual\.weight without their numbers"):
+        read_tensors(tmp_path / "a.pth")
 
 
 def test_safetensors_under_another_name_are_read(tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ def test_a_folder_without_a_config_names_the_checkpoints_in_it(tmp_path: Path) -
     write_model(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match=r"no config\.json; it holds the folder model\.$"):
         weight_files(tmp_path)
+    write_model(tmp_path / "snapshots" / "abc")
+    with pytest.raises(FileNotFoundError, match=r"it holds the folders model, snapshots/abc\.$"):
+        weight_files(tmp_path)
     (tmp_path / "checkpoint_best.pth").touch()
     with pytest.raises(FileNotFoundError, match=r"it holds checkpoint_best\.pth: give the file itself"):
         weight_files(tmp_path)
