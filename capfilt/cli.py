@@ -116,7 +116,7 @@ def inspect(
     encoding: options.Encoding = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what an input is taken for, and show its first rows. Nothing is fetched or written."""
+    """Show how an input is read, and its first rows. Nothing is fetched or written."""
     from capfilt.ingest import inspect as stage
 
     inspection = stage.inspect(read_settings(context, stage.InspectConfig))

@@ -146,7 +146,7 @@ Quoting = Annotated[
     option(
         READ,
         "Quotes in csv and tsv: none (part of the text), double or backslash.",
-        default="found from the file",
+        default="detected",
         values=("none", "double", "backslash"),
     ),
 ]
@@ -162,11 +162,11 @@ Encoding = Annotated[
 ]
 KINDS = ("folder", "imagefolder", "annotations", "parquet", "dataset", "webdataset")
 PackKind = Annotated[
-    str | None, option(READ, f"Kind of SOURCE: {', '.join(KINDS)}.", "--kind", default="found out", values=KINDS)
+    str | None, option(READ, f"Kind of SOURCE: {', '.join(KINDS)}.", "--kind", default="detected", values=KINDS)
 ]
 InspectKind = Annotated[
     str | None,
-    option(READ, f"Kind of SOURCE: list, {', '.join(KINDS)}.", "--kind", default="found out", values=("list", *KINDS)),
+    option(READ, f"Kind of SOURCE: list, {', '.join(KINDS)}.", "--kind", default="detected", values=("list", *KINDS)),
 ]
 Split = Annotated[str | None, option(READ, "Split to read, several as train+val, or all.", default="the only one")]
 ImageColumn = Annotated[str | None, option(READ, "Column of pictures or paths.", default="a usual name, such as image")]
@@ -253,9 +253,7 @@ Epochs = Annotated[float | None, option(TRAIN, "Passes over the pictures, instea
 PretrainRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=3e-4)]
 FinetuneRate = Annotated[float | None, option(TRAIN, "Peak learning rate.", default=1e-5)]
 TrainBatchSize = Annotated[int | None, option(TRAIN, "Pictures per batch and process.", default=32)]
-Continue = Annotated[
-    bool, flag(TRAIN, "Go on with a run with other --steps, --lr or validation settings.", "--continue")
-]
+Continue = Annotated[bool, flag(TRAIN, "Continue a run with other --steps, --lr or validation settings.", "--continue")]
 TrainSeed = Annotated[int | None, option(TRAIN, "Random seed.", default=42)]
 
 # --- Where to run ---------------------------------------------------------------------------------------------------

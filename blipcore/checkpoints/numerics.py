@@ -54,5 +54,5 @@ def describe_numerics(path_or_id: str | Path, numerics: Numerics) -> str | None:
         return f"{path_or_id} runs with the {stated_words} of its config.json (--numerics transformers)."
     return (
         f"{path_or_id} runs with {official_words}, as the released BLIP was trained, instead of the {stated_words} of "
-        "its config.json; if it was really trained with those, add --numerics transformers."
+        "its config.json; if it was trained with those, add --numerics transformers."
     )

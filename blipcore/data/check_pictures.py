@@ -39,7 +39,7 @@ def find_missing(keys: Iterable[str], root: Path, name: str) -> list[str]:
 def require_pictures(records: Sequence[Mapping[str, Any]], root: Path, name: str) -> None:
     """Raise ValueError if a picture of the evaluation records `name` cannot be read, as `find_missing` if none exists.
 
-    All are decoded: a damaged one would end the evaluation, perhaps after hours.
+    All are decoded: a damaged one would end the evaluation when it is reached, maybe after hours.
     """
     images = {str(image): image for record in records for image in record.get("images") or (record["image"],)}
     files = [path for path in images.values() if isinstance(path, Path)]

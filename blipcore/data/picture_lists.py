@@ -1,4 +1,4 @@
-"""Pictures with captions in the layouts that people have, as rows of an annotation file.
+"""Reads common layouts of pictures with captions as rows of an annotation file.
 
     imagefolder of `datasets`   a folder with metadata.jsonl or metadata.csv, whose file_name is a path in the folder
     folder with texts           name.txt or name.caption is the text of name.jpg; subfolders are read too

@@ -1,4 +1,4 @@
-"""Pictures in the forms that people have them: PIL images, paths, bytes, open files, numpy arrays, torch tensors."""
+"""Converts PIL images, paths, bytes, open files, numpy arrays and torch tensors to RGB images."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -50,6 +50,8 @@ class TarSample:
 
 @dataclass(slots=True)
 class SampleMembers:
+    """The members of one sample, without their content."""
+
     image: TarMember | None = None
     texts: tuple[TarMember, ...] = ()  # in the order of TEXT_SUFFIXES
     metadata: TarMember | None = None
@@ -154,7 +156,7 @@ def choose_texts(files: Iterable[str | None], read_json: Callable[[], Any]) -> l
 
 
 def json_texts(content: Any) -> list[str]:
-    """Return the captions in the JSON of a picture: a list, a text, or the value of the first of `TEXT_KEYS` that holds any.
+    """Return the captions in the JSON of a picture: a list, a text, or the value of the first of `TEXT_KEYS` with any.
 
     A JSON with a "caption", even null, has no other captions.
     """

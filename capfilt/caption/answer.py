@@ -1,4 +1,4 @@
-"""Answers of a chat server, which may send anything: bounded bodies in, checked answers out."""
+"""Reads and checks the answers of a chat server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 
 def parse_completion(body: bytes) -> tuple[Answer, str]:
-    """Return the answer in the body of a chat completion, and the name of the model that gave it, perhaps empty.
+    """Return the answer in the body of a chat completion, and the name of the model that gave it, "" if it has none.
 
     Raises UnusableAnswerError for everything else.
     """

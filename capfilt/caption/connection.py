@@ -1,4 +1,4 @@
-"""The connection to a chat server: its address, and an HTTP client that trusts no response."""
+"""The address of a chat server, and an HTTP client with limits on its responses."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def check_server_url(url: str, origin: str) -> None:
 
 
 def without_query(url: str) -> str:
+    """Return a URL without its login, query and fragment, for messages."""
     try:
         parts = urlsplit(url)
     except ValueError:

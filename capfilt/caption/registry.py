@@ -73,7 +73,7 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
 def recorded_settings(
     spec: str, settings: GenerateConfig | ChatConfig, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the decoding settings for a manifest, with the prompt that an `hf:` model is really given."""
+    """Return the decoding settings for a manifest, with the prompt that an `hf:` model is given."""
     kind, model = _parse(spec)
     content = asdict(settings)
     if kind == "hf":

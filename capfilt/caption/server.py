@@ -180,7 +180,7 @@ class OpenAICaptioner:
             refusal = error
         is_rejected = getattr(refusal, "status_code", None) in (400, 422, 501) and not _is_refusal(refusal)
         if self._logprobs is None and is_rejected:
-            # perhaps the server has no log-probabilities
+            # the server may have no log-probabilities
             try:
                 response = await self._create(jpeg, index, False)
                 if self._logprobs is None:
@@ -195,7 +195,7 @@ class OpenAICaptioner:
         return self._handle_error(refusal, is_alive)
 
     async def _answers_at_all(self) -> bool:
-        """Return whether the server answers a request that costs nothing, with whatever status."""
+        """Return whether the server answers a request that costs nothing, with any status."""
         try:
             await self._client.with_options(max_retries=0).models.with_raw_response.list()
         except self._openai.APIError as error:

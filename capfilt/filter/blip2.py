@@ -113,7 +113,7 @@ class Blip2Scorer(Scorer):
         return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
 
     def _read(self, embeds: Tensor, image_embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the Q-Former's states of queries, perhaps followed by words; the queries read the image."""
+        """Return the Q-Former's states of queries, which read the image, and of the words that may follow."""
         queries = self.model.query_tokens.shape[1]
         return self.model.qformer(
             query_embeds=embeds, attention_mask=mask, encoder_hidden_states=image_embeds, query_length=queries

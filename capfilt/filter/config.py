@@ -29,7 +29,7 @@ class ScoreConfig(EngineConfig):
     sources: list[str] = field(default_factory=list)
     # open_clip:ARCH/TAG, one or several, scored as clip, clip2, ...
     clip: str | list[str] | None = None
-    # module:Class or file.py:Class of scorers of one's own, or further checkpoints with ITM and ITC heads
+    # custom scorers as module:Class or file.py:Class, or further checkpoints with ITM and ITC heads
     scorer: str | list[str] | None = None
     # first token of the ITM text; "cls" reproduces the official demo class and Hugging Face
     first_token: FirstToken = "enc"

@@ -1,4 +1,4 @@
-"""The account of an input: what it was taken for, where pictures and texts come from, and how many rows have a text."""
+"""The account of an input: its kind, where its pictures and texts come from, and how many rows have a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_NAMES = 20  # of columns or files in a line
 
 @dataclass(frozen=True)
 class Account:
-    """What an input was taken for. `download` and `pack` print it before the long part, `inspect` prints nothing else.
+    """How an input is read. `download` and `pack` print it before they fetch or decode, `inspect` prints it alone.
 
     It is part of their summaries and manifests. Fields that do not apply to an input are empty.
     """

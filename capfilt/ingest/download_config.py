@@ -30,7 +30,7 @@ class DownloadConfig:
     caption_col: list[str] = field(default_factory=list)
     no_header: bool = False  # the list has no header
     columns: str = ""  # names of the columns of a list without a header, joined by commas
-    quoting: Literal["", "none", "double", "backslash"] = ""  # of csv and tsv; default: found from the file
+    quoting: Literal["", "none", "double", "backslash"] = ""  # of csv and tsv; default: detected
     encoding: str = ""  # of text files; default: by a byte order mark, else UTF-8
     split: str = ""  # of a list of several files: one, several joined by "+", or "all"; default: the only one
     # share of rows that may be unreadable before the run ends

@@ -1,7 +1,7 @@
-"""Records what the rows of an input were, so that a later run notices what has changed.
+"""Records a digest of each row of an input, by which a later run finds changes.
 
-`DATA/.input-FINGERPRINT.npy` has a digest per row, of its URL, texts, further columns and the size and time of the
-file with its picture.
+`DATA/.input-FINGERPRINT.npy` has a digest per row, of its URL, its texts, its further columns, and the size and time of
+the file with its picture.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class InputRecord:
         self.path = out / f".input-{fingerprint}.npy"
         self.matched = 0  # earlier rows found by `find_new`
         self.first_new: tuple[int, str] | None = None  # number, from 1, and URL of the first row that is not earlier
-        self.digests = array("Q")  # of the rows seen so far
+        self.digests = array("Q")  # of the rows read so far
         self._file: tuple[Any, Any] = (None, None)  # the last file with a picture, its size and time
 
     def read(self) -> np.ndarray | None:
@@ -42,7 +42,7 @@ class InputRecord:
             raise ValueError(f"{self.path} is damaged; delete it to run without a comparison of the input.") from None
 
     def write(self) -> None:
-        """Write the digests of the rows seen."""
+        """Write the digests of the rows read so far."""
         with atomic_write(self.path) as file:
             np.save(file, np.frombuffer(self.digests, np.uint64))
 

@@ -1,4 +1,4 @@
-"""`capfilt inspect`: what an input would be taken for, and its first rows, without writing or fetching anything."""
+"""`capfilt inspect`: shows how an input would be read, and its first rows. Nothing is fetched or written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collects the further columns of an input: selects, renames and types them while the input is split into plans.
+"""Selects, renames and types the further columns of an input, while it is split into plans.
 
 All cells of a column get one type in all shards. Without a type of the input, it is taken from the values of the whole
 input: numbers where every text is a plain number, JSON where values of different kinds are mixed.
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from capfilt.shards.further_columns import as_json, plain_type, rename_clashes, unify_types
 
 MAX_CELL_BYTES = 65_536  # a larger cell is left out
-NONE = "none"
+NONE = "none"  # value of --keep-columns
 # Texts that a number gives back unchanged: no leading zeros, at most 18 digits.
 _INTEGER = r"^(-?[1-9][0-9]{0,17}|0|)$"
 _NUMBER = r"^(-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,20})?([eE][-+]?[0-9]{1,3})?|)$"

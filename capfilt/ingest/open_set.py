@@ -1,4 +1,4 @@
-"""Begins, resumes or extends a shard set: the part that `download` and `pack` share before any picture is read.
+"""Begins, resumes or extends a shard set, for `download` and `pack`.
 
 A run with the same settings and the same input resumes. An input that has grown, whose earlier rows are unchanged and
 in the same order, extends a complete set: its new rows become new shards. Any other change is refused.

@@ -100,7 +100,7 @@ def _to_jpeg(
     is_jpeg, exif_orientation = image.format == "JPEG", read_orientation(image)
     width, height = image.size[::-1] if exif_orientation >= 5 else image.size
     if shrink and is_jpeg:
-        # skips most of the work on a large photograph
+        # decodes a large photograph at a fraction of the cost
         image.draft(None, (2 * max_side, 2 * max_side))
     _reserve_memory(image, memory)
     if is_jpeg and image.mode in ("RGB", "L") and exif_orientation == 1 and not shrink:

@@ -23,7 +23,7 @@ class DecodeMemory:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are free, and hold them for the block; a larger size than the total waits for all."""
+        """Wait until `size` bytes are free, and reserve them for the block; a size above the total reserves all."""
         size = min(size, self.total)
         with self._changed:
             self._changed.wait_for(lambda: self.used + size <= self.total)

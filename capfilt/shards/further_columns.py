@@ -1,4 +1,4 @@
-"""Further columns: those of an input that travel with its pictures, such as uid, similarity, NSFW or licence.
+"""Further columns: those of an input that are stored with its pictures, such as uid, similarity, NSFW or licence.
 
 They are typed columns of a shard's own table, fields of the samples' JSON, and columns of filtered tables and exports.
 """
@@ -32,9 +32,9 @@ PREFIX = "input_"  # of a name that clashes
 
 
 def rename_clashes(names: Iterable[str], taken: Iterable[str] = (), *, ours: bool = True) -> dict[str, str]:
-    """Return name -> name in our tables: with PREFIX if one of `ours` or `taken`, or equal to another but for case.
+    """Return name -> name in our tables: with PREFIX if it is taken, equals another, or with `ours` is a name of ours.
 
-    Case counts for nothing, because readers such as DuckDB ignore it.
+    Names that differ in case only are equal, because readers such as DuckDB ignore case.
     """
     used = {name.lower() for name in taken}
     renamed: dict[str, str] = {}

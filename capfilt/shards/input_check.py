@@ -1,4 +1,4 @@
-"""Notices inputs that have changed since the tables were made that a run would reuse.
+"""Checks that tables of an earlier run still fit their inputs.
 
 The footer of a table has the digests of the tables and the tar that it was made from. An input that is not newer than
 the table is not read again; the digest of a newer one tells a copy from a change.

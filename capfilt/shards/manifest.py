@@ -94,7 +94,7 @@ class Manifest:
         return Manifest(folder, content)
 
     def describe_input(self, account: Mapping[str, Any]) -> None:
-        """Record what the input was taken for. It is not compared when a run is resumed."""
+        """Record how the input was read. It is not compared when a run is resumed."""
         if self.content.get("account") != account:
             self.content["account"] = dict(account)
             write_json(self.folder / MANIFEST, self.content)

@@ -29,6 +29,7 @@ IMG2DATASET_TABLE = re.compile(r"\d{5,}(_stats\.json|\.parquet)")  # the outcome
 
 
 def is_picture(name: str) -> bool:
+    """Return whether a file has the suffix of a picture."""
     return _suffix(name) in PICTURE_LIKE_SUFFIXES
 
 
@@ -83,11 +84,11 @@ class FolderInput(PictureInput):
     def require_texts(self) -> None:
         strays = (self._lists or self._strays) and not self.unreadable
         if strays and not self.options.text_names and not self.account.rows_with_text:
-            problem = f"{self.root} has no text beside any of its pictures"
+            problem = f"{self.source} has no text beside any of its pictures"
             remedy = "or give --caption-col none to read no texts"
             if self._lists:
                 raise ValueError(
-                    f"{problem}, but {self._lists[0]} may hold them: give it with --annotations, {remedy}."
+                    f"{problem}, but {self.root / self._lists[0]} may hold them: give it with --annotations, {remedy}."
                 )
             raise ValueError(
                 f"{problem}: {self._strays[0]} has the name of none. If it lists pictures, give it with --annotations, "
@@ -100,6 +101,7 @@ class FolderInput(PictureInput):
             yield self.row(name)
 
     def row(self, name: str) -> InputRow:
+        """Return the row of a picture with the texts beside it."""
         sidecars = self._sidecars_of(name)
         content = self._read_json(sidecars["json"]) if "json" in sidecars else None
         undecodable: list[str] = []

@@ -1,4 +1,4 @@
-"""Opens the inputs of `capfilt pack`: finds out what a folder or a file holds.
+"""Opens the inputs of `capfilt pack`, by what a folder or a file holds.
 
 An input finds the bytes and the texts of each picture; it decodes none.
 """

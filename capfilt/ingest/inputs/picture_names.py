@@ -1,4 +1,4 @@
-"""Finds the files that an annotation file names: under a folder, whatever the spelling of their names."""
+"""Finds the files that an annotation file names, also if their names are spelled in another way."""
 
 from __future__ import annotations
 

@@ -94,6 +94,7 @@ class TableColumns(ABC):
         self._next_row = -1  # of `_rows`; -1 if reading must start anew
 
     def read(self, row: int) -> tuple[Any, ...]:
+        """Return the cells of a row."""
         if not 0 <= self._next_row <= row or self._can_skip_to(row):
             self._rows, self._next_row = self._read_from(row), row
         skipped = row - self._next_row

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from capfilt.ingest.lists.list_files import ListOptions, ListRow, name_damage, open_list_file
 
 ROWS = 10_000  # read at a time
-ROWS_TO_TRY = 10  # from which binary columns of texts and of pictures are told apart
+ROWS_TO_TRY = 10  # of a binary column, which show whether it holds texts
 # Options of ParquetFile that read a page at a time instead of a row group, which may be the whole file.
 PAGE_BY_PAGE = {"pre_buffer": False, "buffer_size": 1 << 20}
 

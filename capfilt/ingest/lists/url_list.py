@@ -99,7 +99,7 @@ class UrlList:
 
     @property
     def account(self) -> Account:
-        """What the list was taken for, with the counts of the rows that have been read."""
+        """How the list is read, with the counts of the rows read so far."""
         bad = self.counts["bad"]
         notes = [f"rows that cannot be read, with the outcome bad_row: {bad:,}; the first: {self.first_error}."] * bool(
             bad

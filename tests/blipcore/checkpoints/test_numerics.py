@@ -23,7 +23,7 @@ def test_a_difference_from_the_trained_numbers_is_a_sentence(tmp_path: Path) -> 
     eight = write(tmp_path / "m", text_config={"num_attention_heads": 8}, vision_config={"layer_norm_eps": 1e-6})
     assert describe_numerics(eight, "official") == (
         f"{eight} runs with 12 text heads, as the released BLIP was trained, instead of the 8 text heads of its "
-        "config.json; if it was really trained with those, add --numerics transformers."
+        "config.json; if it was trained with those, add --numerics transformers."
     )
     assert describe_numerics(eight, "transformers") == (
         f"{eight} runs with the 8 text heads of its config.json (--numerics transformers)."

@@ -1,4 +1,4 @@
-"""An account says what an input was taken for, and refuses one without the texts that it should have."""
+"""An account says how an input is read, and refuses one without the texts that it should have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`capfilt inspect` says what an input is taken for; the commands of the page run as written."""
+"""`capfilt inspect` shows how an input is read; the commands of the page run as written."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_what_is_taken_from_conversations_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_further_columns_and_keys_travel_along(tmp_path: Path) -> None:
+def test_further_columns_and_keys_are_kept(tmp_path: Path) -> None:
     _, (row,) = annotated(tmp_path, "a.csv", "image,caption,license\n0.jpg,t,mit\n")
     assert row["columns"] == {"license": "mit"}
     coco = {"images": [COCO_IMAGE], "annotations": [{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "b"}]}

@@ -35,7 +35,7 @@ def test_the_texts_of_a_row(tmp_path: Path, columns: dict[str, Any], texts: list
     assert texts_by_url(write_parquet(tmp_path / "a.parquet", **pictures, **columns)) == {"a.parquet#0": texts}
 
 
-def test_columns_are_named_and_the_others_travel_along(tmp_path: Path) -> None:
+def test_columns_are_named_and_the_others_are_kept(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", jpg=[JPEG], prompt=["a"], alt=["b"], n=[7], thumbnail=[b"x"])
     opened, (row,) = read_input(path, ("prompt", "alt"))
     assert (row["texts"], row["columns"]) == (["a", "b"], {"n": 7})

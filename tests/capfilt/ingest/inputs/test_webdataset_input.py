@@ -99,7 +99,7 @@ def test_splits_of_tars_and_of_samples(tmp_path: Path) -> None:
         assert [row["texts"] for row in rows] in ([["validation"]], [["v"]]) and len(opened.account.splits) == 1
 
 
-def test_the_further_keys_of_the_json_travel_along(tmp_path: Path) -> None:
+def test_the_further_keys_of_the_json_are_kept(tmp_path: Path) -> None:
     metadata = {"caption": "a", "url": "http://x/0.jpg", "uid": "7", "exif": "{}", "width": 3}
     (row,) = read_input(tar_of(tmp_path, {"0.json": json.dumps(metadata)}))[1]
     assert (row["url"], row["columns"]) == ("http://x/0.jpg", {"uid": "7"})
