@@ -40,6 +40,8 @@ QUOTING_NOTES = {
     "double": "cells may be quoted",
     "backslash": "cells may be quoted, with backslashes before quotes",
 }
+STYLES = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)  # of CSV writers
+_TOO_LONG = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
 NULL = "\\N"  # a missing cell in dumps of MySQL, PostgreSQL and Hive
 HEADER_LINES = 20  # that are compared to find the delimiter
 SEPARATOR_LINE = re.compile('"?sep=(.)"?\r*')  # first line by which Excel is told the delimiter
@@ -99,6 +101,7 @@ class DelimitedFile:
 
     @property
     def schema(self) -> pa.Schema:
+        """The columns, all of them texts."""
         return pa.schema([(name, pa.string()) for name in self.names])
 
     @property
@@ -192,10 +195,6 @@ class DelimitedFile:
             for record in records
             if record.error is None and any('"' in line for line in record.lines)
         )
-
-
-STYLES = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-_TOO_LONG = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
 
 
 def looks_like_picture(cell: object) -> bool:
@@ -300,14 +299,27 @@ def _find_delimiter(lines: list[str], file_format: str) -> tuple[str, str]:
                 if delimiter in head[0] and any(values) and not any(map(looks_like_picture, head[0].split(delimiter))):
                     return "csv", delimiter
         return "txt", ""
-    if usual not in lines[0]:
+    if usual not in lines[0] or _joins_cells(head, usual):
         for delimiter in others:
             counts = [line.count(delimiter) for line in head if '"' not in line]
             # A few rows may lack a delimiter: a row of Flickr30k's results.csv does.
             agreed = len(set(counts)) < 2 or 2 * counts.count(lines[0].count(delimiter)) > len(counts)
-            if delimiter in lines[0] and agreed:
+            if delimiter in lines[0] and agreed and not _joins_cells(head, delimiter):
                 return file_format, delimiter
     return file_format, usual
+
+
+def _joins_cells(lines: list[str], delimiter: str) -> bool:
+    """Return whether half of the lines have a picture and more in one cell: another delimiter separates them."""
+    joined = 0
+    for line in lines:
+        cells = [cell.strip().strip('"') for cell in line.split(delimiter)]
+        urls = [cell for cell in cells if cell.lower().startswith(("http://", "https://"))]
+        starts = (cell[:n] for cell in cells for n, character in enumerate(cell) if character in DELIMITERS["csv"])
+        joined += any(" " in url for url in urls) or any(
+            start.rpartition(".")[2].lower() in PICTURE_SUFFIXES for start in starts
+        )
+    return 2 * joined >= len(lines)
 
 
 def _take_bytes(lines: Iterator[tuple[int, str | None]], size: int) -> list[tuple[int, str | None]]:

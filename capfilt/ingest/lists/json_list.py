@@ -77,6 +77,7 @@ class JsonFile:
 
     @property
     def schema(self) -> pa.Schema:
+        """The columns as texts: JSON values have types of their own."""
         return pa.schema([(name, pa.string()) for name in self.names])
 
     @property
@@ -114,7 +115,7 @@ class JsonFile:
                 error = f"{self.path}, {unit} {number}: a text is not {(self.encoding or 'utf-8').upper()}"
             yield ListRow(cells, error)
 
-    # ------------------------------------------------------------------------------------------------ layouts
+    # -------------------------------------------------------------------------------------------------- layouts
 
     @contextmanager
     def _open(self) -> Iterator[Utf8File]:

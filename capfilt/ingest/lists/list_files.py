@@ -107,7 +107,9 @@ def find_list_files(path: str, file_format: str = "") -> list[str]:
     formats.pop("", None)  # a README, a licence
     if len(formats) > 1:
         counts = ", ".join(f"{len(names)} {name}" for name, names in formats.items())
-        raise ValueError(f"{path} holds files of several formats ({counts}); give a pattern, such as '{path}/*.csv'.")
+        most = max(formats, key=lambda name: len(formats[name]))
+        pattern = f"{path}/**/*.{most}"
+        raise ValueError(f"{path} holds files of several formats ({counts}); give a pattern, such as '{pattern}'.")
     if not formats:
         raise ValueError(f"{path} holds no list; the names of its files must end in .{', .'.join(FORMATS)}.")
     return next(iter(formats.values()))

@@ -67,7 +67,7 @@ class RowList:
         self.first = self._open(self.files[0])
         self.names: list[str] = self.first.names
         self.has_header: bool = self.first.has_header
-        unreadable = next((name for name in self.names if has_invalid_bytes(name)), None)
+        unreadable = next((name for name in self.names if name.encode(errors="replace").decode() != name), None)
         if unreadable is not None:
             raise ValueError(f"{path} has the column name {unreadable!r}, which is no valid text.{self._hint()}")
 
@@ -169,6 +169,9 @@ def find_columns(rows: RowList, columns: Sequence[ListColumn]) -> list[str | Non
     """
     matches: list[str | None] = []
     for column in columns:
+        if column.fits is not None:  # of several usual names, the first whose cells fit
+            fitting = [name for name in column.usual_names if _fits(rows, column.fits, name)]
+            column = column._replace(usual_names=(*fitting, *column.usual_names))
         required = column._replace(required=False)
         (match,) = match_columns(rows.names, [required], rows.path)
         if match is None and column.fits is not None:
@@ -177,6 +180,11 @@ def find_columns(rows: RowList, columns: Sequence[ListColumn]) -> list[str | Non
             match_columns(rows.names, [column], rows.path)  # raises
         matches.append(match)
     return matches
+
+
+def _fits(rows: RowList, fits: Callable[[object], bool], usual_name: str) -> bool:
+    name = _usual_column(rows.names, (usual_name,))
+    return name is not None and any(map(fits, rows.sample_of(name)))
 
 
 def _require_content(file: str, kind: str) -> None:

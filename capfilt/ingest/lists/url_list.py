@@ -49,6 +49,9 @@ class UrlList:
         assert url is not None  # a required column
         self.url = url
         self._require_urls_alone()
+        cells = self.list.sample_of(url)
+        if cells and not any(isinstance(cell, (str, bytes)) for cell in cells):
+            raise ValueError(f"{path} has no texts in '{url}', but {str(cells[0])[:100]}. Write a row for each URL.")
         others = [name for name in dict.fromkeys(self.list.names) if name != url]
         candidates = [name for name in others if may_be_text(self.list, name)]
         self.texts = self._choose_texts(others, candidates)

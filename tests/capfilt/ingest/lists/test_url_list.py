@@ -190,6 +190,11 @@ PUBLISHED: dict[str, tuple[str, Any, list[str]]] = {
     "Excel with its first line": ("a.csv", f"sep=;\r\nurl;caption\r\n{U}1;a, b\r\n", ["a, b"]),
     "a quoted first line": ("a.csv", f'\ufeff"sep=,"\r\nurl,caption\r\n{U}1,a cat\r\n', ["a cat"]),
     "ends of lines written twice": ("a.csv", f"url,caption\r\r\n{U}1,a cat\r\r\n", ["a cat"]),
+    "commas between semicolons": ("a.csv", f"{U}1.jpg;a cat, red\n{U}2.jpg;a dog, old\n", ["a cat, red", "a dog, old"]),
+    "a comma in the header": ("a.csv", f"caption;url;a, b\na cat;{U}1.jpg;1,5\n", ["a cat"]),
+    "tabs and commas in a csv": ("a.csv", f'{U}1\t"Big Ben" by night, old\n', ['"Big Ben" by night, old']),
+    "URLs with commas": ("a.tsv", f"{U}w_1,h_2/1\ta cat\n{U}w_3,h_2/2\ta dog\n", ["a cat", "a dog"]),
+    "an empty column of URLs": ("a.csv", f"image_url,url,title\n,{U}1,a cat\n", ["a cat"]),
     "pages and pictures": ("a.csv", f"url,image_url,title\nhttp://b.example/1,{U}1,a cat\n", ["a cat"]),
     "one word each": ("a.tsv", f"{U}1\tcat\n{U}2\tdog\n", ["cat", "dog"]),
     "brackets in texts": ("a.csv", f'url,caption\n{U}1,[untitled]\n{U}2,"[1, 2]"\n', ["[untitled]", "[1, 2]"]),
@@ -266,6 +271,11 @@ def test_several_columns_give_several_texts(tmp_path: Path) -> None:
 def test_a_list_of_texts_in_a_cell_is_several_texts(tmp_path: Path, name: str, content: Any) -> None:
     (row,) = UrlList(save(tmp_path / name, content))
     assert (row["caption"], row["more"]) == ("a", ["b", "c"])
+
+
+def test_several_urls_in_a_row_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no texts in 'url', but .*a row for each URL"):
+        UrlList(save(tmp_path / "a.json", [{"url": [U, U], "caption": "a cat"}]))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
