@@ -50,7 +50,8 @@ class FurtherColumns:
             array = self._to_array(name, [of_row.get(name) for of_row in cells])
             if array is not None:
                 if name not in self.names:
-                    self.names |= rename_clashes([name], self.names.values())
+                    text = name.encode("utf-8", errors="replace").decode("utf-8")
+                    self.names[name] = rename_clashes([text], self.names.values())[text]
                 self._types.setdefault(name, []).append(array.type)
                 self._check_numbers(name, array)
                 arrays[self.names[name]] = array

@@ -22,10 +22,9 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from blipcore.device import count_cores
-from blipcore.io.config_diff import INCIDENTAL, incidental_fields
+from blipcore.io.config_diff import INCIDENTAL
 from blipcore.io.messages import one_line
 from blipcore.io.storage import AnyPath, to_path
-from capfilt.config import to_dict
 from capfilt.engine.run import run_shards
 from capfilt.ingest.account import record_account
 from capfilt.ingest.duplicates import mark_duplicates, marked_kind
@@ -34,15 +33,13 @@ from capfilt.ingest.inputs.open import open_input
 from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.ingest.lists.list_files import split_names
 from capfilt.ingest.lists.rows import as_text
-from capfilt.ingest.open_set import InputRows, open_set
-from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER
+from capfilt.ingest.open_set import InputRows, manifest_settings, open_set
+from capfilt.ingest.plans import PLAN_SCHEMA, ROWS_FOLDER, filled_cells
 from capfilt.ingest.shard_writer import OUTCOMES, ShardWriter, open_folders
 from capfilt.pictures.decode import MAX_PIXELS
 from capfilt.shards.manifest import read_manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table
 
-# Settings that older manifests lack; they are recorded only with another value than the default.
-NEWER = ("keep_columns", "max_pixels", "split", "encoding", "no_header", "columns", "quoting")
 ROWS_PER_PROCESS = 200  # fewer are not worth starting a process, which takes a second
 
 
@@ -54,7 +51,7 @@ class PackConfig:
     out: str = field(metadata=INCIDENTAL)  # folder, or an fsspec URL
     # file that names the pictures under `source` and their texts
     annotations: str | None = field(default=None, metadata=INCIDENTAL)
-    kind: str | None = field(default=None, metadata=INCIDENTAL)  # one of input.KINDS; default: found out
+    kind: str | None = field(default=None, metadata=INCIDENTAL)  # one of input.KINDS; default: detected
     split: str | None = None  # several joined by "+", or "all"
     image_col: str | None = None  # of paths or of bytes; default: one of the usual names
     # columns, suffixes of text files or JSON keys, the web text first; default: the usual ones; ["none"] for no texts
@@ -62,7 +59,7 @@ class PackConfig:
     encoding: str | None = None  # of texts that are not UTF-8
     no_header: bool = False  # an annotation list has no header
     columns: str = ""  # names of the columns of an annotation list without a header, joined by commas
-    quoting: Literal["", "none", "double", "backslash"] = ""  # of an annotation list in csv or tsv; default: found out
+    quoting: Literal["", "none", "double", "backslash"] = ""  # of an annotation list in csv or tsv; default: detected
     # further columns of the input that the shards keep; default: all; ["none"] for none
     keep_columns: list[str] = field(default_factory=list)
     shard_size: int = 10_000  # rows per shard
@@ -96,21 +93,14 @@ class PackConfig:
             self.quoting,
         )
 
-    def recorded(self) -> dict[str, Any]:
-        """Return the settings for the manifest, in the form of older ones where they say the same."""
-        settings = to_dict(self, without=incidental_fields(self), unless_default=NEWER)
-        if len(self.caption_col) < 2:
-            settings["caption_col"] = self.caption_col[0] if self.caption_col else None
-        return settings
-
 
 def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     """Pack pictures into shards; return the counts by outcome over the whole set. Resumes an earlier run."""
     source = open_input(config.source, config.input_options())
-    settings = {"kind": source.kind} | config.recorded()
+    settings = {"kind": source.kind} | manifest_settings(config)
     rows = InputRows(
         config.source,
-        map(_plan_row, source),
+        (_plan_row(row, config.keep_columns) for row in source),
         source.fingerprint,
         PLAN_SCHEMA,
         FurtherColumns(config.keep_columns, source.further),
@@ -172,14 +162,16 @@ def pack(config: PackConfig, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def _plan_row(row: InputRow) -> InputRow:
+def _plan_row(row: InputRow, keep_columns: list[str]) -> InputRow:
     texts = [text for text in row.pop("texts") if text is not None]
+    more_columns = [filled_cells(columns, keep_columns) for columns in (row.pop("text_columns", None) or ())[1:]]
     return {
         **row,
         "url": as_text(row["url"]),  # file names need not be valid text
         "status": row.get("status", "ok"),
         "caption": texts[0] if texts else None,
         "more": texts[1:],
+        "more_columns": more_columns if any(more_columns) else None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -51,7 +51,7 @@ class SplitInput:
 
     rows: int
     more: int = 0  # texts after the first of a picture
-    further: pa.Schema = NO_COLUMNS  # columns of the input that travel along, in their final types
+    further: pa.Schema = NO_COLUMNS  # further columns of the input, in their final types
     first_shard: int = 0  # earlier ones exist
 
 
@@ -116,7 +116,7 @@ def group_by_url(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for row in others:
                 texts = [text for text in (row["caption"], *(row.get("more") or ())) if text is not None]
                 more += texts
-                columns += [_filled_cells(row)] * len(texts)
+                columns += [filled_cells(row.get("columns"))] * len(texts)
             if others and first["caption"] is None and more:
                 first["caption"], *more = more
                 del columns[0]
@@ -131,6 +131,8 @@ def sample_key(row: int, shard_size: int) -> str:
     return f"{shard * 10**digits + index:0{digits + 5}d}"
 
 
-def _filled_cells(row: dict[str, Any]) -> str | None:
-    """Return the further columns of a row that have a value, as JSON; None if there are none."""
-    return as_json({name: cell for name, cell in (row.get("columns") or {}).items() if cell is not None} or None)
+def filled_cells(columns: Mapping[str, Any] | None, keep: Sequence[str] = ()) -> str | None:
+    """Return those further columns of a row that have a value, as JSON; None if there are none. `keep` names some."""
+    kept = {name: cell for name, cell in (columns or {}).items() if cell is not None and (not keep or name in keep)}
+    text = as_json(kept or None)  # JSON may hold half of a surrogate pair, which no table can store
+    return None if text is None else text.encode("utf-8", errors="replace").decode("utf-8")

@@ -52,6 +52,9 @@ class AnnotatedPictures:
         sources = {name for row in rows for name in row.sources}
         self.counts.texts.update(sources)
         row = self._find(rows[0].name, texts) | {"columns": rows[0].columns or {}, "split": rows[0].split}
+        if len(rows) > 1:
+            of_others = [other.columns for other in rows[1:] for _ in other.texts]
+            row["text_columns"] = [None] * len(rows[0].texts) + of_others
         error = next((row.error for row in rows if row.error is not None), None)
         if error is not None:
             self.counts.add_problem("rows that cannot be read as a whole", error)

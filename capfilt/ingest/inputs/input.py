@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -38,13 +39,14 @@ TECHNICAL_NAMES = frozenset(
     ]
 )
 
-# A row of `shard_writer.PLAN_SCHEMA`, with a list "texts" in place of its "caption", and its further cells "columns".
+# A row of `plans.PLAN_SCHEMA`, with a list "texts" in place of its "caption", and its further cells "columns". Texts with
+# cells of their own have them in "text_columns", a dict or None per text.
 InputRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What the user says about an input; None or empty means that it is found out."""
+    """Settings of the user for an input; what is None or empty is detected."""
 
     annotations: str | None = None  # file that names the pictures
     kind: str | None = None  # one of KINDS
@@ -58,11 +60,12 @@ class InputOptions:
 
     @property
     def text_names(self) -> tuple[str, ...]:
-        """Columns, suffixes or keys of the texts; empty if they are found out or not read."""
+        """Columns, suffixes or keys of the texts; empty if they are detected or not read."""
         return self.caption_col if self.reads_texts else ()
 
     @property
     def reads_texts(self) -> bool:
+        """Whether texts are read at all."""
         return NO_TEXTS not in self.caption_col
 
     def list_options(self, file_format: str = "") -> ListOptions:
@@ -125,9 +128,11 @@ class PictureInput(ABC):
             if not self._is_chosen(row.pop("split", None)):
                 continue
             if not self.options.reads_texts:
-                row["texts"] = []
+                row |= {"texts": [], "text_columns": None}
             if any("\0" in text for text in row["texts"]):
-                row["texts"] = [text for text in row["texts"] if "\0" not in text]
+                kept = ["\0" not in text for text in row["texts"]]
+                row["text_columns"] = [*compress(row.get("text_columns") or (), kept)]
+                row["texts"] = [*compress(row["texts"], kept)]
                 self.unreadable = self.unreadable or f"a text of {row['url']} has a NUL"
                 self.add_problem("texts with a NUL, not read", str(row["url"]))
             self._rows += 1
@@ -168,7 +173,7 @@ class PictureInput(ABC):
 
     @property
     def account(self) -> Account:
-        """What the input was taken for, with the counts of the rows read so far."""
+        """How the input is read, with the counts of the rows read so far."""
         problems = [f"{problem}: {count:,}, such as {first}." for problem, (count, first) in self._problems.items()]
         texts = dict(self.texts) if self.options.reads_texts else {}
         return Account(
@@ -217,5 +222,6 @@ def may_hold_texts(name: str) -> bool:
 
 
 def looks_like_caption(value: Any) -> bool:
+    """Return whether the first text of a value is no link, path, digest or number."""
     texts = texts_of(value)[:1] if isinstance(value, str | list | dict) else []
     return any(text.strip() and not NO_CAPTION.match(text) for text in texts)

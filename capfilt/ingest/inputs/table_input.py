@@ -31,6 +31,7 @@ from capfilt.ingest.inputs.table_pictures import (
 from capfilt.ingest.lists.list_files import LFS_POINTER, is_damage
 from capfilt.ingest.lists.rows import ListColumn, match_columns
 from capfilt.ingest.lists.urls import URL_COLUMNS
+from capfilt.shards.further_columns import unify_types
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class TableInput(PictureInput):
         for name in layout.texts:
             self.texts[name] += 0
         self.unused.update(layout.unused)
-        known = self.further or pa.schema([])
-        self.further = pa.schema([*known, *(field for field in layout.types if field.name not in known.names)])
+        types = {field.name: field.type for field in self.further or ()}
+        for field in layout.types:  # files may have a column in different types
+            known = types.get(field.name, field.type)
+            types[field.name] = known if known == field.type else unify_types([known, field.type])
+        self.further = pa.schema(list(types.items()))
 
     def _table_rows(self, path: AnyPath, name: str, layout: TableLayout) -> Iterator[InputRow]:
         read = list(dict.fromkeys(filter(None, (layout.url, *layout.text_columns, *layout.further, layout.exif))))

@@ -84,6 +84,10 @@ def test_names_that_clash_with_ours_get_a_word() -> None:
     ]  # fmt: skip
 
 
+def test_half_of_a_surrogate_pair_becomes_a_question_mark() -> None:
+    assert collect([{"a\ud800": "b\udc00"}]).names == ["a?"]
+
+
 def test_columns_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"uid": "a", "nsfw": "b"}
     assert collect([row], keep=["nsfw"]).names == ["nsfw"]

@@ -30,6 +30,17 @@ def test_annotation_files_with_several_texts_per_picture(tmp_path: Path, kind: s
     assert more == [{"key": "000000000", "index": 0, "text": "uno"}]
 
 
+def test_the_columns_of_every_row_of_a_picture_are_kept(tmp_path: Path) -> None:
+    photos = write_pictures(tmp_path / "photos", ["a.jpg"])
+    rows = [{"image": "a.jpg", "caption": f"text {number}", "who": number, "x": "\ud800"} for number in range(3)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for keep, expected in (([], '{"who": 1, "x": "?"}'), (["who"], '{"who": 1}'), (["none"], None)):
+        data = tmp_path / f"data{len(expected or '')}"
+        pack_folder(photos, data, annotations=str(tmp_path / "list.jsonl"), keep_columns=keep)
+        more = read_table(data / "captions" / "more" / "00000.parquet", ["text"], ["columns"]).to_pylist()
+        assert (more[0]["text"], more[0].get("columns")) == ("text 1", expected)
+
+
 def test_an_annotation_file_can_be_the_source(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.jpg", "deep/b c.jpg"])
     assert pack_folder(write_annotations(tmp_path / "list.json", "blip"), tmp_path / "data")["ok"] == 2

@@ -88,7 +88,7 @@ def test_photos_without_any_text_stay_fine(tmp_path: Path) -> None:
     ("files", "words"),
     [
         ({"x.txt": "t"}, r"no text beside any of its pictures: x\.txt has the name of none"),
-        ({"captions.csv": "image,caption\n"}, r"but captions\.csv may hold them: give it with --annotations"),
+        ({"captions.csv": "image,caption\n"}, r"but \S+/captions\.csv may hold them: give it with --annotations"),
         ({"a.json": '{"title": "my cat"}'}, r"but 'title' may hold texts"),
         ({"a.txt": "a dog".encode("utf-16-le")}, r"a\.txt is not text in UTF-8 .* Give another --encoding"),
         ({"a.txt": b"\x00\x01"}, r"a\.txt is not text in UTF-8"),

@@ -64,6 +64,13 @@ def test_a_column_that_is_missing_or_empty_is_an_error(
         read_input(path, **options)
 
 
+def test_a_column_in_different_types_is_kept(tmp_path: Path) -> None:
+    for number, score in enumerate((1, 1.5, "high")):
+        write_parquet(tmp_path / "in" / f"{number}.parquet", jpg=[JPEG], caption=["a"], score=[score], n=[number])
+    assert pack_folder(tmp_path / "in", tmp_path / "data")["outcomes"] == {"ok": 3}
+    assert [(row["score"], row["n"]) for row in rows_of(tmp_path / "data")] == [("1", 0), ("1.5", 1), ("high", 2)]
+
+
 def test_a_name_of_two_columns_is_refused_where_it_is_used(tmp_path: Path) -> None:
     columns = [pa.array([JPEG]), pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
     pq.write_table(pa.Table.from_arrays(columns, ["jpg", "caption", "caption", "prompt"]), tmp_path / "a.parquet")
