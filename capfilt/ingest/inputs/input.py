@@ -39,8 +39,8 @@ TECHNICAL_NAMES = frozenset(
     ]
 )
 
-# A row of `plans.PLAN_SCHEMA`, with a list "texts" in place of its "caption", and its further cells "columns". Texts with
-# cells of their own have them in "text_columns", a dict or None per text.
+# A row of `plans.PLAN_SCHEMA`, with a list "texts" in place of its "caption", and its further cells "columns". Texts
+# with cells of their own have them in "text_columns", a dict or None per text.
 InputRow = dict[str, Any]
 
 
