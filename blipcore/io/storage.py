@@ -295,7 +295,10 @@ def open_file_system(url: str) -> tuple[Any, str]:
 
 @lru_cache(maxsize=2)
 def _open_zip(archive: str, version: int, process: int) -> Any:
-    """Return the file system of a zip archive, kept open: fsspec would read its list of members for each file."""
+    """Return the file system of a zip archive, kept open: fsspec would read its list of members for each file.
+
+    `version` and `process` make a changed archive, and one of a forked process, open again.
+    """
     from fsspec.implementations.zip import ZipFileSystem
 
     try:

@@ -132,7 +132,7 @@ class Trainer:
             new //= distributed.world_size()
         if torch.device(self.device).type == "cpu":
             require_memory(new, "Training this model")
-        return f"memory: {(kept + new) / 1e9:.2f} GB for weights, gradients and optimizer; activations come on top"
+        return f"memory: {(kept + new) / 1e9:.2f} GB for weights, gradients and optimizer, besides activations"
 
     def _prepare(self) -> AdamW:
         """Bring the task to its device, compile and parallelize it, and return its optimizer."""

@@ -1,4 +1,4 @@
-"""Loads an `hf:` model and its processor, complete or not at all; every failure is one sentence.
+"""Loads an `hf:` model and its processor; refuses incomplete ones, each with one sentence.
 
 transformers fills missing weights with random numbers and lets many folders pass that are no captioners. Both are
 refused here, by the class of the config and by the list of the weights that were not in the files.
@@ -18,7 +18,7 @@ from blipcore.checkpoints.files import refuse_other_file
 from blipcore.io.hub import read_json_object
 from blipcore.io.messages import one_line, shorten
 from blipcore.torchvision_shim import import_transformers
-from capfilt.caption.hf_files import ADAPTER, HfFolders, find_folders
+from capfilt.caption.hf_files import ADAPTER, find_folders
 
 
 class LoadedModel(NamedTuple):
@@ -55,7 +55,7 @@ def load_hf(model: str, *, trust_remote_code: bool, device: str, dtype: torch.dt
         raise ValueError(f"{name} has weights of another shape than its config.json says: {shorten(wrong)}.")
     if folders.adapter:
         with _one_sentence(model, hf.__version__):
-            loaded = _merge_adapter(loaded, model, folders)
+            loaded = _merge_adapter(loaded, model, folders.adapter)
     if device.startswith("cuda:"):
         # the code of some models moves tensors to "cuda", without a number
         torch.cuda.set_device(device)
@@ -145,23 +145,23 @@ class PictureAndText:
         self.image_processor, self.tokenizer = image_processor, tokenizer
 
 
-def _merge_adapter(loaded: Any, model: str, folders: HfFolders) -> Any:
+def _merge_adapter(loaded: Any, model: str, adapter: Path) -> Any:
     """Return the base model with the weights of a LoRA adapter added."""
-    kind = read_json_object(folders.adapter / ADAPTER).get("peft_type")  # type: ignore[operator] # never None here
+    kind = read_json_object(adapter / ADAPTER).get("peft_type")
     if kind not in ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3", "VERA", "RANDLORA"):
         raise ValueError(f"{model} is an adapter of kind {kind}, which cannot be merged into its model; use LoRA.")
     try:
         import peft
     except ImportError:
         raise ImportError(f"{model} is an adapter, which needs: pip install 'capfilt[peft]'") from None
-    if not any(folders.adapter.glob("adapter_model.*")):  # type: ignore[union-attr]
+    if not any(adapter.glob("adapter_model.*")):
         raise FileNotFoundError(
             f"{model} has no adapter_model.safetensors: the adapter was not saved or copied completely."
         )
     with warnings.catch_warnings():
         # otherwise the layers that are not in the file would be left untrained
         warnings.filterwarnings("error", message=".*(missing|unexpected|mismatched).*keys.*")
-        return peft.PeftModel.from_pretrained(loaded, str(folders.adapter)).merge_and_unload()
+        return peft.PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
 
 
 @contextmanager

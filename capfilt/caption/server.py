@@ -140,7 +140,7 @@ class OpenAICaptioner:
             self._requests.pop(key, None)
 
     async def _request_caption(self, key: str, jpeg: bytes, index: int) -> Caption:
-        """Return a caption from the cache, otherwise from the server; a useless row of the cache is asked anew."""
+        """Return a caption from the cache, otherwise from the server; an unusable cached answer is requested again."""
         answer = self._cached_answer(key)
         if answer is None:
             async with self._slots:

@@ -25,7 +25,7 @@ from capfilt.ingest.duplicates import mark_duplicates, marked_kind
 from capfilt.ingest.keep_columns import FurtherColumns
 from capfilt.ingest.lists.list_files import file_fingerprint
 from capfilt.ingest.lists.url_list import UrlList
-from capfilt.ingest.open_set import InputRows, open_set
+from capfilt.ingest.open_set import InputRows, manifest_settings, open_set
 from capfilt.ingest.plans import PLAN_SCHEMA
 from capfilt.ingest.retry_failed import replace_shards, require_no_derived_tables, retry_failed_rows
 from capfilt.ingest.rounds import download_shards
@@ -53,7 +53,7 @@ def download(config: DownloadConfig, progress: bool = True) -> dict[str, Any]:
     packages = ["img2dataset", "pillow", "pyarrow", "webdataset"]
     with open_folders(config.out) as (out, staging):
         replace_shards(out, staging)
-        data = open_set(out, staging, "download", config.recorded(), packages, source)
+        data = open_set(out, staging, "download", manifest_settings(config), packages, source)
         account = record_account(data.manifest, urls.account if urls.counts else None, progress)
         tables = {shard: out / f"{shard}.parquet" for shard in data.shards}
         existing_tables = existing_paths(tables.values())

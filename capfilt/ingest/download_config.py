@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from blipcore.io.config_diff import INCIDENTAL, incidental_fields
-from capfilt.config import to_dict
+from blipcore.io.config_diff import INCIDENTAL
 from capfilt.ingest.lists.list_files import ListOptions, split_names
 from capfilt.pictures.decode import MAX_PIXELS
-
-# Settings that older manifests lack; they are recorded only with another value than the default.
-NEWER = ("keep_columns", "max_pixels", "no_header", "columns", "quoting", "encoding", "split")
 
 
 @dataclass
@@ -79,10 +75,3 @@ class DownloadConfig:
     def list_options(self) -> ListOptions:
         """Return how to read the list."""
         return ListOptions("", self.no_header, split_names(self.columns), self.quoting, self.encoding, self.split)
-
-    def recorded(self) -> dict[str, Any]:
-        """Return the settings for the manifest, in the form of older ones where they say the same."""
-        settings = to_dict(self, without=incidental_fields(self), unless_default=NEWER)
-        if len(self.caption_col) < 2:
-            settings["caption_col"] = self.caption_col[0] if self.caption_col else None
-        return settings

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from blipcore.io.config_diff import incidental_fields
 from blipcore.io.storage import AnyPath
+from capfilt.config import to_dict
 from capfilt.ingest.input_record import InputRecord
 from capfilt.ingest.keep_columns import NONE, FurtherColumns
 from capfilt.ingest.plans import COUNT_FILE, ROWS_FOLDER, SplitInput, group_by_url, split_rows
@@ -26,6 +28,9 @@ from capfilt.shards.further_columns import further_schema, unify_types
 from capfilt.shards.manifest import Manifest, count_shards, read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
+
+# Settings that older manifests lack; they are recorded only with another value than the default.
+NEWER = ("keep_columns", "max_pixels", "no_header", "columns", "quoting", "encoding", "split")
 
 
 @dataclass
@@ -60,6 +65,14 @@ class OpenSet:
             tables = [self.captions.folder / f"{shard}.parquet" for shard in self.shards]
             number = sum(len(read_table(table, ["key"])) for table in tables) if self.split.first_shard else None
             self.captions.finish({"captions": self.split.more if number is None else number})
+
+
+def manifest_settings(config: Any) -> dict[str, Any]:
+    """Return the settings of a DownloadConfig or PackConfig for the manifest, in the form of older manifests."""
+    settings = to_dict(config, without=incidental_fields(config), unless_default=NEWER)
+    if len(config.caption_col) < 2:
+        settings["caption_col"] = config.caption_col[0] if config.caption_col else None
+    return settings
 
 
 def open_set(
@@ -106,7 +119,7 @@ def _extend(
     """Split the new rows of a grown input; raise ValueError if an earlier row has changed."""
     record, first_shard = InputRecord(out, source.fingerprint), count_shards(recorded)
     shutil.rmtree(staging, ignore_errors=True)
-    rows = group_by_url(source.rows) if source.by_url else source.rows
+    rows = group_by_url(source.rows, source.further.keep) if source.by_url else source.rows
     split = split_rows(
         staging, record.find_new(rows, earlier), source.schema, shard_size, source.further, first_shard=first_shard
     )
@@ -136,7 +149,7 @@ def _split(out: AnyPath, staging: Path, manifest: Manifest, source: InputRows, s
     earlier = record.read()
     is_old = "layout" not in manifest.content  # made by a version that recorded no rows
     further = FurtherColumns([NONE]) if is_old else source.further
-    rows = group_by_url(source.rows) if source.by_url and not is_old else source.rows
+    rows = group_by_url(source.rows, source.further.keep) if source.by_url and not is_old else source.rows
     has_plans = (staging / ROWS_FOLDER / COUNT_FILE).exists()
     if "counts" in manifest.content or has_plans:
         if earlier is not None and source.check:

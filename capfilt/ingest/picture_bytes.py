@@ -16,6 +16,9 @@ from blipcore.io.storage import AnyPath, file_size, to_path
 from capfilt.ingest.inputs.picture_names import PictureNames
 from capfilt.ingest.inputs.table_pictures import TableColumns, open_columns
 
+DIGESTS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of hex digits
+SPARSE_MEMBER = "sparse member"  # in place of a column: a file of a tar that is stored without its holes
+
 
 class MissingPictureError(Exception):
     """The bytes of a picture cannot be read; `outcome` is one of `shard_writer.OUTCOMES`."""
@@ -23,9 +26,6 @@ class MissingPictureError(Exception):
     def __init__(self, outcome: str, message: str) -> None:
         super().__init__(message)
         self.outcome = outcome
-
-
-DIGESTS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of hex digits
 
 
 def check_digest(data: bytes, expected: str) -> None:
@@ -40,9 +40,6 @@ def check_digest(data: bytes, expected: str) -> None:
     actual = hashlib.new(name, data, usedforsecurity=False).hexdigest()
     if actual != digest:
         raise MissingPictureError("wrong_checksum", f"the {name} is {actual}, the list has {digest}")
-
-
-SPARSE_MEMBER = "sparse member"  # in place of a column: a file of a tar that is stored without its holes
 
 
 class PictureBytesReader:

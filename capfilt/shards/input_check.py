@@ -23,6 +23,7 @@ class TarDigest:
         self._digest = hashlib.sha256()
 
     def add(self, key: str, size: int, text: str | None) -> None:
+        """Add a picture: its key, its size in bytes and its text."""
         self._digest.update(f"{key}\0{size}\0{text}\n".encode("utf-8", "surrogatepass"))
 
     def __str__(self) -> str:

@@ -76,7 +76,7 @@ def _import_img2dataset() -> Any:
 
 
 class _NoLogger:
-    """Stands in for img2dataset's process that prints statistics."""
+    """Replaces img2dataset's process that prints statistics."""
 
     done_shards: set[int]
 

@@ -23,6 +23,7 @@ from blipcore.io.samples import TarSample, read_samples
 from capfilt.ingest.download import download
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.ingest.fetch.attempts import Attempts
+from capfilt.ingest.open_set import manifest_settings
 from capfilt.ingest.retry_failed import _make_retry_plan
 from capfilt.ingest.shard_writer import OUTCOMES
 from capfilt.pictures.decode import decode_picture
@@ -331,7 +332,8 @@ def test_several_columns_of_texts_bad_rows_and_the_account(web: Web, tmp_path: P
 
 def test_settings_are_recorded_as_by_earlier_versions() -> None:
     config = DownloadConfig("list.csv", "data", caption_col=["alt"])
-    assert {"keep_columns", "no_header", "columns", "quoting", "encoding"}.isdisjoint(config.recorded())
-    assert config.recorded()["caption_col"] == "alt" and DownloadConfig("a", "b").recorded()["caption_col"] is None
-    two = DownloadConfig("list.csv", "data", caption_col=["alt", "title"], quoting="none").recorded()
+    settings = manifest_settings(config)
+    assert {"keep_columns", "no_header", "columns", "quoting", "encoding"}.isdisjoint(settings)
+    assert settings["caption_col"] == "alt" and manifest_settings(DownloadConfig("a", "b"))["caption_col"] is None
+    two = manifest_settings(DownloadConfig("list.csv", "data", caption_col=["alt", "title"], quoting="none"))
     assert two["caption_col"] == ["alt", "title"] and two["quoting"] == "none"
