@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -119,7 +120,18 @@ def _inspect_urls(config: InspectConfig, urls: UrlList) -> Inspection:
         problem = None
     except ValueError as error:
         problem = str(error)
-    return Inspection(_note_part(urls.account, complete), first, f"capfilt download {config.source} DATA", problem)
+    return Inspection(_note_part(urls.account, complete), first, _command("download", config), problem)
+
+
+def _command(name: str, config: InspectConfig) -> str:
+    """Return the command that reads the source, with the given options."""
+    words = ["capfilt", name, config.source, "DATA"]
+    for option, value in vars(config).items():
+        if value and option != "source" and (option, value) != ("kind", LIST_KIND):
+            flag = f"--{option.replace('_', '-')}"
+            for item in value if isinstance(value, list) else [value]:
+                words += [flag] if item is True else [flag, item]
+    return shlex.join(words)
 
 
 def _inspect_input(config: InspectConfig) -> Inspection:
@@ -144,7 +156,7 @@ def _inspect_input(config: InspectConfig) -> Inspection:
         complete = _exhaust(rows)
     except ValueError as error:
         problem = str(error)
-    return Inspection(_note_part(source.account, complete), first, f"capfilt pack {config.source} DATA", problem)
+    return Inspection(_note_part(source.account, complete), first, _command("pack", config), problem)
 
 
 def _exhaust(rows: Iterator[Any]) -> bool:

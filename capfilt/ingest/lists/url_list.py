@@ -40,7 +40,7 @@ class UrlList:
         max_bad: float = 0.01,
     ) -> None:
         self.path, self.max_bad = path, max_bad
-        self.requested = list(caption_cols)
+        self.requested = list(dict.fromkeys(caption_cols))
         self.list = open_list(path, options)
         for name in caption_cols if list(caption_cols) != [NO_TEXTS] else ():
             self.list.add_late_name(name)
@@ -52,6 +52,8 @@ class UrlList:
         cells = self.list.sample_of(url)
         if cells and not any(isinstance(cell, (str, bytes)) for cell in cells):
             raise ValueError(f"{path} has no texts in '{url}', but {str(cells[0])[:100]}. Write a row for each URL.")
+        if url in self.requested:
+            raise ValueError(f"{path} has its URLs in '{url}', so --caption-col must name another column.")
         others = [name for name in dict.fromkeys(self.list.names) if name != url]
         candidates = [name for name in others if may_be_text(self.list, name)]
         self.texts = self._choose_texts(others, candidates)
@@ -177,7 +179,7 @@ class UrlList:
         rows, bad = self.counts["rows"], self.counts["bad"]
         if bad > max(MIN_BAD_ROWS, self.max_bad * rows):
             raise ValueError(
-                f"{bad:,} of the {rows:,} rows of {self.path} cannot be read; the first: {self.first_error}. Mend the "
+                f"{bad:,} of the {rows:,} rows of {self.path} cannot be read; the first: {self.first_error}. Correct the "
                 "list, overrule with --encoding or --quoting how it is read, or allow more with --set max_bad_rows=1."
             )
         self._require_texts(rows)

@@ -109,7 +109,10 @@ EXPECTED = {
     "webdataset.tar": ["webdataset of 1 file", ".txt (2 rows)"],
     "data": ["shard set made by `capfilt pack`", "web (2 rows)", "outcomes: 2 ok", "filtered sets: r1"],
     "data/filtered/r1 --json": ['"filtered set', '"web": 1', "1 itm<0.5, 1 kept"],
-    "recap.parquet --caption-col re_caption --caption-col org_caption": ["re_caption (1 rows), org_caption (1 rows)"],
+    "recap.parquet --caption-col re_caption --caption-col org_caption": [
+        "re_caption (1 rows), org_caption (1 rows)",
+        "capfilt download recap.parquet DATA --caption-col re_caption --caption-col org_caption",
+    ],
     "recap.parquet --caption-col none": ["texts     none"],
     "Train_GCC-training.tsv --columns caption,url": ["no header", "caption (2 rows)"],
     "cc12m.tsv --quoting none": ["quotes are part of the text", '"Big Ben"'],

@@ -274,7 +274,7 @@ def test_a_list_of_texts_in_a_cell_is_several_texts(tmp_path: Path, name: str, c
 
 
 def test_several_urls_in_a_row_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no texts in 'url', but .*a row for each URL"):
+    with pytest.raises(ValueError, match=r"no texts in 'url', but .*a row for each URL"):
         UrlList(save(tmp_path / "a.json", [{"url": [U, U], "caption": "a cat"}]))
 
 
@@ -301,6 +301,11 @@ def test_objects_without_a_known_text_are_named(tmp_path: Path, kind: str) -> No
             "url,caption\nhttp://x,\nhttp://y,\n",
             {"caption_cols": ["caption"]},
             "has no text in 'caption' in any of its 2 rows",
+        ),
+        (
+            "url,caption\nhttp://x,a\n",
+            {"caption_cols": ["url"]},
+            "its URLs in 'url', so --caption-col must name another",
         ),
         ("a,b\n1,2\n", {}, "no column that looks like a URL; it has a, b. Name the column with --url-col"),
         ("pic,thumb\nhttp://x/1,http://x/2\n", {}, "several columns that look like a URL: 'pic', 'thumb'.*--url-col"),
