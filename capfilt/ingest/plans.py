@@ -103,10 +103,11 @@ def read_part(path: Path, further: pa.Schema) -> pa.Table:
     return own
 
 
-def group_by_url(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def group_by_url(rows: Iterable[dict[str, Any]], keep: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Yield consecutive rows with the same URL as one row, with the texts of the others in "more".
 
-    Their further columns go with the texts, in "more_columns". Rows without a URL or with a status stay as they are.
+    Their further columns, or those in `keep`, go with the texts, in "more_columns". Rows without a URL or with a status
+    stay as they are.
     """
     for url, group in groupby(rows, key=lambda row: row["url"] if row["url"] and not row.get("status") else object()):
         first, *others = group
@@ -116,7 +117,7 @@ def group_by_url(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             for row in others:
                 texts = [text for text in (row["caption"], *(row.get("more") or ())) if text is not None]
                 more += texts
-                columns += [filled_cells(row.get("columns"))] * len(texts)
+                columns += [filled_cells(row.get("columns"), keep)] * len(texts)
             if others and first["caption"] is None and more:
                 first["caption"], *more = more
                 del columns[0]

@@ -54,7 +54,7 @@ def retry_failed_rows(
     failed: dict[str, str] = {}
     folder = staging / RETRY_FOLDER
     has_captions = read_manifest(out / "captions" / MORE_CAPTIONS) is not None
-    of_list = _find_rows(out, shards, rows)
+    of_list = _find_rows(out, shards, rows, config.keep_columns)
     per_round = max(1, ROWS_PER_ROUND // config.shard_size)
     for first in range(0, len(shards), per_round):
         part = shards[first : first + per_round]
@@ -86,14 +86,16 @@ def retry_failed_rows(
     return failed
 
 
-def _find_rows(out: AnyPath, shards: list[str], rows: Iterator[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _find_rows(
+    out: AnyPath, shards: list[str], rows: Iterator[dict[str, Any]], keep_columns: list[str]
+) -> dict[str, dict[str, Any]]:
     """Return the rows of the list whose fetching has failed temporarily, by their URLs."""
     wanted: set[str] = set()
     for shard in shards:
         table = read_table(out / f"{shard}.parquet", ["url", "status"])
         wanted.update(table.filter(pc.is_in(table["status"], pa.array(RETRYABLE)))["url"].to_pylist())
     found: dict[str, dict[str, Any]] = {}
-    for row in group_by_url(rows) if wanted else ():
+    for row in group_by_url(rows, keep_columns) if wanted else ():
         if row["url"] in wanted:
             found.setdefault(row["url"], row)
     return found
