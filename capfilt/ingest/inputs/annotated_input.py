@@ -50,7 +50,8 @@ class AnnotatedPictures:
     def _row(self, rows: list[AnnotationRow]) -> InputRow:
         texts = [text for row in rows for text in row.texts]
         sources = {name for row in rows for name in row.sources}
-        self.counts.texts.update(sources)
+        if self.counts.is_in_split(rows[0].split):
+            self.counts.texts.update(sources)
         row = self._find(rows[0].name, texts) | {"columns": rows[0].columns or {}, "split": rows[0].split}
         if len(rows) > 1:
             of_others = [other.columns for other in rows[1:] for _ in other.texts]

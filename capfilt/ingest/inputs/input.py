@@ -147,15 +147,21 @@ class PictureInput(ABC):
             self.require_texts()
 
     def _is_chosen(self, split: str | None) -> bool:
+        """Return `is_in_split`, and count the splits of rows."""
+        if not self.splits:
+            self._row_splits[split or None] += 1
+        return self.is_in_split(split)
+
+    def is_in_split(self, split: str | None) -> bool:
         """Return whether a row is in a chosen split, by its own "split" unless that of its file is known."""
-        if self.splits:
-            return True
-        self._row_splits[split or None] += 1
-        return is_chosen(split, self.options.split)
+        return bool(self.splits) or is_chosen(split, self.options.split)
 
     @abstractmethod
     def read_rows(self) -> Iterator[InputRow]:
-        """Yield a row per picture, with its "split" if its file has none; count `texts` and `unused`."""
+        """Yield a row per picture, with its "split" if its file has none; count `texts` and `unused`.
+
+        A row of another split may have its "split" only.
+        """
 
     def require_texts(self) -> None:
         """Raise ValueError if no row has a text and some may exist."""

@@ -65,6 +65,11 @@ class TableInput(PictureInput):
     def _table_rows(self, path: AnyPath, name: str, layout: TableLayout) -> Iterator[InputRow]:
         read = list(dict.fromkeys(filter(None, (layout.url, *layout.text_columns, *layout.further, layout.exif))))
         for number, cells in enumerate(_read_cells(path, read)):
+            split = cells.get("split")
+            split = split if isinstance(split, str) else None
+            if not self.is_in_split(split):
+                yield {"split": split}
+                continue
             url = cells.get(layout.url) if layout.url else None
             row: InputRow = {"url": url if isinstance(url, str) else f"{name}#{number}"}
             texts: list[str] = []
@@ -89,7 +94,7 @@ class TableInput(PictureInput):
                 "body": os.fsencode(str(path)),
                 "column": layout.image,
                 "offset": number,
-                "split": split if isinstance(split := cells.get("split"), str) else None,
+                "split": split,
                 "orientation": img2dataset_orientation(cells),
             }
 

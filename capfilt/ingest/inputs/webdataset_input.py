@@ -63,8 +63,11 @@ class WebdatasetInput(PictureInput):
             _suffix(member, self.options.text_names): partial(tar.read_text_member, member) for member in sample.texts
         }
         url, split = metadata.get("url"), metadata.get("split")
+        split = split if isinstance(split, str) else None
+        if not self.is_in_split(split):
+            return {"split": split}
         row: InputRow = {
-            "split": split if isinstance(split, str) else None,
+            "split": split,
             "url": url if isinstance(url, str) else place,
             "texts": self._texts.choose(files, content, place),
             "columns": further_columns(metadata, self.options.text_names),

@@ -30,6 +30,14 @@ def test_annotation_files_with_several_texts_per_picture(tmp_path: Path, kind: s
     assert more == [{"key": "000000000", "index": 0, "text": "uno"}]
 
 
+def test_texts_of_other_splits_are_not_counted(tmp_path: Path) -> None:
+    photos = write_pictures(tmp_path / "photos", ["0.jpg", "1.jpg"])
+    rows = [{"image": f"{n}.jpg", "caption": "a dog", "split": split} for n, split in enumerate(("train", "val"))]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    account = pack_folder(photos, tmp_path / "data", annotations=str(tmp_path / "list.json"), split="val")["account"]
+    assert (account["rows"], account["rows_with_text"], account["texts"]) == (1, 1, {"caption": 1})
+
+
 def test_the_columns_of_every_row_of_a_picture_are_kept(tmp_path: Path) -> None:
     photos = write_pictures(tmp_path / "photos", ["a.jpg"])
     rows = [{"image": "a.jpg", "caption": f"text {number}", "who": number, "x": "\ud800"} for number in range(3)]

@@ -141,6 +141,7 @@ def test_a_column_of_splits(tmp_path: Path) -> None:
         read_input(path)
     opened, (row,) = read_input(path, split="test")
     assert (row["texts"], opened.account.splits, opened.account.rows) == (["u"], ("test",), 1)
+    assert opened.account.texts == {"caption": 1}  # those of other splits are not counted
     with pytest.raises(ValueError, match=r"has no split 'dev' \(--split\); its splits are train, test"):
         read_input(path, split="dev")
 

@@ -97,6 +97,7 @@ def test_splits_of_tars_and_of_samples(tmp_path: Path) -> None:
             read_input(source)
         opened, rows = read_input(source, split="val")
         assert [row["texts"] for row in rows] in ([["validation"]], [["v"]]) and len(opened.account.splits) == 1
+        assert sum(opened.account.texts.values()) == 1
 
 
 def test_the_further_keys_of_the_json_are_kept(tmp_path: Path) -> None:
