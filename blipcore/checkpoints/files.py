@@ -33,7 +33,7 @@ WRAPPERS += ("shadow", "teacher")
 # Parts of names that DistributedDataParallel, torch.compile, FSDP and activation checkpointing add.
 _WRAPPER_NAMES = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _REFUSED_CLASS = re.compile(r"Unsupported global: GLOBAL ([\w.]+)|Unsupported class ([\w.]+)")
-# No honest checkpoint holds these.
+# Modules and functions that no checkpoint needs.
 _DANGEROUS = re.compile(
     r"(_?io|nt|os|posix|runpy|shutil|socket|subprocess|sys|webbrowser)\.|(builtins\.)?(eval|exec|open|compile)$"
 )
@@ -188,7 +188,7 @@ def _refused_classes(path: Path, error: Exception) -> list[str]:
 
 
 def _remedy(path: Path, classes: list[str]) -> str:
-    """Return the command that rewrites a pickle with its tensors alone, unless no honest checkpoint has its content."""
+    """Return the command that rewrites a pickle with its tensors alone, or say that no checkpoint needs its content."""
     if any(_DANGEROUS.match(name) for name in classes):
         return "no checkpoint needs it, so do not trust this file."
     strings = _pickled_strings(path)

@@ -23,7 +23,7 @@ from blipcore.generate.sample import sample_noise
 from blipcore.torchvision_shim import import_transformers
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig, parse_answer
-from capfilt.caption.hf_check import batches_are_equal, check_sight, is_blind_to, probe_images
+from capfilt.caption.hf_check import batches_are_equal, is_unaffected_by, probe_images, score_probe_images
 from capfilt.caption.hf_files import hf_fingerprint, hf_prompt
 from capfilt.caption.hf_inputs import InputMaker, check_positions, end_tokens, text_decoder
 from capfilt.caption.hf_load import check_uninitialized, load_hf
@@ -134,9 +134,9 @@ class HfCaptioner:
     @torch.inference_mode()
     def _check(self, uninitialized: list[str]) -> None:
         """Raise ValueError for a model that cannot caption; choose whether it takes batches."""
-        scores = check_sight(self.name, self._generate, self.inputs.make)
+        scores = score_probe_images(self.name, self._generate, self.inputs.make)
         check_positions(self.name, self.model, self.inputs.make(probe_images()), self.settings.max_new_tokens)
-        if uninitialized and not is_blind_to(uninitialized, self.model, scores, self._generate):
+        if uninitialized and not is_unaffected_by(uninitialized, self.model, scores, self._generate):
             check_uninitialized(self.name, uninitialized)
         self.takes_batches = batches_are_equal(scores, self._generate, self.dtype)
         if not self.takes_batches:

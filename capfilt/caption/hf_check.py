@@ -1,7 +1,7 @@
 """Checks a loaded `hf:` model on made pictures: three tokens for each, before the first shard.
 
 A model whose picture tokens are lost or whose processor does not fit writes fluent captions of nothing. Such a model is
-refused because two unlike pictures give it the same scores.
+refused because two different pictures give it the same scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from blipcore.io.messages import one_line
 
 STEPS = 3
-# Scores of equal inputs in two rows of a batch differ by at most this share of the largest score. Those of unlike
+# Scores of equal inputs in two rows of a batch differ by at most this share of the largest score. Those of different
 # pictures differ by 5e-5 and more, even in random models.
 ROUNDING = 2.0**-24
 # Largest total variation distance between the tokens of a picture alone and in a batch.
@@ -51,11 +51,11 @@ class Recorder:
         return torch.stack(self.scores, 1)
 
 
-def check_sight(model: str, generate: Generate, make_inputs: Callable[..., dict[str, Any]]) -> Tensor:
+def score_probe_images(model: str, generate: Generate, make_inputs: Callable[..., dict[str, Any]]) -> Tensor:
     """Return the scores of three made pictures in one batch (3, steps, V).
 
     `generate(images, processor, max_new_tokens)` runs the model. Raises ValueError if the processor yields no pixels,
-    the model fails, its scores are not numbers, or two unlike pictures give the same scores.
+    the model fails, its scores are not numbers, or two different pictures give the same scores.
     """
     images = probe_images()
     recorder = Recorder()
@@ -79,13 +79,13 @@ def check_sight(model: str, generate: Generate, make_inputs: Callable[..., dict[
         raise ValueError(f"{model} gives scores that are not numbers; use --dtype fp32, or download it again.")
     if _largest_difference(scores[0], scores[1]) <= ROUNDING * float(scores[:2].nan_to_num(neginf=0).abs().max()):
         raise ValueError(
-            f"{model} does not see its pictures: two unlike ones give the same captions. Check chat.prompt (a model "
+            f"{model} ignores its pictures: two different ones give the same captions. Check chat.prompt (a model "
             "without a chat template needs its picture token in it) and the processor's files."
         )
     return scores
 
 
-def is_blind_to(names: Sequence[str], model: Any, scores: Tensor, generate: Generate) -> bool:
+def is_unaffected_by(names: Sequence[str], model: Any, scores: Tensor, generate: Generate) -> bool:
     """Return whether the weights `names` change no score, such as those of an unused pooler."""
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     chosen = [weights[name] for name in names if name in weights]
@@ -118,7 +118,7 @@ def batches_are_equal(scores: Tensor, generate: Generate, dtype: torch.dtype) ->
 
 
 def probe_images() -> list[Image.Image]:
-    """Return three unlike pictures: two of one size, the third of another one."""
+    """Return three different pictures: two of one size, the third of another one."""
     y, x = np.mgrid[:224, :224]
     waves = np.stack([128 + 127 * np.sin(x / 9), 128 + 127 * np.cos(y / 17), (x + y) / 2], -1)
     blocks = np.stack([(x // 32 + y // 32) % 2 * 255, (x < 112) * 200.0, 255 - y], -1)

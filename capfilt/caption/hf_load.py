@@ -1,6 +1,6 @@
 """Loads an `hf:` model and its processor; refuses incomplete ones, each with one sentence.
 
-transformers fills missing weights with random numbers and lets many folders pass that are no captioners. Both are
+transformers fills missing weights with random numbers and accepts many folders of other models. Both are
 refused here, by the class of the config and by the list of the weights that were not in the files.
 """
 

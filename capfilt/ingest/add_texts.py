@@ -176,7 +176,7 @@ def _read_texts(config: TextsConfig) -> tuple[dict[TextId, list[str]], bool]:
         text_id = (of_shard, str(row.cells[0])) if key else ("url", str(row.cells[0]))
         texts.setdefault(text_id, []).extend(text for cell in cells for text in cell_texts(cell) if text is not None)
     if bad:
-        raise ValueError(f"{bad:,} rows of {config.texts} cannot be used; the first: {first_error}. Mend the list.")
+        raise ValueError(f"{bad:,} rows of {config.texts} cannot be used; the first: {first_error}. Correct the list.")
     if not any(text.strip() for of_picture in texts.values() for text in of_picture):
         raise ValueError(f"{config.texts} has no text in any row; name the column with --caption-col.")
     return texts, key is None

@@ -51,6 +51,12 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
+def test_kind_completes_all_kinds_of_inputs() -> None:
+    from capfilt.ingest.inputs.input import KINDS
+
+    assert options.KINDS == KINDS
+
+
 def test_the_option_names_of_every_command_are_frozen() -> None:
     names = {
         command: {name for parameter in COMMANDS[command].params for name in parameter.opts if name.startswith("--")}

@@ -277,7 +277,7 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and hands on the deadline and the cookies of the first request."""
+    """Follows redirects, and passes on the deadline and the cookies of the first request."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         redirected: Any = super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,4 +1,4 @@
-"""Cells of annotation files: names of pictures, and captions in the ways of several programs."""
+"""Reads cells of annotation files: names of pictures, and captions in the formats of several programs."""
 
 from __future__ import annotations
 

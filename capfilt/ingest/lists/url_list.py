@@ -179,8 +179,8 @@ class UrlList:
         rows, bad = self.counts["rows"], self.counts["bad"]
         if bad > max(MIN_BAD_ROWS, self.max_bad * rows):
             raise ValueError(
-                f"{bad:,} of the {rows:,} rows of {self.path} cannot be read; the first: {self.first_error}. Correct the "
-                "list, overrule with --encoding or --quoting how it is read, or allow more with --set max_bad_rows=1."
+                f"{bad:,} of the {rows:,} rows of {self.path} cannot be read; the first: {self.first_error}. Correct "
+                "the list, change how it is read with --encoding or --quoting, or allow more with --set max_bad_rows=1."
             )
         self._require_texts(rows)
         if self.unread and not self.counts["text"]:
