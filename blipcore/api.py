@@ -99,6 +99,8 @@ class Pipeline:
         `first` is the first token; "cls" gives the numbers of the official demo.
         """
         self._require("itm")
+        if first not in ("enc", "cls"):
+            raise ValueError(f"first is 'enc' or 'cls', not {first!r}.")
         scores: list[float] = []
         for image_embeds, batch in self._pairs(images, texts):
             ids, mask = self._tokenize(batch, first)

@@ -7,7 +7,7 @@ misshapen tensor is an error that names it. Only the ITC temperature may be miss
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -101,6 +101,10 @@ def read_checkpoint(
     path: Path, overrides: Mapping[str, Any] | None = None, numerics: Numerics = "official"
 ) -> tuple[BlipConfig, dict[str, Tensor], dict[str, Tensor]]:
     """Return config, model state and training state of a checkpoint of any kind."""
+    if numerics not in get_args(Numerics):
+        raise ValueError(f"numerics is 'official' or 'transformers', not {numerics!r}.")
+    if numerics != "official" and (path.is_file() or is_blipcore_folder(path)):
+        logger.warning("%s has no config.json of transformers: the numerics '%s' have no effect.", path, numerics)
     if path.is_file():
         return read_official(path, overrides)
     if overrides:

@@ -15,6 +15,8 @@ from capfilt.caption.chat import parse_answer
 MAX_MESSAGE = 500  # characters of a server's message
 MAX_BODY = 1 << 20  # bytes of an answer, besides those of its log-probabilities
 MAX_BODY_PER_TOKEN = 2 << 10
+# Ends of an answer that the server has cut short, by its length or by a failure.
+TOO_LONG, BROKEN = ("length", "max_tokens"), ("abort", "error")
 MAX_CHARACTERS_PER_TOKEN = 64  # of an answer; a longer one ignores max_new_tokens
 # Characters that no table or terminal should get: control characters except white space, and halves of surrogate pairs.
 UNUSABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -45,14 +47,17 @@ class Answer(NamedTuple):
                 raise UnusableAnswerError(f"{name} is a {type(value).__name__}, not a string")
             if value and (character := UNUSABLE.search(value)):
                 raise UnusableAnswerError(f"{name} has the unusable character U+{ord(character[0]):04X}")
+        if (fields["finish"] or "").lower() in BROKEN:
+            raise UnusableAnswerError(f"the answer is not whole (finish_reason {fields['finish']})")
         return cls(**fields, logprob=_valid_logprob(content.get("logprob")))
 
     def to_caption(self, max_new_tokens: int) -> Caption:
         """Return the caption, or the reason why there is none."""
         if self.finish == "content_filter" or self.refusal:
             return Caption(None, None, f"refused: {self.refusal or 'content filter'}"[:MAX_MESSAGE])
-        complete = self.finish != "length" and len(self.text or "") <= MAX_CHARACTERS_PER_TOKEN * max_new_tokens
-        return parse_answer(self.text, complete, self.logprob)
+        is_cut = (self.finish or "").lower() in TOO_LONG
+        is_endless = len(self.text or "") > MAX_CHARACTERS_PER_TOKEN * max_new_tokens
+        return parse_answer(self.text, not (is_cut or is_endless), self.logprob)
 
 
 def parse_completion(body: bytes) -> tuple[Answer, str]:

@@ -14,6 +14,9 @@ REFUSALS = re.compile(
     r"|as an ai\b",
     re.IGNORECASE,
 )
+# What thinking models write before their answer, up to its end; some prompts already hold the beginning.
+REASONING = re.compile(r".*(</think(ing)?>|◁/think▷)", re.IGNORECASE)
+UNFINISHED_REASONING = re.compile(r"(<think(ing)?>|◁think▷)", re.IGNORECASE)
 
 
 @dataclass
@@ -46,11 +49,16 @@ class ChatConfig:
 
 
 def parse_answer(text: str | None, complete: bool, logprob: float | None) -> Caption:
-    """Return the caption in an answer, on one line and without surrounding quotation marks.
+    """Return the caption in an answer, on one line and without reasoning and surrounding quotation marks.
 
-    An answer without a caption has the error `refused`, `too_long` (not `complete`) or `empty`.
+    An answer without a caption has the error `refused`, `too_long` (not `complete`) or `empty`. After reasoning, the
+    log-probability is None: that of the whole answer is not that of the caption.
     """
     text = " ".join((text or "").split())
+    if reasoning := REASONING.match(text):
+        text, logprob = text[reasoning.end() :].strip().removeprefix("<answer>").removesuffix("</answer>").strip(), None
+    elif UNFINISHED_REASONING.match(text):
+        complete = False
     for opening, closing in ('""', "''", "“”", "‘’"):
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
             text = text[1:-1].strip()

@@ -10,14 +10,18 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from blipcore.checkpoints.kind import Kind, checkpoint_kind, describe_use
 from blipcore.io.messages import one_line
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import FilterSettings, Runtime, Scorer
+from capfilt.pictures.batching import OUT_OF_MEMORY
 from capfilt.shards.format import SCORES, VERDICT
 
 # kind of checkpoint -> its scorer, with the columns itm and itc
@@ -47,33 +51,46 @@ class DeclaredScorer(NamedTuple):
         return {"fingerprint": self.scorer.fingerprint, **getattr(self.scorer, "settings", {})}
 
     def load(self, runtime: Runtime) -> None:
-        """Load the model. Raises ValueError if a scorer of the user's own fails."""
-        try:
+        """Load the model. Raises ValueError if a custom scorer fails."""
+        with self._named_errors("cannot be loaded"):
             if hasattr(self.scorer, "load"):
                 self.scorer.load(runtime)
-        except (ValueError, OSError, ImportError, MemoryError):
-            raise
-        except Exception as error:
-            if type(self.scorer).__module__.startswith("capfilt."):
-                raise
-            raise ValueError(
-                f"The scorer {self.spec} cannot be loaded ({type(error).__name__}: {one_line(error)})."
-            ) from error
+
+    def prepare(self, image: Image.Image) -> Any:
+        """Return the input of `score` for an RGB image. Raises ValueError if a custom scorer fails."""
+        with self._named_errors("failed"):
+            return self.scorer.prepare(image)
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float | None]]]:
-        """Return the scores by the names of the table. Raises ValueError if they do not fit the texts."""
-        scores = self.scorer.score(inputs, texts)
+        """Return the scores by the names of the table.
+
+        Raises ValueError if they do not fit the texts, or if a custom scorer fails.
+        """
+        with self._named_errors("failed"):
+            scores = self.scorer.score(inputs, [list(picture_texts) for picture_texts in texts])
         by_name: dict[str, list[list[float | None]]] = {}
         for column, name in zip(self.scorer.columns, self.columns, strict=True):
             rows: list[list[float | None]]
             try:
                 rows = [[None if x is None else float(x) for x in picture_scores] for picture_scores in scores[column]]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise ValueError(f"{self.spec} returned no numbers as '{column}' ({one_line(repr(error))}).") from error
             if [len(row) for row in rows] != [len(picture_texts) for picture_texts in texts]:
                 raise ValueError(f"{self.spec} returned '{column}' of another shape than the texts of the pictures.")
             by_name[name] = rows
         return by_name
+
+    @contextmanager
+    def _named_errors(self, problem: str) -> Iterator[None]:
+        """Name the scorer in the errors of custom code, except for a lack of memory."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            is_memory = isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+            if is_memory or type(self.scorer).__module__.startswith("capfilt."):
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(f"The scorer {self.spec} {problem} ({reason}).") from error
 
 
 def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
@@ -86,9 +103,11 @@ def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
     declared: list[DeclaredScorer] = []
     used: set[str] = set()
     for spec, scorer in scorers:
-        columns = tuple(_unused_name(column, used) for column in scorer.columns)
-        used.update(columns)
-        declared.append(DeclaredScorer(scorer, columns, spec))
+        columns = []
+        for column in scorer.columns:
+            columns.append(_unused_name(column, used))
+            used.add(columns[-1])
+        declared.append(DeclaredScorer(scorer, tuple(columns), spec))
     return declared
 
 
@@ -139,7 +158,7 @@ def _declare_extra(spec: str, config: ScoreConfig) -> Scorer:
         raise ValueError(f"columns of {spec} must be a tuple of names, such as ('sharpness',), not {columns!r}.")
     for name in columns:
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in RESERVED_COLUMNS or list(columns).count(name) > 1:
-            raise ValueError(f"{spec} has the column {name!r}; a column is a word of its own, such as sharpness.")
+            raise ValueError(f"{spec} has the column {name!r}; a column is a single word, such as sharpness.")
     return scorer
 
 

@@ -121,7 +121,7 @@ class ScoreStage:
             scorer.load(Runtime(device, self.dtype, self.backend))
         self.splitters = [BatchSplitter() for _ in self.scorers]
         self.columns = [column for scorer in self.scorers for column in scorer.columns]
-        self.prepare = PrepareEach(tuple(scorer.scorer.prepare for scorer in self.scorers))
+        self.prepare = PrepareEach(tuple(scorer.prepare for scorer in self.scorers))
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:

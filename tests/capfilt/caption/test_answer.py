@@ -24,6 +24,7 @@ def test_a_completion_has_text_finish_and_logprob() -> None:
     assert (answer, model) == (Answer("a dog", None, "stop", -1.5), "m")
     assert Answer.from_dict(json.loads(json.dumps(answer._asdict()))) == answer
     assert answer.to_caption(10).text == "a dog" and answer._replace(finish="length").to_caption(10).text is None
+    assert answer._replace(finish="MAX_TOKENS").to_caption(10).error == "too_long: a dog"
     assert answer._replace(text="x" * 641).to_caption(10).error.startswith("too_long")
 
 
@@ -33,7 +34,7 @@ def test_a_completion_has_text_finish_and_logprob() -> None:
         b"", b"\xff\xfe", b"null", b"[]", b'"text"', b"{}", b'{"choices": {}}', b'{"choices": [[]]}', b"NaN",
         b'{"choices": [{"message": "a dog"}]}', b'{"choices": [{"message": {"content": {"text": 1}}}]}',
         b'{"choices": [{"message": {"content": "a"}, "finish_reason": ["stop"]}]}', b"[" * 5000, b'{"a":' * 5000,
-        b"9" * 5000, completion()[:-1],
+        b"9" * 5000, completion()[:-1], completion(finish_reason="abort"), completion(finish_reason="error"),
         completion(message={"content": "\ud83d"}), completion(message={"content": "\0"}),
     ],
 )  # fmt: skip

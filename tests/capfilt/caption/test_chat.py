@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig, parse_answer
 
 
@@ -33,6 +34,21 @@ def test_an_answer_is_a_caption_or_an_error(answer: str | None, outcome: str) ->
 
 def test_an_answer_that_was_cut_short_is_too_long() -> None:
     assert parse_answer("and so on", False, -1.0).error == "too_long: and so on"
+    assert parse_answer("<think>The picture shows", True, -1.0).error == "too_long: <think>The picture shows"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>\nA dog?\n</think>\n\nA cat.",
+        "I see a dog. </think> A cat.",
+        "◁think▷A dog?◁/think▷A cat.",
+        "<think>A dog?</think><answer>A cat.</answer>",
+    ],
+)
+def test_the_reasoning_of_a_thinking_model_is_no_part_of_its_caption(answer: str) -> None:
+    assert parse_answer(answer, True, -9.0) == Caption("A cat.", None)
+    assert (parse_answer("<think>A dog?</think>", True, -9.0).error) == "empty"
 
 
 @pytest.mark.parametrize(

@@ -315,12 +315,10 @@ def test_one_picture_that_the_server_cannot_caption_does_not_end_the_run(shards,
 
 def test_a_server_that_fails_costs_no_answer(shards, server: VlmServer, caption) -> None:
     data = shards(3, 5)
-
-    # the check, the five pictures of the first shard, and two of the second
-    server.trouble = lambda request: "broken" if server.responses["caption"] == 8 else None
+    server.trouble = lambda request: "broken" if (data / "captions/vlm/00000.parquet").exists() else None
     with pytest.raises(EngineError, match=r"keeps answering 500 \(out of memory\); its answers are cached: run the"):
         caption(data, server={"retries": 0, "concurrency": 1})
-    assert server.responses["caption"] == 8 and len(list(data.glob("captions/vlm/*.parquet"))) == 1
+    assert 6 <= server.responses["caption"] < 16  # at least the check and the pictures of the first shard
     server.trouble = lambda request: None
     assert caption(data)["counts"]["captions"] == 15
     assert server.responses["caption"] == 16  # one per picture, and the check of the server

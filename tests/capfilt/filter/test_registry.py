@@ -91,6 +91,11 @@ def test_a_module_of_the_current_folder_is_found(
     assert before == sys.path
 
 
+def test_columns_of_one_scorer_never_get_equal_names(tiny_filter: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "own.py", OWN.replace('("red", "itm")', '("itm", "itm2")'))
+    assert declare(model=str(tiny_filter), scorer=f"{file}:Duck")[1].columns == ("itm2", "itm22")
+
+
 @pytest.mark.parametrize(
     ("code", "name", "message"),
     [
@@ -142,7 +147,9 @@ def test_a_model_given_to_the_wrong_option_is_told_the_right_one(
         ("return {}", "returned no numbers as 'length'"),
         ("return {'length': [['x'] * len(row) for row in texts]}", "returned no numbers as 'length'"),
         ("return {'length': [[1.0]]}", "returned 'length' of another shape than the texts"),
-        ("raise RuntimeError('out of luck')", "out of luck"),
+        ("return {'length': [[10**400] * len(row) for row in texts]}", "returned no numbers as 'length'"),
+        ("raise RuntimeError('out of luck')", "own.py:Length failed (RuntimeError: out of luck)"),
+        ("raise SystemExit(3)", "own.py:Length failed (SystemExit: 3)"),
     ],
 )
 def test_wrong_scores_fail_the_shard_with_the_reason(
