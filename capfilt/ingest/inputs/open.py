@@ -103,6 +103,10 @@ def _open_folder(path: AnyPath, options: InputOptions) -> PictureInput:
     if pictures:
         opened.ignored["pictures"] += len(pictures)
         opened.notes.append(f"pictures beside these files, not read: {len(pictures):,}, such as {pictures[0]}.")
+    captions = [name for name in files if name.startswith("captions/") and name.endswith("/manifest.json")]
+    if captions:
+        folder = captions[0].rpartition("/")[0]
+        opened.notes.append(f"texts of a shard set in {folder}, not read: `caption` and `filter` take the set itself.")
     return opened
 
 

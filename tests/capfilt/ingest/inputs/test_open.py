@@ -26,6 +26,14 @@ from capfilt.shards.format import IMAGES, write_shard
 from capfilt.shards.manifest import read_manifest
 
 
+def test_texts_beside_the_tars_of_a_shard_set_are_named(tmp_path: Path) -> None:
+    photos = write_pictures(tmp_path / "photos", ["a.jpg"])
+    (photos / "a.txt").write_text("one\ntwo")
+    pack_folder(photos, tmp_path / "data")
+    (note,) = pack_folder(tmp_path / "data", tmp_path / "again")["account"]["notes"]
+    assert note.startswith("texts of a shard set in captions/more, not read")
+
+
 def test_a_folder_of_pictures_with_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = write_pictures(tmp_path / "photos", ["b.jpg", "a.v2.jpg", "sub dir/c.JPG", ".hidden.jpg", ".trash/d.jpg"])
     (photos / "a.v2.txt").write_text("\ufeff  a text \n", encoding="utf-8")
