@@ -14,7 +14,7 @@ Kind = Literal["blip", "albef", "blip2 filter", "blip2 captioner"]
 # ALBEF's BERT has token types; BLIP's has none.
 ALBEF_TENSOR = b"token_type_embeddings.weight"
 # Enough for the tensor names of a file, which come before the tensors.
-MAX_NAMES = 32 << 20
+MAX_HEAD_BYTES = 32 << 20
 # What a checkpoint of another kind than BLIP is, and the command that takes it.
 USES: dict[Kind, str] = {
     "albef": "an ALBEF model, which is a filter: give it to `capfilt filter --model {0}`",
@@ -73,9 +73,9 @@ def _read_names(path: Path) -> bytes:
             try:
                 with zipfile.ZipFile(file) as archive:
                     pickle = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-                    return archive.open(pickle).read(MAX_NAMES) if pickle else b""
+                    return archive.open(pickle).read(MAX_HEAD_BYTES) if pickle else b""
             except zipfile.BadZipFile:
                 return b""
         if len(head) == 8 and head[4:] == b"\0\0\0\0":  # safetensors
-            return file.read(min(struct.unpack("<Q", head)[0], MAX_NAMES))
-        return head + file.read(MAX_NAMES)  # torch's old format
+            return file.read(min(struct.unpack("<Q", head)[0], MAX_HEAD_BYTES))
+        return head + file.read(MAX_HEAD_BYTES)  # torch's old format

@@ -26,7 +26,7 @@ from blipcore.io.text_encoding import decode_text
 IMAGE_COLUMNS = ("image", "file_name", "filename", "image_path", "filepath", "path", "file", "image_name", "img")
 TEXT_COLUMNS = ("caption", "text", "description", "title", "captions", "texts", "comment", "sentence", "prompt")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-TEXT_SUFFIXES = (".txt", ".caption")
+CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[\w-]+")
 
@@ -126,14 +126,14 @@ def _pictures(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[tup
     `seen` are the folders above, which a link may lead back to.
     """
     paths = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
-    texts = {name.lower(): path for name, path in paths.items() if path.suffix.lower() in TEXT_SUFFIXES}
+    texts = {name.lower(): path for name, path in paths.items() if path.suffix.lower() in CAPTION_SUFFIXES}
     for name, path in paths.items():
         if path.is_dir():
             if path.resolve() not in seen:
                 yield from _pictures(path, seen | {folder.resolve(), path.resolve()})
         elif path.suffix.lstrip(".").lower() in PICTURE_SUFFIXES:
             stems = (path.stem.lower(), name.lower())  # 0.txt or 0.jpg.txt
-            candidates = (texts.get(stem + suffix) for stem in stems for suffix in TEXT_SUFFIXES)
+            candidates = (texts.get(stem + suffix) for stem in stems for suffix in CAPTION_SUFFIXES)
             yield path, next((text for text in candidates if text), None)
 
 

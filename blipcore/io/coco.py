@@ -17,7 +17,7 @@ class CocoImage(NamedTuple):
     captions: list[Any]
 
 
-def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
+def read_coco(path: AnyPath) -> list[CocoImage]:
     """Return the images of a COCO file, in its order and with their captions; reads the whole file.
 
     Raises ValueError if it is no JSON, and as `parse_coco`.
@@ -28,7 +28,7 @@ def read_coco(path: AnyPath, require_captions: bool = True) -> list[CocoImage]:
         raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); a file with one row per line ends in .jsonl.") from None
-    return parse_coco(content, str(path), require_captions)
+    return parse_coco(content, str(path))
 
 
 def parse_coco(

@@ -21,8 +21,8 @@ def end_with_job() -> None:
         end_with_parent(int(pipe))
 
 
-def end_with_parent(pipe: int, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal when `pipe` is closed, of which only the parent has the writing end.
+def end_with_parent(pipe: int) -> None:
+    """Send this process SIGTERM when `pipe` is closed, of which only the parent has the writing end.
 
     The kernel closes it when the parent ends in any way, SIGKILL included, also before this function is called.
     """
@@ -30,7 +30,7 @@ def end_with_parent(pipe: int, number: int = signal.SIGTERM) -> None:
     def wait() -> None:
         with suppress(OSError):
             os.read(pipe, 1)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
 

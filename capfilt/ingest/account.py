@@ -69,7 +69,7 @@ class Account:
         """Print the account on stderr; stdout is for the summary."""
         print("\n".join(self.to_lines()), file=sys.stderr, flush=True)
 
-    def require_texts(self, source: str, requested: Sequence[str], option: str = "--caption-col") -> None:
+    def require_texts(self, source: str, requested: Sequence[str]) -> None:
         """Raise ValueError if texts were `requested` or may exist, and no row has one.
 
         `requested` are the names given by the user; each must hold a text in at least one row.
@@ -80,14 +80,14 @@ class Account:
         if empty:
             problem = f"{source} has no text in {_quote(empty)} in any of its {self.rows:,} rows"
             others = [name for name in (*self.texts, *self.unused) if name not in empty]
-            raise ValueError(f"{problem}; {option} may name {_quote(others)}." if others else f"{problem}.")
+            raise ValueError(f"{problem}; --caption-col may name {_quote(others)}." if others else f"{problem}.")
         if not self.rows_with_text and self.unused:
             where = (
                 f"in {_quote(list(self.texts))} in any of its {self.rows:,} rows" if self.texts else "in a usual place"
             )
             raise ValueError(
                 f"{source} has no text {where}, but {_quote(self.unused)} may hold texts. Name one or more with "
-                f"{option}, or give {option} none to read no texts."
+                "--caption-col, or give --caption-col none to read no texts."
             )
 
 

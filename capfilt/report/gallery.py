@@ -29,8 +29,9 @@ from blipcore.io.samples import read_samples
 from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, decided_by_itm
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
-from capfilt.pictures.decode import DecodeError, decode_picture
+from capfilt.pictures.decode import MAX_PIXELS, DecodeError, decode_picture
 from capfilt.report.statistics import LowestRows, TextStatistics
+from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
 # Pixels of a thumbnail's longer side.
@@ -180,9 +181,12 @@ def build_gallery(
         for part in (entry, *filter(None, entry.get("others", ()))):
             del part["origin"]
     remaining = max(budget // 4, budget - len(json.dumps(pictures)))
+    images = ShardSet(data.images, list(text_ids))
+    max_pixels = max(MAX_PIXELS, images.max_pixels() or 0)
     for shard, keys in text_ids.items():
         # base64 turns 3 bytes into 4
-        thumbnails = _read_thumbnails(data.images / f"{shard}.tar", set(keys), remaining * 3 // 4 // len(pictures))
+        size = remaining * 3 // 4 // len(pictures)
+        thumbnails = _read_thumbnails(images.tar(shard), set(keys), size, max_pixels)
         for key in keys:
             pictures[f"{shard}/{key}"] |= thumbnails.get(key, {"missing": "not in its tar"})
     kinds = {
@@ -240,7 +244,7 @@ def _url_host(url: str | None) -> str | None:
         return None
 
 
-def _read_thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[str, str]]:
+def _read_thumbnails(tar: AnyPath, keys: set[str], size: int, max_pixels: int) -> dict[str, dict[str, str]]:
     """Return {"image": data URL} or {"missing": reason} per key that is in the tar."""
     if not tar.is_file():
         return {}
@@ -249,7 +253,7 @@ def _read_thumbnails(tar: AnyPath, keys: set[str], size: int) -> dict[str, dict[
         try:
             if picture.error:
                 raise DecodeError(picture.error)
-            jpeg = _thumbnail(decode_picture(picture.image), size)
+            jpeg = _thumbnail(decode_picture(picture.image, max_pixels), size)
             thumbnails[picture.key] = {"image": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")}
         except DecodeError as error:
             thumbnails[picture.key] = {"missing": error.reason}

@@ -45,7 +45,7 @@ TEXT_COLUMNS = (
 )
 CAPTION_NUMBER = re.compile(r"(\.\w{3,4})#\d+$")  # Flickr8k: x.jpg#0
 COCO_FACTS = ("file_name", "width", "height")  # of an image, which are no further columns
-SAMPLE_BYTES = 1 << 16
+HEAD_BYTES = 1 << 16
 MAX_NAME = 4096  # characters of a path, by Linux
 
 
@@ -88,7 +88,7 @@ def open_annotations(path: AnyPath, options: InputOptions) -> Annotations:
 def _begins_with_object(path: AnyPath) -> bool:
     """Return whether a file holds one JSON object, not one per line."""
     with open_read(path) as file:
-        head = file.read(SAMPLE_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+        head = file.read(HEAD_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
     first, _, following = head.partition(b"\n")
     return head.startswith(b"{") and not (first.rstrip().endswith(b"}") and following.lstrip().startswith(b"{"))
 

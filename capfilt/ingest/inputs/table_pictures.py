@@ -24,7 +24,7 @@ from capfilt.ingest.lists.arrow_list import PAGE_BY_PAGE, is_binary
 from capfilt.ingest.lists.list_files import is_damage
 from capfilt.ingest.lists.rows import ListColumn, match_columns
 
-IMAGE_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
+BYTES_COLUMNS = ("jpg", "image", "png", "webp", "jpeg", "img", "image_bytes", "bytes", "picture")
 ROWS_PER_READ = 64  # few, because pictures are large
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
@@ -43,7 +43,7 @@ def find_image_column(schema: pa.Schema, name: str | None, path: str) -> str | N
     if name is not None:
         match_columns(schema.names, [ListColumn("a picture", (), name, "--image-col")], path)
         return name if name in candidates else None
-    image_column = ListColumn("a picture", IMAGE_COLUMNS, None, "--image-col", required=False)
+    image_column = ListColumn("a picture", BYTES_COLUMNS, None, "--image-col", required=False)
     (usual,) = match_columns(candidates, [image_column], path)
     if usual is None:
         candidates = [name for name in candidates if _begins_with_picture(path, name)]

@@ -21,19 +21,18 @@ def test_captions_are_grouped_by_image(tmp_path: Path) -> None:
 def test_annotations_without_a_caption_or_an_image_can_be_ignored(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     annotations = [{"image_id": 7, "bbox": [1]}, {"image_id": 8, "caption": "of another image"}]
-    path.write_text(json.dumps({"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}))
-    assert read_coco(path, require_captions=False) == [CocoImage(7, "b.jpg", None, [])]
+    content = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": annotations}
+    path.write_text(json.dumps(content))
+    assert parse_coco(content, str(path), require_captions=False) == [CocoImage(7, "b.jpg", None, [])]
     with pytest.raises(ValueError, match=r"annotation 0: .* is this a file of captions"):
         read_coco(path)
 
 
 @pytest.mark.parametrize("require_captions", [True, False])
-def test_an_annotation_without_an_image_id_is_an_error(tmp_path: Path, require_captions: bool) -> None:
-    path = tmp_path / "captions.json"
+def test_an_annotation_without_an_image_id_is_an_error(require_captions: bool) -> None:
     content = {"images": [{"id": 7, "file_name": "b.jpg"}], "annotations": [{"caption": "a dog"}]}
-    path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match='annotation 0: its "image_id" is missing'):
-        read_coco(path, require_captions)
+        parse_coco(content, "captions.json", require_captions)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"x": 1}'])

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from filtered_set import filter_set, write_set
 from folders import rows_of
 from PIL import Image
 from report_page import read_page_data
 
+from blipcore.io.writing import write_json
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.report.gallery import Pick, _first_per_picture, _thumbnail, changed_verdicts
 from capfilt.report.stage import ReportConfig, write_report
@@ -65,6 +67,19 @@ def test_a_missing_or_broken_picture_has_its_reason(drawn: Callable, tmp_path: P
     assert "image" in pictures["00000/000000"]
     assert pictures["00000/000001"]["missing"] in ("truncated", "corrupt")
     assert {picture["missing"] for name, picture in pictures.items() if name > "00000/000001"} == {"not in its tar"}
+
+
+def test_pictures_of_a_set_with_a_higher_limit_of_pixels_are_shown(
+    drawn: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capfilt.report.gallery.MAX_PIXELS", 100)
+    data = write_set(tmp_path / "data", drawn, pictures=2, shards=1)
+    filtered = filter_set(data)
+    for limit, shown in ((100, False), (1_000_000, True)):
+        write_json(data / "manifest.json", {"stage": "pack", "config": {"max_pixels": limit}})
+        write_report(ReportConfig(str(filtered), out=str(tmp_path / "r.html")))
+        pictures = read_page_data(tmp_path / "r.html")["gallery"]["pictures"]
+        assert pictures and all(("image" in picture) == shown for picture in pictures.values())
 
 
 def test_thumbnails_are_within_their_budget() -> None:
