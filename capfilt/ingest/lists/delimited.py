@@ -280,7 +280,7 @@ def _swallows_rows(lines: list[str], delimiter: str, width: int) -> bool:
     if any('""' in line for line in lines):
         return False
     rows = [line.split(delimiter) for line in lines]
-    columns = [{index for index, cell in enumerate(row) if looks_like_picture(cell)} for row in rows]
+    columns = [{(index, "://" in cell) for index, cell in enumerate(row) if looks_like_picture(cell)} for row in rows]
     return bool(columns[0]) and all(
         len(row) == (width or len(rows[0])) and found == columns[0] for row, found in zip(rows, columns, strict=True)
     )
@@ -299,12 +299,13 @@ def _find_delimiter(lines: list[str], file_format: str) -> tuple[str, str]:
                 if delimiter in head[0] and any(values) and not any(map(looks_like_picture, head[0].split(delimiter))):
                     return "csv", delimiter
         return "txt", ""
-    if usual not in lines[0] or _joins_cells(head, usual):
-        for delimiter in others:
+    joins = usual in lines[0] and _joins_cells(head, usual)
+    if joins or usual not in lines[0]:
+        for delimiter in sorted(others, key=lambda other: _joins_cells(head, other)):
             counts = [line.count(delimiter) for line in head if '"' not in line]
             # A few rows may lack a delimiter: a row of Flickr30k's results.csv does.
             agreed = len(set(counts)) < 2 or 2 * counts.count(lines[0].count(delimiter)) > len(counts)
-            if delimiter in lines[0] and agreed and not _joins_cells(head, delimiter):
+            if delimiter in lines[0] and agreed and not (joins and _joins_cells(head, delimiter)):
                 return file_format, delimiter
     return file_format, usual
 
@@ -313,13 +314,15 @@ def _joins_cells(lines: list[str], delimiter: str) -> bool:
     """Return whether half of the lines have a picture and more in one cell: another delimiter separates them."""
     joined = 0
     for line in lines:
-        cells = [cell.strip().strip('"') for cell in line.split(delimiter)]
-        urls = [cell for cell in cells if cell.lower().startswith(("http://", "https://"))]
-        starts = (cell[:n] for cell in cells for n, character in enumerate(cell) if character in DELIMITERS["csv"])
-        joined += any(" " in url for url in urls) or any(
-            start.rpartition(".")[2].lower() in PICTURE_SUFFIXES for start in starts
-        )
+        joined += any(_holds_more_than_a_picture(cell.strip().strip('"')) for cell in line.split(delimiter))
     return 2 * joined >= len(lines)
+
+
+def _holds_more_than_a_picture(cell: str) -> bool:
+    if "http://" in cell or "https://" in cell:
+        return not cell.startswith("http") or len(cell.split()) > 1
+    starts = (cell[:position] for position, character in enumerate(cell) if character in DELIMITERS["csv"])
+    return any(start.rpartition(".")[2].lower() in PICTURE_SUFFIXES for start in starts)
 
 
 def _take_bytes(lines: Iterator[tuple[int, str | None]], size: int) -> list[tuple[int, str | None]]:

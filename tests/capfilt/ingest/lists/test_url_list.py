@@ -193,6 +193,12 @@ PUBLISHED: dict[str, tuple[str, Any, list[str]]] = {
     "commas between semicolons": ("a.csv", f"{U}1.jpg;a cat, red\n{U}2.jpg;a dog, old\n", ["a cat, red", "a dog, old"]),
     "a comma in the header": ("a.csv", f"caption;url;a, b\na cat;{U}1.jpg;1,5\n", ["a cat"]),
     "tabs and commas in a csv": ("a.csv", f'{U}1\t"Big Ben" by night, old\n', ['"Big Ben" by night, old']),
+    "bars and semicolons": ("a.csv", f"{U}p;s=1/1.jpg|a cat|0\n{U}p;s=2/2.jpg|a dog|1\n", ["a cat", "a dog"]),
+    "a file's name in a text of two lines": (
+        "a.csv",
+        f'caption,url\n"in a, x.jpg\nis a cat",{U}1\n',
+        ["in a, x.jpg\nis a cat"],
+    ),
     "URLs with commas": ("a.tsv", f"{U}w_1,h_2/1\ta cat\n{U}w_3,h_2/2\ta dog\n", ["a cat", "a dog"]),
     "an empty column of URLs": ("a.csv", f"image_url,url,title\n,{U}1,a cat\n", ["a cat"]),
     "pages and pictures": ("a.csv", f"url,image_url,title\nhttp://b.example/1,{U}1,a cat\n", ["a cat"]),
