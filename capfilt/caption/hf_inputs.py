@@ -109,7 +109,7 @@ def check_positions(name: str, model: Any, batch: dict[str, Any], max_new_tokens
     if isinstance(positions, int) and length + max_new_tokens - 1 > positions:
         raise ValueError(
             f"{name} has {positions} positions, too few for a prompt of {length} and {max_new_tokens} new tokens; "
-            "lower chat.max_new_tokens."
+            "shorten chat.prompt or lower chat.max_new_tokens."
         )
 
 
