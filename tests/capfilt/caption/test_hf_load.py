@@ -233,7 +233,7 @@ def test_an_answer_longer_than_the_models_positions_is_refused(vit_gpt2: Path) -
     captioner = open_model(vit_gpt2, prompt="", max_new_tokens=64)
     captioner.caption([Image.new("RGB", (40, 40)), Image.new("RGB", (40, 40), "red")], ["1", "2"])
     message = refusal(vit_gpt2, prompt="", max_new_tokens=65)
-    assert "has 64 positions, too few for a prompt of 1 and 65 new tokens; lower chat.max_new_tokens" in message
+    assert "has 64 positions, too few for a prompt of 1 and 65 new tokens; shorten chat.prompt or lower" in message
 
 
 def test_a_model_that_batches_change_captions_one_at_a_time(llava: Path, draw, monkeypatch, capsys) -> None:
