@@ -142,7 +142,7 @@ def _read_folder(folder: Path) -> Iterator[Row]:
         try:
             caption = decode_text(text.read_bytes()).strip() if text else None
         except ValueError as error:
-            raise ValueError(f"{text} is no text file: {error}.") from None
+            raise ValueError(f"{text} is no text file: {error}. Save it as UTF-8.") from None
         yield {"image": picture.relative_to(folder).as_posix(), "caption": caption}
 
 
