@@ -53,6 +53,7 @@ class ConstantModel:
     """A captioner and scorer that ignores the pictures."""
 
     columns = ("itm", "itc")
+    uses_backend = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.name = self.fingerprint = "nothing"
@@ -75,6 +76,7 @@ def no_models() -> Iterator[None]:
         mock.patch.object(caption_stage, "captioner_fingerprint", lambda *_: "nothing"),
         mock.patch.object(registry, "declare_filter", ConstantModel),
         mock.patch.object(score, "describe_numerics", lambda *_: None),
+        mock.patch.object(caption_stage, "describe_numerics", lambda *_: None),
     ):
         yield
 

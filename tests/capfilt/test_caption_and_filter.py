@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from blipcore.io.samples import TarSample
 from capfilt.caption.captioner import Caption
@@ -18,7 +17,7 @@ from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_explain,
 from capfilt.filter.score import ScoreStage, ScoreTable
 from capfilt.filter.stage import filter_shards
 from capfilt.pictures import read_ahead
-from capfilt.pictures.decode import decode_picture
+from capfilt.pictures.decode import prepare_picture
 from capfilt.pictures.shard_pass import PictureBatch
 from capfilt.shards.format import write_shard
 
@@ -38,11 +37,11 @@ def decoded(monkeypatch) -> Counter[int]:
     """Hash of the bytes of each decoded picture -> how often it has been decoded."""
     counts: Counter[int] = Counter()
 
-    def decode_and_count(data: bytes) -> Image.Image:
+    def decode_and_count(data: bytes, *arguments: Any) -> Any:
         counts[hash(data)] += 1
-        return decode_picture(data)
+        return prepare_picture(data, *arguments)
 
-    monkeypatch.setattr(read_ahead, "decode_picture", decode_and_count)
+    monkeypatch.setattr(read_ahead, "prepare_picture", decode_and_count)
     return counts
 
 

@@ -38,7 +38,7 @@ CATALOGUE = {
     "pack cut.json d": "cut.json, row 0 is not valid JSON, or cut short",
     "pack cut.parquet d": "is not a readable Parquet file",
     "pack heads.csv d": "heads.csv has no column that looks like the path of a picture; it has .* with --image-col",
-    "pack photos d --annotations none.csv": r"No file at none\.csv\.",
+    "pack photos d --annotations none.csv": r"No annotation file at none\.csv\.",
     "pack photos table.csv": "table.csv is a file; give a folder for the shards",
     "pack photos data --image-size 64": r"data was made with other settings; .*\n  image_size: 512 -> 64",
     "caption data": "Setting 'model' is required",

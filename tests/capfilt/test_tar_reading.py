@@ -101,8 +101,7 @@ CASES = {
     "GNU binary size beyond the file": Case(
         FIRST + with_checksum(header("1.png", 0), {124: b"\x80" + b"\x7f" * 11}) + padded(BLUE) + TEXT + LAST,
         [],
-        ("truncated_tar",),
-        ("1",),
+        ("large_member", "truncated_tar"),
     ),
     "negative GNU binary size": Case(
         FIRST + with_checksum(header("1.png", 0), {124: b"\xff" * 12}) + TEXT + LAST + END_MARK, [], ("corrupt_tar",)

@@ -27,7 +27,9 @@ def test_elsewhere_each_record_is_a_line_on_stderr(shards, tmp_path, capfd) -> N
     toy_trainer(shards, tmp_path).fit()
     out, err = capfd.readouterr()
     assert out == ""  # stdout is for the summary of the command
-    assert [line.split()[1] for line in err.splitlines()] == ["5/12", "10/12", "12/12"]
+    memory, *records = err.splitlines()
+    assert memory == "memory: 0.00 GB for weights, gradients and optimizer, besides activations"
+    assert [line.split()[1] for line in records] == ["5/12", "10/12", "12/12"]
 
 
 def test_a_record_as_text() -> None:
