@@ -175,8 +175,15 @@ def test_file_names_differ_by_more_than_case(tmp_path: Path, drawn) -> None:
     assert all((tmp_path / "lists" / name).read_bytes() == stored[key] for key, name in names.items())
 
 
-@pytest.mark.parametrize("form", ["webdataset", "parquet", "json"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("form", "workers"),
+    [
+        ("webdataset", 1),
+        ("parquet", 1),
+        ("json", 1),
+        *(pytest.param(form, 2, marks=pytest.mark.slow) for form in ("webdataset", "parquet", "json")),
+    ],
+)
 def test_a_missing_tar_fails_alone_and_by_name(tmp_path: Path, drawn, form: Format, workers: int) -> None:
     data = write_set(tmp_path / "data", drawn, pictures=8)
     filtered = filter_set(data)
