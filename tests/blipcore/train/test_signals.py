@@ -44,8 +44,13 @@ def test_under_a_launcher_a_signal_may_arrive_twice(shards, tmp_path, monkeypatc
 
 def test_without_a_launcher_a_second_signal_has_its_usual_effect(monkeypatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    with stop_signals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert received == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
+    # A shell starts commands in the background with SIGINT ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_signals() as received:
             os.kill(os.getpid(), signal.SIGINT)
+            assert received == [signal.SIGINT]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
