@@ -31,7 +31,8 @@ def measure(tmp_path: Path, shards: int, steps: int, counter: Literal["allocated
 def test_allocated_memory_does_not_grow(tmp_path) -> None:
     """Counts what Python and numpy allocate, which does not depend on the machine."""
     megabytes = measure(tmp_path, shards=500, steps=400, counter="allocated")
-    assert max(megabytes) - min(megabytes) < 0.5
+    # The list of shards: 490 paths of up to 2 kB each, with Python 3.14.
+    assert max(megabytes) - min(megabytes) < 1
 
 
 @pytest.mark.slow
