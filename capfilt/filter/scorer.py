@@ -28,7 +28,7 @@ PAIRS_PER_PASS = 128
 
 
 class Runtime(NamedTuple):
-    """Where and how a model runs: device ("cpu", "cuda:0"), number format, backend of BLIP's image encoder."""
+    """Settings of a running model: device ("cpu", "cuda:0"), number format, backend of BLIP's image encoder."""
 
     device: str = "cpu"
     dtype: Literal["bf16", "fp32"] = "fp32"

@@ -145,7 +145,7 @@ class ListAnnotations(Annotations):
             raise ValueError(
                 f"{rows.path} names URLs in '{name}'; fetch them with `capfilt download {rows.path} DATA`."
             )
-        return name, tuple(found for found in options.text_names or names if found is not None and found != name)
+        return name, tuple(text for text in options.text_names or names if text is not None and text != name)
 
     def _may_be_texts(self, name: str) -> bool:
         field = self.rows.schema.field(self.rows.names.index(name))

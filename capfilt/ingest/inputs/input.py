@@ -65,7 +65,7 @@ class InputOptions:
 
     @property
     def reads_texts(self) -> bool:
-        """Whether texts are read at all."""
+        """True if texts are read at all."""
         return NO_TEXTS not in self.caption_col
 
     def list_options(self, file_format: str = "") -> ListOptions:
@@ -179,7 +179,7 @@ class PictureInput(ABC):
 
     @property
     def account(self) -> Account:
-        """How the input is read, with the counts of the rows read so far."""
+        """The account of the input, with the counts of the rows read so far."""
         problems = [f"{problem}: {count:,}, such as {first}." for problem, (count, first) in self._problems.items()]
         texts = dict(self.texts) if self.options.reads_texts else {}
         return Account(

@@ -48,7 +48,7 @@ class PictureNames:
         if isinstance(self.root, Path) and _exists(f"{self.root}/{relative}"):
             return relative
         names = [relative] if "\\" not in relative else [relative, relative.replace("\\", "/")]
-        return next((found for found in map(self._find_spelling, names) if found is not None), None)
+        return next((spelling for spelling in map(self._find_spelling, names) if spelling is not None), None)
 
     def _find_spelling(self, relative: str) -> str | None:
         folder = ""

@@ -167,19 +167,19 @@ class DelimitedFile:
 
     def _choose_quoting(self, lines: list[tuple[int, str | None]]) -> str:
         """Choose how the quotes in these lines, a part of the file, are meant."""
-        records = {
+        records_of = {
             quoting: list(split_records(lines, self.delimiter, quoting, self.skip_spaces, self.width))
             for quoting in ("none", *DIALECTS)
         }
         cut = sum(len(line or "") for _, line in lines) >= SAMPLE_BYTES
         bad = {}
-        for quoting, found in records.items():
-            width = self.width or (len(found[0].cells) if found else 0)
+        for quoting, records in records_of.items():
+            width = self.width or (len(records[0].cells) if records else 0)
             # The last record of a part may be cut.
             bad[quoting] = sum(
-                record.error is not None or len(record.cells) != width for record in (found[:-1] if cut else found)
+                record.error is not None or len(record.cells) != width for record in (records[:-1] if cut else records)
             )
-        if bad["double"] == 0 and (self.delimiter != "\t" or self._is_written(records["double"])):
+        if bad["double"] == 0 and (self.delimiter != "\t" or self._is_written(records_of["double"])):
             return "double"
         escaped = any(line is not None and '\\"' in line for _, line in lines)
         if escaped and bad["backslash"] == 0 and bad["backslash"] < bad["double"]:
@@ -282,7 +282,7 @@ def _swallows_rows(lines: list[str], delimiter: str, width: int) -> bool:
     rows = [line.split(delimiter) for line in lines]
     columns = [{(index, "://" in cell) for index, cell in enumerate(row) if looks_like_picture(cell)} for row in rows]
     return bool(columns[0]) and all(
-        len(row) == (width or len(rows[0])) and found == columns[0] for row, found in zip(rows, columns, strict=True)
+        len(row) == (width or len(rows[0])) and places == columns[0] for row, places in zip(rows, columns, strict=True)
     )
 
 

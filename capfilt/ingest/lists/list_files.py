@@ -36,7 +36,7 @@ SAMPLE_BYTES = 1 << 20  # from which encoding, line ends, delimiter and header a
 
 @dataclass(frozen=True)
 class ListOptions:
-    """How to read a list; what is empty is detected."""
+    """Settings for reading a list; empty ones are detected."""
 
     format: str = ""  # one of FORMATS
     no_header: bool = False

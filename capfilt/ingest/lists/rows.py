@@ -102,7 +102,7 @@ class RowList:
 
     @property
     def text_format(self) -> bool:
-        """Whether the format has no types, so that each cell is a text."""
+        """True if the format has no types, so that each cell is a text."""
         return isinstance(self.first, DelimitedFile)
 
     @property

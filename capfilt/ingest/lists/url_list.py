@@ -104,7 +104,7 @@ class UrlList:
 
     @property
     def account(self) -> Account:
-        """How the list is read, with the counts of the rows read so far."""
+        """The account of the list, with the counts of the rows read so far."""
         bad = self.counts["bad"]
         notes = [f"rows that cannot be read, with the outcome bad_row: {bad:,}; the first: {self.first_error}."] * bool(
             bad
