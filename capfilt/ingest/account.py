@@ -18,7 +18,8 @@ MAX_NAMES = 20  # of columns or files in a line
 class Account:
     """A description of an input as it is read.
 
-    `download` and `pack` print it before they fetch or decode, `inspect` prints it alone. It is part of their summaries and manifests. Fields that do not apply to an input are empty.
+    `download` and `pack` print it before they fetch or decode, `inspect` prints it alone. It is part of
+    their summaries and manifests. Fields that do not apply to an input are empty.
     """
 
     kind: str  # such as "URL list", "folder" or "webdataset"
