@@ -20,6 +20,18 @@ START_SECONDS = 120.0  # until the first tar appears, because imports are slow o
 FetchEnd = Literal["done", "died", "late", "stalled"]
 
 
+def fetcher_variables(root: Path) -> dict[str, str]:
+    """Return environment variables of the fetcher; `root` is the folder that holds capfilt.
+
+    A checkout that is not installed must be on the path. Installed packages must not: `PYTHONPATH` precedes the standard
+    library, and img2dataset installs an old copy of its module `dataclasses`.
+    """
+    variables = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    if root.name not in ("site-packages", "dist-packages"):
+        variables["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return variables
+
+
 def run_fetcher(
     folder: Path,
     stall_seconds: float,
@@ -32,9 +44,7 @@ def run_fetcher(
     `report` is called with the number of finished rows. The fetcher is killed at `deadline` ("late") and after
     `stall_seconds` without any progress ("stalled"). Its messages go to `folder`/log.txt.
     """
-    root = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment = os.environ | fetcher_variables(Path(__file__).resolve().parents[3])
     progress = OutputProgress(folder / "out")
     with (
         open(folder / "log.txt", "wb") as log,

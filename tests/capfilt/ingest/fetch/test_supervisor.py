@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from capfilt.ingest.fetch.fetcher import FetchConfig
 from capfilt.ingest.fetch.safe_opener import FetchLimits
-from capfilt.ingest.fetch.supervisor import START_SECONDS, OutputProgress, run_fetcher
+from capfilt.ingest.fetch.supervisor import START_SECONDS, OutputProgress, fetcher_variables, run_fetcher
 
 
 def tar_of(rows: range) -> bytes:
@@ -89,3 +90,9 @@ def test_a_fetcher_without_progress_is_killed(
 ) -> None:
     attempt = prepare(tmp_path, monkeypatch, "time.sleep(1000)")
     assert run_fetcher(attempt, 10, deadline, lambda rows: None, fast_clock(seconds_per_look)) == end
+
+
+def test_installed_packages_do_not_precede_the_standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/more")
+    assert fetcher_variables(Path("/src/capfilt"))["PYTHONPATH"] == os.pathsep.join(["/src/capfilt", "/more"])
+    assert "PYTHONPATH" not in fetcher_variables(Path("/venv/lib/python3.13/site-packages"))
