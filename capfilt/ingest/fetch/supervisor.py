@@ -23,8 +23,8 @@ FetchEnd = Literal["done", "died", "late", "stalled"]
 def fetcher_variables(root: Path) -> dict[str, str]:
     """Return environment variables of the fetcher; `root` is the folder that holds capfilt.
 
-    A checkout that is not installed must be on the path. Installed packages must not: `PYTHONPATH` precedes the standard
-    library, and img2dataset installs an old copy of its module `dataclasses`.
+    A checkout that is not installed must be on the path. Installed packages must not: `PYTHONPATH` precedes the
+    standard library, and img2dataset installs an old copy of its module `dataclasses`.
     """
     variables = {"OMP_NUM_THREADS": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
     if root.name not in ("site-packages", "dist-packages"):
