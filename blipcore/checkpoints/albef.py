@@ -37,7 +37,7 @@ def load_albef(path_or_id: str | Path, tokenizer: str | Path | None = None) -> t
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights = from_official(state, config, path, shapes=shapes)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    # The vocabulary is BERT's, without [DEC] and [ENC].
+    # ALBEF's vocabulary is that of BERT: it lacks BLIP's tokens [DEC] and [ENC].
     return model.eval(), load_tokenizer(config, path_or_id, path, tokenizer, unused=2)
 
 

@@ -30,7 +30,7 @@ class ConvertRun:
     task: Literal["pretrain", "caption", "retrieval", "features", "vqa", "nlvr"] | None = None
     tokenizer: str | None = None
     image_size: int | None = None
-    # For a Hugging Face source (see `blipcore.checkpoints.numerics`).
+    # Text heads and eps of a Hugging Face source, see `blipcore.checkpoints.numerics`.
     numerics: Numerics = "official"
     # Sizes that an official file lacks, as in {"vision": {"heads": 3}}.
     model: dict[str, Any] = field(default_factory=dict)

@@ -87,7 +87,7 @@ def no_dataset(name: str) -> FileNotFoundError:
 
 
 def name_columns(row: Row, path: Path) -> tuple[str, str]:
-    """Return the columns of the picture and of the text in a row; raise ValueError with all columns."""
+    """Return the names of the columns that hold picture and text; raise ValueError if one is missing."""
     names = {name.strip().lower(): name for name in reversed(row)}
     image = next((names[name] for name in IMAGE_COLUMNS if name in names), None)
     text = next((names[name] for name in TEXT_COLUMNS if name in names), None)

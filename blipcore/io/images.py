@@ -57,7 +57,7 @@ def _known_formats() -> list[str]:
 
 
 def missing_decoder(start: bytes) -> str | None:
-    """Return which format the first 16 bytes of a picture have and how to read it; None if it is no such format."""
+    """Return the format that the first 16 bytes of a picture show, and how to read it; None if it is another."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     if brand in (b"avif", b"avis"):
         name, formats, package = "AVIF", "AVIF", "pillow>=11.3"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 WORKING_BYTES = 400_000_000  # for the buffers, threads and programs of torch
-# Messages of libraries that reach the limit of `ulimit -v`: of threads, oneDNN and the loading of libraries.
+# Error messages at the limit of `ulimit -v`: starting a thread, oneDNN, loading a shared library.
 LIMIT_MESSAGES = ("can't start new thread", "could not create a", "failed to map segment", "Cannot allocate memory")
 CGROUPS = Path("/sys/fs/cgroup")
 

@@ -74,8 +74,8 @@ class AlbefScorer(Scorer):
                 states = self.model.text.encode(ids, mask)
                 images = image_index[rows]
                 fused = self.model.text.fuse(states, mask, [kv.index_select(1, images) for kv in layers])
-                itm[rows] = self.model.itm_logits(fused).softmax(-1)[:, 1].cpu()
-                itc[rows] = (self.model.text_feat(states) * image_feat[images]).sum(-1).cpu()
+                itm[rows] = self.model.itm_logits(fused).float().softmax(-1)[:, 1].cpu()
+                itc[rows] = (self.model.text_feat(states) * image_feat[images]).sum(-1).float().cpu()
         return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
 
 

@@ -55,7 +55,7 @@ class Scorer:
     name: str = "scorer"
     # names of the scores, in the order of the table
     columns: tuple[str, ...] = ()
-    # what changes the scores beside the fingerprint, for the manifest
+    # Settings that change the scores and are not part of the fingerprint; the manifest records them.
     settings: Mapping[str, Any] = {}
     # its image encoder may run through `runtime.backend`
     uses_backend: bool = False

@@ -29,7 +29,7 @@ class DownloadConfig:
     quoting: Literal["", "none", "double", "backslash"] = ""  # of csv and tsv; default: detected
     encoding: str = ""  # of text files; default: by a byte order mark, else UTF-8
     split: str = ""  # of a list of several files: one, several joined by "+", or "all"; default: the only one
-    # share of rows that may be unreadable before the run ends
+    # Largest share of unreadable rows; a list with more is refused.
     max_bad_rows: float = field(default=0.01, metadata=INCIDENTAL)
     # further columns of the list that the shards keep; default: all; ["none"] for none
     keep_columns: list[str] = field(default_factory=list)

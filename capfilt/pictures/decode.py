@@ -85,7 +85,7 @@ def to_jpeg(
     converted to sRGB and have no profile. `default_orientation` is the EXIF orientation of pictures without one.
     """
     with ExitStack() as memory, _named_errors():
-        # The images are gone when this call returns, before their memory counts as free.
+        # The decoded images are freed when this call returns; only then is their share of the budget released.
         return _to_jpeg(data, max_side, quality, default_orientation, max_pixels, memory)
 
 

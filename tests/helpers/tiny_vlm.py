@@ -439,5 +439,5 @@ KINDS: dict[str, Callable[[bool], tuple[Any, ...]]] = {
     "internvl": _internvl,
 }
 
-# Factors of the random weights by kind, otherwise 8.
+# Factor by which the random weights of a kind are multiplied, default 8: larger weights make outputs differ.
 LOUDNESS: dict[str, float] = {"florence2": 4, "kosmos2": 3}

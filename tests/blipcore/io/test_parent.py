@@ -1,4 +1,4 @@
-"""A process ends with the process that started it."""
+"""Child processes end when their parent process ends."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def captioned(kind: str, folder: Path, mode: str, batch: int) -> list[tuple[list
 
 
 def cases() -> list[Any]:
-    """Return each family, decoding and batch size; most of them are slow."""
+    """Return every combination of family, decoding mode and batch size, most of them marked slow."""
     fast = {(kind, mode, batch) for kind in CHEAP for mode, batch in (("greedy", 1), ("nucleus", 4))}
     every = [(kind, mode, batch) for kind in FAMILIES for mode in ("greedy", "nucleus") for batch in (1, 4)]
     return [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in every]
