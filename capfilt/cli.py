@@ -1,11 +1,12 @@
 """The commands: each reads its options into a config, runs its stage and prints the summary.
 
-They import their stages inside, so that `capfilt --help` is fast. Commands for models are in `cli_models.py`.
+They import their stages inside, so that `capfilt --help` is fast. Commands for models are in
+`cli_models.py`, those on finished data sets in `cli_sets.py`.
 """
 
 import typer
 
-from capfilt import cli_models, options
+from capfilt import cli_models, cli_sets, options
 from capfilt.console import command, failed_shards, finish, missing_pictures, too_few_ok
 from capfilt.options import read_settings
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_models.app)
+app.add_typer(cli_sets.app)
 
 
 @command(app, "capfilt download urls.parquet data --image-size 384")
@@ -218,21 +220,6 @@ def filter_(
         print("\n".join(format_threshold_table(summary["thresholds"], summary["threshold"])))
 
 
-@command(app, "capfilt report data/filtered/r2 --compare data/filtered/r1 --out report.html")
-def report(
-    context: typer.Context,
-    dataset: options.Filtered,
-    compare: options.Compare = None,
-    out: options.Page = None,
-    pictures: options.GalleryPictures = None,
-    as_json: options.Json = False,
-) -> None:
-    """Write an HTML report on a filtered data set: counts, scores, thresholds and pictures."""
-    from capfilt.report.stage import ReportConfig, write_report
-
-    finish(write_report(read_settings(context, ReportConfig)), as_json)
-
-
 @command(app, "capfilt doctor /data")
 def doctor(
     data: options.DataFolder = ".",
@@ -251,24 +238,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-@command(app, "capfilt export data/filtered/r2 out --format parquet --decontaminate coco/val2017")
-def export(
-    context: typer.Context,
-    dataset: options.Filtered,
-    out: options.ExportFolder,
-    decontaminate: options.Decontaminate = None,
-    workers: options.Workers = None,
-    format: options.ExportFormat = None,
-    licence: options.Licence = None,
-    as_json: options.Json = False,
-) -> None:
-    """Export the kept pairs for other trainers: open_clip, Hugging Face datasets, BLIP."""
-    from capfilt.export.stage import ExportConfig, export_shards
-
-    summary = export_shards(read_settings(context, ExportConfig))
-    finish(summary, as_json, failed_shards(summary) or missing_pictures(summary))
-
-
 @command(app, "capfilt bootstrap bootstrap.yaml --dry-run")
 def bootstrap(
     context: typer.Context,
@@ -281,8 +250,8 @@ def bootstrap(
     """Run rounds of captioning, filtering and retraining from one YAML file. Run it again to resume."""
     from rich.console import Console
 
-    from capfilt import bootstrap as loop
-    from capfilt.bootstrap_plan import BootstrapConfig
+    from capfilt.bootstrap import run as loop
+    from capfilt.bootstrap.plan import BootstrapConfig
 
     settings = read_settings(context, BootstrapConfig, {"dry_run": None})
     if dry_run:

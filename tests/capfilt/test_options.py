@@ -93,7 +93,7 @@ def test_help_shows_the_defaults_of_the_config(command: str, monkeypatch: pytest
         configs.append((cls, fields or {}))
         raise typer.Exit
 
-    for module in ("cli", "cli_models"):
+    for module in ("cli", "cli_models", "cli_sets"):
         monkeypatch.setattr(f"capfilt.{module}.read_settings", record)
     result = run(*shlex.split(COMMANDS[command].epilog.removeprefix("Example: capfilt ")))
     assert result.exit_code == 0, result.output

@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from blipcore.io.writing import write_text
-from capfilt.bootstrap_plan import (
+from capfilt.bootstrap.plan import (
     COMMAND_SECTIONS,
     TESTS,
     BootstrapConfig,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
 from blipcore.io.lock import lock_folder
-from capfilt.bootstrap import format_time_left
-from capfilt.bootstrap_plan import Step
+from capfilt.bootstrap.plan import Step
+from capfilt.bootstrap.run import format_time_left
 from capfilt.cli import app
 from capfilt.engine.commands import Command
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.bootstrap_plan import BootstrapConfig, missing_files, plan
+from capfilt.bootstrap.plan import BootstrapConfig, missing_files, plan
 from capfilt.config import resolve
 
 
