@@ -2,7 +2,7 @@
 
 import typer
 
-from capfilt import options
+from capfilt import options, options_sets
 from capfilt.console import command, failed_shards, finish, missing_pictures
 from capfilt.options import read_settings
 
@@ -12,10 +12,10 @@ app = typer.Typer()
 @command(app, "capfilt report data/filtered/r2 --compare data/filtered/r1 --out report.html")
 def report(
     context: typer.Context,
-    dataset: options.Filtered,
-    compare: options.Compare = None,
-    out: options.Page = None,
-    pictures: options.GalleryPictures = None,
+    dataset: options_sets.Filtered,
+    compare: options_sets.Compare = None,
+    out: options_sets.Page = None,
+    pictures: options_sets.GalleryPictures = None,
     as_json: options.Json = False,
 ) -> None:
     """Write an HTML report on a filtered data set: counts, scores, thresholds and pictures."""
@@ -27,12 +27,12 @@ def report(
 @command(app, "capfilt export data/filtered/r2 out --format parquet --decontaminate coco/val2017")
 def export(
     context: typer.Context,
-    dataset: options.Filtered,
-    out: options.ExportFolder,
-    decontaminate: options.Decontaminate = None,
+    dataset: options_sets.Filtered,
+    out: options_sets.ExportFolder,
+    decontaminate: options_sets.Decontaminate = None,
     workers: options.Workers = None,
-    format: options.ExportFormat = None,
-    licence: options.Licence = None,
+    format: options_sets.ExportFormat = None,
+    licence: options_sets.Licence = None,
     as_json: options.Json = False,
 ) -> None:
     """Export the kept pairs for other trainers: open_clip, Hugging Face datasets, BLIP."""

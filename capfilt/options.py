@@ -119,8 +119,6 @@ TestFile = Annotated[
 ]
 CheckpointSource = Annotated[str, argument("SRC", "blipcore folder, official .pth or Hugging Face BLIP folder.")]
 CheckpointTarget = Annotated[Path, argument("DST", "Folder to write; for official, a .pth file.")]
-Filtered = Annotated[str, argument("DATASET", "Filtered set, or a shard set that has only one.")]
-ExportFolder = Annotated[str, argument("OUT", "Folder to write to.")]
 LoopConfig = Annotated[Path, argument("CONFIG", "YAML file: data, human, out, and a section per command.")]
 DataFolder = Annotated[str, argument("DATA", "Folder planned for the data; its disk is checked.")]
 
@@ -177,10 +175,6 @@ Sources = Annotated[
 ]
 ScoresName = Annotated[str | None, option(READ, "Name of the scores to reuse or write.", default="reuse any that fit")]
 Answers = Annotated[str | None, option(READ, "For vqa: possible answers, as a JSON list or one per line.")]
-Compare = Annotated[list[str] | None, option(READ, "Filtered set to compare with; repeatable.", metavar="DATASET")]
-Decontaminate = Annotated[
-    list[str] | None, option(READ, "Leave out copies of the pictures in DIR; repeatable.", metavar="DIR")
-]
 
 # --- How to download ------------------------------------------------------------------------------------------------
 
@@ -301,13 +295,6 @@ CONVERTIBLE_TASKS = ("caption", "retrieval", "vqa", "nlvr")
 KeepParts = Annotated[
     str | None, option(OUTPUT, "Keep only the parts for caption, retrieval, vqa or nlvr.", values=CONVERTIBLE_TASKS)
 ]
-Page = Annotated[str | None, option(OUTPUT, "HTML file to write.", metavar="FILE", default="report.html")]
-GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
-EXPORTS = ("webdataset", "parquet", "json")
-ExportFormat = Annotated[
-    str | None, option(OUTPUT, "webdataset, parquet or json.", default="webdataset", values=EXPORTS)
-]
-Licence = Annotated[str | None, option(OUTPUT, "Licence of the pairs, for the data set card.")]
 DemoFolder = Annotated[Path | None, option(OUTPUT, "Folder of the demo.", default="demo")]
 Json = Annotated[bool, flag(OUTPUT, "Print the summary as one JSON object on stdout.", "--json")]
 
