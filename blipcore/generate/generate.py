@@ -31,13 +31,15 @@ def generate(
     config: GenerateConfig,
     keys: Sequence[str],
     graphs: CudaGraphs | None = None,
+    sizes: Tensor | None = None,
 ) -> GeneratedTexts:
     """Return captions of the images with tokens `image_embeds` (B, N, W) and sample keys `keys` (B).
 
-    `graphs` replays decoding steps (see `cuda_graphs`); pass the same object for every batch.
+    `graphs` replays decoding steps (see `cuda_graphs`); pass the same object for every batch. `sizes` (B, N) are those
+    of merged tokens.
     """
     texts_per_image = config.beams if config.mode == "beam" else config.num_captions
-    kv = model.text.image_kv(image_embeds, text_tokens=texts_per_image * (config.max_length - 1))
+    kv = model.text.image_kv(image_embeds, sizes, text_tokens=texts_per_image * (config.max_length - 1))
     return generate_texts(model.text, kv, tokenizer, config, keys, graphs)
 
 

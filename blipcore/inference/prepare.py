@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blipcore.device import Backend, Dtype, resolve_backend, resolve_dtype, supports_bf16
+from blipcore.inference.merge_tokens import MergingEncoder
 from blipcore.inference.openvino import OpenVinoEncoder
 from blipcore.model.albef import Albef
 from blipcore.model.blip import Blip
@@ -22,22 +23,31 @@ M = TypeVar("M", Blip, Albef)
 CPU_CHUNK = 4
 
 
-def prepare_for_inference(model: M, device: str, dtype: Dtype = "auto", backend: Backend = "torch") -> M:
+def prepare_for_inference(
+    model: M, device: str, dtype: Dtype = "auto", backend: Backend = "torch", merge_tokens: int = 0
+) -> M:
     """Move `model` to `device` in `dtype`, its image encoder through `backend`, and return it.
 
-    Changes the model in place; it cannot be trained afterwards.
+    With `merge_tokens`, each block of the image encoder merges this many tokens (see `merge_tokens`), and images are
+    encoded by `encode_merged`. Changes the model in place; it cannot be trained afterwards.
     """
     backend = resolve_backend(device, dtype, backend)
     number_format = torch.bfloat16 if resolve_dtype(device, dtype) == "bf16" else torch.float32
     encoder, on_cpu = model.visual_encoder, torch.device(device).type == "cpu"
     if backend.startswith("openvino"):
-        openvino_encoder = OpenVinoEncoder(encoder, number_format, int8=backend == "openvino-int8")
+        int8 = backend == "openvino-int8"
+        openvino_encoder = OpenVinoEncoder(encoder, number_format, int8=int8, merge_tokens=merge_tokens)
         model.register_module("visual_encoder", openvino_encoder)
     elif on_cpu:
-        encoder.set_chunk_size(CPU_CHUNK)
+        encoder.chunk_size = CPU_CHUNK
+    blocks = encoder.blocks
+    if merge_tokens and not backend.startswith("openvino"):
+        merging_encoder = MergingEncoder(encoder, merge_tokens)
+        model.register_module("visual_encoder", merging_encoder)
+        blocks = merging_encoder.blocks
     model.to(device, number_format).eval().requires_grad_(False)
     if backend == "compile":
-        for block in encoder.blocks:
+        for block in blocks:
             block.compile()
     elif on_cpu and number_format == torch.bfloat16 and supports_bf16(device) and torch.backends.mkldnn.is_available():
         pack_linear_layers(model)

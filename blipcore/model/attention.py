@@ -27,17 +27,26 @@ Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Return scaled dot-product attention of queries (..., H, L, d) over keys (..., H, N, d); True in `mask` allows.
+    """Return scaled dot-product attention of queries (..., H, L, d) over keys (..., H, N, d).
+
+    True in a boolean `mask` allows; a mask of numbers is added to the scores.
 
     In bfloat16 on a CPU the products are written out: in training, torch's fused kernel takes 2 to 8 times longer there
     (torch 2.13, 37 to 577 tokens). Elsewhere the fused kernel is as fast or faster.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return F.dropout(scores.softmax(-1), dropout) @ v
+        return F.dropout(apply_mask(scores, mask).softmax(-1), dropout) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def apply_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Return attention scores where a boolean mask is True, or with a mask of numbers added to them."""
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask.to(scores.dtype)
 
 
 def call_with_recompute(layer: nn.Module, *inputs: object) -> Tensor:
@@ -62,7 +71,8 @@ class ImageKV:
     - Image pairs (NLVR2) have items (4, B, H, N, d): keys and values of the first images, then of the second.
     - Items (1, B, N, W) hold the image tokens themselves; see `MultiHeadCrossAttention`.
 
-    `mask` (B, N) is 1 for the tokens that may be attended to; None means all.
+    `mask` (B, N) is 1 for the tokens that may be attended to; None means all. A mask of floats weights the tokens: one
+    of 3.0 counts as three equal ones (see `inference.merge_tokens`).
     """
 
     layers: list[Tensor]
@@ -123,6 +133,11 @@ class KVCache:
 def causal_mask(start: int, new: int, device: torch.device) -> Tensor:
     """Return (new, start + new) booleans: each new token sees itself and every earlier token."""
     return torch.ones(new, start + new, dtype=torch.bool, device=device).tril(start)
+
+
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask of `attend` for the mask of an `ImageKV`: booleans, or the logarithms of weights in `dtype`."""
+    return mask.log().to(dtype) if mask.is_floating_point() else mask.bool()
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> Tensor:
@@ -204,8 +219,8 @@ class MultiHeadCrossAttention(nn.Module):
         (q,) = split_heads(queries.reshape(kv.shape[1], -1, queries.shape[-1]), 1, self.heads)
         # Indexing instead of unbind would allocate two zero tensors of the size of kv in the backward pass.
         k, v = kv.unbind()
-        allowed = mask.bool()[:, None, None, :] if mask is not None else None
-        return merge_heads(attend(q, k, v, allowed, self.drop if self.training else 0.0)).view_as(queries)
+        bias = attention_bias(mask, q.dtype)[:, None, None, :] if mask is not None else None
+        return merge_heads(attend(q, k, v, bias, self.drop if self.training else 0.0)).view_as(queries)
 
     def _context_from_tokens(self, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Attend to image tokens (B, N, W) without computing their keys and values.
@@ -219,7 +234,7 @@ class MultiHeadCrossAttention(nn.Module):
         q_keys = (q.flatten(1, 2) @ to_keys).view(H, B, -1, W).transpose(0, 1).flatten(1, 2)  # (B, H*L*k, W)
         scores = q_keys @ tokens.transpose(1, 2)
         if mask is not None:
-            scores = scores.masked_fill(~mask.bool()[:, None, :], torch.finfo(scores.dtype).min)
+            scores = apply_mask(scores, attention_bias(mask, scores.dtype)[:, None, :])
         averages = (scores.softmax(-1) @ tokens).view(B, H, -1, W).transpose(0, 1).flatten(1, 2)  # (H, B*L*k, W)
         context = (averages @ to_values.transpose(1, 2)).view(H, B, -1, D // H).permute(1, 2, 0, 3)
         return context.reshape(queries.shape) + self.kv.bias[D:].to(queries.dtype)
@@ -230,7 +245,7 @@ class MultiHeadCrossAttention(nn.Module):
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         if mask is not None:
             mask = mask.repeat_interleave(len(queries) // len(mask), dim=0)
-            scores = scores.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(scores.dtype).min)
+            scores = apply_mask(scores, attention_bias(mask, scores.dtype)[:, None, None, :])
         probabilities = scores.softmax(-1)
         if torch.is_grad_enabled() and not probabilities.requires_grad:
             # The weights are frozen, but Grad-CAM needs the gradient from here on.

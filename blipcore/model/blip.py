@@ -37,7 +37,17 @@ class Blip(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return image_embeds (B, N, W) of pixels (B, 3, S, S), uint8 or normalised."""
-        return self.visual_encoder(pixels)
+        image_embeds, sizes = self.encode_merged(pixels)
+        assert sizes is None, "Tokens are merged: use encode_merged, whose sizes the text side needs."
+        return image_embeds
+
+    def encode_merged(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return image_embeds (B, M, W) and the patches per token (B, M); None if no tokens are merged.
+
+        Pass the sizes on to `text.image_kv` as its mask. Tokens are merged by `prepare_for_inference`.
+        """
+        encoded = self.visual_encoder(pixels)
+        return encoded if isinstance(encoded, tuple) else (encoded, None)
 
     def image_feat(self, image_embeds: Tensor) -> Tensor:
         """Return unit vectors (B, E) of images in the ITC space, from the class token."""

@@ -63,9 +63,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.join(attend(*self.split(x)))
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return queries, keys and values (3, B, H, N, d) of tokens (B, N, W)."""
         B, N, W = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, N, W))
+        return self.qkv(x).view(B, N, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
+
+    def join(self, context: Tensor) -> Tensor:
+        """Return the output (B, N, W) of the heads' contexts (B, H, N, d)."""
+        return self.proj(context.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -113,7 +120,8 @@ class VisionTransformer(nn.Module):
         self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self._recomputed_blocks = 0
-        self._chunk_size: int | None = None
+        # Larger batches are encoded in chunks of this many images; None: no limit.
+        self.chunk_size: int | None = None
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         # A model on the meta device gets its weights from a file.
         if not self.pos_embed.is_meta:
@@ -131,18 +139,18 @@ class VisionTransformer(nn.Module):
         """In training, recompute the activations of the last `blocks` blocks in the backward pass."""
         self._recomputed_blocks = blocks
 
-    def set_chunk_size(self, images: int | None) -> None:
-        """Encode larger batches in chunks of this many images. None: no limit."""
-        self._chunk_size = images
-
-    def forward(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return the input (B, N, W) of the first block."""
         side = self.config.image_size
         assert pixels.shape[-2:] == (side, side), f"Pixels are {tuple(pixels.shape[-2:])}; the model expects {side}."
-        if self._chunk_size and len(pixels) > self._chunk_size:
-            return torch.cat([self(chunk) for chunk in pixels.split(self._chunk_size)])
         x = self.patch_embed(pixels)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1) + self.pos_embed
-        x = self.norm_pre(x)
+        return self.norm_pre(x)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.chunk_size and len(pixels) > self.chunk_size:
+            return torch.cat([self(chunk) for chunk in pixels.split(self.chunk_size)])
+        x = self.embed(pixels)
         survive = self._draw_survivors(x)
         for i, block in enumerate(self.blocks):
             if self.training and i >= len(self.blocks) - self._recomputed_blocks:

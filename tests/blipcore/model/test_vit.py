@@ -40,7 +40,7 @@ def test_pixels_of_another_size_are_refused() -> None:
 def test_chunks_give_the_same_tokens() -> None:
     encoder = make_encoder()
     expected = encoder(PIXELS)
-    encoder.set_chunk_size(2)
+    encoder.chunk_size = 2
     assert_close(encoder(PIXELS), expected)
 
 
