@@ -25,7 +25,7 @@ from blipcore.device import Dtype, pick_device
 from blipcore.generate.config import GenerateConfig
 from blipcore.inference.prepare import keep_freed_memory, prepare_for_inference
 from blipcore.io.memory import require_memory
-from blipcore.metrics.captions import Words, require_scorers
+from blipcore.metrics.captions import Words, cider_of_pictures, require_scorers
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.captioning import evaluate_captioning
@@ -67,6 +67,8 @@ class EvaluateRun:
     image_root: str | None = None
     # File for captions or answers, in the format of the COCO, NoCaps and VQA servers.
     results: str | None = None
+    # Caption and retrieval: file for the scores of each picture, its CIDEr or its ranks.
+    scores: str | None = None
     # VQA: file of candidate answers to rank (official for VQA v2). Default: answers are generated.
     answers: str | None = None
     # Shortlist: texts per image that ITM re-ranks (official: COCO 256, Flickr30k 128), or candidate answers (128).
@@ -107,6 +109,8 @@ class Evaluator(NamedTuple):
     needs: tuple[str, ...]
     evaluate: EvaluateFunction
     problems: Mapping[str, str] = MappingProxyType({})  # defects of the data: file -> reason
+    # Turns results into rows of scores per picture, with its image_id; None for a task without.
+    score_pictures: Callable[[Results], Results] | None = None
 
     def check_pictures(self, path: str, image_root: str | None) -> None:
         """Print the problems; raise ValueError if a picture of the records of `path` cannot be read."""
@@ -118,11 +122,14 @@ class Evaluator(NamedTuple):
 
 def evaluate(run: EvaluateRun) -> dict[str, Any]:
     """Return the scores of `run.model` on `run.annotations`; write the results to `run.results`."""
-    if run.results:
-        Path(run.results).parent.mkdir(parents=True, exist_ok=True)
-        if Path(run.results).is_dir():
-            raise ValueError(f"{run.results} is a folder; --results needs the name of a file.")
+    for path, name in ((run.results, "--results"), (run.scores, "scores")):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            if Path(path).is_dir():
+                raise ValueError(f"{path} is a folder; {name} needs the name of a file.")
     evaluator = make_evaluator(run.task, run.annotations, run.image_root, run, wants_results=bool(run.results))
+    if run.scores and evaluator.score_pictures is None:
+        raise ValueError(f"Evaluating {run.task} on {run.annotations} has no scores per picture: leave out scores.")
     evaluator.check_pictures(run.annotations, run.image_root)
     require_memory(0, "Evaluation")
     model, tokenizer = load_model(
@@ -145,8 +152,14 @@ def evaluate(run: EvaluateRun) -> dict[str, Any]:
             file=sys.stderr,
         )
     if run.results:
-        Path(run.results).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        _write_rows(run.results, results)
+    if run.scores and evaluator.score_pictures is not None:
+        _write_rows(run.scores, evaluator.score_pictures(results))
     return {"task": run.task, "model": run.model, "pictures": len(evaluator.records), **scores}
+
+
+def _write_rows(path: str, rows: Results) -> None:
+    Path(path).write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def make_evaluator(
@@ -183,7 +196,11 @@ def _caption(
     def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
         return evaluate_captioning(model, tokenizer, batches, config.generate, config.words)
 
-    return Evaluator(records, ("decode",), evaluate, problems)
+    def score_pictures(results: Results) -> Results:
+        scores = cider_of_pictures([row["caption"] for row in results], [row["texts"] for row in records], config.words)
+        return [{"image_id": row["image_id"], "cider": score} for row, score in zip(results, scores, strict=True)]
+
+    return Evaluator(records, ("decode",), evaluate, problems, None if without_texts else score_pictures)
 
 
 def _retrieval(
@@ -199,9 +216,9 @@ def _retrieval(
         )
 
     def evaluate(model: Blip, tokenizer: Tokenizer, batches: EvalBatches) -> tuple[dict[str, Any], Results]:
-        return evaluate_retrieval(model, tokenizer, batches, config.k), []
+        return evaluate_retrieval(model, tokenizer, batches, config.k)
 
-    return Evaluator(records, ("encode", "itc", "itm"), evaluate, problems)
+    return Evaluator(records, ("encode", "itc", "itm"), evaluate, problems, lambda ranks: ranks)
 
 
 def _vqa(path: str, image_root: str | None, config: EvaluateRun | ValidationConfig, wants_results: bool) -> Evaluator:

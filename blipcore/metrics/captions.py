@@ -41,6 +41,35 @@ def caption_scores(
 
     Raises ValueError for captions or references that cannot be scored, ImportError without pycocoevalcap.
     """
+    truth, captions, ptb = _tokenize(hypotheses, references, words)
+    scorers, left_out = _load_scorers(ptb)
+    scores: dict[str, Any] = _score(scorers, left_out, truth, captions)
+    for domain in dict.fromkeys(domain for domain in domains if domain):
+        rows = [row for row, other in enumerate(domains) if other == domain]
+        scores[domain] = _score(
+            scorers, left_out, {row: truth[row] for row in rows}, {row: captions[row] for row in rows}
+        )
+    scores["tokenizer"] = "ptb" if ptb else "plain"
+    if left_out:
+        scores["left_out"] = left_out
+    return scores
+
+
+def cider_of_pictures(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: Words = "auto"
+) -> list[float]:
+    """Return the CIDEr in percent of each picture; their mean is that of `caption_scores`. Raises as it does."""
+    truth, captions, _ = _tokenize(hypotheses, references, words)
+    _package_folder()
+    from pycocoevalcap.cider.cider import Cider
+
+    return [100.0 * float(score) for score in Cider().compute_score(truth, captions)[1]]
+
+
+def _tokenize(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], words: Words
+) -> tuple[TokenizedTexts, TokenizedTexts, bool]:
+    """Return the tokenized references and captions, and whether COCO's tokenizer was used."""
     if len(hypotheses) != len(references):
         raise ValueError(
             f"{len(hypotheses)} captions cannot be scored against references of {len(references)} pictures."
@@ -57,18 +86,7 @@ def caption_scores(
     truth = {row: [next(tokenized) for _ in picture] for row, picture in enumerate(references)}
     if not any(text for picture in truth.values() for text in picture):
         raise ValueError("The reference captions hold no word.")
-
-    scorers, left_out = _load_scorers(ptb)
-    scores: dict[str, Any] = _score(scorers, left_out, truth, captions)
-    for domain in dict.fromkeys(domain for domain in domains if domain):
-        rows = [row for row, other in enumerate(domains) if other == domain]
-        scores[domain] = _score(
-            scorers, left_out, {row: truth[row] for row in rows}, {row: captions[row] for row in rows}
-        )
-    scores["tokenizer"] = "ptb" if ptb else "plain"
-    if left_out:
-        scores["left_out"] = left_out
-    return scores
+    return truth, captions, ptb
 
 
 def require_scorers(words: Words) -> None:

@@ -45,6 +45,29 @@ def test_pictures_without_captions_are_captioned_for_a_server(model: str, annota
     assert [row["image_id"] for row in results] == list(range(7, 13)) and results[0].keys() == {"image_id", "caption"}
 
 
+def test_the_scores_of_pictures_are_those_of_the_summary(model: str, annotations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scores" / "pictures.json"
+    run = EvaluateRun("caption", str(annotations), model, words="plain", device="cpu", scores=str(path))
+    cider = evaluate(run)["CIDEr"]
+    rows = json.loads(path.read_text())
+    assert sum(row["cider"] for row in rows) / len(rows) == pytest.approx(cider)
+    run.task = "retrieval"
+    summary = evaluate(run)
+    ranks = json.loads(path.read_text())
+    assert [row["image_id"] for row in ranks] == [row["image_id"] for row in rows]
+    found = [row["text_rank"] == 0 for row in ranks]
+    assert 100 * sum(found) / len(found) == pytest.approx(summary["i2t_r@1"])
+    ranks_of_texts = [rank for row in ranks for rank in row["image_ranks"]]
+    found = [rank < 5 for rank in ranks_of_texts]
+    assert 100 * sum(found) / len(found) == pytest.approx(summary["t2i_r@5"])
+
+
+def test_a_task_without_scores_of_pictures_refuses_a_file_for_them(tmp_path: Path) -> None:
+    run = EvaluateRun("classify", colour_folders(tmp_path), "nowhere", scores=str(tmp_path / "scores.json"))
+    with pytest.raises(ValueError, match="has no scores per picture: leave out scores"):
+        evaluate(run)
+
+
 @pytest.mark.parametrize(("by", "needs"), [("itc", ("encode", "itc")), ("vqa", ("encode", "vqa"))])
 def test_the_parts_for_classification_depend_on_its_method(by: Any, needs: tuple[str, ...], tmp_path: Path) -> None:
     run = EvaluateRun("classify", colour_folders(tmp_path), "nowhere", classify=ClassifyConfig(by=by))

@@ -76,7 +76,7 @@ def test_recall_equals_its_definition(filter_model, tokenizer, pictures, scores,
             matrix[query, best] = logit[query, best] + similar[query, best]
     expected = retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
     plain = retrieval_recall(retrieval_ranks(cosine, right), retrieval_ranks(cosine.T, right.T))
-    recall = evaluate_retrieval(filter_model, tokenizer, pictures, k=k, rows=rows)
+    recall, _ = evaluate_retrieval(filter_model, tokenizer, pictures, k=k, rows=rows)
     assert recall == expected | {f"itc_{name}": value for name, value in plain.items()}
 
 
@@ -85,16 +85,16 @@ def test_an_equal_text_of_another_picture_counts_apart_from_the_published_recall
 ) -> None:
     """All pictures share one text and have one of their own: with the shared one, everything is found."""
     shared = [record | {"texts": ["red"]} for record in pictures.records]
-    recall = evaluate_retrieval(filter_model, tokenizer, EvalBatches(shared, pictures.transform, batch_size=4))
+    recall, _ = evaluate_retrieval(filter_model, tokenizer, EvalBatches(shared, pictures.transform, batch_size=4))
     assert recall["shared_texts"] == PICTURES and recall["i2t_r@1"] == 0.0
     assert recall["same_text_mean_recall"] == recall["same_text_i2t_r@1"] == recall["same_text_t2i_r@1"] == 100.0
 
     mixed = [record | {"texts": [f"{WORDS[i % len(WORDS)]} {i}", "Red!"]} for i, record in enumerate(pictures.records)]
-    recall = evaluate_retrieval(filter_model, tokenizer, EvalBatches(mixed, pictures.transform, batch_size=4))
+    recall, _ = evaluate_retrieval(filter_model, tokenizer, EvalBatches(mixed, pictures.transform, batch_size=4))
     assert recall["shared_texts"] == PICTURES and recall["same_text_t2i_r@1"] >= 50.0
     assert all(recall[f"same_text_{name}"] >= recall[name] for name in ("i2t_r@1", "t2i_r@1", "mean_recall"))
 
-    without = evaluate_retrieval(filter_model, tokenizer, pictures)
+    without, _ = evaluate_retrieval(filter_model, tokenizer, pictures)
     assert not any("same_text" in name or name == "shared_texts" for name in without)
 
 
