@@ -2,7 +2,8 @@
 
 A labels file is CSV, TSV, JSON lines or Parquet with `key` and `match` (1 or 0, true or false, yes or no), and
 optionally `source` (default: web), `index` (default: 0) and `shard`, the name of a tar or table. A shard is necessary
-where tars repeat keys, as those of other tools do. The labelled texts should be drawn at random.
+where tars repeat keys, as those of other tools do. The labelled texts should be drawn at random. Rows whose `match` is
+"unsure", as `capfilt label` writes them, are left out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from capfilt.shards.format import WEB
 from capfilt.shards.tables import read_table
 
 MATCH, NO_MATCH = ("1", "true", "yes"), ("0", "false", "no")
+UNSURE = "unsure"
 # The columns that identify a text, with their defaults. A shard of None stands for any shard.
 _TEXT_COLUMNS = {
     "shard": pa.scalar(None, pa.string()),
@@ -94,6 +96,8 @@ def read_labels(path: AnyPath) -> pa.Table:
     for name in ("key", "match"):
         if name not in table.column_names:
             raise ValueError(f"{path} has no column '{name}'; its columns are {', '.join(table.column_names)}.")
+    is_sure = [str(value).strip().lower() != UNSURE for value in table["match"].to_pylist()]
+    table = table.filter(pa.array(is_sure, pa.bool_()))
     values = [str(value).strip().lower().removesuffix(".0") for value in table["match"].to_pylist()]
     for value in values:
         if value not in MATCH + NO_MATCH:
@@ -134,7 +138,7 @@ def _read_file(path: AnyPath) -> pa.Table:
                 null_values=[""],
                 strings_can_be_null=True,
             )
-            parsing = pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ",")
+            parsing = pa.csv.ParseOptions(delimiter="\t" if suffix == "tsv" else ",", newlines_in_values=True)
             return pa.csv.read_csv(open_read(path), parse_options=parsing, convert_options=conversion)
         if suffix in ("jsonl", "ndjson", "json"):
             return pa.json.read_json(open_read(path))

@@ -107,3 +107,14 @@ def test_parse_target() -> None:
     for target in ("f1=0.9", "precision", "precision=0", "recall=1.1", "precision=high"):
         with pytest.raises(ValueError, match="target is precision=SHARE or recall=SHARE"):
             parse_target(target)
+
+
+def test_unsure_labels_are_left_out_and_quoted_texts_may_have_line_breaks(tmp_path: Path) -> None:
+    rows = ["shard,key,source,index,match,text", '0,a,web,0,1,"one\ntwo, three"', "0,b,web,0,unsure,x", "0,c,web,0,0,y"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    assert read_labels(tmp_path / "labels.csv").select(["key", "match"]).to_pylist() == [
+        {"key": "a", "match": 1},
+        {"key": "c", "match": 0},
+    ]
+    (tmp_path / "none.csv").write_text("key,match\na,unsure\n")
+    assert len(read_labels(tmp_path / "none.csv")) == 0
