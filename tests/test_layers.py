@@ -24,7 +24,7 @@ SLOW = ("torch", "transformers", "open_clip", "img2dataset", "webdataset", "pyar
 CAPFILT = (
     ("errors", "config"),
     ("shards",),
-    ("engine", "pictures"),
+    ("engine", "pictures", "vlm"),
     ("ingest", "caption", "filter"),
     ("export", "report"),
     ("caption_and_filter", "doctor"),
@@ -45,7 +45,7 @@ BLIPCORE = (
 )
 # Parts of blipcore that every file of capfilt may import, and units of capfilt that may import all of blipcore.
 OPEN_TO_ALL = ("blipcore.io", "blipcore.device")
-REACH_FURTHER = ("caption", "filter", "demo")
+REACH_FURTHER = ("caption", "filter", "vlm", "demo")
 # Inside functions only.
 REACH_FURTHER_LATE = ("cli", "cli_models", "cli_sets", "bootstrap")
 

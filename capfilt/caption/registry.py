@@ -16,7 +16,8 @@ from blipcore.generate.config import GenerateConfig
 from blipcore.io.hub import model_fingerprint
 from capfilt.caption.captioner import Captioner
 from capfilt.caption.chat import ChatConfig
-from capfilt.caption.server import OpenAICaptioner, ServerConfig, openai_fingerprint
+from capfilt.caption.server import OpenAICaptioner
+from capfilt.vlm.server import ServerConfig, openai_fingerprint
 
 ACCEPTED = (
     "a blipcore checkpoint folder, an official BLIP .pth file, a Hugging Face BLIP folder or hub id, "
@@ -64,7 +65,7 @@ def captioner_fingerprint(spec: str, tokenizer: str | None = None, trust_remote_
     if kind == "openai":
         return openai_fingerprint(model)
     if kind == "hf":
-        from capfilt.caption.hf_files import hf_fingerprint
+        from capfilt.vlm.hf_files import hf_fingerprint
 
         return hf_fingerprint(model, trust_remote_code)
     return model_fingerprint(model, tokenizer)
@@ -77,7 +78,7 @@ def recorded_settings(
     kind, model = _parse(spec)
     content = asdict(settings)
     if kind == "hf":
-        from capfilt.caption.hf_files import hf_prompt
+        from capfilt.caption.hf_prompt import hf_prompt
 
         content["prompt"] = hf_prompt(model, content["prompt"], trust_remote_code)
     return content

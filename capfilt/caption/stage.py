@@ -26,7 +26,6 @@ from blipcore.io.storage import AnyPath, to_path
 from capfilt.caption.captioner import Caption, Captioner
 from capfilt.caption.chat import ChatConfig
 from capfilt.caption.registry import captioner_fingerprint, captioner_kind, open_captioner, recorded_settings
-from capfilt.caption.server import ServerConfig
 from capfilt.engine.run import EngineConfig, run_shards
 from capfilt.engine.worker import Worker, worker_device
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
@@ -37,6 +36,7 @@ from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
+from capfilt.vlm.server import ServerConfig
 
 # Packages whose versions the manifest records.
 PACKAGES = {"blip": ("torch", "tokenizers"), "hf": ("torch", "transformers"), "openai": ("openai",)}

@@ -13,10 +13,10 @@ from blipcore.device import Dtype
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig
 from capfilt.caption.hf import HfCaptioner, TokenChooser
-from capfilt.caption.hf_files import hf_fingerprint
 from capfilt.caption.registry import captioner_fingerprint, open_captioner
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.shards.tables import read_table
+from capfilt.vlm.hf_files import hf_fingerprint
 
 KEYS = [f"{number:06d}" for number in range(12)]
 

@@ -19,13 +19,13 @@ from vlm_server import KEY, MODEL, VlmServer
 
 import capfilt
 from blipcore.io.samples import TarSample, read_samples
-from capfilt.caption.server import _encode
 from capfilt.caption.stage import CaptionConfig, caption_shards
 from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_filter
 from capfilt.config import resolve
 from capfilt.errors import EngineError
 from capfilt.shards.format import write_shard
 from capfilt.shards.tables import read_table
+from capfilt.vlm.server import encode_jpeg
 
 pytest.importorskip("openai", reason="openai: captioners need the extra openai")
 
@@ -144,7 +144,7 @@ def test_every_answer_without_a_caption_has_an_error(shards, server: VlmServer, 
 
 def as_jpeg(sample: TarSample) -> bytes:
     """Return a stored picture as it is sent."""
-    jpeg, _ = _encode(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+    jpeg, _ = encode_jpeg(Image.open(io.BytesIO(sample.image)).convert("RGB"))
     return jpeg
 
 

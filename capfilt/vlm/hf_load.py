@@ -18,7 +18,7 @@ from blipcore.checkpoints.files import refuse_other_file
 from blipcore.io.hub import read_json_object
 from blipcore.io.messages import one_line, shorten
 from blipcore.torchvision_shim import import_transformers
-from capfilt.caption.hf_files import ADAPTER, find_folders
+from capfilt.vlm.hf_files import ADAPTER, find_folders
 
 
 class LoadedModel(NamedTuple):

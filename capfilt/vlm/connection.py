@@ -7,7 +7,7 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
-from capfilt.caption.answer import UnusableAnswerError, clean_message, read_body
+from capfilt.vlm.answer import UnusableAnswerError, clean_message, read_body
 
 # Of a response, for retries and messages; those about a compressed body would be wrong.
 KEPT_HEADERS = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry", b"x-request-id", b"location")

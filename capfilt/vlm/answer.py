@@ -9,14 +9,12 @@ import zlib
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from capfilt.caption.captioner import Caption
-from capfilt.caption.chat import parse_answer
-
 MAX_MESSAGE = 500  # characters of a server's message
 MAX_BODY = 1 << 20  # bytes of an answer, besides those of its log-probabilities
 MAX_BODY_PER_TOKEN = 2 << 10
 # Ends of an answer that the server has cut short, by its length or by a failure.
 TOO_LONG, BROKEN = ("length", "max_tokens"), ("abort", "error")
+MAX_TOPS = 8  # places whose alternatives are kept
 MAX_CHARACTERS_PER_TOKEN = 64  # of an answer; a longer one ignores max_new_tokens
 # Characters that no table or terminal should get: control characters except white space, and halves of surrogate pairs.
 UNUSABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -34,6 +32,8 @@ class Answer(NamedTuple):
     finish: str | None
     # sum over the tokens; None if the server gives none, or none that are numbers
     logprob: float | None
+    # likeliest tokens with their log-probabilities, at each of the first places; None if not asked for or not given
+    tops: list[dict[str, float]] | None = None
 
     @classmethod
     def from_dict(cls, content: Any) -> Answer:
@@ -49,22 +49,23 @@ class Answer(NamedTuple):
                 raise UnusableAnswerError(f"{name} has the unusable character U+{ord(character[0]):04X}")
         if (fields["finish"] or "").lower() in BROKEN:
             raise UnusableAnswerError(f"the answer is not whole (finish_reason {fields['finish']})")
-        return cls(**fields, logprob=_valid_logprob(content.get("logprob")))
+        return cls(**fields, logprob=_valid_logprob(content.get("logprob")), tops=_valid_tops(content.get("tops")))
 
-    def to_caption(self, max_new_tokens: int) -> Caption:
-        """Return the caption, or the reason why there is none."""
-        if self.finish == "content_filter" or self.refusal:
-            return Caption(None, None, f"refused: {self.refusal or 'content filter'}"[:MAX_MESSAGE])
-        is_cut = (self.finish or "").lower() in TOO_LONG
-        is_endless = len(self.text or "") > MAX_CHARACTERS_PER_TOKEN * max_new_tokens
-        return parse_answer(self.text, not (is_cut or is_endless), self.logprob)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row of the cache; without `tops`, as earlier versions wrote it."""
+        return {name: value for name, value in self._asdict().items() if name != "tops" or value is not None}
 
 
-def parse_completion(body: bytes) -> tuple[Answer, str]:
-    """Return the answer in the body of a chat completion, and the name of the model that gave it, "" if it has none.
+class Completion(NamedTuple):
+    """A chat completion: the answer, the model that gave it ("" if unnamed), the tokens of request and answer."""
 
-    Raises UnusableAnswerError for everything else.
-    """
+    answer: Answer
+    model: str
+    usage: tuple[int, int] | None
+
+
+def parse_completion(body: bytes) -> Completion:
+    """Return the answer in the body of a chat completion; UnusableAnswerError for everything else."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):  # also integers of thousands of digits, and deep nesting
@@ -79,9 +80,11 @@ def parse_completion(body: bytes) -> tuple[Answer, str]:
         "refusal": message.get("refusal"),
         "finish": choice.get("finish_reason"),
         "logprob": _sum_logprobs(choice.get("logprobs")),
+        "tops": _read_tops(choice.get("logprobs")),
     }
     model = content.get("model")
-    return Answer.from_dict(fields), clean_message(model) if isinstance(model, str) else ""
+    name = clean_message(model) if isinstance(model, str) else ""
+    return Completion(Answer.from_dict(fields), name, _read_usage(content.get("usage")))
 
 
 async def read_body(chunks: AsyncIterator[bytes], encoding: str, limit: int) -> bytes | None:
@@ -118,6 +121,40 @@ def _sum_logprobs(logprobs: Any) -> float | None:
         return None
     values = [_valid_logprob(token.get("logprob")) if isinstance(token, dict) else None for token in tokens]
     return None if None in values else _valid_logprob(sum(value for value in values if value is not None))
+
+
+def _read_tops(logprobs: Any) -> Any:
+    """Return the likeliest tokens at each of the first places of an answer; None if a server gives none."""
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(tokens, list):
+        return None
+    tops = []
+    for place in tokens[:MAX_TOPS]:
+        listed = place.get("top_logprobs") if isinstance(place, dict) else None
+        if not isinstance(listed, list) or not listed:
+            break
+        pairs = [(item.get("token"), item.get("logprob")) for item in listed if isinstance(item, dict)]
+        # two tokens may have one spelling, as halves of a character do
+        top: dict[str, float] = {}
+        for token, logprob in pairs:
+            value = _valid_logprob(logprob)
+            if isinstance(token, str) and value is not None and not UNUSABLE.search(token):
+                top[token] = max(value, top.get(token, value))
+        tops.append(top)
+    return tops or None
+
+
+def _valid_tops(tops: Any) -> list[dict[str, float]] | None:
+    if not isinstance(tops, list) or not all(isinstance(top, dict) for top in tops):
+        return None
+    return tops if all(_valid_logprob(value) is not None for top in tops for value in top.values()) else None
+
+
+def _read_usage(usage: Any) -> tuple[int, int] | None:
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    if len(counts) != 2 or not all(type(count) is int and 0 <= count < 1 << 40 for count in counts):
+        return None
+    return counts[0], counts[1]
 
 
 def _valid_logprob(value: Any) -> float | None:

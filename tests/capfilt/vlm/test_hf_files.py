@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from capfilt.caption.chat import ChatConfig
-from capfilt.caption.hf_files import hf_fingerprint, hf_prompt
+from capfilt.caption.hf_prompt import hf_prompt
 from capfilt.caption.registry import recorded_settings
+from capfilt.vlm.hf_files import hf_fingerprint
 
 
 def save_config(folder: Path, model_type: Any, **processor: Any) -> str:

@@ -1,30 +1,17 @@
-"""The files of an `hf:` model: its folder, its adapter, its fingerprint and its prompt; without torch."""
+"""The files of an `hf:` model: its folder, its adapter and its fingerprint; without torch."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from blipcore.io.hub import download_from_hub, read_json_object
-from capfilt.caption.chat import ChatConfig
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 CODE = "*.py"
 ADAPTER = "adapter_config.json"
-
-# Prompts of the models' own pages, for families that continue a text or obey one task token instead of an instruction.
-PROMPTS = {
-    "blip": "",
-    "blip-2": "",
-    "florence2": "<CAPTION>",
-    "git": "",
-    "kosmos-2": "An image of",
-    "paligemma": "caption en",
-    "pix2struct": "",
-    "vision-encoder-decoder": "",
-}
 
 
 class HfFolders(NamedTuple):
@@ -69,27 +56,6 @@ def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
         parts = [_fingerprint(model, folders.adapter), _fingerprint(str(folders.base), folders.base)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     return _fingerprint(model, folders.base)
-
-
-def hf_prompt(model: str, prompt: str, trust_remote_code: bool = False) -> str:
-    """Return the prompt that a model is given: in place of the default instruction, that of `PROMPTS`."""
-    if prompt != ChatConfig.prompt:
-        return prompt
-    folder = find_folders(model, trust_remote_code).base
-    family = read_json_object(folder / "config.json").get("model_type")
-    if family == "pix2struct" and _draws_header(folder):
-        return prompt
-    return PROMPTS.get(family, prompt) if isinstance(family, str) else prompt
-
-
-def _draws_header(folder: Path) -> bool:
-    """Return whether a Pix2Struct model reads the prompt as a header drawn above the picture."""
-    settings: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            settings |= read_json_object(folder / name)
-    nested = settings.get("image_processor")
-    return bool(settings.get("is_vqa") or (isinstance(nested, dict) and nested.get("is_vqa")))
 
 
 def _find_folder(model: str, trust_remote_code: bool) -> Path:

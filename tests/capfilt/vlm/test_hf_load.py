@@ -20,7 +20,7 @@ from blipcore.torchvision_shim import import_transformers
 from capfilt.caption.captioner import Caption
 from capfilt.caption.chat import ChatConfig
 from capfilt.caption.hf import HfCaptioner
-from capfilt.caption.hf_files import hf_fingerprint
+from capfilt.vlm.hf_files import hf_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +238,9 @@ def test_an_answer_longer_than_the_models_positions_is_refused(vit_gpt2: Path) -
 
 def test_a_model_that_batches_change_captions_one_at_a_time(llava: Path, draw, monkeypatch, capsys) -> None:
     expected = captions(llava, draw)
-    monkeypatch.setattr("capfilt.caption.hf.batches_are_equal", lambda *_: False)
+    monkeypatch.setattr("capfilt.vlm.hf_model.batches_are_equal", lambda *_: False)
     assert [caption.text for caption in captions(llava, draw)] == [caption.text for caption in expected]
-    assert "gives other captions in a batch than alone" in capsys.readouterr().err
+    assert "gives other answers in a batch than alone" in capsys.readouterr().err
 
 
 def test_blip2_files_of_older_versions_are_completed_or_refused(tmp_path: Path, draw) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from capfilt.caption.chat import ChatConfig
-
 # Inputs that processors return for training, or for models with segment embeddings only.
 UNUSED = ("labels", "token_type_ids")
 # Families that continue a prompt, whose pages print it as the beginning of the caption.
@@ -19,7 +17,7 @@ CONTINUING = ("blip", "git", "kosmos-2", "pix2struct", "vision-encoder-decoder")
 class InputMaker:
     """Makes the inputs of a model from images and one prompt, and texts from its tokens."""
 
-    def __init__(self, model: Any, processor: Any, settings: ChatConfig, prompt: str) -> None:
+    def __init__(self, model: Any, processor: Any, prompt: str, system: str = "") -> None:
         """Complete the processor's settings from the model's config; ValueError if they do not fit."""
         self.processor, self.family = processor, model.config.model_type
         self.tokenizer = getattr(processor, "tokenizer", processor)
@@ -30,12 +28,22 @@ class InputMaker:
         if self.family in ("blip-2", "instructblip"):
             _complete_query_tokens(model, processor)
         self.names = _argument_names(model)
-        self.prompt = _format_prompt(processor, settings, prompt)
+        self.system = system
+        self.prompt = self.format(prompt)
 
-    def make(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """Return the tensors of a batch."""
+    def format(self, prompt: str) -> str:
+        """Return a prompt in the model's chat format, if it has one."""
+        if not getattr(self.processor, "chat_template", None):
+            return prompt
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        system = [{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []
+        messages = [*system, {"role": "user", "content": content}]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def make(self, images: Sequence[Image.Image], prompts: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the tensors of a batch; `prompts` are formatted, one per image, by default the model's one."""
         maker = getattr(self, "_make_" + self.family.replace("-", "_"), self._make_chat)
-        batch = maker(list(images), [self.prompt] * len(images))
+        batch = maker(list(images), list(prompts) or [self.prompt] * len(images))
         return {name: value for name, value in batch.items() if name not in UNUSED or name in self.names}
 
     def decode(self, token_ids: list[list[int]]) -> list[str]:
@@ -122,16 +130,6 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     candidates += [tokenizer.eos_token_id, tokenizer.sep_token_id]
     ends: Any = next((token for token in candidates if token is not None), [])
     return set(ends if isinstance(ends, list) else [ends])
-
-
-def _format_prompt(processor: Any, settings: ChatConfig, prompt: str) -> str:
-    """Return the prompt in the model's chat format, if it has one."""
-    if not getattr(processor, "chat_template", None):
-        return prompt
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    system = [{"role": "system", "content": [{"type": "text", "text": settings.system}]}]
-    messages = [*(system if settings.system else []), {"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def _complete_query_tokens(model: Any, processor: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from capfilt.caption.answer import Answer, UnusableAnswerError, clean_message, parse_completion, read_body
+from capfilt.caption.server import to_caption
+from capfilt.vlm.answer import Answer, UnusableAnswerError, clean_message, parse_completion, read_body
 
 
 def completion(**choice: Any) -> bytes:
@@ -20,12 +21,12 @@ def completion(**choice: Any) -> bytes:
 
 def test_a_completion_has_text_finish_and_logprob() -> None:
     tokens = [{"token": "a", "logprob": -0.5}, {"token": "dog", "logprob": -1}]
-    answer, model = parse_completion(completion(finish_reason="stop", logprobs={"content": tokens}))
-    assert (answer, model) == (Answer("a dog", None, "stop", -1.5), "m")
-    assert Answer.from_dict(json.loads(json.dumps(answer._asdict()))) == answer
-    assert answer.to_caption(10).text == "a dog" and answer._replace(finish="length").to_caption(10).text is None
-    assert answer._replace(finish="MAX_TOKENS").to_caption(10).error == "too_long: a dog"
-    assert answer._replace(text="x" * 641).to_caption(10).error.startswith("too_long")
+    answer, model, usage = parse_completion(completion(finish_reason="stop", logprobs={"content": tokens}))
+    assert (answer, model, usage) == (Answer("a dog", None, "stop", -1.5), "m", None)
+    assert Answer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
+    assert to_caption(answer, 10).text == "a dog" and to_caption(answer._replace(finish="length"), 10).text is None
+    assert to_caption(answer._replace(finish="MAX_TOKENS"), 10).error == "too_long: a dog"
+    assert to_caption(answer._replace(text="x" * 641), 10).error.startswith("too_long")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_other_bodies_are_unusable(body: bytes) -> None:
      {"content": [{"logprob": float("nan")}, {"logprob": -1}]}, {"content": [{"logprob": -1e308}] * 9}],
 )  # fmt: skip
 def test_logprobs_that_are_none_are_null(logprobs: Any) -> None:
-    answer, _ = parse_completion(completion(logprobs=logprobs))
+    answer, _, _ = parse_completion(completion(logprobs=logprobs))
     assert answer.text == "a dog" and answer.logprob is None
 
 

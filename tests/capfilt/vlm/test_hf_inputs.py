@@ -18,7 +18,7 @@ from blipcore.generate.sample import sample_noise
 from blipcore.torchvision_shim import import_transformers
 from capfilt.caption.chat import ChatConfig
 from capfilt.caption.hf import HfCaptioner, TokenChooser
-from capfilt.caption.hf_files import PROMPTS
+from capfilt.caption.hf_prompt import PROMPTS
 
 STEPS = 12
 PROMPT = "describe this image"
@@ -157,7 +157,7 @@ def captioned(kind: str, folder: Path, mode: str, batch: int) -> list[tuple[list
         keys = [str(number) for number in range(start, start + batch)]
         chooser = TokenChooser(settings, keys, captioner.ends, first_token=captioner.first_token)
         with torch.inference_mode():
-            captioner._generate(images[start : start + batch], chooser, STEPS)
+            captioner.generate(images[start : start + batch], chooser, STEPS)
         answers += list(zip(chooser.token_ids(), chooser.logprob.tolist(), strict=True))
         captions = captioner.caption(images[start : start + batch], keys)
         for (caption,), ids in zip(captions, chooser.token_ids(), strict=True):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from capfilt.caption.answer_cache import AnswerCache, default_cache_path
 from capfilt.errors import EngineError
+from capfilt.vlm.answer_cache import AnswerCache, default_cache_path
 
 
 def test_an_answer_outlives_a_killed_process(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from capfilt.caption.answer_cache import AnswerCache\n"
+        "from capfilt.vlm.answer_cache import AnswerCache\n"
         "cache = AnswerCache(Path(sys.argv[1]))\n"
         "cache.put('key', {'text': 'a dog'})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
