@@ -168,8 +168,8 @@ class GraphBuilder:
         weights, biases = attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3)
         parts = [self.product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
         q, k, v = (op.transpose(op.reshape(part, [0, 0, heads, width // heads], True), [0, 2, 1, 3]) for part in parts)
-        weights = [op.unsqueeze(op.transpose(op.log(sizes), [0, 2, 1]), [1])] if sizes is not None else []
-        context = op.transpose(op.scaled_dot_product_attention(q, k, v, *weights), [0, 2, 1, 3])
+        bias = [op.unsqueeze(op.transpose(op.log(sizes), [0, 2, 1]), [1])] if sizes is not None else []
+        context = op.transpose(op.scaled_dot_product_attention(q, k, v, *bias), [0, 2, 1, 3])
         return self.linear(op.reshape(context, [0, 0, width], True), attention.proj), k
 
     def mlp(self, x: Node, mlp: Mlp) -> Node:

@@ -31,6 +31,7 @@ class BlipCaptioner:
         *,
         tokenizer: str | None = None,
         numerics: Numerics = "official",
+        merge_tokens: int = 0,
         device: str = "cpu",
         dtype: Dtype = "auto",
         backend: Backend = "torch",
@@ -40,7 +41,7 @@ class BlipCaptioner:
         self.settings = settings or GenerateConfig()
         self.device = device
         blip, self.tokenizer = load_model(model, needs=("decode",), tokenizer=tokenizer, numerics=numerics)
-        self.model = prepare_for_inference(blip, device, dtype, backend)
+        self.model = prepare_for_inference(blip, device, dtype, backend, merge_tokens)
         if device == "cpu":
             keep_freed_memory()
         self.prepare = EvalTransform(blip.config.vision.image_size)
@@ -51,7 +52,8 @@ class BlipCaptioner:
     def caption(self, inputs: Sequence[Tensor], keys: Sequence[str]) -> list[list[Caption]]:
         """Return `settings.num_captions` captions for each image tensor (3, S, S)."""
         pixels = stack_on(inputs, self.device)
-        texts = generate(self.model, self.model.encode_image(pixels), self.tokenizer, self.settings, keys)
+        image_embeds, sizes = self.model.encode_merged(pixels)
+        texts = generate(self.model, image_embeds, self.tokenizer, self.settings, keys, sizes=sizes)
         rows = [
             Caption(self.tokenizer.decode(ids), logprob) for ids, logprob in zip(texts.ids, texts.logprob, strict=True)
         ]

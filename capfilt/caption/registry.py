@@ -33,6 +33,7 @@ def open_captioner(
     *,
     tokenizer: str | None = None,
     numerics: Numerics = "official",
+    merge_tokens: int = 0,
     server: ServerConfig | None = None,
     trust_remote_code: bool = False,
     device: str = "cpu",
@@ -49,7 +50,14 @@ def open_captioner(
 
         assert not isinstance(settings, ChatConfig)
         return BlipCaptioner(
-            model, settings, tokenizer=tokenizer, numerics=numerics, device=device, dtype=dtype, backend=backend
+            model,
+            settings,
+            tokenizer=tokenizer,
+            numerics=numerics,
+            merge_tokens=merge_tokens,
+            device=device,
+            dtype=dtype,
+            backend=backend,
         )
     assert not isinstance(settings, GenerateConfig)
     if kind == "openai":

@@ -36,6 +36,7 @@ from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import write_table
+from capfilt.vlm.cost import Cost, dollars
 from capfilt.vlm.server import ServerConfig
 
 # Packages whose versions the manifest records.
@@ -66,6 +67,8 @@ class CaptionConfig(EngineConfig):
     tokenizer: str | None = None
     # numbers of a Hugging Face BLIP whose config.json differs from the code that trained it
     numerics: Numerics = "official"
+    # image tokens that each layer of BLIP's image encoder merges: faster, not the same captions
+    merge_tokens: int = 0
     # pictures per forward pass; default: 32 on a CPU, as many as fit on a GPU
     batch_size: int | None = None
     # auto: bf16 where the device supports it; fp32 for parity
@@ -87,6 +90,8 @@ class CaptionConfig(EngineConfig):
             raise ValueError("chat.* settings are for hf: and openai: captioners; use generate.* for BLIP.")
         if kind != "blip" and self.generate != GenerateConfig():
             raise ValueError("generate.* settings are for BLIP captioners; use chat.* for hf: and openai:.")
+        if self.merge_tokens < 0 or (self.merge_tokens and kind != "blip"):
+            raise ValueError(f"merge_tokens is a number of tokens per layer, for BLIP alone, not {self.merge_tokens}.")
         if kind == "hf" and self.chat.extra:
             raise ValueError("chat.extra is for requests of openai: captioners; hf: captioners send none.")
 
@@ -148,6 +153,7 @@ class CaptionStage:
             config.decoding,
             tokenizer=config.tokenizer,
             numerics=config.numerics,
+            merge_tokens=config.merge_tokens,
             server=config.server,
             trust_remote_code=config.trust_remote_code,
             device=device,
@@ -163,11 +169,11 @@ class CaptionStage:
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         prepare = self.captioner.prepare
         with self.pictures.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
-            table = CaptionTable()
+            table, cost = CaptionTable(), Cost(self.captioner)
             for batch in pictures.batches(self.batch_size):
                 table.add(batch.keys, self.caption(batch))
-                worker.advance(len(batch))
-            return table.write(self.output(shard), pictures) | pictures.times()
+                worker.advance(len(batch), cost.since_last())
+            return table.write(self.output(shard), pictures) | pictures.times() | cost.counts()
 
     def caption(self, batch: PictureBatch) -> list[Sequence[Caption]]:
         """Caption the decoded pictures of a batch."""
@@ -208,6 +214,8 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
     }
     if config.numerics != "official" and kind == "blip":
         settings["numerics"] = config.numerics
+    if config.merge_tokens:
+        settings["merge_tokens"] = config.merge_tokens
     with lock_folder(folder, config.rank, config.world_size):
         if config.world_size == 1:
             remove_manifest_if_empty(folder)
@@ -255,6 +263,7 @@ def caption_shards(config: CaptionConfig, *, progress: bool = True) -> dict[str,
         "out": str(captions.stage.folder),
         "shards": {"done": run.done, "skipped": run.skipped, "failed": run.failed},
         "counts": counts,
+        "dollars": dollars(run.counts),
         "seconds": round(run.seconds, 2),
         **throughput(run.counts, run.seconds, "pictures"),
     }

@@ -61,6 +61,12 @@ def test_the_seed_changes_the_captions(tiny_captioner: Path, describe: Describe)
     assert captions[0] == captions[1] != captions[2]
 
 
+def test_captions_of_merged_tokens_do_not_depend_on_the_batch(tiny_captioner: Path, describe: Describe) -> None:
+    captioner = BlipCaptioner(str(tiny_captioner), GenerateConfig(), dtype="fp32", merge_tokens=2)
+    one_batch, alone = describe(captioner, list(range(8))), describe(captioner, [5])
+    assert alone[5][0].text == one_batch[5][0].text
+
+
 def test_bf16_gives_captions_too(tiny_captioner: Path, describe: Describe) -> None:
     captions = describe(BlipCaptioner(str(tiny_captioner), dtype="bf16"), [0, 1])
     assert all(caption.text and -1000 < caption.logprob < 0 for (caption,) in captions.values())
