@@ -187,6 +187,8 @@ def filter_(
     target: options.Target = None,
     top_fraction: options.TopFraction = None,
     best_of: options.BestOf = None,
+    sentences: options.Sentences = None,
+    repair: options.Repair = None,
     explain: options.Explain = False,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
@@ -209,6 +211,8 @@ def filter_(
 
     fields = {"captioner": "captioner.model", "captioner_name": "captioner.name", "explain": None}
     settings = read_settings(context, CaptionFilterConfig, fields)
+    if explain and settings.repair:
+        raise ValueError("--explain compares ITM thresholds of whole texts, which --repair does not use; give one.")
     summary = caption_and_explain(settings) if explain else caption_and_filter(settings)
     error = None if explain else failed_shards(summary) or missing_pictures(summary)
     if as_json:

@@ -236,6 +236,10 @@ Labels = Annotated[str | None, option(DECIDE, "For auto: file with columns key, 
 Target = Annotated[str | None, option(DECIDE, "For auto: precision=X or recall=X.", default="precision=0.9")]
 TopFraction = Annotated[float | None, option(DECIDE, "Share of the texts to keep, instead of a threshold.")]
 BestOf = Annotated[str | None, option(DECIDE, "Keep one text per picture and source, best by itm, itc or clip.")]
+Sentences = Annotated[bool | None, flag(DECIDE, "Also score each sentence, as itm_min and itm_mean.", "--sentences")]
+Repair = Annotated[
+    bool | None, flag(DECIDE, "Drop the sentences below the threshold, and keep the others.", "--repair")
+]
 Explain = Annotated[
     bool, flag(DECIDE, "Print how many texts each threshold keeps; write no filtered set.", "--explain")
 ]

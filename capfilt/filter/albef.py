@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,12 @@ class AlbefScorer(Scorer):
     def prepare(self, image: Image.Image, /) -> Any:
         return self.transform(image)
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        cleaned = [clean_albef_caption(text, sys.maxsize) for text in texts]
+        _, mask = self.tokenizer(cleaned, self.max_length + 1)  # (R, L)
+        is_long = (mask.sum(1) > self.max_length).tolist()
+        return [long or clean_albef_caption(text) != text for text, long in zip(cleaned, is_long, strict=True)]
+
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""
         import torch
@@ -79,8 +86,8 @@ class AlbefScorer(Scorer):
         return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
 
 
-def clean_albef_caption(text: str) -> str:
-    """Lower-case a caption, delete , . ' ! ? " ( ) * # : ; ~, split words at - and /, and keep the first 30 words."""
+def clean_albef_caption(text: str, max_words: int = MAX_WORDS) -> str:
+    """Lower-case a caption, delete , . ' ! ? " ( ) * # : ; ~, split words at - and /, keep the first `max_words`."""
     text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower()).replace("-", " ").replace("/", " ")
     text = re.sub(r"\s{2,}", " ", text.replace("<person>", "person")).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:MAX_WORDS])
+    return " ".join(text.split(" ")[:max_words])

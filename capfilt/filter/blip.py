@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,14 @@ class BlipScorer(Scorer):
 
     def prepare(self, image: Image.Image, /) -> Any:
         return self.transform(image)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        from blipcore.model.tokenizer import clean_caption
+
+        cleaned = [clean_caption(text, sys.maxsize) for text in texts]
+        _, mask = self.tokenizer(cleaned, self.max_length + 1)  # (R, L)
+        is_long = (mask.sum(1) > self.max_length).tolist()
+        return [long or clean_caption(text) != text for text, long in zip(cleaned, is_long, strict=True)]
 
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,14 @@ class Blip2Scorer(Scorer):
 
     def prepare(self, image: Image.Image, /) -> Any:
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        from blipcore.model.tokenizer import clean_caption
+
+        cleaned = [clean_caption(text, sys.maxsize) for text in texts]
+        lengths = [len(ids) for ids in self.tokenizer(cleaned, verbose=False)["input_ids"]] if cleaned else []
+        is_long = [length > MAX_TOKENS for length in lengths]
+        return [long or clean_caption(text, MAX_WORDS) != text for text, long in zip(cleaned, is_long, strict=True)]
 
     def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
         """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""

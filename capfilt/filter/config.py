@@ -35,6 +35,8 @@ class ScoreConfig(EngineConfig):
     first_token: FirstToken = "enc"
     # numbers of a Hugging Face BLIP whose config.json differs from the code that trained it
     numerics: Numerics = "official"
+    # also score each sentence of the texts, which may be longer than the filter reads
+    sentences: bool = False
     # folder under scores/; default: existing scores that fit, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
@@ -101,6 +103,8 @@ class FilterConfig(ScoreConfig):
     best_of: str | None = None
     # rank the texts of all sources together
     best_across: bool = False
+    # drop the sentences of a text whose ITM is below the threshold, and keep the others; implies `sentences`
+    repair: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +128,20 @@ class FilterConfig(ScoreConfig):
                 raise ValueError(f"min_scores is for other scores than {column}; set {setting}.")
         parse_target(self.target)
 
+        if self.repair:
+            self._prepare_repair()
+
+    def _prepare_repair(self) -> None:
+        """Set what `repair` implies; ValueError for settings that need the ITM of whole texts."""
+        self.sentences = True
+        if self.threshold == "auto" or self.top_fraction is not None or self.labels is not None:
+            raise ValueError(
+                "repair judges sentences by a number as threshold; labels, top_fraction and threshold auto are for "
+                "whole texts."
+            )
+        if "itm_min" in self.min_scores:
+            raise ValueError("With repair the threshold is the lowest itm_min; set threshold instead of min_scores.")
+
     def best_texts(self) -> BestTexts:
         """Return the limit on the kept texts per picture."""
         if self.best_of is None and not self.best:
@@ -133,11 +151,15 @@ class FilterConfig(ScoreConfig):
     def limits(self, threshold: float) -> dict[str, float]:
         """Return score column -> lowest value of a kept text."""
         limits = {"itm": threshold, "itc": self.itc_threshold, "clip": self.clip_threshold}
+        if self.repair:
+            limits |= {"itm": 0.0, "itm_min": threshold}
         return {column: limit for column, limit in limits.items() if limit is not None} | self.min_scores
 
     def required_columns(self) -> dict[str, str]:
         """Return required score column -> the setting that needs it."""
         required = dict.fromkeys(self.min_scores, "min_scores")
+        if self.repair:
+            required["itm_min"] = "repair"
         if self.best_texts().number:
             required[self.best_texts().score] = "best_of"
         if self.clip_threshold is not None:

@@ -18,6 +18,7 @@ from blipcore.io.storage import AnyPath, existing_paths
 from capfilt.engine.worker import worker_device
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.registry import FILTER_COLUMNS, DeclaredScorer, declare_scorers
+from capfilt.filter.sentences import SENTENCE_COLUMNS
 from capfilt.shards.format import WEB
 from capfilt.shards.manifest import read_manifest, recorded_backend, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
@@ -72,7 +73,7 @@ def locate_scores(
         if column not in scores.columns:
             raise ValueError(
                 f"{setting} needs the score '{column}', but the scores are {', '.join(scores.columns)}; "
-                "add --clip open_clip:ARCH/TAG, once per CLIP score, or a --scorer that gives it."
+                f"add {_option_for(column)}."
             )
     if is_complete:
         return scores
@@ -81,6 +82,13 @@ def locate_scores(
         raise ValueError(f"{path} is not finished; to finish it, give the same --model and --clip as before.")
     to_score = _find_captions(config, images, list(settings["sources"]), new_captions)
     return ScoreFolder(path, settings, captions, is_complete, to_score)
+
+
+def _option_for(column: str) -> str:
+    """Return the option of `capfilt filter` that gives a score column."""
+    if column in SENTENCE_COLUMNS:
+        return "--sentences"
+    return "--clip open_clip:ARCH/TAG, once per CLIP score, or a --scorer that gives it"
 
 
 def rescore_advice(folder: AnyPath) -> str:
@@ -228,7 +236,8 @@ def _scorer_settings(scorers: list[DeclaredScorer], clips: int) -> dict[str, Any
 def _columns_by_scorer(settings: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the columns of each scorer in the settings of a manifest."""
     clips = [(f"clip{number}" if number > 1 else "clip",) for number in range(1, len(_clips(settings)) + 1)]
-    return [FILTER_COLUMNS, *clips, *(tuple(columns.split(",")) for columns in settings.get("scorers", {}))]
+    of_filter = FILTER_COLUMNS + (SENTENCE_COLUMNS if "sentences" in settings else ())
+    return [of_filter, *clips, *(tuple(columns.split(",")) for columns in settings.get("scorers", {}))]
 
 
 def _clips(settings: dict[str, Any]) -> list[str]:

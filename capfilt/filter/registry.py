@@ -21,6 +21,7 @@ from blipcore.checkpoints.kind import Kind, checkpoint_kind, describe_use
 from blipcore.io.messages import one_line
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.scorer import FilterSettings, Runtime, Scorer
+from capfilt.filter.sentences import SENTENCES, SentenceScorer
 from capfilt.pictures.batching import OUT_OF_MEMORY
 from capfilt.shards.format import SCORES, VERDICT
 
@@ -33,7 +34,7 @@ FILTERS: dict[Kind, str] = {
 CLIP = "capfilt.filter.clip:OpenClipScorer"
 # columns of every filter
 FILTER_COLUMNS = ("itm", "itc")
-RESERVED_COLUMNS = {*SCORES.names, *VERDICT.names, "error"}
+RESERVED_COLUMNS = {*SCORES.names, *VERDICT.names, "error", SENTENCES.name}
 # what a scorer of any class must have
 MEMBERS = ("columns", "fingerprint", "prepare", "score")
 
@@ -46,9 +47,18 @@ class DeclaredScorer(NamedTuple):
     # as on the command line
     spec: str
 
+    @property
+    def list_columns(self) -> tuple[str, ...]:
+        """Names of its results that are lists, stored beside the scores."""
+        return getattr(self.scorer, "list_columns", ())
+
     def settings(self) -> dict[str, Any]:
         """Return what changes the scores, for the manifest."""
         return {"fingerprint": self.scorer.fingerprint, **getattr(self.scorer, "settings", {})}
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Return for each text whether the model reads only its start; False if the scorer cannot say."""
+        return self.scorer.truncated(texts) if hasattr(self.scorer, "truncated") else [False] * len(texts)
 
     def load(self, runtime: Runtime) -> None:
         """Load the model. Raises ValueError if a custom scorer fails."""
@@ -61,14 +71,14 @@ class DeclaredScorer(NamedTuple):
         with self._named_errors("failed"):
             return self.scorer.prepare(image)
 
-    def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float | None]]]:
-        """Return the scores by the names of the table.
+    def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[list[Any]]]:
+        """Return the scores by the names of the table, and the list columns.
 
         Raises ValueError if they do not fit the texts, or if a custom scorer fails.
         """
         with self._named_errors("failed"):
             scores = self.scorer.score(inputs, [list(picture_texts) for picture_texts in texts])
-        by_name: dict[str, list[list[float | None]]] = {}
+        by_name: dict[str, list[list[Any]]] = {}
         for column, name in zip(self.scorer.columns, self.columns, strict=True):
             rows: list[list[float | None]]
             try:
@@ -78,7 +88,7 @@ class DeclaredScorer(NamedTuple):
             if [len(row) for row in rows] != [len(picture_texts) for picture_texts in texts]:
                 raise ValueError(f"{self.spec} returned '{column}' of another shape than the texts of the pictures.")
             by_name[name] = rows
-        return by_name
+        return by_name | {name: scores[name] for name in self.list_columns}
 
     @contextmanager
     def _named_errors(self, problem: str) -> Iterator[None]:
@@ -97,7 +107,8 @@ def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
     """Return all scorers of a config, the filter first; load no model. Raises ValueError for a wrong one."""
     scorers: list[tuple[str, Scorer]] = []
     if config.model is not None:
-        scorers.append((config.model, declare_filter(config.model, config.filter_settings())))
+        filter_ = declare_filter(config.model, config.filter_settings())
+        scorers.append((config.model, SentenceScorer(filter_) if config.sentences else filter_))
     scorers += [(spec, _import_class(CLIP)(spec)) for spec in config.clips]
     scorers += [(spec, _declare_extra(spec, config)) for spec in config.scorers]
     declared: list[DeclaredScorer] = []

@@ -11,6 +11,8 @@ from blipcore.io.storage import AnyPath
 from capfilt.engine.worker import Worker
 from capfilt.filter.decide import KEPT, BestTexts, decide
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
+from capfilt.filter.repair import REPAIRED, repair
+from capfilt.filter.sentences import SENTENCES
 from capfilt.shards.format import filtered_schema
 from capfilt.shards.further_columns import cast_cells, rename_clashes
 from capfilt.shards.input_check import input_digests
@@ -33,6 +35,8 @@ class RewriteStage:
     folder: AnyPath
     # columns of the input in the shards' own tables
     further: pa.Schema
+    # drop the sentences below the limit of itm_min
+    repair: bool = False
     name: str = "rewrite"
 
     def output(self, shard: str) -> AnyPath:
@@ -47,15 +51,19 @@ class RewriteStage:
         """Load nothing."""
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
-        table = read_table(self.scores / f"{shard}.parquet", ["key", "source", "index", "text", *self.columns, "error"])
+        columns = ["key", "source", "index", "text", *self.columns, "error"]
+        table = read_table(self.scores / f"{shard}.parquet", columns, optional=[SENTENCES.name])
         table = table.filter(pc.is_in(table["source"], pa.array(list(self.captions), pa.string())))
         for source, folder in self.captions.items():
             if folder is not None:
                 self._check_unchanged(table, source, folder / f"{shard}.parquet")
+        table = repair(table, self.limits["itm_min"]) if self.repair else table
         reasons = decide(table, self.limits, self.best)
-        names = rename_clashes(self.further.names, filtered_schema(self.columns).names, ours=False)
+        of_sentences = [field for field in (*REPAIRED, SENTENCES) if field.name in table.column_names]
+        ours = pa.schema([*filtered_schema(self.columns), *of_sentences])
+        names = rename_clashes(self.further.names, ours.names, ours=False)
         further = [pa.field(names[field.name], field.type) for field in self.further]
-        schema = pa.schema([*filtered_schema(self.columns), *further])
+        schema = pa.schema([*ours, *further])
         verdicts = {"keep": pc.equal(reasons, KEPT), "reason": reasons}
         of_pictures = self._picture_columns(shard, table["key"])
         verdicts |= {name: of_pictures[name] for name in ("url", "sha256")}
@@ -89,4 +97,8 @@ class RewriteStage:
     @staticmethod
     def _count_reasons(table: pa.Table) -> dict[str, int]:
         groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
-        return {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}
+        counts = {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}
+        if REPAIRED.names[0] in table.column_names:
+            counts["texts_repaired"] = len(table) - table["original"].null_count
+            counts["sentences_cut"] = pc.sum(pc.list_value_length(table["cut"])).as_py() or 0
+        return counts

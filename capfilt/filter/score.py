@@ -26,6 +26,7 @@ from capfilt.filter.config import ScoreConfig
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder, rescore_advice
 from capfilt.filter.registry import declare_scorers
 from capfilt.filter.scorer import Runtime
+from capfilt.filter.sentences import SENTENCE_COLUMNS, SENTENCES
 from capfilt.filter.texts import clean_texts
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach, ShardPass
@@ -91,7 +92,15 @@ class ScoreTable:
                 )
         scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
         counts = {"texts": len(self.rows), "texts_scored": scored, **pictures.counts, **self.counts}
+        is_truncated = [row["truncated"] for row in self.rows if "truncated" in row]
+        if any(is_truncated):
+            counts["texts_truncated"] = sum(is_truncated)
         schema = pa.schema([*scores_schema(self.columns), ("error", pa.string())])
+        if SENTENCE_COLUMNS[0] in self.columns:
+            schema = schema.append(SENTENCES)
+            sentences = [sentence for row in self.rows for sentence in row.get(SENTENCES.name) or ()]
+            counts["sentences"] = len(sentences)
+            counts["sentences_truncated"] = sum(sentence["truncated"] for sentence in sentences)
         table = pa.Table.from_pylist(self.rows, schema=schema)
         write_table(path, table, counts, make_folder=False, inputs=pictures.inputs)
         return counts
@@ -159,9 +168,13 @@ class ScoreStage:
             return
         inputs = dict(zip(batch.keys, batch.inputs, strict=True))
         texts = [[row["text"] for row in rows_of_picture] for rows_of_picture in rows_by_key.values()]
+        scored = list(chain.from_iterable(rows_by_key.values()))
+        is_truncated = self.scorers[0].truncated([row["text"] for row in scored])
+        for row, truncated in zip(scored, is_truncated, strict=True):
+            row["truncated"] = truncated
         for position, (scorer, splitter) in enumerate(zip(self.scorers, self.splitters, strict=True)):
             parts = splitter.run(scorer.score, [inputs[key][position] for key in rows_by_key], texts)
-            for column in scorer.columns:
+            for column in (*scorer.columns, *scorer.list_columns):
                 scores = chain.from_iterable(part[column] for part in parts)
                 for rows_of_picture, scores_of_picture in zip(rows_by_key.values(), scores, strict=True):
                     for row, score in zip(rows_of_picture, scores_of_picture, strict=True):

@@ -57,6 +57,8 @@ class Scorer:
     columns: tuple[str, ...] = ()
     # Settings that change the scores and are not part of the fingerprint; the manifest records them.
     settings: Mapping[str, Any] = {}
+    # names of results that are lists, not numbers; the tables hold them after the scores
+    list_columns: tuple[str, ...] = ()
     # its image encoder may run through `runtime.backend`
     uses_backend: bool = False
     # Python packages whose versions the manifest records
@@ -73,6 +75,10 @@ class Scorer:
     def prepare(self, image: Image.Image, /) -> Any:
         """Return the input of `score` for an RGB image. Decoding threads call it, ahead of the model."""
         return image
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Return for each text whether the model reads only its start. Default: it reads all texts whole."""
+        return [False] * len(texts)
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> Mapping[str, Sequence[Sequence[float]]]:
         """Return column -> a list of scores per picture; `texts` are the uncleaned texts of each picture."""

@@ -87,6 +87,7 @@ def rewrite_shards(
     settings = {
         "limits": limits,
         **_best_settings(best),
+        **({"repair": True} if config.repair else {}),
         "sources": list(scores.captions),
         "scored_with": scores.settings,
     }
@@ -103,7 +104,9 @@ def rewrite_shards(
     )
     if "further_columns" not in manifest.content:  # begun by a version that kept none
         further = pa.schema([])
-    stage = RewriteStage(images, scores.path, scores.columns, scores.captions, limits, best, folder, further)
+    stage = RewriteStage(
+        images, scores.path, scores.columns, scores.captions, limits, best, folder, further, config.repair
+    )
     shards = config.shards_of_rank(images.shards)
     remedy = "delete the filtered set, or give another --name"
     require_same_inputs({stage.output(shard): stage.inputs(shard) for shard in shards}, remedy)
@@ -123,6 +126,8 @@ def rewrite_shards(
         "shards": {"done": run.done, "skipped": run.skipped, "failed": failed},
         "counts": scored.counts,
         **_summarize(counts),
+        "repaired": {name: counts[name] for name in ("texts_repaired", "sentences_cut") if name in counts},
+        "truncated": _describe_truncated(scored.counts, config.sentences),
         "seconds": round(scored.run.seconds + run.seconds, 2),
         **throughput(scored.run.counts, scored.run.seconds, "texts_scored"),
         **throughput(scored.run.counts, scored.run.seconds, "pictures"),
@@ -185,6 +190,17 @@ def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoreResult
     return collect_itm_scores(tables, list(scored.folder.captions), limits, best, labels)
 
 
+def _describe_truncated(counts: dict[str, int], has_sentences: bool) -> str | None:
+    """Return a sentence about texts that are longer than the filter reads; None if there are none."""
+    texts, sentences = counts.get("texts_truncated", 0), counts.get("sentences_truncated", 0)
+    if not texts:
+        return None
+    read = f"{texts:,} of {counts['texts_scored']:,} texts are longer than the filter reads: itm is of their start"
+    if not has_sentences:
+        return f"{read}; --sentences also scores each of their sentences."
+    return f"{read}; {sentences:,} of {counts['sentences']:,} sentences are too long even by clause."
+
+
 def _summarize(counts: dict[str, int]) -> dict[str, Any]:
     """Return texts = kept + dropped by reason, in total and by source, from counts per "source/reason".
 
@@ -193,7 +209,9 @@ def _summarize(counts: dict[str, int]) -> dict[str, Any]:
     by_source: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     for name, count in counts.items():
-        source, _, reason = name.partition("/")
+        source, slash, reason = name.partition("/")
+        if not slash:  # a count of `repair`
+            continue
         totals = by_source.setdefault(source, {"texts": 0, "kept": 0, "dropped": {}})
         totals["texts"] += count
         if reason == KEPT:

@@ -31,7 +31,8 @@ OPTIONS = {
     "caption": "--base-url --config --json --mode --model --name --num-captions --numerics --out --prompt --seed --set "
     f"--tokenizer {RUN_OPTIONS}",
     "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name "
-    f"--numerics --out --scorer --scores --set --sources --target --threshold --tokenizer --top-fraction {RUN_OPTIONS}",
+    "--numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold --tokenizer "
+    f"--top-fraction {RUN_OPTIONS}",
     "pretrain": "--config --image-root --init --json --numerics --out --preset --set --text --tokenizer --vision "
     f"{TRAIN_OPTIONS}",
     "finetune": f"--config --image-root --image-size --init --json --numerics --out --set --tokenizer {TRAIN_OPTIONS}",
