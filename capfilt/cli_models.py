@@ -20,6 +20,7 @@ def pretrain(
     context: typer.Context,
     data: options.Datasets,
     *,
+    mixture: options.Mixture = None,
     image_root: options.ImageRoot = None,
     preset: options.ModelSize = None,
     init: options.Init = None,

@@ -173,6 +173,10 @@ ImageRoot = Annotated[str | None, option(READ, "Root of relative picture paths."
 Sources = Annotated[
     list[str] | None, option(READ, "Texts: web or a captioner's name; repeatable.", default="all", metavar="NAME")
 ]
+Mixture = Annotated[
+    str | None,
+    option(READ, "How often each text is drawn: web=0.5,blip=0.5 or itm/0.1.", default="all alike"),
+]
 ScoresName = Annotated[str | None, option(READ, "Name of the scores to reuse or write.", default="reuse any that fit")]
 Answers = Annotated[str | None, option(READ, "For vqa: possible answers, as a JSON list or one per line.")]
 

@@ -18,6 +18,7 @@ class DatasetEntry(NamedTuple):
     image_id: int  # equal for equal pictures of a dataset
     second: DatasetEntry | None = None  # the other picture of a pair
     extra: Mapping[str, Any] = MappingProxyType({})  # further values that a task needs in the sample
+    probabilities: tuple[float, ...] = ()  # of the texts; empty: all alike
 
 
 class ShardedDataset(Protocol):

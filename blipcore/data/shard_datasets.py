@@ -10,10 +10,11 @@ and texts of its tar. Folders may be remote. Shuffling and decoding are in `stre
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from blipcore.io.samples import PICTURE_SUFFIXES, choose_text
 from blipcore.io.storage import AnyPath, list_names, resolve_reference, to_path
 from blipcore.io.tar_cache import TarCache
 from blipcore.io.tar_reader import TarReader, summarise_problems
+from blipcore.io.text_mixture import TextMixture
 
 T = TypeVar("T")
 
@@ -41,8 +43,12 @@ THREADS = 8
 SHARDS_PER_TASK = 32
 
 
-def open_dataset(path: str | AnyPath, image_root: str | Path | None = None) -> ShardedDataset:
+def open_dataset(
+    path: str | AnyPath, image_root: str | Path | None = None, mixture: TextMixture | None = None
+) -> ShardedDataset:
     """Open a filtered set, a shard set, annotations or a folder or table of pictures with captions.
+
+    `mixture` gives the probabilities of a filtered set's texts; the texts of other data sets are drawn alike.
 
     Raises FileNotFoundError if there is nothing at `path`, ValueError if it is no data set or has no entry.
     """
@@ -50,25 +56,26 @@ def open_dataset(path: str | AnyPath, image_root: str | Path | None = None) -> S
     if isinstance(location, Path) and is_annotations(location):
         dataset: ShardedDataset = AnnotationDataset(location, image_root)
     elif location.is_dir():
-        dataset = _open_folder(location)
+        dataset = _open_folder(location, mixture)
     elif location.exists():
         raise _not_a_dataset(location)
     else:
         raise no_dataset(str(path))
     if not sum(dataset.counts):
         problem = next((f" ({name}: {reason})" for name, reason in dataset.problems.items()), "")
-        raise ValueError(f"{path} holds no picture with a text to train on{problem}.")
+        share = f" and a share in the mixture '{mixture.spec}'" if mixture else ""
+        raise ValueError(f"{path} holds no picture with a text to train on{share}{problem}.")
     return dataset
 
 
-def _open_folder(folder: AnyPath) -> ShardedDataset:
+def _open_folder(folder: AnyPath, mixture: TextMixture | None) -> ShardedDataset:
     names = [name for name in list_names(folder) if not name.startswith(".")]  # others are being written
     tars = [name for name in names if name.endswith(".tar")]
     tables = [name for name in names if name.endswith(".parquet")]
     if tars:
         return ShardSetDataset(folder, tars, tables)
     if tables:
-        return FilteredDataset(folder, tables)
+        return FilteredDataset(folder, tables, mixture)
     if not names:
         raise ValueError(f"{folder} is empty.")
     raise _not_a_dataset(folder)
@@ -117,15 +124,21 @@ class _TarDataset:
 class FilteredDataset(_TarDataset):
     """A filtered set: the kept texts of its tables, with the pictures of the shard set in its manifest."""
 
-    def __init__(self, folder: AnyPath, tables: list[str]) -> None:
-        self.name, self.folder, self.tables = str(folder), folder, tables
+    def __init__(self, folder: AnyPath, tables: list[str], mixture: TextMixture | None = None) -> None:
+        self.name, self.folder, self.tables, self.mixture = str(folder), folder, tables, mixture
+        self.note = ""  # what the mixture draws
         images = _read_image_folder(folder)
         super().__init__(images, [f"{PurePosixPath(table).stem}.tar" for table in tables])
         present = set(list_names(images))
         for table, tar in zip(tables, self.tars, strict=True):
             if tar not in present:
                 raise FileNotFoundError(f"{folder / table} needs the pictures of {images / tar}, which does not exist.")
-        self.counts = _count_shards(self._count, tables)
+        if mixture is not None:
+            _require_fit(mixture, folder, tables)
+        counted = _count_shards(self._count, tables)
+        self.counts = [table.pictures for table in counted]
+        if mixture is not None:
+            self.note = _describe_draws(mixture, counted)
 
     def load(self, shard: int) -> list[DatasetEntry]:
         """Return the pictures of a table with their kept texts, in row order."""
@@ -133,23 +146,62 @@ class FilteredDataset(_TarDataset):
         texts: dict[str, list[str]] = {}
         for key, text in zip(kept["key"].to_pylist(), kept["text"].to_pylist(), strict=True):
             texts.setdefault(key, []).append(text)
+        if self.mixture is None:
+            return [DatasetEntry(key, tuple(of_key), self.image_id(shard, key)) for key, of_key in texts.items()]
+        shares: dict[str, list[float]] = {}
+        for key, share in zip(kept["key"].to_pylist(), kept["probability"].to_pylist(), strict=True):
+            shares.setdefault(key, []).append(share)
         return [
-            DatasetEntry(key, tuple(texts_of_key), self.image_id(shard, key)) for key, texts_of_key in texts.items()
+            DatasetEntry(key, tuple(of_key), self.image_id(shard, key), probabilities=tuple(shares[key]))
+            for key, of_key in texts.items()
+            if any(shares[key])
         ]
 
-    def _count(self, table: str) -> int:
-        return pc.count_distinct(self._read_kept(table)["key"]).as_py()
+    def _count(self, name: str) -> _TableCount:
+        kept = self._read_kept(name)
+        pictures = pc.count_distinct(kept["key"]).as_py()
+        if self.mixture is None:
+            return _TableCount(pictures, 0, Counter())
+        drawn = kept.filter(pc.greater(kept["probability"], 0))
+        sums = drawn.group_by("source").aggregate([("probability", "sum")]).to_pylist()
+        number = pc.count_distinct(drawn["key"]).as_py()
+        return _TableCount(number, pictures - number, Counter({row["source"]: row["probability_sum"] for row in sums}))
 
     def _read_kept(self, name: str) -> pa.Table:
-        """Return key and stripped text of the kept rows of a table."""
-        path = self.folder / name
-        table = _read_columns(path, FILTERED_COLUMNS)
-        missing = [column for column in FILTERED_COLUMNS if column not in table.column_names]
+        """Return key and stripped text of the kept rows of a table; with a mixture, also source and probability."""
+        path, mixture = self.folder / name, self.mixture
+        columns = [*FILTERED_COLUMNS]
+        if mixture is not None:
+            columns += ["source", *([mixture.score] if mixture.score else [])]
+        table = _read_columns(path, tuple(columns))
+        missing = [column for column in columns if column not in table.column_names]
         if missing:
             raise ValueError(f"{path} is no filtered table: it lacks the column {', '.join(missing)}.")
         text = pc.utf8_trim_whitespace(table["text"])
         kept = table.set_column(table.column_names.index("text"), "text", text)
-        return kept.filter(pc.and_(table["keep"], pc.greater(pc.utf8_length(text), 0))).select(["key", "text"])
+        kept = kept.filter(pc.and_(table["keep"], pc.greater(pc.utf8_length(text), 0)))
+        if mixture is None:
+            return kept.select(["key", "text"])
+        scores = kept[mixture.score].to_pylist() if mixture.score else None
+        shares = mixture.probabilities(*(kept[name].to_pylist() for name in ("key", "source", "text")), scores)
+        return kept.select(["key", "text", "source"]).append_column("probability", pa.array(shares, pa.float64()))
+
+
+class _TableCount(NamedTuple):
+    """The pictures of a filtered table to train on."""
+
+    pictures: int
+    left_out: int  # with kept texts, none of which has a share in the mixture
+    sums: Counter[str]  # source -> sum of the probabilities of its texts
+
+
+def _describe_draws(mixture: TextMixture, counted: Iterable[_TableCount]) -> str:
+    """Return what the mixture draws from a filtered set: "texts drawn: web 41.2% (share 50%), ..."."""
+    pictures, left_out, sums = (sum(values[1:], values[0]) for values in zip(*counted, strict=True))
+    shares = {source: f" (share {share:.0%})" for source, share in mixture.shares.items()}
+    parts = [f"{source} {number / pictures:.1%}{shares.get(source, '')}" for source, number in sorted(sums.items())]
+    rest = f"; left out, without a text of positive share: {left_out} pictures" if left_out else ""
+    return f"texts drawn: {', '.join(parts)}{rest}"
 
 
 def _read_image_folder(folder: AnyPath) -> AnyPath:
@@ -169,6 +221,20 @@ def _read_image_folder(folder: AnyPath) -> AnyPath:
     if not images.exists():
         raise FileNotFoundError(f"{folder} takes its pictures from {images}, which does not exist.")
     return images
+
+
+def _require_fit(mixture: TextMixture, folder: AnyPath, tables: list[str]) -> None:
+    """Raise ValueError unless the sources and score columns of a filtered set are those that the mixture names."""
+    with open_read(folder / tables[0]) as file:
+        names = pq.read_schema(file).names
+    if "source" not in names:
+        raise ValueError(f"{folder / tables[0]} has no column 'source', which a mixture needs.")
+    # Between the texts and the verdict stand the scores.
+    columns = names[names.index("text") + 1 : names.index("keep")] if {"text", "keep"} <= {*names} else []
+    sources: set[str] = set()
+    for table in tables:
+        sources.update(pc.unique(_read_columns(folder / table, ("source",))["source"]).to_pylist())
+    mixture.require(sorted(sources), columns, folder)
 
 
 class ShardSetDataset(_TarDataset):

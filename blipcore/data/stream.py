@@ -22,10 +22,11 @@ from torch import Tensor
 
 from blipcore.data.annotation_datasets import AnnotationDataset
 from blipcore.data.dataset import DatasetEntry, Sample, ShardedDataset
-from blipcore.data.shard_datasets import open_dataset
+from blipcore.data.shard_datasets import FilteredDataset, open_dataset
 from blipcore.data.shuffle import Mixture, Shuffle, hash_index
 from blipcore.data.transforms import Transform, load_image
 from blipcore.io.storage import to_path
+from blipcore.io.text_mixture import draw, hash_fraction
 
 WINDOW = 8  # shards shuffled together; memory holds their keys and texts
 MAX_REPLACEMENTS = 1000  # unreadable pictures in a row, after which the data set counts as broken
@@ -117,6 +118,12 @@ class Stream:
         problems, self._new_problems = self._new_problems, {}
         return problems
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on the texts that are drawn, for data sets with a mixture."""
+        noted = [dataset for dataset in self.datasets if isinstance(dataset, FilteredDataset) and dataset.note]
+        return [f"{dataset.name}: {dataset.note}" for dataset in noted]
+
     def _add_problem(self, name: str, reason: str) -> None:
         if name not in self.problems and len(self.problems) < MAX_PROBLEMS:
             self.problems[name] = self._new_problems[name] = reason
@@ -135,7 +142,7 @@ class Stream:
             image = torch.stack([image, self._image(dataset, location.shard, entry.second, rng)])
         return {
             "image": image,
-            "text": entry.texts[hash_index(len(entry.texts), self.seed, location.epoch, entry.key)],
+            "text": _draw_text(entry, self.seed, location.epoch),
             "key": entry.key,
             "image_id": index << 48 | entry.image_id,
             "dataset": dataset.name,
@@ -171,6 +178,13 @@ class Stream:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._load = self._cached_load()
+
+
+def _draw_text(entry: DatasetEntry, seed: int, epoch: int) -> str:
+    """Return one text of an entry, the same for a seed, an epoch and a key."""
+    if not entry.probabilities:
+        return entry.texts[hash_index(len(entry.texts), seed, epoch, entry.key)]
+    return entry.texts[draw(entry.probabilities, hash_fraction(seed, epoch, entry.key))]
 
 
 def parse_spec(spec: str) -> tuple[str, Fraction | None]:

@@ -27,6 +27,7 @@ from blipcore.data.transforms import EvalTransform, TrainTransform, Transform
 from blipcore.device import autocast, pick_device
 from blipcore.evaluation import ValidationConfig, make_evaluator
 from blipcore.io.memory import require_memory
+from blipcore.io.text_mixture import TextMixture
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ PRETRAIN_PARTS = ("encode", "decode", "itc", "itm")
 RETRIEVAL_PARTS = ("encode", "itc", "itm")
 
 Preset = Literal["tiny", "base", "large"]
+# Settings of later versions: their defaults are not recorded, so that earlier runs resume.
+LATER_DEFAULTS = {"numerics": "official", "mixture": None}
 
 
 class TaskSpec(NamedTuple):
@@ -90,6 +93,8 @@ class PretrainRun:
     # path, hub id, or "train:N" to learn N word pieces from the data; default: that of `text` or `init`, or BERT's
     tokenizer: str | None = None
     image_root: str | None = None
+    # how often each text of a picture is drawn, see `TextMixture`; default: all alike
+    mixture: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     task: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -154,8 +159,7 @@ def pretrain(run: PretrainRun, out: Path, may_change: bool = False) -> dict[str,
         image_size = model.config.vision.image_size
     preset = run.preset or "base"
     image_size = image_size or PRESETS[preset].vision.image_size
-    stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root)
-    distributed.run_on_main(stream.check_pictures)
+    stream = _pretrain_stream(run, image_size)
     if not run.init:
         tokenizer = open_tokenizer(run.tokenizer or run.text or DEFAULT_TOKENIZER, stream)
         model = Blip(model_config(preset, _model_overrides(run, vision, text), len(tokenizer)))
@@ -199,9 +203,19 @@ def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str,
 
 
 def _resolve(run: PretrainRun | FinetuneRun) -> dict[str, Any]:
-    """Return the settings to record. The default `numerics` is left out, as in runs of earlier versions."""
+    """Return the settings to record, without defaults that runs of earlier versions do not have."""
     settings = asdict(run)
-    return settings if run.numerics != "official" else {k: v for k, v in settings.items() if k != "numerics"}
+    return {name: value for name, value in settings.items() if LATER_DEFAULTS.get(name, ...) != value}
+
+
+def _pretrain_stream(run: PretrainRun, image_size: int) -> Stream:
+    mixture = None if run.mixture is None else TextMixture.parse(run.mixture)
+    opener = functools.partial(open_dataset, mixture=mixture)
+    stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root, opener=opener)
+    if mixture is not None and not stream.notes:
+        raise ValueError(f"The mixture '{run.mixture}' is for filtered sets, and none is among {', '.join(run.data)}.")
+    distributed.run_on_main(stream.check_pictures)
+    return stream
 
 
 def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:

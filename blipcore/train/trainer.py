@@ -92,7 +92,7 @@ class Trainer:
             return summary
         memory = self._check_memory()
         optimizer = self._prepare()
-        messages = [memory, *self._resume(optimizer, changes)]
+        messages = [memory, *self.stream.notes, *self._resume(optimizer, changes)]
         state = self.state
         found = self.stream.pop_problems()  # while it was opened
         state.problems |= found

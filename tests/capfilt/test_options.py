@@ -33,15 +33,17 @@ OPTIONS = {
     "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name "
     "--numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold --tokenizer "
     f"--top-fraction {RUN_OPTIONS}",
-    "pretrain": "--config --image-root --init --json --numerics --out --preset --set --text --tokenizer --vision "
+    "pretrain": "--config --image-root --init --json --mixture --numerics --out --preset --set --text --tokenizer --vision "
     f"{TRAIN_OPTIONS}",
     "finetune": f"--config --image-root --image-size --init --json --numerics --out --set --tokenizer {TRAIN_OPTIONS}",
     "evaluate": "--answers --batch-size --config --device --dtype --image-root --image-size --json --model --numerics "
     "--results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
-    "report": "--compare --json --out --pictures",
+    "report": "--compare --json --label --out --pictures",
+    "label": "--host --json --number --out --port --seed",
     "doctor": "--json",
     "export": "--decontaminate --format --json --licence --workers",
+    "fuse": "--base-url --config --json --model --name --out --prompt --rank --set --source --workers --world-size",
     "bootstrap": "--dry-run --json --rounds --set",
     "demo": "--json --lang --out --quick --rows --scale --seed",
 }

@@ -13,6 +13,7 @@ import pytest
 from tar_files import write_tar
 
 from blipcore.data.shard_datasets import open_dataset
+from blipcore.io.text_mixture import TextMixture
 
 # --- shard sets ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +134,56 @@ def test_files_being_written_are_not_read(tmp_path: Path) -> None:
     folder = write_filtered(tmp_path)
     (folder / ".00001.parquet").write_bytes(b"half")
     assert open_dataset(folder).counts == [2]
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+MIXED = {
+    "key": ["a", "a", "a", "b", "c", "c", "d"],
+    "source": ["web", "blip", "blip", "web", "blip", "blip", "blip"],
+    "index": [0, 0, 1, 0, 0, 1, 0],
+    "text": ["a web", "a one", "a two", "b web", "c one", "c two", "d one"],
+    "itm": [0.9, 0.8, 0.7, 0.9, None, 0.6, 0.9],
+    "keep": [True, True, True, True, True, True, False],
+}
+
+
+def test_a_mixture_gives_each_kept_text_its_probability_and_says_what_is_drawn(tmp_path: Path) -> None:
+    folder = write_filtered(tmp_path, MIXED)
+    dataset = open_dataset(folder, mixture=TextMixture.parse("web=0.5,blip=0.5"))
+    assert [(p.key, p.probabilities) for p in dataset.load(0)] == [
+        ("a", (0.5, 0.25, 0.25)),
+        ("b", (1.0,)),
+        ("c", (0.5, 0.5)),
+    ]
+    assert dataset.note == "texts drawn: blip 50.0% (share 50%), web 50.0% (share 50%)"
+    by_score = open_dataset(folder, mixture=TextMixture.parse("itm/0.01"))
+    assert [p.probabilities for p in by_score.load(0)][1:] == [(1.0,), (0.0, 1.0)]
+    assert all(not p.probabilities for p in open_dataset(folder).load(0))
+
+
+def test_pictures_without_a_text_of_positive_share_are_left_out_and_counted(tmp_path: Path) -> None:
+    dataset = open_dataset(write_filtered(tmp_path, MIXED), mixture=TextMixture.parse("web=1,blip=0"))
+    assert [p.key for p in dataset.load(0)] == ["a", "b"] and dataset.counts == [2]
+    assert (
+        dataset.note == "texts drawn: web 100.0% (share 100%); left out, without a text of positive share: 1 pictures"
+    )
+    assert pickle.loads(pickle.dumps(dataset)).load(0) == dataset.load(0)
+
+
+def test_a_mixture_that_does_not_fit_a_set_is_refused(tmp_path: Path) -> None:
+    folder = write_filtered(tmp_path, MIXED)
+    with pytest.raises(ValueError, match=r"r1 has no texts of 'kosmos'; its sources are blip, web"):
+        open_dataset(folder, mixture=TextMixture.parse("web=1,blip=1,kosmos=1"))
+    with pytest.raises(ValueError, match=r"r1 has no score 'clip' for the mixture 'clip/0.1'; it has length, itm"):
+        open_dataset(folder, mixture=TextMixture.parse("clip/0.1"))
+    rejected = MIXED | {"keep": [source == "blip" for source in MIXED["source"]]}
+    no_web = write_filtered(tmp_path / "no_web", rejected)
+    with pytest.raises(ValueError, match="text to train on and a share in the mixture 'web=1,blip=0'"):
+        open_dataset(no_web, mixture=TextMixture.parse("web=1,blip=0"))
+    without_source = {name: values for name, values in MIXED.items() if name != "source"}
+    with pytest.raises(ValueError, match="no column 'source', which a mixture needs"):
+        open_dataset(write_filtered(tmp_path / "other", without_source), mixture=TextMixture.parse("web=1"))
 
 
 # --- neither ---------------------------------------------------------------------------------------------------------

@@ -3,18 +3,24 @@
 import json
 import pickle
 import random
+import tarfile
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from picture_shards import encode_png, eval_stream, sample_keys, write_shard_set
 
 from blipcore.data import stream as stream_module
+from blipcore.data.shard_datasets import open_dataset
 from blipcore.data.stream import parse_spec
+from blipcore.io.text_mixture import TextMixture
 
 
 def test_an_epoch_holds_every_picture_once_and_epochs_differ(tmp_path) -> None:
@@ -72,6 +78,24 @@ def test_each_epoch_draws_one_of_the_texts(tmp_path) -> None:
     assert all(150 < counts[text] < 250 for text in ("a0", "a1", "a2"))
     again = Counter(stream.sample(position)["text"] for position in range(2 * 600))
     assert again == counts
+
+
+def test_texts_are_drawn_as_often_as_their_mixture_says(tmp_path) -> None:
+    write_shard_set(tmp_path, [2])
+    [tar] = tmp_path.glob("*.tar")
+    with tarfile.open(tar) as opened:
+        first, second = sorted({name.partition(".")[0] for name in opened.getnames()})
+    rows = {"key": [first] * 3 + [second], "source": ["web", "blip", "blip", "blip"], "keep": [True] * 4}
+    (tmp_path / "filtered").mkdir()
+    (tmp_path / "filtered" / "manifest.json").write_text('{"images": ".."}')
+    pq.write_table(pa.table(rows | {"text": ["w", "b1", "b2", "only"]}), tmp_path / "filtered" / f"{tar.stem}.parquet")
+    mixture = TextMixture.parse("web=0.6,blip=0.4")
+    stream = eval_stream(tmp_path / "filtered", opener=partial(open_dataset, mixture=mixture))
+    counts = Counter(stream.sample(position)["text"] for position in range(2 * 1000))
+    assert counts.pop("only") == 1000  # its picture has no web text
+    expected = {"w": 600, "b1": 200, "b2": 200}
+    assert sum((counts[text] - number) ** 2 / number for text, number in expected.items()) < 13.8  # 99.9%, 2 degrees
+    assert stream.notes == [f"{tmp_path / 'filtered'}: texts drawn: blip 70.0% (share 40%), web 30.0% (share 60%)"]
 
 
 def test_samples_are_complete_and_different_pictures_have_different_ids(tmp_path) -> None:

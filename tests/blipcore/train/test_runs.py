@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from colour_pictures import COLOURS, colour_folders, write_colours
 from PIL import Image
 from safetensors.torch import save_file
@@ -160,6 +161,14 @@ def test_a_tokenizer_to_train_needs_a_number(annotations, tmp_path) -> None:
     run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:many", train=TRAIN)
     with pytest.raises(ValueError, match="number of word pieces"):
         pretrain(run, tmp_path / "run")
+
+
+def test_a_mixture_needs_a_filtered_set_and_is_recorded_only_if_given(annotations, pretrained, tmp_path) -> None:
+    run = PretrainRun([str(annotations)], "tiny", SMALL, tokenizer="train:60", train=TRAIN, mixture="web=1")
+    with pytest.raises(ValueError, match=r"The mixture 'web=1' is for filtered sets, and none is among .*json"):
+        pretrain(run, tmp_path / "run")
+    recorded = yaml.safe_load((Path(pretrained).parent / "config.yaml").read_text())
+    assert "mixture" not in recorded and "numerics" not in recorded and recorded["preset"] == "tiny"
 
 
 @pytest.fixture
