@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,15 @@ class Command:
 
     def __str__(self) -> str:
         return f"capfilt {shlex.join(self.arguments)}"
+
+
+@dataclass(frozen=True)
+class PlannedCommand:
+    """A command of a plan, the names of the planned commands that must end before it, and the slots that it takes."""
+
+    command: Command
+    needs: tuple[str, ...] = ()
+    slots: int = 1
 
 
 class CommandRunner:
@@ -79,36 +88,62 @@ class CommandRunner:
         return lines[-1] if lines else ""
 
     def run(self, *commands: Command, environment: Mapping[str, str] | None = None) -> None:
-        """Run commands in parallel, except those that have a summary.
+        """Run commands in parallel, except those that have a summary. Raises CommandFailedError."""
+        self.run_plan([PlannedCommand(command) for command in commands], len(commands), environment)
 
-        Raises CommandFailedError after all have ended, if one has failed. An interrupt ends them all.
+    def run_plan(
+        self,
+        plan: Sequence[PlannedCommand],
+        slots: int,
+        environment: Mapping[str, str] | None = None,
+        started: Callable[[Command], None] = lambda command: None,
+        ended: Callable[[Command, float], None] = lambda command, seconds: None,
+    ) -> None:
+        """Run the commands of a plan without a summary, each as soon as the commands that it needs have ended.
+
+        Commands take at most `slots` slots at a time, in the order of the plan: one that waits for slots holds up those
+        after it. `ended` gets the seconds of a command. Raises CommandFailedError if a command has failed, after those
+        that run have ended. An interrupt ends them all.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        running: list[tuple[Command, subprocess.Popen[bytes]]] = []
+        waiting = [planned for planned in plan if self.summary(planned.command) is None]
+        running: list[tuple[PlannedCommand, subprocess.Popen[bytes], float]] = []
+        failed: list[tuple[Command, int]] = []
         parent_pipe, own_end = os.pipe()
         with _exit_on_sigterm():
             try:
-                for command in commands:
-                    if self.summary(command) is None:
-                        running.append((command, self._start(command, environment, parent_pipe)))
-                for _, process in running:
-                    process.wait()
+                while running or (waiting and not failed):
+                    unfinished = {planned.command.name for planned, *_ in running}
+                    unfinished |= {planned.command.name for planned in waiting}
+                    free = slots - sum(min(planned.slots, slots) for planned, *_ in running)
+                    ready = (planned for planned in waiting if unfinished.isdisjoint(planned.needs))
+                    planned = next(ready, None)
+                    if planned is not None and min(planned.slots, slots) <= free and not failed:
+                        waiting.remove(planned)
+                        started(planned.command)
+                        process = self._start(planned.command, environment, parent_pipe)
+                        running.append((planned, process, time.monotonic()))
+                        continue
+                    assert running, f"commands need each other: {', '.join(sorted(unfinished))}"
+                    done = _wait_for_any([process for _, process, _ in running])
+                    planned, process, start = running.pop(done)
+                    if process.returncode:
+                        failed.append((planned.command, process.returncode))
+                    else:
+                        os.replace(self._partial(planned.command), self.folder / f"{planned.command.name}.json")
+                        ended(planned.command, time.monotonic() - start)
             except BaseException:
-                for _, process in running:
+                for _, process, _ in running:
                     process.terminate()
-                for _, process in running:
+                for _, process, _ in running:
                     process.wait()
                 raise
             finally:
                 os.close(parent_pipe)
                 os.close(own_end)
-        for command, process in running:
-            if process.returncode:
-                reason = self.last_line(command) or "no output"
-                raise CommandFailedError(
-                    f"{command} exited with {process.returncode}: {reason} (see {self.log(command)})"
-                )
-            os.replace(self._partial(command), self.folder / f"{command.name}.json")
+        for command, code in failed:
+            reason = self.last_line(command) or "no output"
+            raise CommandFailedError(f"{command} exited with {code}: {reason} (see {self.log(command)})")
 
     def _partial(self, command: Command) -> Path:
         return self.folder / f"{command.name}.json.partial"
@@ -142,6 +177,15 @@ class CommandRunner:
                 print(f"waiting for {command} of an earlier run to end", file=sys.stderr, flush=True)
                 waiting = True
             time.sleep(0.1)
+
+
+def _wait_for_any(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until one of several processes has ended; return its index."""
+    while True:
+        for index, process in enumerate(processes):
+            if process.poll() is not None:
+                return index
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from multiprocessing.context import SpawnProcess
 from blipcore.device import count_cores
 from blipcore.io.memory import describe_memory_limit
 from blipcore.io.parent import exit_with_parent
-from capfilt.engine.worker import ShardOutcome, Stage, StageRunner, make_portable
+from capfilt.engine.worker import Progress, ShardOutcome, Stage, StageRunner, make_portable
 
 PROGRESS_SECONDS = 0.5  # between two progress messages of a worker
 
@@ -96,16 +96,16 @@ def _work(pipe: Connection, runner: StageRunner) -> None:
 
 
 class _ProgressSender:
-    """Sends the number of new pictures to the parent, at most twice per second."""
+    """Sends new progress to the parent, at most twice per second."""
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.pending, self.last_sent = pipe, 0, 0.0
+        self.pipe, self.pending, self.last_sent = pipe, Progress(0), 0.0
 
-    def __call__(self, pictures: int) -> None:
-        self.pending += pictures
+    def __call__(self, progress: Progress) -> None:
+        self.pending = Progress(self.pending.pictures + progress.pictures, self.pending.dollars + progress.dollars)
         if time.monotonic() - self.last_sent >= PROGRESS_SECONDS:
             self.pipe.send(ShardOutcome("progress", self.pending))
-            self.pending, self.last_sent = 0, time.monotonic()
+            self.pending, self.last_sent = Progress(0), time.monotonic()
 
 
 def _describe_exit(code: int | None) -> str:

@@ -13,11 +13,11 @@ LINE_SECONDS = 10.0
 
 
 class ProgressDisplay:
-    """A context manager that shows the progress over `total` units of work, and the rate of pictures."""
+    """A context manager that shows the progress over `total` units of work, the rate of pictures and the cost."""
 
     def __init__(self, title: str, total: int, unit: str = "shards", done: int = 0, shown: bool = True) -> None:
         self.title, self.total, self.unit, self.done, self.shown = title, total, unit, done, shown
-        self.done_before, self.pictures = done, 0
+        self.done_before, self.pictures, self.dollars = done, 0, 0.0
         self.start = self.last_line = time.monotonic()
         self._bar: Any = None
 
@@ -35,9 +35,10 @@ class ProgressDisplay:
         elif self.shown and self.done > self.done_before:
             self.print(self.line())
 
-    def advance(self, units: int = 0, pictures: int = 0) -> None:
+    def advance(self, units: int = 0, pictures: int = 0, dollars: float = 0.0) -> None:
         self.done += units
         self.pictures += pictures
+        self.dollars += dollars
         if self._bar is not None:
             self._refresh()
         elif self.shown and time.monotonic() - self.last_line >= LINE_SECONDS:
@@ -54,15 +55,27 @@ class ProgressDisplay:
             print(line, file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        return f"{self.title}: {self.done} of {self.total} {self.unit}{self._rate()}{self._eta()}"
+        return f"{self.title}: {self.done} of {self.total} {self.unit}{self._rate()}{self._cost()}{self._eta()}"
 
     def _refresh(self) -> None:
-        self._bar.update(self._task, completed=self.done, note=(self._rate() + self._eta()).removeprefix(", "))
+        self._bar.update(
+            self._task, completed=self.done, note=(self._rate() + self._cost() + self._eta()).removeprefix(", ")
+        )
 
     def _rate(self) -> str:
         if not self.pictures:
             return ""
         return f", {self.pictures / max(time.monotonic() - self.start, 1e-9):.1f} pictures/s"
+
+    def _cost(self) -> str:
+        """Return the dollars so far and, from the units done, those of the whole run."""
+        if not self.dollars:
+            return ""
+        done_now, remaining = self.done - self.done_before, self.total - self.done
+        total = (
+            f", about ${self.dollars / done_now * (done_now + remaining):.2f} in all" if done_now and remaining else ""
+        )
+        return f", ${self.dollars:.2f} spent{total}"
 
     def _eta(self) -> str:
         done_now, remaining = self.done - self.done_before, self.total - self.done

@@ -20,7 +20,7 @@ from blipcore.io.writing import remove_temporary_files
 from capfilt.engine.processes import ProcessPool
 from capfilt.engine.progress import ProgressDisplay
 from capfilt.engine.threads import ThreadPool
-from capfilt.engine.worker import ShardOutcome, Stage, StageRunner
+from capfilt.engine.worker import Progress, ShardOutcome, Stage, StageRunner
 from capfilt.errors import EngineError
 
 
@@ -131,7 +131,7 @@ def _run_in_process(stage: Stage, todo: list[str], device: str, ledger: _Ledger)
         raise outcome.value
     while queue:
         shard = queue.popleft()
-        outcome = runner.run(shard, next_shard=queue[0] if queue else None, advance=ledger.advance)
+        outcome = runner.run(shard, next_shard=queue[0] if queue else None, report=ledger.advance)
         must_retry = ledger.record_outcome(shard, outcome)
         if must_retry:
             queue.appendleft(shard)
@@ -216,22 +216,25 @@ class _Ledger:
         self.folders = {_existing_ancestor(folder) for folder in folders if isinstance(folder, Path)}
         self.failures: Counter[str] = Counter()  # per shard
         self.reported: Counter[int] = Counter()  # pictures of the current shard, per worker
+        self.paid: dict[int, float] = {}  # dollars for the current shard, per worker
 
-    def advance(self, pictures: int, worker: int = 0) -> None:
+    def advance(self, progress: Progress, worker: int = 0) -> None:
         """Count pictures of a shard that is not done yet."""
-        self.reported[worker] += pictures
-        self.display.advance(pictures=pictures)
+        self.reported[worker] += progress.pictures
+        self.paid[worker] = self.paid.get(worker, 0.0) + progress.dollars
+        self.display.advance(pictures=progress.pictures, dollars=progress.dollars)
 
     def record_outcome(self, shard: str, outcome: ShardOutcome, worker: int = 0) -> bool:
         """Record the outcome of a shard; return True if it must run again."""
-        reported = self.reported.pop(worker, 0)
+        reported, paid = self.reported.pop(worker, 0), self.paid.pop(worker, 0.0)
         if outcome.kind == "fatal":
             raise outcome.value
         if outcome.kind == "done":
             self.summary.done += 1
             for name, count in outcome.value.items():
                 self.summary.counts[name] = self.summary.counts.get(name, 0) + count
-            self.display.advance(1, max(0, outcome.value.get("pictures", 0) - reported))
+            dollars = outcome.value.get("microdollars", 0) / 1e6
+            self.display.advance(1, max(0, outcome.value.get("pictures", 0) - reported), max(0.0, dollars - paid))
             return False
         self._require_folders()
         self.failures[shard] += 1

@@ -24,7 +24,14 @@ FATAL_ERRNOS = DISK_FULL_ERRNOS | {errno.EROFS}
 FATAL_OUTPUT_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
 
 
-def ignore_progress(pictures: int) -> None:
+class Progress(NamedTuple):
+    """Pictures finished since the last report, and dollars paid for them."""
+
+    pictures: int
+    dollars: float = 0.0
+
+
+def ignore_progress(progress: Progress) -> None:
     """Discard a progress report."""
 
 
@@ -37,8 +44,12 @@ class Worker:
     cores: int
     # shard that this worker probably runs next, for reading ahead
     next_shard: str | None = None
-    # reports a number of finished pictures, for the displayed rate
-    advance: Callable[[int], None] = ignore_progress
+    # takes the progress, for the displayed rate and cost
+    report: Callable[[Progress], None] = ignore_progress
+
+    def advance(self, pictures: int, dollars: float = 0.0) -> None:
+        """Report finished pictures, and the dollars paid since the last report."""
+        self.report(Progress(pictures, dollars))
 
 
 class Stage(Protocol):
@@ -53,7 +64,10 @@ class Stage(Protocol):
         """Load models, once per worker. Mistakes of the user raise ValueError, FileNotFoundError or ImportError."""
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
-        """Run one shard, write `output(shard)` atomically and return counts; `pictures` gives the displayed rate."""
+        """Run one shard, write `output(shard)` atomically and return counts.
+
+        `pictures` and `microdollars` give the displayed rate and cost.
+        """
 
 
 OutcomeKind = Literal["ready", "progress", "done", "failed", "fatal", "died"]
@@ -62,7 +76,7 @@ OutcomeKind = Literal["ready", "progress", "done", "failed", "fatal", "died"]
 class ShardOutcome(NamedTuple):
     """A message from a worker to the engine.
 
-    `ready`: models are loaded. `progress`: a number of pictures. `done`: the counts of a shard. `failed`: the reason.
+    `ready`: models are loaded. `progress`: a `Progress`. `done`: the counts of a shard. `failed`: the reason.
     `fatal`: an exception that every other shard would raise too. `died`: how the worker ended.
     """
 
@@ -94,11 +108,11 @@ class StageRunner:
         return ShardOutcome("ready")
 
     def run(
-        self, shard: str, next_shard: str | None = None, advance: Callable[[int], None] = ignore_progress
+        self, shard: str, next_shard: str | None = None, report: Callable[[Progress], None] = ignore_progress
     ) -> ShardOutcome:
         """Run a shard: `done`, `failed` or `fatal`."""
         try:
-            counts = self.stage.run(shard, Worker(self.device, self.cores, next_shard, advance))
+            counts = self.stage.run(shard, Worker(self.device, self.cores, next_shard, report))
         except Exception as error:
             _print_traceback()
             if _is_fatal(error, self.stage.output(shard)):

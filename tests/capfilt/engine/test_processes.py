@@ -12,7 +12,7 @@ from blipcore.device import count_cores
 from capfilt.engine import processes
 from capfilt.engine.processes import ProcessPool, _describe_exit, _ProgressSender
 from capfilt.engine.run import run_shards
-from capfilt.engine.worker import ShardOutcome
+from capfilt.engine.worker import Progress, ShardOutcome
 
 SHARDS = [f"{number:05d}" for number in range(6)]
 
@@ -45,7 +45,7 @@ def test_a_worker_reports_its_setup_progress_and_shard(toy, tmp_path: Path) -> N
     try:
         assert pool.wait() == [(worker, ShardOutcome("ready"))]
         pool.submit(worker, "00001", "00002")
-        assert pool.wait() == [(worker, ShardOutcome("progress", 3))]
+        assert pool.wait() == [(worker, ShardOutcome("progress", Progress(3)))]
         assert pool.wait() == [(worker, ShardOutcome("done", {"pictures": 10, "odd": 1}))]
     finally:
         pool.stop()
@@ -72,9 +72,9 @@ def test_progress_is_sent_at_most_twice_per_second(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(processes, "time", clock)
     send = _ProgressSender(pipe)
     for _ in range(5):
-        send(1)
+        send(Progress(1, 0.5))
         clock.now += 0.2
-    assert [outcome.value for outcome in pipe.sent] == [1, 3]
+    assert [outcome.value for outcome in pipe.sent] == [Progress(1, 0.5), Progress(3, 1.5)]
 
 
 def test_exit_codes_are_named() -> None:

@@ -35,6 +35,15 @@ def test_rate_and_eta_count_this_run_only(clock, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "shard 00003 failed: why\ncaption: 10 of 10 shards, 5.0 pictures/s\n")
 
 
+def test_the_cost_of_this_run_is_shown_with_its_estimate(clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay("score", 6, done=1) as display:
+        clock.now += 20
+        display.advance(1, dollars=1.5)
+        assert "score: 2 of 6 shards, $1.50 spent, about $7.50 in all, 0:01:20 left\n" in capsys.readouterr().err
+        display.advance(4, dollars=2)
+    assert capsys.readouterr().err == "score: 6 of 6 shards, $3.50 spent\n"
+
+
 def test_nothing_is_printed_without_work_or_if_disabled(clock, capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressDisplay("caption", 10, done=10):
         pass

@@ -12,6 +12,7 @@ from toy_stages import Toy
 
 from blipcore.device import count_cores
 from capfilt.engine.worker import (
+    Progress,
     ShardOutcome,
     StageRunner,
     describe_error,
@@ -25,11 +26,11 @@ from capfilt.errors import EngineError
 def test_a_stage_gets_its_resources_and_reports_progress(tmp_path: Path) -> None:
     runner = StageRunner(Toy(tmp_path), "cpu", index=0)
     assert runner.setup() == ShardOutcome("ready")
-    reports: list[int] = []
-    outcome = runner.run("00001", next_shard="00002", advance=reports.append)
+    reports: list[Progress] = []
+    outcome = runner.run("00001", next_shard="00002", report=reports.append)
     assert outcome == ShardOutcome("done", {"pictures": 10, "odd": 1})
     assert (tmp_path / "00001.txt").read_text() == f"00001 cpu {count_cores()}\n"
-    assert (tmp_path / "00001.next").read_text() == "00002" and reports == [3]
+    assert (tmp_path / "00001.next").read_text() == "00002" and reports == [Progress(3)]
     assert runner.run("00002").kind == "done"  # without a next shard, and without a display
 
 
