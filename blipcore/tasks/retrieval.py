@@ -1,7 +1,7 @@
 """Retrieval: finetunes the encoder with ITC and ITM (CapFilt's filter), and its evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from blipcore.metrics.ranking import NEVER, retrieval_ranks, retrieval_recall
 from blipcore.model.blip import Blip
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from blipcore.tasks.contrastive import ContrastiveConfig, ContrastiveTask
+from blipcore.tasks.losses import itm_loss
 from blipcore.tasks.task import Batch, Collate, Outputs, Progress, replace_first
 
 SAME_TEXT = "same_text_"  # begins the names of recalls in which equal texts match
+# Settings that have no effect without judged texts.
+JUDGED_SETTINGS = ("judged_texts", "judged_share", "texts_per_picture", "judged_weight")
 
 
 @dataclass
@@ -25,16 +28,55 @@ class RetrievalConfig(ContrastiveConfig):
     max_tokens: int = 35
     itc_weight: float = 1.0
     itm_weight: float = 1.0
+    # Tables of texts known to be right or wrong of a picture (see `blipcore.data.judged_texts`), an ITM loss more.
+    judged_texts: list[str] = field(default_factory=list)
+    judged_share: float = 0.25  # judged pictures per human pair of a batch
+    texts_per_picture: int = 8  # judged texts drawn of a picture, half of them right and half wrong
+    judged_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.judged_share <= 1:
+            raise ValueError(f"judged_share must be above 0 and at most 1, not {self.judged_share}.")
+        if self.texts_per_picture < 2:
+            raise ValueError(f"texts_per_picture must be at least 2, not {self.texts_per_picture}.")
+
+
+@dataclass
+class RetrievalCollate(Collate):
+    """Adds the judged pictures of a batch and their texts.
+
+    `judged_pixels` (J, 3, S, S); `judged_ids` and `judged_mask` (R, L), `judged_match` (R,), 1 or 0, and the picture of
+    each text, `judged_picture` (R,).
+    """
+
+    def __call__(self, samples: list[dict[str, Any]]) -> Batch:
+        batch = super().__call__(samples)
+        judged = [sample["judged"] for sample in samples if "judged" in sample]
+        if judged:
+            texts = [clean_caption(text, self.max_words) for sample in judged for text in sample["texts"]]
+            ids, mask = self.tokenizer(texts, max_length=self.max_tokens)
+            batch |= {
+                "judged_pixels": torch.stack([sample["image"] for sample in judged]),
+                "judged_ids": replace_first(ids, self.tokenizer.enc),
+                "judged_mask": mask,
+                "judged_match": torch.tensor([match for sample in judged for match in sample["matches"]]).long(),
+                "judged_picture": torch.tensor([row for row, sample in enumerate(judged) for _ in sample["texts"]]),
+            }
+        return batch
 
 
 class RetrievalTask(ContrastiveTask):
-    """`loss` is the weighted sum of `loss_itc` and `loss_itm`; texts of one image share its ITC target."""
+    """`loss` is the weighted sum of `loss_itc`, `loss_itm` and, in a batch with judged texts, `loss_judged`.
+
+    Texts of one image share its ITC target.
+    """
 
     idx_queue: Tensor  # (1, Q): image ids of the keys in the queues
 
     def __init__(self, model: Blip, tokenizer: Tokenizer, config: RetrievalConfig) -> None:
         super().__init__(model, tokenizer, config)
-        self.collate = Collate(tokenizer, config.max_tokens)
+        self.collate = RetrievalCollate(tokenizer, config.max_tokens)
         self.register_buffer("idx_queue", torch.full((1, config.queue_size), -100))
 
     def queues(self) -> dict[str, str]:
@@ -70,7 +112,18 @@ class RetrievalTask(ContrastiveTask):
         kv = model.text.image_kv(image_embeds)
         out["loss_itm"] = self.compute_itm(batch, enc_words, image_embeds, kv, out.pop("i2t"), out.pop("t2i"), progress)
         out["loss"] = config.itc_weight * out["loss_itc"] + config.itm_weight * out["loss_itm"]
+        if "judged_match" in batch:
+            out["loss_judged"] = self.compute_judged(batch)
+            out["loss"] = out["loss"] + config.judged_weight * out["loss_judged"]
         return out
+
+    def compute_judged(self, batch: Batch) -> Tensor:
+        """Return the ITM loss of the judged texts, whose targets are given."""
+        kv = self.model.text.image_kv(self.model.encode_image(batch["judged_pixels"])).select(batch["judged_picture"])
+        fused = self.model.text.fuse(batch["judged_ids"], batch["judged_mask"], kv)
+        loss = itm_loss(self.model.itm_logits(fused), batch["judged_match"])
+        # The weight makes this the mean over the texts of all processes.
+        return loss * distributed.mean_weight(torch.tensor(float(len(batch["judged_match"])), device=loss.device))
 
 
 @torch.inference_mode()

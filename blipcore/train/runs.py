@@ -21,6 +21,7 @@ from blipcore.checkpoints.start_from import (
 from blipcore.data.annotation_datasets import PairDataset, QuestionDataset
 from blipcore.data.dataset import ShardedDataset
 from blipcore.data.eval_batches import EvalBatches
+from blipcore.data.judged_texts import JudgedStream, require_judged_share
 from blipcore.data.shard_datasets import open_dataset
 from blipcore.data.stream import Stream
 from blipcore.data.transforms import EvalTransform, TrainTransform, Transform
@@ -34,7 +35,7 @@ from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
-from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
+from blipcore.tasks.retrieval import JUDGED_SETTINGS, RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Task
 from blipcore.tasks.vqa import VQAConfig, VQATask
 from blipcore.train.optim import TrainConfig
@@ -205,6 +206,10 @@ def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str,
 def _resolve(run: PretrainRun | FinetuneRun) -> dict[str, Any]:
     """Return the settings to record, without defaults that runs of earlier versions do not have."""
     settings = asdict(run)
+    if "retrieval" in settings and not settings["retrieval"]["judged_texts"]:
+        settings["retrieval"] = {
+            name: value for name, value in settings["retrieval"].items() if name not in JUDGED_SETTINGS
+        }
     return {name: value for name, value in settings.items() if LATER_DEFAULTS.get(name, ...) != value}
 
 
@@ -220,7 +225,13 @@ def _pretrain_stream(run: PretrainRun, image_size: int) -> Stream:
 
 def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:
     transform, opener = run.augment.transform(image_size), TASKS[run.task].opener
-    stream = Stream(run.annotations, transform, run.train.seed, run.image_root, opener=opener)
+    arguments = (transform, run.train.seed, run.image_root)
+    if run.task == "retrieval" and run.retrieval.judged_texts:
+        judged = run.retrieval
+        share = require_judged_share(judged.judged_share, run.train.batch_size)
+        stream = JudgedStream(run.annotations, *arguments, judged.judged_texts, share, judged.texts_per_picture)
+    else:
+        stream = Stream(run.annotations, *arguments, opener=opener)
     distributed.run_on_main(stream.check_pictures)
     return stream
 

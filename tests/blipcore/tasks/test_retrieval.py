@@ -144,3 +144,39 @@ def test_the_tokens_of_one_batch_are_in_memory_at_a_time(filter_model, tokenizer
     evaluate_retrieval(model, tokenizer, pictures)
     vectors = 1 + model.config.text.depth * 2 * model.config.text.heads  # of a token: its state, keys and values
     assert len(sizes) == 3 * 4 and 0 < max(sizes) <= pictures.batch_size * tokens * vectors
+
+
+def judged(texts, matches, image=None):
+    return {"image": torch.zeros(3, 16, 16) if image is None else image, "texts": texts, "matches": matches}
+
+
+def test_judged_texts_add_a_loss_and_leave_the_others_unchanged(model, tokenizer) -> None:
+    task = RetrievalTask(model.select_parts("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=4)).eval()
+    samples = caption_samples(ids=[7, 8, 9, 7])
+    torch.manual_seed(0)
+    without = task(task.collate(samples), START)
+    samples[1]["judged"] = judged(WORDS[:2], [True, False])
+    samples[3]["judged"] = judged(WORDS[2:3], [False], samples[0]["image"])
+    torch.manual_seed(0)
+    batch = task.collate(samples)
+    out = task(batch, START)
+    assert batch["judged_match"].tolist() == [1, 0, 0]
+    assert batch["judged_picture"].tolist() == [0, 0, 1]
+    assert "loss_judged" not in without
+    assert torch.equal(out["loss_itc"], without["loss_itc"])
+    assert torch.equal(out["loss_itm"], without["loss_itm"])
+    torch.testing.assert_close(out["loss"], without["loss"] + out["loss_judged"])
+
+
+def test_the_judged_loss_is_cross_entropy_with_the_given_targets(model, tokenizer) -> None:
+    task = RetrievalTask(model.select_parts("encode", "itc", "itm"), tokenizer, RetrievalConfig(queue_size=4)).eval()
+    samples = caption_samples(ids=[7, 8, 9, 7])
+    samples[0]["judged"] = judged(WORDS[:2], [True, False], samples[1]["image"])
+    batch = task.collate(samples)
+    expected = 0.0
+    for row, match in enumerate([1, 0]):
+        kv = task.model.text.image_kv(task.model.encode_image(samples[1]["image"][None]))
+        ids, mask = tokenizer([WORDS[row]], max_length=35)
+        logits = task.model.itm_logits(task.model.text.fuse(replace_first(ids, tokenizer.enc), mask, kv))
+        expected -= float(logits.detach().log_softmax(1)[0, match]) / 2
+    assert float(task.compute_judged(batch).detach()) == pytest.approx(expected, rel=1e-5)

@@ -109,6 +109,27 @@ def test_a_filter_learns_to_tell_colours(pretrained, annotations, tmp_path) -> N
     assert evaluate(classes)["accuracy"] > 80
 
 
+def test_a_filter_learns_from_judged_texts(pretrained, annotations, tmp_path) -> None:
+    names = [row["image"] for row in json.loads(annotations.read_text())]
+    rows = [{"image": name, "text": f"text {n}", "match": n % 2} for name in names[:4] for n in range(2)]
+    table = annotations.parent / "judged.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = FinetuneRun("retrieval", [str(annotations)], init=pretrained, augment=PLAIN, train=TRAIN)
+    run.retrieval = RetrievalConfig(queue_size=8, judged_texts=[str(table)])
+    assert finetune(run, tmp_path / "run")["losses"]["loss_judged"] > 0
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert recorded["retrieval"]["judged_share"] == 0.25
+    with pytest.raises(ValueError, match="has no judged picture"):
+        finetune(replace(run, train=replace(TRAIN, batch_size=2)), tmp_path / "other")
+
+
+def test_settings_of_judged_texts_are_recorded_only_with_a_table(pretrained, annotations, tmp_path) -> None:
+    run = FinetuneRun("retrieval", [str(annotations)], init=pretrained, augment=PLAIN, train=TRAIN)
+    run.retrieval = RetrievalConfig(queue_size=8)
+    finetune(run, tmp_path / "run")
+    assert "judged_share" not in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["retrieval"]
+
+
 def test_a_run_with_init_starts_from_the_weights_of_the_checkpoint(pretrained, annotations, tmp_path) -> None:
     no_update = TrainConfig(steps=1, batch_size=4, lr=0.0, weight_decay=0.0, device="cpu", dtype="fp32")
     run = PretrainRun(

@@ -1,0 +1,255 @@
+"""Judged texts: tables of texts that are known to be right or wrong of a picture, trained besides human pairs.
+
+A table is Parquet or JSON lines, with a row per text:
+
+    text (or caption)   the text
+    match               1 or true: right of the picture; 0 or false: wrong
+    image               file of the picture, relative to the image root, by default to the folder of the table
+    shard, key          in place of `image`: the path of a tar, relative to the table or absolute, or a URL, and the
+                        key of a picture in it
+
+Other columns are ignored. Labels written by hand and near misses have this form.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from blipcore.data.check_pictures import count, find_missing
+from blipcore.data.dataset import DatasetEntry, Sample, stable_id
+from blipcore.data.stream import Stream
+from blipcore.data.transforms import Transform
+from blipcore.io.json_rows import JSON_LINES_SUFFIXES, read_json_rows
+from blipcore.io.messages import one_line, shorten
+from blipcore.io.reading import open_read
+from blipcore.io.storage import AnyPath, resolve_reference, to_path
+from blipcore.io.tar_cache import TarCache
+from blipcore.io.tar_reader import TarReader
+
+PICTURES_PER_PART = 10_000  # held as Python objects at a time
+MATCH = {"1": True, "0": False, "true": True, "false": False}
+TEXT_COLUMNS = ("text", "caption")
+COLUMNS = ("image", "shard", "key", "match", *TEXT_COLUMNS)
+
+
+class JudgedTexts:
+    """The pictures of a table with their judged texts, as a dataset: an entry's `extra` has "judged".
+
+    "judged" are pairs (text, whether it is right of the picture). The table is held in memory as columns.
+    """
+
+    def __init__(self, path: AnyPath | str, image_root: str | Path | None = None) -> None:
+        self.path = to_path(path)
+        self.name = str(path)
+        self.root = Path(image_root) if image_root is not None else Path(str(self.path.parent))
+        self.problems: dict[str, str] = {}
+        self._rows = self._read()
+        starts = _starts(self._rows["shard"], self._rows["picture"])
+        self._parts = [
+            starts[first : first + PICTURES_PER_PART + 1] for first in range(0, len(starts) - 1, PICTURES_PER_PART)
+        ]
+        self.counts = [len(part) - 1 for part in self._parts]
+        self._tars = [shard for shard in self._rows["shard"].unique().to_pylist() if shard]
+        self._caches = {str(folder): TarCache(folder) for folder in (self._tar(tar).parent for tar in self._tars)}
+        self._reader = TarReader(locate=self._locate)
+
+    def load(self, shard: int) -> list[DatasetEntry]:
+        starts = self._parts[shard]
+        rows = self._rows.slice(starts[0], starts[-1] - starts[0]).to_pydict()
+        entries = []
+        for first, stop in pairwise(start - starts[0] for start in starts):
+            tar, picture = rows["shard"][first], rows["picture"][first]
+            judged = tuple(zip(rows["text"][first:stop], rows["match"][first:stop], strict=True))
+            key = f"{tar}/{picture}" if tar else picture
+            # The tar and the picture are in `extra`, since a key of a tar may contain slashes.
+            extra = {"judged": judged, "tar": tar, "picture": picture}
+            entries.append(DatasetEntry(key, (judged[0][0],), stable_id(key), extra=extra))
+        return entries
+
+    def read(self, shard: int, entry: DatasetEntry) -> bytes:
+        tar, picture = entry.extra["tar"], entry.extra["picture"]
+        if tar:
+            return self._reader.read_image(tar, picture.removeprefix("./"))
+        try:
+            return (self.root / picture).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError("no such file") from None
+
+    def describe(self, shard: int, entry: DatasetEntry) -> str:
+        return entry.key
+
+    def prefetch(self, shards: Iterable[int]) -> None:
+        """Do nothing: the pictures of a part may be in any tar."""
+
+    def check_pictures(self) -> None:
+        """Record missing picture files in `problems`. Raises ValueError if none exists, or a tar does not."""
+        missing_tar = next((tar for tar in map(self._tar, self._tars) if not tar.exists()), None)
+        if missing_tar is not None:
+            raise ValueError(
+                f"{self.name} takes pictures from {missing_tar}, which does not exist. Paths in the column 'shard' are "
+                "relative to the folder of the table."
+            )
+        files = self._rows.filter(pc.equal(self._rows["shard"], ""))["picture"].unique().to_pylist()
+        missing = find_missing(files, self.root, self.name) if files else []
+        if missing:
+            problem = f"{count(len(missing), 'picture')} not found, replaced by the next: {shorten(missing)}"
+            self.problems[self.name] = "; ".join(filter(None, [self.problems.get(self.name), problem]))
+
+    def _tar(self, shard: str) -> AnyPath:
+        return resolve_reference(self.path.parent, shard)
+
+    def _locate(self, shard: str) -> Path:
+        tar = self._tar(shard)
+        return self._caches[str(tar.parent)].local(tar.name)
+
+    def _read(self) -> pa.Table:
+        """Return the columns shard ("" for files), picture, text and match, sorted by picture."""
+        table = _read_table(self.path)
+        names = table.column_names
+        text = next((name for name in TEXT_COLUMNS if name in names), None)
+        if "image" in names:
+            shard, picture = pa.nulls(len(table), pa.string()), table["image"]
+        elif "shard" in names and "key" in names:
+            shard, picture = table["shard"], table["key"]
+        else:
+            raise ValueError(
+                f"{self.path} names no pictures: it needs the column 'image', or 'shard' and 'key'; its columns are "
+                f"{', '.join(names) or 'none'}."
+            )
+        if text is None or "match" not in names:
+            lacks = "text" if text is None else "match"
+            raise ValueError(f"{self.path} has no column '{lacks}'; its columns are {', '.join(names)}.")
+        columns = {
+            "shard": pc.fill_null(shard.cast(pa.string()), ""),
+            "picture": picture.cast(pa.string()),
+            "text": table[text].cast(pa.string()),
+        }
+        rows = pa.table(columns | {"match": self._matches(table["match"])})
+        no_picture = pc.index(pc.fill_null(pc.equal(rows["picture"], ""), True), True).as_py()
+        if no_picture >= 0:
+            raise ValueError(f"{self.path}, row {no_picture}, names no picture.")
+        has_text = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows["text"], ""))), 0)
+        blank = len(rows) - pc.sum(has_text).as_py() if len(rows) else 0
+        if blank:
+            self.problems[self.name] = f"{count(blank, 'row')} without a text, not used"
+        rows = rows.filter(has_text)
+        if not len(rows):
+            raise ValueError(f"{self.path} holds no judged text.")
+        order = pa.table({"row": pa.array(range(len(rows)))}).append_column("shard", rows["shard"])
+        order = order.append_column("picture", rows["picture"])
+        keys = [("shard", "ascending"), ("picture", "ascending"), ("row", "ascending")]
+        return rows.take(pc.sort_indices(order, sort_keys=keys)).combine_chunks()
+
+    def _matches(self, column: pa.ChunkedArray) -> pa.Array:
+        values = [MATCH.get(str(value).strip().lower()) for value in column.to_pylist()]
+        if None in values:
+            row = values.index(None)
+            raise ValueError(f"{self.path}, row {row}: 'match' must be 1 or 0, not {column[row].as_py()!r}.")
+        return pa.array(values, pa.bool_())
+
+
+def _read_table(path: AnyPath) -> pa.Table:
+    if not path.exists():
+        raise FileNotFoundError(f"No table of judged texts at {path}.")
+    if path.name.lower().endswith(JSON_LINES_SUFFIXES):
+        rows: list[Any] = [row for _, row in read_json_rows(Path(str(path)))]
+        wrong = next((number for number, row in enumerate(rows) if not isinstance(row, dict)), None)
+        if wrong is not None:
+            raise ValueError(f"{path}, row {wrong}: a row must be an object with text, match and picture.")
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        used = [name for name in names if name in COLUMNS]
+        # As strings: a column may mix types. A missing value becomes None, which is refused below.
+        columns = {name: [None if row.get(name) is None else str(row[name]) for row in rows] for name in used}
+        return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    try:
+        with open_read(path) as opened, pq.ParquetFile(opened) as file:
+            used = [
+                name for name in file.schema_arrow.names if name in ("image", "shard", "key", "match", *TEXT_COLUMNS)
+            ]
+            return file.read(columns=used)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} is not a readable table ({one_line(error)}); judged texts are Parquet, or JSON lines in a file "
+            f"that ends in {' or '.join(JSON_LINES_SUFFIXES)}."
+        ) from error
+
+
+def _starts(shard: pa.ChunkedArray, picture: pa.ChunkedArray) -> list[int]:
+    """Return the first row of each picture, and the number of rows."""
+    same = pc.and_(
+        pc.equal(shard.slice(1), shard.slice(0, len(shard) - 1)),
+        pc.equal(picture.slice(1), picture.slice(0, len(picture) - 1)),
+    )
+    changes = pc.indices_nonzero(pc.invert(same))
+    return [0, *(row + 1 for row in changes.to_pylist()), len(shard)]
+
+
+class JudgedStream(Stream):
+    """A stream of human pairs in which some samples carry a judged picture.
+
+    A share of the samples has "judged": a sample of the tables of judged texts, of another picture, with "texts" and
+    "matches": up to `texts` of its texts, as many right as wrong ones if there are both. Like all else, they are a
+    function of seed and position.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[str],
+        transform: Transform,
+        seed: int,
+        image_root: str | Path | None,
+        tables: Sequence[str],
+        share: Fraction,
+        texts: int,
+    ) -> None:
+        super().__init__(specs, transform, seed, image_root)
+        self._judged = Stream(tables, transform, seed, image_root, opener=JudgedTexts)
+        self.share, self.texts = share, texts
+
+    def sample(self, position: int) -> Sample:
+        sample = super().sample(position)
+        number = int(position * self.share)
+        if int((position + 1) * self.share) > number:
+            judged = self._judged.sample(number)
+            judged["texts"], judged["matches"] = self._draw(judged)
+            sample["judged"] = judged
+        return sample
+
+    def check_pictures(self) -> None:
+        super().check_pictures()
+        for dataset in self._judged.datasets:
+            assert isinstance(dataset, JudgedTexts)
+            dataset.check_pictures()
+
+    def pop_problems(self) -> dict[str, str]:
+        problems = super().pop_problems()
+        for name, reason in self._judged.pop_problems().items():
+            self.problems[name] = problems[name] = reason
+        return problems
+
+    def _draw(self, judged: Sample) -> tuple[list[str], list[bool]]:
+        rng = random.Random(f"{self.seed}/{judged['epoch']}/{judged['key']}")
+        right, wrong = ([text for text, match in judged["judged"] if match == kind] for kind in (True, False))
+        each = min(len(right) or self.texts, len(wrong) or self.texts, max(1, self.texts // 2))
+        drawn = [rng.sample(texts, min(each, len(texts))) for texts in (right, wrong)]
+        return [*drawn[0], *drawn[1]], [True] * len(drawn[0]) + [False] * len(drawn[1])
+
+
+def require_judged_share(share: float, batch_size: int) -> Fraction:
+    """Return the share of samples with a judged picture; raise ValueError if a batch could be without one."""
+    exact = Fraction(share).limit_denominator(1000)
+    if batch_size * exact < 1:
+        raise ValueError(
+            f"A batch of {batch_size} with a judged_share of {share:g} has no judged picture: raise judged_share to "
+            f"{1 / batch_size:.3f} or more, or train.batch_size."
+        )
+    return exact
