@@ -16,6 +16,7 @@ def report(
     compare: options_sets.Compare = None,
     out: options_sets.Page = None,
     pictures: options_sets.GalleryPictures = None,
+    label: options_sets.TextsToLabel = None,
     as_json: options.Json = False,
 ) -> None:
     """Write an HTML report on a filtered data set: counts, scores, thresholds and pictures."""
@@ -24,11 +25,29 @@ def report(
     finish(write_report(read_settings(context, ReportConfig)), as_json)
 
 
+@command(app, "capfilt label data/filtered/r2 --out labels.csv")
+def label(
+    context: typer.Context,
+    dataset: options_sets.Filtered,
+    number: options_sets.LabelNumber = None,
+    seed: options.Seed = None,
+    host: options_sets.Host = None,
+    port: options_sets.Port = None,
+    out: options_sets.LabelsFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Label texts as right or wrong in a browser, with three keys; every answer is saved."""
+    from capfilt.label.stage import LabelConfig, label_texts
+
+    finish(label_texts(read_settings(context, LabelConfig)), as_json)
+
+
 @command(app, "capfilt export data/filtered/r2 out --format parquet --decontaminate coco/val2017")
 def export(
     context: typer.Context,
     dataset: options_sets.Filtered,
     out: options_sets.ExportFolder,
+    mixture: options.Mixture = None,
     decontaminate: options_sets.Decontaminate = None,
     workers: options.Workers = None,
     format: options_sets.ExportFormat = None,
@@ -40,3 +59,28 @@ def export(
 
     summary = export_shards(read_settings(context, ExportConfig))
     finish(summary, as_json, failed_shards(summary) or missing_pictures(summary))
+
+
+@command(app, "capfilt fuse data --model openai:qwen --base-url http://localhost:8000/v1 --source blip")
+def fuse(
+    context: typer.Context,
+    data: options.Shards,
+    source: options_sets.CaptionsToMerge = None,
+    model: options_sets.TextModel = None,
+    base_url: options.BaseUrl = None,
+    prompt: options_sets.FusePrompt = None,
+    workers: options.Workers = None,
+    rank: options.Rank = None,
+    world_size: options.WorldSize = None,
+    name: options_sets.FusedName = None,
+    out: options.Out = None,
+    as_json: options.Json = False,
+    config: options.Config = None,
+    sets: options.Sets = None,
+) -> None:
+    """Merge web texts and captions into one caption per picture, without invented names and numbers."""
+    from capfilt.fuse.stage import FuseConfig, fuse_shards
+
+    fields = {"prompt": "chat.prompt", "base_url": "server.base_url"}
+    summary = fuse_shards(read_settings(context, FuseConfig, fields))
+    finish(summary, as_json, failed_shards(summary))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from capfilt.options import OUTPUT, READ, argument, option
+from capfilt.options import CAPTION, MODEL, OUTPUT, READ, RUN, argument, option
 
 # --- Arguments ------------------------------------------------------------------------------------------------------
 
@@ -18,12 +18,32 @@ Decontaminate = Annotated[
     list[str] | None, option(READ, "Leave out copies of the pictures in DIR; repeatable.", metavar="DIR")
 ]
 
+CaptionsToMerge = Annotated[
+    str | None, option(READ, "Captions to merge with the web texts.", "--source", default="the only ones")
+]
+LabelNumber = Annotated[int | None, option(READ, "Texts to label.", default=300)]
+
+# --- How to caption -------------------------------------------------------------------------------------------------
+
+FusePrompt = Annotated[str | None, option(CAPTION, "Instruction with {web} and {caption}.", "--prompt")]
+TextModel = Annotated[
+    str | None, option(MODEL, "Model behind a server that merges the texts, openai:MODEL.", "--model")
+]
+
+# --- Where to run ---------------------------------------------------------------------------------------------------
+
+Host = Annotated[str | None, option(RUN, "Address to listen at.", default="127.0.0.1")]
+Port = Annotated[int | None, option(RUN, "Port to listen at; 0 takes any that is free.", default=8765)]
+
 # --- Output ---------------------------------------------------------------------------------------------------------
 
 Page = Annotated[str | None, option(OUTPUT, "HTML file to write.", metavar="FILE", default="report.html")]
-GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
-EXPORTS = ("webdataset", "parquet", "json")
-ExportFormat = Annotated[
-    str | None, option(OUTPUT, "webdataset, parquet or json.", default="webdataset", values=EXPORTS)
+FusedName = Annotated[str | None, option(OUTPUT, "Name of the merged texts.", "--name", default="fused")]
+TextsToLabel = Annotated[int | None, option(OUTPUT, "Texts in a view for labelling by hand.", default=0)]
+LabelsFile = Annotated[
+    str | None, option(OUTPUT, "CSV file of labels to write or continue.", metavar="FILE", default="labels.csv")
 ]
+GalleryPictures = Annotated[int | None, option(OUTPUT, "Pictures of each kind in the gallery.", default=24)]
+EXPORTS = ("webdataset", "parquet", "json", "textfiles", "clip_benchmark", "datacomp")
+ExportFormat = Annotated[str | None, option(OUTPUT, f"{', '.join(EXPORTS)}.", default="webdataset", values=EXPORTS)]
 Licence = Annotated[str | None, option(OUTPUT, "Licence of the pairs, for the data set card.")]

@@ -11,8 +11,6 @@ In a comparison, a picture also has its texts and verdicts in the other sets.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,20 +21,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
-from blipcore.io.samples import read_samples
 from blipcore.io.storage import AnyPath
 from capfilt.filter.decide import KEPT, decided_by_itm
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
-from capfilt.pictures.decode import MAX_PIXELS, DecodeError, decode_picture
+from capfilt.pictures.decode import MAX_PIXELS
 from capfilt.report.statistics import LowestRows, TextStatistics
+from capfilt.report.thumbnails import read_thumbnails
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
-# Pixels of a thumbnail's longer side.
-THUMBNAIL_SIDE = 360
-JPEG_QUALITIES = (80, 60, 40)
 # Texts shown per picture: in all sets together, and at least in each set.
 MAX_TEXTS = 16
 MIN_TEXTS_PER_SET = 4
@@ -186,7 +180,7 @@ def build_gallery(
     for shard, keys in text_ids.items():
         # base64 turns 3 bytes into 4
         size = remaining * 3 // 4 // len(pictures)
-        thumbnails = _read_thumbnails(images.tar(shard), set(keys), size, max_pixels)
+        thumbnails = read_thumbnails(images.tar(shard), set(keys), size, max_pixels)
         for key in keys:
             pictures[f"{shard}/{key}"] |= thumbnails.get(key, {"missing": "not in its tar"})
     kinds = {
@@ -242,33 +236,3 @@ def _url_host(url: str | None) -> str | None:
         return urlsplit(url or "").hostname
     except ValueError:
         return None
-
-
-def _read_thumbnails(tar: AnyPath, keys: set[str], size: int, max_pixels: int) -> dict[str, dict[str, str]]:
-    """Return {"image": data URL} or {"missing": reason} per key that is in the tar."""
-    if not tar.is_file():
-        return {}
-    thumbnails = {}
-    for picture in read_samples(tar, keys=keys):
-        try:
-            if picture.error:
-                raise DecodeError(picture.error)
-            jpeg = _thumbnail(decode_picture(picture.image, max_pixels), size)
-            thumbnails[picture.key] = {"image": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")}
-        except DecodeError as error:
-            thumbnails[picture.key] = {"missing": error.reason}
-    return thumbnails
-
-
-def _thumbnail(image: Image.Image, size: int) -> bytes:
-    """Return a JPEG of at most `size` bytes: lower the quality first, then the number of pixels."""
-    side = THUMBNAIL_SIDE
-    while True:
-        small = image.copy()
-        small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        for quality in JPEG_QUALITIES:
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=quality, optimize=True)
-            if buffer.tell() <= size or side <= 32:
-                return buffer.getvalue()
-        side //= 2

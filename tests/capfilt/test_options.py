@@ -42,7 +42,7 @@ OPTIONS = {
     "report": "--compare --json --label --out --pictures",
     "label": "--host --json --number --out --port --seed",
     "doctor": "--json",
-    "export": "--decontaminate --format --json --licence --workers",
+    "export": "--decontaminate --format --json --licence --mixture --workers",
     "fuse": "--base-url --config --json --model --name --out --prompt --rank --set --source --workers --world-size",
     "bootstrap": "--dry-run --json --rounds --set",
     "demo": "--json --lang --out --quick --rows --scale --seed",

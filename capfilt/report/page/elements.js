@@ -33,13 +33,15 @@ const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : 
 const decimals = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 const isWeb = (source) => source === "web";
 const sourceTitle = (source) => (isWeb(source) ? "Web" : source);
+// Quote a word for a POSIX shell.
+const quote = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${String(word).replaceAll("'", "'\\''")}'`);
 const scoreTitle = (name) => SCORES[name]?.[0] ?? name;
 
 // A section of the page, with its entry in the table of contents.
 function section(id, name, intro, ...content) {
   document.getElementById("toc").append(h("li", {}, h("a", { href: `#${id}` }, name)));
-  const isFirst = id === "overview";
-  const heading = h(isFirst ? "h1" : "h2", { id: `${id}-h` }, isFirst ? DATASETS.map((data) => data.name).join(" and ") : name);
+  const title = id === "overview" ? DATASETS.map((data) => data.name).join(" and ") : name;
+  const heading = h(document.querySelector("h1") ? "h2" : "h1", { id: `${id}-h` }, title);
   return h("section", { id, "aria-labelledby": `${id}-h` }, heading, intro ? h("p", { class: "intro" }, intro) : null, ...content);
 }
 
@@ -76,4 +78,13 @@ function table({ caption, head, rows, sortable, hideCaption }) {
   show(rows);
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", {}, h("caption", { class: hideCaption ? "hidden" : null }, caption), h("thead", {}, h("tr", {}, headers)), body));
+}
+
+function enableThemeButton() {
+  const button = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
+  const setLabel = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
+  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; setLabel(); });
+  dark.addEventListener("change", setLabel);
+  setLabel();
 }

@@ -1,4 +1,4 @@
-// The remaining sections, the theme button, and the page itself.
+// The remaining sections, and the page itself.
 
 function textSection() {
   return section("texts", "Texts", "Length and variety of the texts, per source, before and after the filter.", columns((data) => {
@@ -76,18 +76,9 @@ function settingsSection() {
     h("dl", { class: "facts-list" }, flatten(data.made_with, "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))));
 }
 
-function enableThemeButton() {
-  const button = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
-  const setLabel = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
-  button.addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; setLabel(); });
-  dark.addEventListener("change", setLabel);
-  setLabel();
-}
-
 enableThemeButton();
 const main = document.getElementById("main");
 main.append(overviewSection());
 if (DATASETS.length > 1) main.append(comparisonSection());
-main.append(scoreSection(), thresholdSection(), textSection(), hostSection(), downloadSection(), settingsSection());
+main.append(scoreSection(), thresholdSection(), labelSection(), textSection(), hostSection(), downloadSection(), settingsSection());
 document.getElementById("made-by").textContent = `Written by ${REPORT.created_by}. This file sends no request.`;

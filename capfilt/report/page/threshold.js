@@ -47,9 +47,6 @@ function thresholdSection() {
   return part;
 }
 
-// Quote a word for a POSIX shell.
-const quote = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${String(word).replaceAll("'", "'\\''")}'`);
-
 function keptTable(bin) {
   const row = (data, name, kept, source) => {
     const change = kept - source.kept;

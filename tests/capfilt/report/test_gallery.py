@@ -1,4 +1,4 @@
-"""The gallery: which pictures each kind selects, missing pictures, and the size of thumbnails."""
+"""The gallery: which pictures each kind selects, and missing pictures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from filtered_set import filter_set, write_set
 from folders import rows_of
-from PIL import Image
 from report_page import read_page_data
 
 from blipcore.io.writing import write_json
 from capfilt.filter.filtered_set import FilteredSet
-from capfilt.report.gallery import Pick, _first_per_picture, _thumbnail, changed_verdicts
+from capfilt.report.gallery import Pick, _first_per_picture, changed_verdicts
 from capfilt.report.stage import ReportConfig, write_report
 from capfilt.shards.format import write_shard
 
@@ -80,9 +78,3 @@ def test_pictures_of_a_set_with_a_higher_limit_of_pixels_are_shown(
         write_report(ReportConfig(str(filtered), out=str(tmp_path / "r.html")))
         pictures = read_page_data(tmp_path / "r.html")["gallery"]["pictures"]
         assert pictures and all(("image" in picture) == shown for picture in pictures.values())
-
-
-def test_thumbnails_are_within_their_budget() -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 1200, 3), np.uint8))
-    for size in (30_000, 3_000):
-        assert len(_thumbnail(noise, size)) <= size

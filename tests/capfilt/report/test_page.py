@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import checked_page, launch_chromium
 from filtered_set import NASTY, filter_set, write_set
 from folders import rows_of
 from page_checks import DANGLING, FOCUSABLE, LOW_CONTRAST, NAMELESS, TWICE, VERDICTS
@@ -17,20 +18,12 @@ from page_checks import DANGLING, FOCUSABLE, LOW_CONTRAST, NAMELESS, TWICE, VERD
 from capfilt.report.stage import ReportConfig, write_report
 
 pytestmark = pytest.mark.browser
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with launch_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +46,14 @@ def html(filtered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Any]:
     """Open a file in a fresh context; fails at the end if it logged, raised or sent a request."""
-    opened: list[tuple[Any, list[str]]] = []
+    with ExitStack() as stack:
 
-    def open_(path: Path, **options: Any) -> Any:
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page = context.new_page()
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith(("data:", path.as_uri())) else problems.append(request.url),
-        )
-        opened.append((context, problems))
-        page.goto(path.as_uri())
-        return page
+        def open_(path: Path, **options: Any) -> Any:
+            context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+            stack.callback(context.close)
+            return stack.enter_context(checked_page(context, path.as_uri()))
 
-    yield open_
-    for context, problems in opened:
-        context.close()
-        assert problems == []
+        yield open_
 
 
 def move(page: Any, threshold: str) -> None:

@@ -11,7 +11,9 @@ from report_page import read_page_data
 from typer.testing import CliRunner
 
 from capfilt.cli import app
-from capfilt.report.stage import PAGE, SCRIPTS, ReportConfig, render, write_report
+from capfilt.label.stage import SCRIPTS as LABEL_SCRIPTS
+from capfilt.report.render import PAGE, render
+from capfilt.report.stage import SCRIPTS, ReportConfig, write_report
 
 
 @pytest.mark.parametrize(
@@ -47,12 +49,13 @@ def test_no_text_leaves_its_json(filtered: Path, tmp_path: Path) -> None:
     source = out.read_text(encoding="utf-8")
     assert source.count("</script") == 2
     assert "<img" not in source and "onerror='" not in source.split("<script>")[0].split('id="data"')[0]
-    assert render({"datasets": [{"name": "</title><script>alert(1)</script>"}]}).count("<script") == 2
+    assert render({}, "report", "</title><script>alert(1)</script>", SCRIPTS).count("<script") == 2
 
 
-def test_every_script_of_the_page_is_inlined() -> None:
-    assert sorted(SCRIPTS) == sorted(path.name for path in PAGE.glob("*.js"))
-    assert all((PAGE / name).read_text(encoding="utf-8").count("\n") <= 350 for name in SCRIPTS)
+def test_every_script_is_inlined_in_a_page() -> None:
+    paths = list(PAGE.glob("*.js"))
+    assert {*SCRIPTS, *LABEL_SCRIPTS} == {path.name for path in paths}
+    assert all(path.read_text(encoding="utf-8").count("\n") <= 350 for path in paths)
 
 
 def test_the_same_tables_make_the_same_page(filtered: Path, tmp_path: Path) -> None:
@@ -81,5 +84,7 @@ def test_errors_are_one_sentence(filtered: Path, tmp_path: Path) -> None:
         write_report(ReportConfig(str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"is a folder; give a file name, such as .*report\.html"):
         ReportConfig(str(filtered), out=str(tmp_path))
+    with pytest.raises(ValueError, match="label must be from 0 to 2000, not 3000; `capfilt label` serves more"):
+        ReportConfig(str(filtered), label=3000)
     with pytest.raises(ValueError, match="pictures must be from 0 to 1000, not 1001"):
         ReportConfig(str(filtered), pictures=1001)
