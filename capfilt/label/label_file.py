@@ -1,8 +1,8 @@
 """The labels file of `capfilt label`: written whole after every answer, so that a killed session loses nothing.
 
-CSV with the columns shard, key, source, index, match and text; `match` is 1, 0 or unsure. `capfilt.filter.labels` reads
-it and ignores the text, which is there for people. The labelling view of the report writes the same format
-(`labelsFile` in `report/page/label_stores.js`).
+CSV with the columns shard, key, source, index, match, drawn and text; `match` is 1, 0 or unsure, `drawn` is how the
+text was chosen. `capfilt.filter.labels` reads it and ignores the text, which is there for people. The labelling view of
+the report writes the same format (`labelsFile` in `report/page/label_stores.js`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blipcore.io.lock import FolderLockedError, lock_folder
 from blipcore.io.writing import write_text
 from capfilt.filter.labels import UNSURE
 
-COLUMNS = ("shard", "key", "source", "index", "match", "text")
+COLUMNS = ("shard", "key", "source", "index", "match", "drawn", "text")
 ANSWERS = ("1", "0", UNSURE)
 Answer = Literal["1", "0", "unsure"]
 MAX_BYTES = 1 << 28
@@ -37,13 +37,21 @@ class TextPlace(NamedTuple):
     index: int
 
 
+class Label(NamedTuple):
+    """The answer for a text, how the text was drawn, and its words."""
+
+    match: str
+    drawn: str
+    text: str
+
+
 class LabelFile:
     """The labels of a file, in the order of the answers."""
 
     def __init__(self, path: Path) -> None:
         """Read the file if it exists. Raises ValueError for a file that `capfilt label` has not written."""
         self.path = path
-        self._rows: dict[TextPlace, tuple[str, str]] = dict(_read_rows(path)) if path.exists() else {}
+        self._rows: dict[TextPlace, Label] = dict(_read_rows(path)) if path.exists() else {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -54,13 +62,14 @@ class LabelFile:
 
     def answer(self, place: TextPlace) -> str | None:
         """Return the answer for a text, None if it has none."""
-        return self._rows.get(place, (None, ""))[0]
+        label = self._rows.get(place)
+        return None if label is None else label.match
 
-    def set(self, place: TextPlace, answer: str | None, text: str) -> None:
+    def set(self, place: TextPlace, answer: str | None, drawn: str, text: str) -> None:
         """Record an answer, or remove it with None, and write the file. If that fails, nothing changes."""
         rows = {other: row for other, row in self._rows.items() if other != place}
         if answer is not None:
-            rows[place] = (answer, _plain(text))
+            rows[place] = Label(answer, drawn, _plain(text))
         write_text(self.path, _to_csv(rows))
         self._rows = rows
 
@@ -78,7 +87,7 @@ def locked_labels(path: Path) -> Iterator[LabelFile]:
         ) from None
 
 
-def _read_rows(path: Path) -> Iterator[tuple[TextPlace, tuple[str, str]]]:
+def _read_rows(path: Path) -> Iterator[tuple[TextPlace, Label]]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MiB, so it is no file of `capfilt label`.")
     try:
@@ -98,16 +107,16 @@ def _read_rows(path: Path) -> Iterator[tuple[TextPlace, tuple[str, str]]]:
                 raise ValueError(
                     f"{path} labels {' '.join(map(str, place))} twice, differently; remove one of the rows."
                 )
-            yield place, (row[4], row[5])
+            yield place, Label(*row[4:])
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"Cannot read {path} as CSV in UTF-8: {error}. Give another file with --out.") from None
 
 
-def _to_csv(rows: dict[TextPlace, tuple[str, str]]) -> str:
+def _to_csv(rows: dict[TextPlace, Label]) -> str:
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows((*place, answer, text) for place, (answer, text) in rows.items())
+    writer.writerows((*place, *label) for place, label in rows.items())
     return file.getvalue()
 
 

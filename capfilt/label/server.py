@@ -46,9 +46,10 @@ class LabelServer(ThreadingHTTPServer):
         render: Callable[[dict[str, str]], str],
     ) -> None:
         self.texts, self.labels, self.pictures, self.render = texts, labels, pictures, render
+        self._drawn = {text.identifier: text for text in texts}
         self.places = {text.identifier: TextPlace(text.shard, text.key, text.source, text.index) for text in texts}
-        self._shown = {text.identifier: text.text for text in texts}
         self._saving = threading.Lock()
+        self._ended = False
         # A Host header without a name cannot come from a website; others must name this server.
         self.names = {"localhost", address[0].lower()}
         self.is_local = _is_loopback(address[0])
@@ -64,9 +65,17 @@ class LabelServer(ThreadingHTTPServer):
         return {identifier: answer for identifier, answer in answers.items() if answer is not None}
 
     def save(self, identifier: str, answer: str | None) -> None:
-        """Save an answer. Raises OSError if the file cannot be written."""
+        """Save an answer. Raises OSError if the file cannot be written, or if the server has ended."""
         with self._saving:
-            self.labels.set(self.places[identifier], answer, self._shown[identifier])
+            if self._ended:  # another process may hold the file now
+                raise OSError("the server has ended")
+            text = self._drawn[identifier]
+            self.labels.set(self.places[identifier], answer, text.drawn, text.text)
+
+    def server_close(self) -> None:
+        with self._saving:
+            self._ended = True
+        super().server_close()
 
     def accepts_host(self, host: str | None) -> bool:
         """Return whether a Host header names this server; its port may be that of a tunnel."""

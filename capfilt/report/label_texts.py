@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from capfilt.filter.decide import DUPLICATE
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
+from capfilt.filter.labels import RANDOM
 from capfilt.filter.texts import hash_strings
 from capfilt.report.statistics import LowestRows
 
@@ -28,6 +29,8 @@ class DrawnText:
     source: str
     index: int
     text: str
+    # "random", or why it was proposed; see `capfilt.filter.labels`
+    drawn: str = RANDOM
 
     @property
     def identifier(self) -> str:

@@ -36,6 +36,7 @@ def describe_labelling(
                 "key": text.key,
                 "source": text.source,
                 "index": text.index,
+                "drawn": text.drawn,
                 "text": text.text[:MAX_CHARACTERS],
                 "cut": max(0, len(text.text) - MAX_CHARACTERS),
             }

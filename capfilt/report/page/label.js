@@ -24,7 +24,7 @@ function labelSection() {
 
 function labeller(label) {
   const { texts } = label;
-  const store = label.served ? serverStore(label, () => show()) : browserStore(label, () => show());
+  const store = label.served ? serverStore(label, () => update()) : browserStore(label, () => update());
   const pictures = new Map(); // number of a text -> { node, state, reason }
   const answered = []; // numbers of the texts answered in this page, the last one last
   const gaps = []; // milliseconds between the last answers
@@ -137,6 +137,12 @@ function labeller(label) {
     const url = URL.createObjectURL(new Blob([labelsFile(texts, store.answers)], { type: "text/csv" }));
     h("a", { href: url, download: label.file }).click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  }
+
+  // After a change of the answers, perhaps by another tab, which may have answered the text in view.
+  function update() {
+    at = nextOpen(at);
+    show();
   }
 
   function show() {

@@ -85,6 +85,6 @@ function labelsFile(texts, answers) {
   const plain = (text) => text.slice(0, 1000).replace(/[\u0000-\u0020\u007f\u0085\u00a0\u2028\u2029]+/g, " ").trim().replace(/^[=+\-@]/, "'$&");
   const cell = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
   const rows = texts.filter((text) => answers.has(text.id)).map((text) =>
-    [text.shard, text.key, text.source, String(text.index), answers.get(text.id), plain(text.text)]);
-  return [["shard", "key", "source", "index", "match", "text"], ...rows].map((row) => `${row.map(cell).join(",")}\n`).join("");
+    [text.shard, text.key, text.source, String(text.index), answers.get(text.id), text.drawn, plain(text.text)]);
+  return [["shard", "key", "source", "index", "match", "drawn", "text"], ...rows].map((row) => `${row.map(cell).join(",")}\n`).join("");
 }

@@ -57,11 +57,11 @@ def test_labels_of_other_texts_are_kept_and_counted(
 ) -> None:
     monkeypatch.setattr(LabelServer, "serve_forever", interrupt)
     labels = LabelFile(tmp_path / "labels.csv")
-    labels.set(TextPlace("00099", "elsewhere", "web", 0), "1", "")
+    labels.set(TextPlace("00099", "elsewhere", "web", 0), "1", "random", "")
     code, _, stderr = run(filtered, "--out", labels.path)
     assert code == 2 and "has labels of another data set, the first of key elsewhere; give another file" in stderr
     text = draw_texts(FilteredSet.open(filtered), 1, seed=7)[0]
-    labels.set(TextPlace(text.shard, text.key, text.source, text.index), "0", text.text)
+    labels.set(TextPlace(text.shard, text.key, text.source, text.index), "0", "random", text.text)
     code, _, stderr = run(filtered, "--out", labels.path)
     assert code == 0 and "keeps 1 labels of texts that r1 does not have" in stderr
     assert len(LabelFile(labels.path)) == 2
