@@ -56,15 +56,20 @@ class OpenAICaptioner:
         return [self.name, settings, index, digest]
 
     def _request(self, jpeg: bytes, index: int) -> ChatRequest:
-        settings, fields = self.settings, dict[str, Any]()
-        if settings.mode == "nucleus":
-            seed = hashlib.sha256(f"{settings.seed}/{index}".encode()).digest()
-            # servers store the seed as a signed 32-bit integer
-            seed31 = int.from_bytes(seed[:4], "big") >> 1
-            fields = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed31}
-        return ChatRequest(
-            settings.prompt, jpeg, settings.system, settings.max_new_tokens, fields=fields | settings.extra
-        )
+        settings = self.settings
+        fields = chat_fields(settings, index)
+        return ChatRequest(settings.prompt, jpeg, settings.system, settings.max_new_tokens, fields=fields)
+
+
+def chat_fields(settings: ChatConfig, index: int) -> dict[str, Any]:
+    """Return the fields of a request that set its decoding, with a seed for text `index`."""
+    fields: dict[str, Any] = {}
+    if settings.mode == "nucleus":
+        seed = hashlib.sha256(f"{settings.seed}/{index}".encode()).digest()
+        # servers store the seed as a signed 32-bit integer
+        seed31 = int.from_bytes(seed[:4], "big") >> 1
+        fields = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": seed31}
+    return fields | settings.extra
 
 
 def to_caption(answer: Answer | str, max_new_tokens: int) -> Caption:

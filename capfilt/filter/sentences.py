@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -69,7 +70,7 @@ def split_sentences(text: str) -> list[Span]:
     before it. A text without letters is one sentence. Raises ImportError if sentencex is missing.
     """
     starts = [boundary["start_index"] for boundary in _boundaries(text)]
-    pieces = [Span(start, end) for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
+    pieces = [Span(start, end) for start, end in pairwise([*starts, len(text)])]
     sentences: list[Span] = []
     begin: int | None = None
     for start, end in pieces:

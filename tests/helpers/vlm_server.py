@@ -26,6 +26,11 @@ class VlmServer:
     def __init__(self, model: str = MODEL) -> None:
         self.model = model
         self.trouble: Callable[[dict[str, Any]], str | None] = lambda request: None
+        # the text of an answer; None: words by picture and seed
+        self.reply: Callable[[dict[str, Any]], str | None] = lambda request: None
+        # alternatives at each place of an answer: token -> log-probability
+        self.tops: Callable[[dict[str, Any]], list[dict[str, float]]] = lambda request: []
+        self.usage: dict[str, Any] | None = None  # tokens of every answer
         self.requests: list[dict[str, Any]] = []  # in order, with their picture as `image`
         self.responses: Counter[str] = Counter()  # by kind
         self.active = self.max_active = 0  # requests without a response
@@ -56,8 +61,12 @@ class VlmServer:
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         content = request["messages"][-1]["content"]
-        data = base64.b64decode(content[0]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
-        request["image"] = Image.open(io.BytesIO(data)).convert("RGB")
+        request["prompt"] = content[-1]["text"]
+        if content[0]["type"] == "image_url":
+            data = base64.b64decode(content[0]["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+            request["image"] = Image.open(io.BytesIO(data)).convert("RGB")
+        request["reply"], request["usage"] = self.reply(request), self.usage
+        request["tops"] = self.tops(request) if request.get("top_logprobs") else []
         with self.lock:
             self.active += 1
             self.max_active = max(self.max_active, self.active)
@@ -106,8 +115,10 @@ def _completion(request: dict[str, Any], trouble: str | None) -> bytes:
     if trouble in _MESSAGES:
         content: dict[str, Any] = {"message": {"role": "assistant", **_MESSAGES[trouble]}, "finish_reason": "stop"}
         return json.dumps({"model": MODEL, "choices": [content]}).encode()
-    digest = hashlib.sha256(request["image"].tobytes() + str(request.get("seed")).encode()).digest()
-    message: dict[str, Any] = {"role": "assistant", "content": " ".join(WORDS[n % len(WORDS)] for n in digest[:5])}
+    asked = request["image"].tobytes() if "image" in request else request["prompt"].encode()
+    digest = hashlib.sha256(asked + str(request.get("seed")).encode()).digest()
+    reply = request["reply"] or " ".join(WORDS[n % len(WORDS)] for n in digest[:5])
+    message: dict[str, Any] = {"role": "assistant", "content": reply}
     finish, logprobs = "stop", None
     if trouble == "refusal":
         message = {"role": "assistant", "content": None, "refusal": "I do not describe this."}
@@ -121,11 +132,19 @@ def _completion(request: dict[str, Any], trouble: str | None) -> bytes:
         message["content"] = " \n"
     if request.get("logprobs"):
         logprobs = {"content": [{"token": word, "logprob": -0.5} for word in (message["content"] or "").split()]}
+    if request["tops"] and logprobs:
+        logprobs["content"] = [
+            {"token": max(top, key=lambda token: top[token]), "logprob": max(top.values())}
+            | {"top_logprobs": [{"token": token, "logprob": value} for token, value in top.items()]}
+            for top in request["tops"]
+        ]
     if trouble in _LOGPROBS:
         logprobs = _LOGPROBS[trouble]
     choice = {"index": 0, "message": message, "finish_reason": finish, "logprobs": logprobs}
     model = "gpt-2" if trouble == "other model" else MODEL
-    return json.dumps({"id": "x", "object": "chat.completion", "model": model, "choices": [choice]}).encode()
+    return json.dumps(
+        {"id": "x", "object": "chat.completion", "model": model, "choices": [choice]} | {"usage": request["usage"]}
+    ).encode()
 
 
 def _error(message: str, code: str | None = None) -> bytes:
