@@ -90,10 +90,24 @@ function showVerdict(node, reason) {
   return node;
 }
 
+// Return a text, or its sentences, each underlined in the colour of its score; those that were cut are struck out.
+function wordsOf(text) {
+  if (!text.sentences) return text.text || "(no text)";
+  const parts = [];
+  let place = 0;
+  for (const { start, end, itm, cut } of text.sentences) {
+    const node = h(cut ? "del" : "span", { class: "sentence" }, text.text.slice(start, end));
+    node.style.setProperty("--score", itm === null ? 0 : itm);
+    parts.push(text.text.slice(place, start), node, h("sub", {}, ` ${itm === null ? "–" : decimals(itm, 2)}${cut ? " cut" : ""}`));
+    place = end;
+  }
+  return [...parts, text.text.slice(place)];
+}
+
 function textItem(text, data, times) {
   const scores = Object.keys(data.scores).filter((name) => text[name] !== null);
   return showVerdict(h("li", {}, h("span", { class: "mark", "aria-hidden": "true" }), h("div", {},
-    h("p", { class: "words", dir: "auto" }, text.text || "(no text)", text.cut ? h("span", { class: "soft" }, ` … and ${plural(text.cut, "more character")}`) : null),
+    h("p", { class: "words", dir: "auto" }, wordsOf(text), text.cut ? h("span", { class: "soft" }, ` … and ${plural(text.cut, "more character")}`) : null),
     h("p", { class: "facts" }, h("span", { class: "source" }, sourceTitle(text.source)), scores.map((name) => h("span", {}, `${scoreTitle(name)} ${decimals(text[name], 3)}`)),
       times ? h("span", {}, `occurs ${count(times)} times`) : null, h("span", { class: "verdict" })))), text.reason);
 }
