@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from blipcore.io.storage import resolve_reference
+from blipcore.io.text_mixture import TextMixture
+from capfilt.export.columns import DRAW_NAMES
 from capfilt.filter.decide import BestTexts
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.shards.manifest import read_manifest
@@ -19,6 +21,19 @@ USAGE = {
     "parquet": "Parquet files that contain the pictures. Load them with `datasets.load_dataset('DIR')`.",
     "json": "`pairs.json` has one row per text, in the format of BLIP's annotation files. Paths are relative to this "
     "folder.",
+    "textfiles": "`images` has each picture with a text file, one text per line. Train with kohya's sd-scripts "
+    '(`caption_extension = ".txt"`, `enable_wildcard = true` to draw a line at random; braces in a text are wildcards '
+    'there) or with SimpleTuner (`"caption_strategy": "textfile"`, which draws a line).',
+    "clip_benchmark": "A retrieval set of clip_benchmark: `clip_benchmark eval --dataset wds/NAME --dataset_root DIR "
+    "--task zeroshot_retrieval`. Every kept text of a picture is a right answer.",
+    "datacomp": "`uids.npy` has the sorted uids of the pictures with a kept web text. DataComp's `resharder.py -s "
+    "uids.npy` selects them from the pool.",
+}
+# Rows on pictures that only some exports leave out.
+LEFT_OUT = {
+    "no_text_to_export": "no text for this format or mixture",
+    "other_format": "a file format that the trainers do not open",
+    "no_uid": "no uid",
 }
 # Upper bounds and names of the hub's size categories.
 SIZE_CATEGORIES = (
@@ -33,7 +48,12 @@ SIZE_CATEGORIES = (
 
 
 def dataset_card(
-    data: FilteredSet, form: str, counts: dict[str, int], decontaminated: list[str], licence: str | None
+    data: FilteredSet,
+    form: str,
+    counts: dict[str, int],
+    decontaminated: list[str],
+    licence: str | None,
+    mixture: TextMixture | None = None,
 ) -> str:
     """Return the card as Markdown with YAML front matter; `counts` are those of the export."""
     limits = ", ".join(f"{name.upper()} >= {limit:g}" for name, limit in data.limits.items())
@@ -43,18 +63,20 @@ def dataset_card(
         "Image-text pairs filtered with CapFilt (BLIP, arXiv 2201.12086): texts from the web and synthetic captions,",
         f"kept where picture and text match. Limits: {limits}.",
         "",
-        USAGE[form],
+        USAGE[form] if mixture is None else USAGE[form].replace(" (the text with the highest ITM)", ""),
         "",
         "| | pictures | texts |",
         "|---|---|---|",
         f"| exported | {counts['exported']:,} | {counts['texts']:,} |",
         f"| left out: copy of an evaluation picture | {counts['contaminated']:,} | |",
         f"| left out: missing from its shard | {counts['missing']:,} | |",
+        *[f"| left out: {text} | {counts[name]:,} | |" for name, text in LEFT_OUT.items() if counts.get(name)],
         "",
         "| text source | texts | kept |",
         "|---|---|---|",
         *_source_rows(data),
         "",
+        *(_mixture_lines(data, form, counts, mixture) if mixture is not None else []),
         "## How it was made",
         "",
         *_step_lines(data, limits),
@@ -74,6 +96,27 @@ def dataset_card(
     text = "\n".join(lines)
     front = _front_matter(data, form, counts["exported"], licence, text)
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n{text}"
+
+
+def _mixture_lines(data: FilteredSet, form: str, counts: dict[str, int], mixture: TextMixture) -> list[str]:
+    """Return the section on the texts that trainers draw."""
+    lines = ["## Mixture", "", f"`{mixture.spec}`: each text has a probability, and those of a picture add up to 1."]
+    lines += ["A picture without a text of some source divides its share among its other sources.", ""]
+    if form == "webdataset":
+        lines += [
+            "`key.txt` is one text, drawn once. `key.json` has all `captions` with their `probabilities`, and "
+            f"{len(DRAW_NAMES)} draws for open_clip after 3.3, which takes one of them at random each time: "
+            f"`--json-text-key '{';'.join(DRAW_NAMES)}' --json-text-key-probs {' '.join('1' * len(DRAW_NAMES))}`.",
+            "",
+        ]
+    if form == "parquet":
+        lines += ["`text` is one text, drawn once. `captions` has all texts with their `probabilities`.", ""]
+    lines += ["| text source | share asked | share drawn | pictures without such a text |", "|---|---|---|---|"]
+    for source in data.sources:
+        asked = f"{mixture.shares[source]:.1%}" if mixture.shares else ""
+        drawn = counts.get(f"drawn/{source}", 0) / max(1, counts["exported"])
+        lines.append(f"| {source} | {asked} | {drawn:.1%} | {counts.get(f'without/{source}', 0):,} |")
+    return [*lines, ""]
 
 
 def _source_rows(data: FilteredSet) -> list[str]:

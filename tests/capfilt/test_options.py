@@ -30,14 +30,14 @@ OPTIONS = {
     "--split --url-col",
     "caption": "--base-url --config --json --mode --model --name --num-captions --numerics --out --prompt --seed --set "
     f"--tokenizer {RUN_OPTIONS}",
-    "filter": "--best-of --captioner --captioner-name --clip --config --explain --json --labels --model --name "
-    "--numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold --tokenizer "
+    "filter": "--base-url --best-of --captioner --captioner-name --clip --config --explain --json --judge --labels "
+    "--model --name --numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold --tokenizer "
     f"--top-fraction {RUN_OPTIONS}",
     "pretrain": "--config --image-root --init --json --mixture --numerics --out --preset --set --text --tokenizer --vision "
     f"{TRAIN_OPTIONS}",
     "finetune": f"--config --image-root --image-size --init --json --numerics --out --set --tokenizer {TRAIN_OPTIONS}",
-    "evaluate": "--answers --batch-size --config --device --dtype --image-root --image-size --json --model --numerics "
-    "--results --set --tokenizer",
+    "evaluate": "--answers --base-url --batch-size --clip --config --device --dtype --image-root --image-size --json --judge "
+    "--model --numerics --results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
     "report": "--compare --json --label --out --pictures",
     "label": "--host --json --number --out --port --seed",
@@ -45,7 +45,7 @@ OPTIONS = {
     "export": "--decontaminate --format --json --licence --mixture --workers",
     "fuse": "--base-url --config --json --model --name --out --prompt --rank --set --source --workers --world-size",
     "bootstrap": "--dry-run --json --rounds --set",
-    "demo": "--json --lang --out --quick --rows --scale --seed",
+    "demo": "--json --lang --out --quick --rounds --rows --scale --seed --table",
 }
 COMMANDS = get_command(app).commands
 
