@@ -25,6 +25,7 @@ from capfilt.filter.stage import (
     rewrite_shards,
 )
 from capfilt.pictures.shard_pass import PrepareEach
+from capfilt.vlm.cost import Cost
 
 # Settings that captioner and filter share.
 SHARED = ("data", "out", "batch_size", "device", "workers", "engine", "rank", "world_size")
@@ -130,6 +131,7 @@ class CaptionAndScoreStage:
         prepare = PrepareEach((captioning.captioner.prepare, scoring.prepare))
         with scoring.pictures.open(shard, prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
             captions_table, scores_table = CaptionTable(), scoring.begin_table(shard, new_captions=source)
+            cost = Cost(captioning.captioner, *(scorer.scorer for scorer in scoring.scorers))
             for batch in pictures.batches(scoring.batch_size):
                 captions = captioning.caption(batch.select(0))
                 captions_table.add(batch.keys, captions)
@@ -137,7 +139,7 @@ class CaptionAndScoreStage:
                 scores_table.add_captions(source, batch.keys, texts)
                 rows = scores_table.add(batch)
                 scoring.score(batch.select(1), rows)
-                worker.advance(len(batch))
+                worker.advance(len(batch), cost.since_last())
             counts = captions_table.write(captioning.output(shard), pictures)
             counts |= scores_table.write(scoring.output(shard), pictures)
-            return counts | pictures.times()
+            return counts | pictures.times() | cost.counts()

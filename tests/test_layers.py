@@ -14,7 +14,7 @@ import capfilt
 ROOT = Path(capfilt.__file__).resolve().parents[1]
 # Each is imported in one file and inside a function, which raises with the install command if the package is missing.
 ONE_FILE = (
-    "transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai", "peft",
+    "transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai", "peft", "sklearn",
     "sentencex", "num2words",
 )  # fmt: skip
 # Imported inside functions by the command line, so that `capfilt --help` stays fast.
@@ -27,9 +27,9 @@ CAPFILT = (
     ("shards",),
     ("engine", "pictures", "vlm"),
     ("ingest", "caption", "filter"),
-    ("export", "fuse", "report"),
+    ("export", "fuse", "judge", "report"),
     ("caption_and_filter", "doctor", "label"),
-    ("bootstrap",),
+    ("bootstrap", "trial"),
     ("demo", "options"),
     ("console", "options_sets"),
     ("cli_models", "cli_sets"),
@@ -46,9 +46,9 @@ BLIPCORE = (
 )
 # Parts of blipcore that every file of capfilt may import, and units of capfilt that may import all of blipcore.
 OPEN_TO_ALL = ("blipcore.io", "blipcore.device")
-REACH_FURTHER = ("caption", "filter", "vlm", "demo")
+REACH_FURTHER = ("caption", "filter", "judge", "vlm", "demo")
 # Inside functions only.
-REACH_FURTHER_LATE = ("cli", "cli_models", "cli_sets", "bootstrap")
+REACH_FURTHER_LATE = ("cli", "cli_models", "cli_sets", "bootstrap", "trial")
 
 
 MAX_LINES = 350

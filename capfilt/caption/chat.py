@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from capfilt.caption.captioner import Caption
+from capfilt.vlm.answer import is_refusal
 
-REFUSALS = re.compile(
-    r"((i['’]?m |i am |we are )?(very |so |really )?(sorry|apologi[sz]e)[,.]? (but )?|unfortunately,? )?"
-    r"(i|we)( can['’]?t| cannot| won['’]?t|['’]m (un|not )able| (am|are) (un|not )able)\b"
-    r"|as an ai\b",
-    re.IGNORECASE,
-)
 # What thinking models write before their answer, up to its end; some prompts already hold the beginning.
 REASONING = re.compile(r".*(</think(ing)?>|◁/think▷)", re.IGNORECASE)
 UNFINISHED_REASONING = re.compile(r"(<think(ing)?>|◁think▷)", re.IGNORECASE)
@@ -62,7 +57,7 @@ def parse_answer(text: str | None, complete: bool, logprob: float | None) -> Cap
     for opening, closing in ('""', "''", "“”", "‘’"):
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
             text = text[1:-1].strip()
-    if REFUSALS.match(text):
+    if is_refusal(text):
         return Caption(None, None, f"refused: {text[:200]}")
     if not complete:
         return Caption(None, None, f"too_long: {text[:200]}")

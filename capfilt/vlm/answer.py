@@ -19,6 +19,13 @@ MAX_CHARACTERS_PER_TOKEN = 64  # of an answer; a longer one ignores max_new_toke
 # Characters that no table or terminal should get: control characters except white space, and halves of surrogate pairs.
 UNUSABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
+REFUSALS = re.compile(
+    r"((i['’]?m |i am |we are )?(very |so |really )?(sorry|apologi[sz]e)[,.]? (but )?|unfortunately,? )?"
+    r"(i|we)( can['’]?t| cannot| won['’]?t|['’]m (un|not )able| (am|are) (un|not )able)\b"
+    r"|as an ai\b",
+    re.IGNORECASE,
+)
+
 
 class UnusableAnswerError(ValueError):
     """An answer that is no chat completion; the message says why."""
@@ -121,6 +128,11 @@ def _sum_logprobs(logprobs: Any) -> float | None:
         return None
     values = [_valid_logprob(token.get("logprob")) if isinstance(token, dict) else None for token in tokens]
     return None if None in values else _valid_logprob(sum(value for value in values if value is not None))
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether an answer begins as refusals do."""
+    return REFUSALS.match(text) is not None
 
 
 def _read_tops(logprobs: Any) -> Any:

@@ -58,6 +58,12 @@ def hf_fingerprint(model: str, trust_remote_code: bool = False) -> str:
     return _fingerprint(model, folders.base)
 
 
+def model_family(folder: Path) -> str:
+    """Return the model_type in the config of a model folder, "" if it has none."""
+    family = read_json_object(folder / "config.json").get("model_type")
+    return family if isinstance(family, str) else ""
+
+
 def _find_folder(model: str, trust_remote_code: bool) -> Path:
     path = Path(model)
     if not path.exists():

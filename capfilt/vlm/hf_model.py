@@ -13,7 +13,7 @@ from blipcore.device import Dtype, resolve_dtype
 from blipcore.torchvision_shim import import_transformers
 from capfilt.vlm.hf_check import batches_are_equal, is_unaffected_by, probe_images, score_probe_images
 from capfilt.vlm.hf_files import hf_fingerprint
-from capfilt.vlm.hf_inputs import InputMaker, check_positions, end_tokens, text_decoder
+from capfilt.vlm.hf_inputs import InputMaker, check_positions, count_positions, end_tokens, text_decoder
 from capfilt.vlm.hf_load import check_uninitialized, load_hf
 
 
@@ -51,6 +51,18 @@ class HfModel:
         self.first_token, self.banned, self.banned_first = self._set_generation()
         self.takes_batches = True
         self._check(uninitialized, max_new_tokens)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Spellings that stand for a picture, an end and the like; longest first."""
+        named = [getattr(self.processor, name, None) for name in ("image_token", "boi_token", "eoi_token")]
+        own = self.tokenizer.all_special_tokens
+        return sorted({str(token) for token in (*own, *named) if token}, key=lambda token: (-len(token), token))
+
+    def fits(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> bool:
+        """Return whether formatted prompts and their answers are no longer than the model's positions."""
+        length, positions = count_positions(self.model, self.inputs.make(images, prompts))
+        return positions is None or length + max_new_tokens - 1 <= positions
 
     def generate(
         self,

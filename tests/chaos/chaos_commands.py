@@ -14,7 +14,7 @@ FINETUNE = ("--init", "{inputs}/model", *TRAIN, *SAVE_OFTEN)
 
 @dataclass(frozen=True)
 class Entry:
-    """A command with `{inputs}`, `{work}` and `{url}` in its arguments.
+    """A command with `{inputs}`, `{work}`, `{url}` and `{chat}`, a server of a model, in its arguments.
 
     `start` names the entry whose result is copied to `{work}` first. `outputs` are the files and folders below `{work}`
     that must have the bytes of an uninterrupted run. `share` is the number of its tries relative to other entries. A
@@ -48,6 +48,15 @@ ENTRIES = [
         ("data",),
         start="pack",
         share=8,
+    ),
+    Entry(
+        "filter --judge",
+        (
+            *("filter", "{work}/data", *MODEL, "--judge", "openai:tiny-vlm", "--base-url", "{chat}"),
+            *("--set", "judge.server.cache={work}/answers.sqlite", "--set", "min_scores.vqa=0.3"),
+        ),
+        ("data",),
+        start="caption",
     ),
     Entry("report", ("report", "{work}/data", "--out", "{work}/report.html"), ("report.html",), start="filter"),
     *(

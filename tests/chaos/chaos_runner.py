@@ -22,6 +22,7 @@ from typing import Any
 from chaos_commands import ENTRIES, VOLATILE, Entry
 from chaos_inputs import write_inputs, write_loop
 from chaos_server import descendants, describe
+from vlm_server import KEY, VlmServer
 from web import Web
 
 import capfilt
@@ -73,8 +74,8 @@ class Result:
 class Chaos:
     """A folder with inputs, the results of uninterrupted runs, and a folder `work` in which commands are killed."""
 
-    def __init__(self, folder: Path, url: str, seed: int) -> None:
-        self.folder, self.url = folder, url
+    def __init__(self, folder: Path, url: str, chat: str, seed: int) -> None:
+        self.folder, self.url, self.chat = folder, url, chat
         self.inputs, self.work, self.temporary = folder / "inputs", folder / "work", folder / "tmp"
         self.random = random.Random(seed)
         self.results: dict[str, Result] = {}
@@ -82,6 +83,7 @@ class Chaos:
         self.expected: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
         self.environment = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(self.temporary)}
+        self.environment["OPENAI_API_KEY"] = KEY
         self.shared_memory = self._mount_shared_memory()
         write_inputs(self.inputs, url)
 
@@ -101,7 +103,7 @@ class Chaos:
     # --- one command ---
 
     def start(self, entry: Entry, **more: Any) -> int:
-        places = {"inputs": self.inputs, "work": self.work, "url": self.url}
+        places = {"inputs": self.inputs, "work": self.work, "url": self.url, "chat": self.chat}
         return self.server.ask(
             do="start",
             arguments=[argument.format(**places) for argument in entry.arguments],
@@ -246,12 +248,16 @@ class Chaos:
 @contextmanager
 def open_chaos(folder: Path, seed: int) -> Iterator[Chaos]:
     """Start the web server and the server of commands."""
+    model = VlmServer()
+    model.tops = lambda request: [{"Yes": -0.1 - len(request["prompt"]) % 7, "No": -1.0}]
+    model.keeps_requests = False
     with Web() as web:
-        chaos = Chaos(folder, web.url, seed)
+        chaos = Chaos(folder, web.url, model.url, seed)
         try:
             yield chaos
         finally:
             chaos.close()
+            model.close()
 
 
 def kill_until(chaos: Chaos, deadline: float, max_kills: int, only: str = "") -> Iterator[int]:

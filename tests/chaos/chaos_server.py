@@ -29,6 +29,7 @@ MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MODULES = ["torch.distributed.checkpoint", "torch.utils.tensorboard", "webdataset", "pyarrow.parquet", "capfilt.cli"]
 MODULES += ["blipcore.evaluation", "blipcore.train.launch", "blipcore.train.runs", "capfilt.caption_and_filter"]
 MODULES += ["capfilt.caption.blip", "capfilt.filter.blip", "capfilt.export.stage", "capfilt.report.stage"]
+MODULES += ["capfilt.filter.judge_server", "openai"]
 MODULES += ["capfilt.ingest.download", "capfilt.ingest.pack", "blipcore.checkpoints.convert"]
 
 

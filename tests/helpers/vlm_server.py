@@ -31,6 +31,7 @@ class VlmServer:
         # alternatives at each place of an answer: token -> log-probability
         self.tops: Callable[[dict[str, Any]], list[dict[str, float]]] = lambda request: []
         self.usage: dict[str, Any] | None = None  # tokens of every answer
+        self.keeps_requests = True
         self.requests: list[dict[str, Any]] = []  # in order, with their picture as `image`
         self.responses: Counter[str] = Counter()  # by kind
         self.active = self.max_active = 0  # requests without a response
@@ -70,7 +71,8 @@ class VlmServer:
         with self.lock:
             self.active += 1
             self.max_active = max(self.max_active, self.active)
-            self.requests.append(request)
+            if self.keeps_requests:
+                self.requests.append(request)
         try:
             time.sleep(self.seconds)
             trouble = self.trouble(request)
