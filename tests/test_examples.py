@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import public_tests
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_vlm
 import yaml
 from PIL import Image, ImageDraw
 from s3 import S3Server, remote_contents, upload
@@ -202,6 +205,49 @@ def test_a_scorer_of_ones_own(models: Path, photos: Path, monkeypatch: pytest.Mo
     assert len(list((models / "data/scores").iterdir())) == 2
 
 
+def invoke(monkeypatch: pytest.MonkeyPatch, folder: Path, lines: list[str]) -> None:
+    """Run each line in this process."""
+    monkeypatch.chdir(folder)
+    for line in lines:
+        result = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+def test_long_captions(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (texts,) = code_blocks("long_captions.md", "json")
+    (models / "recaptions.jsonl").write_text(texts)
+    lines = commands("long_captions.md")
+    assert len(lines) == 5
+    invoke(monkeypatch, models, lines)
+    rows = pq.read_table(models / "data/filtered/repaired/00000.parquet").to_pylist()
+    sentences = [row["sentences"] for row in rows if row["source"] == "vlm" and row["text"]]
+    assert [len(of_text) for of_text in sentences] == [2, 3, 2]
+    assert (models / "report.html").stat().st_size > 10_000
+
+
+def test_merged_texts(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="fuse needs the extra openai")
+    for number in range(4):
+        (photos / f"IMG {number}.txt").write_text(f"ball number {number} of Oslo")
+    server = VlmServer("Qwen/Qwen3-8B")
+    server.reply = lambda request: "A ball in Paris." if "number 3" in request["prompt"] else "The ball of Oslo."
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models / "cache"))
+    (settings,) = code_blocks("fuse.md", "yaml")
+    (models / "fuse.yaml").write_text(settings)
+    # a captioner of random weights may write no word
+    words = "capfilt caption data --set generate.min_length=5 "
+    invoke(monkeypatch, models, replace_in(commands("fuse.md"), **{"capfilt caption data ": words}))
+    server.close()
+    rows = pq.read_table(models / "data/captions/fused/00000.parquet").to_pylist()
+    reasons = [(row["error"] or "").partition(" ")[0] for row in rows]
+    assert reasons == ["", "", "", "invented_name:", "no_web_text"]
+    filtered = pq.read_table(models / "data/filtered/r1/00000.parquet").to_pylist()
+    assert [row["text"] for row in filtered if row["source"] == "fused" and row["text"]] == ["The ball of Oslo."] * 3
+    assert (models / "data/captions/fused_short/manifest.json").is_file()
+
+
 @pytest.mark.slow
 def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="openai: captioners need the extra openai")
@@ -223,6 +269,45 @@ def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatc
     assert set(pairs["source"].to_pylist()) == {"web", "qwen"}
     assert json.loads((models / "data/filtered/best/manifest.json").read_text())["config"]["best"] == 1
     assert (models / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_judge(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="openai: judges need the extra openai")
+    server = VlmServer("Qwen/Qwen2.5-VL-7B-Instruct")
+    server.tops = lambda request: [{"Yes": -0.1 - len(request["prompt"]) / 99, "No": -1.0}]
+    rubric = '{"match": 4, "specificity": 3, "fluency": 5}'
+    server.reply = lambda request: rubric if "axis" in request["prompt"] else None
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models / "cache"))
+    monkeypatch.setattr("tiny_vlm.WORDS", [*tiny_vlm.WORDS, "yes", "no"])
+    tiny_vlm.save_tiny_vlm(models / "vlm")
+    for step in ("replace_att", "swap_att"):
+        public_tests.sugarcrepe(models / "coco/val2017", 6)
+        (models / "sugar-crepe/data").mkdir(parents=True, exist_ok=True)
+        shutil.move(models / "coco/val2017/replace_att.json", models / f"sugar-crepe/data/{step}.json")
+    public_tests.aro(models / "aro/images", 6)
+    shutil.move(models / "aro/images/visual_genome_relation.json", models / "aro")
+    public_tests.winoground(models / "winoground", 4)
+    public_tests.flickr8k(models / "flickr8k", 6)
+    shutil.copytree(models / "flickr8k", models / "flickr8k/Flicker8k_Dataset")
+    first, *others = commands("judge.md")
+    run(models, [first])
+    keys = pq.read_table(models / "data/00000.parquet")["key"].to_pylist()
+    labelled = [f"{key},{number % 2}" for number, key in enumerate(keys)]
+    (models / "labels.csv").write_text("\n".join(["key,match", *labelled]))
+    run(models, others)
+    server.close()
+    names = ("judged", "rubric", "local")
+    tables = {name: pq.read_table(models / f"data/filtered/{name}/00000.parquet") for name in names}
+    assert all(value is not None for name in ("judged", "local") for value in tables[name]["vqa"].to_pylist())
+    assert set(tables["rubric"]["match"].to_pylist()) == {4.0} and "itm" in tables["judged"].column_names
+    rows = json.loads((models / "aro.json").read_text())
+    assert len(rows) == 6 and set(rows[0]["scores"]) == set(rows[0]["blind"]) == {"itm", "itc"}
+    pairs = {(request["image"].tobytes(), request["prompt"]) for request in server.requests}
+    assert len(pairs) == len(server.requests)
 
 
 @pytest.mark.slow

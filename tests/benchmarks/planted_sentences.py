@@ -115,7 +115,8 @@ def report(planted: list[Planted], threshold: float) -> list[str]:
         scores = [text.second for text in planted if text.kind == kind]
         below = sum(score < threshold for score in scores) / len(scores)
         pairs = [(a > b) + (a == b) / 2 for a in true for b in scores[::7]]
-        lines.append(f"| {kind} | {len(scores)} | {below:.1%} | {sum(pairs) / len(pairs):.3f} |")
+        auc = "–" if kind == "true" else f"{sum(pairs) / len(pairs):.3f}"
+        lines.append(f"| {kind} | {len(scores)} | {below:.1%} | {auc} |")
     for name, kinds in (("other pictures", KINDS[1:2]), ("one point", KINDS[2:]), ("all", KINDS[1:])):
         chosen = [text for text in planted if text.kind in ("true", *kinds)]
         cut = [text for text in chosen if text.second < threshold <= text.first]

@@ -58,6 +58,12 @@ ENTRIES = [
         ("data",),
         start="caption",
     ),
+    Entry(
+        "fuse",
+        ("fuse", "{work}/data", "--model", "openai:tiny-vlm", "--base-url", "{chat}", "--source", "blip"),
+        ("data",),
+        start="caption",
+    ),
     Entry("report", ("report", "{work}/data", "--out", "{work}/report.html"), ("report.html",), start="filter"),
     *(
         Entry(
