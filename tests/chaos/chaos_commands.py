@@ -60,7 +60,10 @@ ENTRIES = [
     ),
     Entry(
         "fuse",
-        ("fuse", "{work}/data", "--model", "openai:tiny-vlm", "--base-url", "{chat}", "--source", "blip"),
+        (
+            *("fuse", "{work}/data", "--model", "openai:tiny-vlm", "--base-url", "{chat}", "--source", "blip"),
+            *("--set", "server.cache={work}/answers.sqlite"),
+        ),
         ("data",),
         start="caption",
     ),
