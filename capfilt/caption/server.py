@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -30,7 +31,14 @@ class OpenAICaptioner:
         self.settings = settings
         self.server = ChatServer(model, server, settings.max_new_tokens)
         jpeg, digest = encode_jpeg(Image.new("RGB", (224, 224), "grey"))
-        self.server.check(self._key(digest, 0), self._request(jpeg, 0))
+        answer = self.server.check(self._key(digest, 0), self._request(jpeg, 0))
+        caption = to_caption(answer, settings.max_new_tokens)
+        if caption.text and caption.logprob is None and settings.extra.get("logprobs", True):
+            print(
+                f"The server at {self.server.url} returns no log-probabilities of captions: they have no confidence.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @property
     def spent(self) -> float:

@@ -225,16 +225,20 @@ def test_a_row_of_the_cache_that_cannot_be_used_is_asked_anew(shards, server: Vl
     assert rows(data, "again") == expected and len(server.requests) - sent == 7
 
 
-def test_logprobs_are_asked_for_and_a_server_without_them_captions_too(shards, server: VlmServer, caption) -> None:
+def test_logprobs_are_asked_for_and_a_server_without_them_captions_too(
+    shards, server: VlmServer, caption, capsys
+) -> None:
     data = shards(1, 3)
     caption(data)
+    assert "confidence" not in capsys.readouterr().err
     assert {row["logprob"] for row in rows(data)} == {-2.5}
     server.refuses_logprobs = True
     assert caption(data, {"seed": 1}, name="without")["counts"]["captions"] == 3
     assert {row["logprob"] for row in rows(data, "without")} == {None}
     assert server.responses["no logprobs"] == 1
+    assert capsys.readouterr().err.count("returns no log-probabilities of captions: they have no confidence") == 1
     caption(data, {"seed": 2, "extra": {"logprobs": None}}, name="unasked")
-    assert server.responses["no logprobs"] == 1
+    assert server.responses["no logprobs"] == 1 and "confidence" not in capsys.readouterr().err
 
 
 def test_another_model_in_the_answers_is_said_once(shards, server: VlmServer, caption, capsys) -> None:
