@@ -63,15 +63,20 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         kind, _, name = self.model.partition(":")
         if not self.model:
-            if self.by != "vqa" or self.question or self.system or self.max_new_tokens or self.extra:
-                raise ValueError("judge.* settings need a judge; give --judge openai:MODEL or --judge hf:MODEL.")
+            is_default = self.by == "vqa" and not (self.question or self.system or self.max_new_tokens or self.extra)
+            if not is_default or self.server != ServerConfig():
+                raise ValueError(
+                    "--base-url and judge.* settings need a judge; give --judge openai:MODEL or --judge hf:MODEL."
+                )
             return
         if kind not in ("openai", "hf") or not name:
             raise ValueError(f"judge must be openai:MODEL or hf:MODEL, not '{self.model}'.")
         if kind == "hf" and self.by == "rubric":
             raise ValueError("by rubric is for openai: judges; an hf: judge has probabilities, so use judge.by=vqa.")
-        if kind == "hf" and self.extra:
-            raise ValueError("judge.extra is for requests of openai: judges; hf: judges send none.")
+        if kind == "hf" and (self.extra or self.server != ServerConfig()):
+            raise ValueError(
+                "--base-url, judge.server and judge.extra are for openai: judges; hf: judges send nothing."
+            )
         self.question = self.question or (QUESTION if self.by == "vqa" else RUBRIC)
         if "{text}" not in self.question:
             raise ValueError("judge.question needs {text}, the place of the text.")

@@ -25,6 +25,7 @@ from capfilt.filter.scorer import FirstToken, Runtime
 from capfilt.judge.formats import PublicTest, read_test
 from capfilt.judge.labels import LabelledTest, read_labelled
 from capfilt.judge.measures import Interval, by_group, measure
+from capfilt.judge.mixture import apply_mixture, open_mixture
 from capfilt.judge.score import OpenPictures, Scored, open_files, open_shards, other_pictures, score_test
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -47,6 +48,8 @@ class JudgeRun:
     first_token: FirstToken = "enc"
     numerics: Numerics = "official"
     tokenizer: str | None = None
+    # filtered set whose learned mixture is tested too, see `filter --labels`
+    mix: str | None = None
     # pictures per batch; each is scored with its own texts and with those that it is shown blind
     batch_size: int = 32
     device: str = "auto"
@@ -99,6 +102,7 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
     scorers = run.declare()
     if not scorers and stored is None:
         raise ValueError("Name the scores to test: --model, --clip, --judge or --set scorer=MODULE:CLASS.")
+    mixture = open_mixture(run.mix, [name for scorer in scorers for name in scorer.columns]) if run.mix else None
     scored = Scored({}, {}, {}, 0.0)
     if scorers:
         other_pictures(test)
@@ -106,6 +110,9 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
         for scorer in scorers:
             scorer.load(Runtime(device, resolve_dtype(device, run.dtype)))
         scored = score_test(test, scorers, open_pictures, batch_size=run.batch_size, seed=run.seed, progress=progress)
+    if mixture is not None:
+        for scores in (scored.seen, scored.blind):
+            scores[mixture.name] = apply_mixture(mixture, test, scores)
     seen = dict(stored.stored if stored else {}) | scored.seen
     rows = []
     for column, scores in seen.items():

@@ -107,7 +107,7 @@ def text_decoder(model: Any) -> Any:
 
 def check_positions(name: str, model: Any, batch: dict[str, Any], max_new_tokens: int) -> None:
     """Raise ValueError if the prompt and a whole answer are longer than the model's positions."""
-    length, positions = count_positions(model, batch)
+    length, positions = prompt_length(model, batch), max_positions(model)
     # the last token is not read
     if positions is not None and length + max_new_tokens - 1 > positions:
         raise ValueError(
@@ -116,15 +116,18 @@ def check_positions(name: str, model: Any, batch: dict[str, Any], max_new_tokens
         )
 
 
-def count_positions(model: Any, batch: dict[str, Any]) -> tuple[int, int | None]:
-    """Return the length of the prompts of a batch in tokens, and the model's positions, None if it has no limit."""
-    decoder = text_decoder(model)
-    is_encoder_decoder = model.config.is_encoder_decoder or decoder.config.is_encoder_decoder
+def prompt_length(model: Any, batch: dict[str, Any]) -> int:
+    """Return the tokens of the longest prompt of a batch."""
+    is_encoder_decoder = model.config.is_encoder_decoder or text_decoder(model).config.is_encoder_decoder
     ids = batch.get("decoder_input_ids" if is_encoder_decoder else "input_ids")
-    length = 1 if ids is None else ids.shape[1]
-    config = getattr(model.config, "decoder", None) or decoder.config.get_text_config(decoder=True)
+    return 1 if ids is None else ids.shape[1]
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the number of positions of the part that generates; None if it has no limit."""
+    config = getattr(model.config, "decoder", None) or text_decoder(model).config.get_text_config(decoder=True)
     positions = getattr(config, "max_position_embeddings", None)
-    return length, positions if isinstance(positions, int) else None
+    return positions if isinstance(positions, int) else None
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:

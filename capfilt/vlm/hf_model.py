@@ -13,8 +13,11 @@ from blipcore.device import Dtype, resolve_dtype
 from blipcore.torchvision_shim import import_transformers
 from capfilt.vlm.hf_check import batches_are_equal, is_unaffected_by, probe_images, score_probe_images
 from capfilt.vlm.hf_files import hf_fingerprint
-from capfilt.vlm.hf_inputs import InputMaker, check_positions, count_positions, end_tokens, text_decoder
+from capfilt.vlm.hf_inputs import InputMaker, check_positions, end_tokens, max_positions, prompt_length, text_decoder
 from capfilt.vlm.hf_load import check_uninitialized, load_hf
+
+# Upper bound on the tokens of a picture, for models with so many positions that prompts need not be counted.
+PICTURE_TOKENS = 20_000
 
 
 class HfModel:
@@ -61,8 +64,11 @@ class HfModel:
 
     def fits(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> bool:
         """Return whether formatted prompts and their answers are no longer than the model's positions."""
-        length, positions = count_positions(self.model, self.inputs.make(images, prompts))
-        return positions is None or length + max_new_tokens - 1 <= positions
+        positions = max_positions(self.model)
+        # no tokenizer makes more tokens than bytes, and a picture is less than PICTURE_TOKENS
+        if positions is None or max(len(prompt.encode()) for prompt in prompts) + PICTURE_TOKENS < positions:
+            return True
+        return prompt_length(self.model, self.inputs.make(images, prompts)) + max_new_tokens - 1 <= positions
 
     def generate(
         self,

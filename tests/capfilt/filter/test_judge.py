@@ -82,9 +82,11 @@ def test_a_question_holds_the_text_unchanged_on_one_line() -> None:
 @pytest.mark.parametrize(("settings", "message"), [
     ({"model": "gpt-4o"}, "judge must be openai:MODEL or hf:MODEL, not 'gpt-4o'"),
     ({"model": "openai:"}, "judge must be openai:MODEL"),
-    ({"by": "rubric"}, "judge.* settings need a judge"),
+    ({"by": "rubric"}, "--base-url and judge.* settings need a judge"),
     ({"model": "hf:m", "by": "rubric"}, "by rubric is for openai: judges"),
-    ({"model": "hf:m", "extra": {"seed": 1}}, "judge.extra is for requests"),
+    ({"model": "hf:m", "extra": {"seed": 1}}, "judge.extra are for openai: judges"),
+    ({"model": "hf:m", "server": {"base_url": "http://a"}}, "judge.extra are for openai: judges"),
+    ({"server": {"base_url": "http://a"}}, "--base-url and judge.* settings need a judge"),
     ({"model": "openai:m", "question": "Is it right?"}, "judge.question needs {text}"),
     ({"model": "openai:m", "by": "stars"}, "judge.by"),
     ({"model": "openai:m", "server": {"input_price": -1}}, "input_price and output_price must be"),

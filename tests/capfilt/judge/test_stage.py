@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from public_tests import aro, closeness, flickr8k, foil, ohd_caps, plain_tau, sugarcrepe, winoground
 
-from capfilt.judge.formats import read_test
 from capfilt.judge.stage import JudgeRun, evaluate_judge, format_table
 
 SCORER = "public_tests:ColourScorer"
@@ -70,12 +69,12 @@ def test_winoground_has_text_image_and_group_scores(tmp_path: Path) -> None:
 def test_ratings_have_kendalls_tau(tmp_path: Path) -> None:
     expert, crowd = flickr8k(tmp_path, 6)
     for path, name in ((expert, "tau_c"), (crowd, "tau_b")):
-        cases = read_test(path, None).cases
-        scores = [closeness(background(tmp_path / case.picture.path), text) for case in cases for text in case.texts]
-        ratings = [rating for case in cases for rating in case.truth]
-        found = row(evaluate(path), "colour", name)
-        assert found["value"] == pytest.approx(plain_tau(scores, ratings, name[-1]), abs=1e-3)
-        assert found["blind"] != found["value"]
+        found = row(evaluate(path, results=str(tmp_path / "out.json")), "colour", name)
+        cases = json.loads((tmp_path / "out.json").read_text())
+        ratings = [rating for case in cases for rating in case["truth"]]
+        for side, value in (("scores", found["value"]), ("blind", found["blind"])):
+            scores = [score for case in cases for score in case[side]["colour"]]
+            assert value == pytest.approx(plain_tau(scores, ratings, name[-1]), abs=1e-4)
 
 
 def test_the_scores_of_every_case_are_written(tmp_path: Path) -> None:
@@ -93,6 +92,31 @@ def test_a_filter_is_judged_like_any_other_score(tmp_path: Path, tiny_filter) ->
     table = format_table(summary)
     assert table[0].split() == ["score", "measure", "value", "95%", "interval", "blind", "95%", "interval"]
     assert len(table) == 3 and " to " in table[1]
+
+
+def test_a_learned_mixture_is_judged_like_a_score(tmp_path: Path, tiny_filter) -> None:
+    path, folder = sugarcrepe(tmp_path / "sugar", 4), tmp_path / "filtered"
+    mix = {"columns": ["itm", "itc", "confidence"], "probabilities": ["itm"], "bias": 1.0}
+    mix |= {
+        "means": {"itm": 0.0, "itc": 0.0, "confidence": 0.5},
+        "sources": [],
+        "weights": {"itc": 2.0, "confidence": 1.0},
+    }
+    folder.mkdir()
+    manifest = {"stage": "filter", "config": {}, "computed": {"mix": mix}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = str(tmp_path / "out.json")
+    options = {"model": str(tiny_filter), "scorer": None, "dtype": "fp32", "results": out}
+    summary = evaluate(path, mix=str(folder), **options)
+    assert {row["score"] for row in summary["rows"]} == {"itm", "itc", "mix"}
+    for case in json.loads(Path(out).read_text()):
+        for side in ("scores", "blind"):
+            logits = [1.0 + 2 * itc + 0.5 for itc in case[side]["itc"]]
+            assert case[side]["mix"] == pytest.approx([1 / (1 + np.exp(-logit)) for logit in logits], abs=1e-5)
+    with pytest.raises(ValueError, match="needs the scores itm, itc"):
+        evaluate(path, mix=str(folder))
+    with pytest.raises(ValueError, match="has no learned mixture"):
+        evaluate(path, mix=str(tmp_path), **options)
 
 
 def test_mistakes_are_found_before_anything_is_scored(tmp_path: Path) -> None:
