@@ -50,6 +50,9 @@ class AnnotationDataset:
     def describe(self, shard: int, entry: DatasetEntry) -> str:
         return entry.key
 
+    def location(self, shard: int, entry: DatasetEntry) -> tuple[str, str]:
+        return "", str((self.root / entry.key).resolve())
+
     def prefetch(self, shards: Iterable[int]) -> None:
         """Do nothing, since the pictures are local."""
 

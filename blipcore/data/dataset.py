@@ -40,8 +40,33 @@ class ShardedDataset(Protocol):
         """Return the name of a picture for messages."""
         ...
 
+    def location(self, shard: int, entry: DatasetEntry) -> tuple[str, str]:
+        """Return the tar of a picture and its key in it, or "" and its absolute file."""
+        ...
+
     def prefetch(self, shards: Iterable[int]) -> None:
         """Start to download the pictures of these shards."""
+        ...
+
+
+class SampleStream(Protocol):
+    """An endless sequence of training samples by position, such as `Stream`."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures of an epoch."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines to print before training."""
+        ...
+
+    def sample(self, position: int) -> Sample:
+        """Return the sample at a position, always the same."""
+        ...
+
+    def pop_problems(self) -> dict[str, str]:
+        """Return the problems (name -> reason) met since the last call."""
         ...
 
 

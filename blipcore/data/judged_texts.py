@@ -6,7 +6,7 @@ A table is Parquet or JSON lines, with a row per text:
     match               1 or true: right of the picture; 0 or false: wrong
     image               file of the picture, relative to the image root, by default to the folder of the table
     shard, key          in place of `image`: the path of a tar, relative to the table or absolute, or a URL, and the
-                        key of a picture in it
+                        key of a picture in it; with an empty `shard`, `key` is the file of a picture
 
 Other columns are ignored. Labels written by hand and near misses have this form.
 """
@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from blipcore.data.check_pictures import count, find_missing
 from blipcore.data.dataset import DatasetEntry, Sample, stable_id
 from blipcore.data.stream import Stream
-from blipcore.data.transforms import Transform
 from blipcore.io.json_rows import JSON_LINES_SUFFIXES, read_json_rows
 from blipcore.io.messages import one_line, shorten
 from blipcore.io.reading import open_read
@@ -86,6 +85,10 @@ class JudgedTexts:
 
     def describe(self, shard: int, entry: DatasetEntry) -> str:
         return entry.key
+
+    def location(self, shard: int, entry: DatasetEntry) -> tuple[str, str]:
+        tar, picture = entry.extra["tar"], entry.extra["picture"]
+        return (str(self._tar(tar)), picture) if tar else ("", str((self.root / picture).resolve()))
 
     def prefetch(self, shards: Iterable[int]) -> None:
         """Do nothing: the pictures of a part may be in any tar."""
@@ -193,63 +196,62 @@ def _starts(shard: pa.ChunkedArray, picture: pa.ChunkedArray) -> list[int]:
     return [0, *(row + 1 for row in changes.to_pylist()), len(shard)]
 
 
-class JudgedStream(Stream):
+class JudgedStream:
     """A stream of human pairs in which some samples carry a judged picture.
 
-    A share of the samples has "judged": a sample of the tables of judged texts, of another picture, with "texts" and
+    A `share` of the samples has "judged": a sample of the tables of judged texts, of another picture, with "texts" and
     "matches": up to `texts` of its texts, as many right as wrong ones if there are both. Like all else, they are a
     function of seed and position.
     """
 
     def __init__(
-        self,
-        specs: Sequence[str],
-        transform: Transform,
-        seed: int,
-        image_root: str | Path | None,
-        tables: Sequence[str],
-        share: Fraction,
-        texts: int,
+        self, human: Stream, tables: Sequence[str], image_root: str | Path | None, share: float, texts: int
     ) -> None:
-        super().__init__(specs, transform, seed, image_root)
-        self._judged = Stream(tables, transform, seed, image_root, opener=JudgedTexts)
-        self.share, self.texts = share, texts
+        self._human = human
+        self._judged = Stream(tables, human.transform, human.seed, image_root, opener=JudgedTexts)
+        self._share, self._texts = _exact(share), texts
+
+    @property
+    def notes(self) -> list[str]:
+        return self._human.notes
+
+    def __len__(self) -> int:
+        """Return the number of human pictures, which make up an epoch."""
+        return len(self._human)
 
     def sample(self, position: int) -> Sample:
-        sample = super().sample(position)
-        number = int(position * self.share)
-        if int((position + 1) * self.share) > number:
+        sample, number = self._human.sample(position), int(position * self._share)
+        if int((position + 1) * self._share) > number:
             judged = self._judged.sample(number)
             judged["texts"], judged["matches"] = self._draw(judged)
             sample["judged"] = judged
         return sample
 
-    def check_pictures(self) -> None:
-        super().check_pictures()
+    def check_tables(self) -> None:
+        """Look for the pictures of the tables, as `Stream.check_pictures`."""
         for dataset in self._judged.datasets:
             assert isinstance(dataset, JudgedTexts)
             dataset.check_pictures()
 
     def pop_problems(self) -> dict[str, str]:
-        problems = super().pop_problems()
-        for name, reason in self._judged.pop_problems().items():
-            self.problems[name] = problems[name] = reason
-        return problems
+        return self._human.pop_problems() | self._judged.pop_problems()
 
     def _draw(self, judged: Sample) -> tuple[list[str], list[bool]]:
-        rng = random.Random(f"{self.seed}/{judged['epoch']}/{judged['key']}")
+        rng = random.Random(f"{self._human.seed}/{judged['epoch']}/{judged['key']}")
         right, wrong = ([text for text, match in judged["judged"] if match == kind] for kind in (True, False))
-        each = min(len(right) or self.texts, len(wrong) or self.texts, max(1, self.texts // 2))
+        each = min(len(right) or self._texts, len(wrong) or self._texts, max(1, self._texts // 2))
         drawn = [rng.sample(texts, min(each, len(texts))) for texts in (right, wrong)]
         return [*drawn[0], *drawn[1]], [True] * len(drawn[0]) + [False] * len(drawn[1])
 
 
-def require_judged_share(share: float, batch_size: int) -> Fraction:
-    """Return the share of samples with a judged picture; raise ValueError if a batch could be without one."""
-    exact = Fraction(share).limit_denominator(1000)
-    if batch_size * exact < 1:
+def require_judged_share(share: float, batch_size: int) -> None:
+    """Raise ValueError if a batch could be without a judged picture."""
+    if batch_size * _exact(share) < 1:
         raise ValueError(
             f"A batch of {batch_size} with a judged_share of {share:g} has no judged picture: raise judged_share to "
             f"{1 / batch_size:.3f} or more, or train.batch_size."
         )
-    return exact
+
+
+def _exact(share: float) -> Fraction:
+    return Fraction(share).limit_denominator(1000)

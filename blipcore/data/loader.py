@@ -15,15 +15,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from blipcore import distributed
-from blipcore.data.dataset import Sample
-from blipcore.data.stream import Stream
+from blipcore.data.dataset import Sample, SampleStream
 from blipcore.io.parent import exit_with_parent
 
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # in workers, from their start
 
 
 def make_loader(
-    stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int, batches: int, workers: int = 0
+    stream: SampleStream,
+    collate: Callable[[list[Sample]], Any],
+    batch_size: int,
+    start: int,
+    batches: int,
+    workers: int = 0,
 ) -> DataLoader:
     """Return a loader of this rank's next `batches` batches, from position `start` of the stream.
 
@@ -69,7 +73,9 @@ class _Loader(DataLoader):
 class _Batches(Dataset):
     """Maps an index to this rank's batch, which depends on no other worker."""
 
-    def __init__(self, stream: Stream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int) -> None:
+    def __init__(
+        self, stream: SampleStream, collate: Callable[[list[Sample]], Any], batch_size: int, start: int
+    ) -> None:
         self.stream, self.collate, self.batch_size, self.start = stream, collate, batch_size, start
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
 

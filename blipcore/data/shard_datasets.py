@@ -114,6 +114,9 @@ class _TarDataset:
     def describe(self, shard: int, entry: DatasetEntry) -> str:
         return f"{self.tars[shard]}/{entry.key}"
 
+    def location(self, shard: int, entry: DatasetEntry) -> tuple[str, str]:
+        return str(self.images / self.tars[shard]), entry.key
+
     def read(self, shard: int, entry: DatasetEntry) -> bytes:
         return self._reader.read_image(self.tars[shard], entry.key.removeprefix("./"))
 

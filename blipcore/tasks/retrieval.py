@@ -1,7 +1,7 @@
 """Retrieval: finetunes the encoder with ITC and ITM (CapFilt's filter), and its evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from blipcore.tasks.task import Batch, Collate, Outputs, Progress, replace_first
 SAME_TEXT = "same_text_"  # begins the names of recalls in which equal texts match
 # Settings that have no effect without judged texts.
 JUDGED_SETTINGS = ("judged_texts", "judged_share", "texts_per_picture", "judged_weight")
+NEAR_MISS_SETTINGS = ("near_misses", "near_miss_pictures", "near_miss_samples")
 
 
 @dataclass
@@ -28,6 +29,10 @@ class RetrievalConfig(ContrastiveConfig):
     max_tokens: int = 35
     itc_weight: float = 1.0
     itm_weight: float = 1.0
+    # Wrong texts per picture to make (see `blipcore.tasks.near_misses`) and train as judged texts; 0: none.
+    near_misses: int = 0
+    near_miss_pictures: int = 5000  # pictures with near misses, drawn from the annotations
+    near_miss_samples: int = 16  # texts that the decoder samples per picture; the others are edited references
     # Tables of texts known to be right or wrong of a picture (see `blipcore.data.judged_texts`), an ITM loss more.
     judged_texts: list[str] = field(default_factory=list)
     judged_share: float = 0.25  # judged pictures per human pair of a batch
@@ -36,10 +41,26 @@ class RetrievalConfig(ContrastiveConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.near_misses < 0:
+            raise ValueError(f"near_misses must be at least 0, not {self.near_misses}.")
+        for name in ("near_miss_pictures", "near_miss_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 < self.judged_share <= 1:
             raise ValueError(f"judged_share must be above 0 and at most 1, not {self.judged_share}.")
         if self.texts_per_picture < 2:
             raise ValueError(f"texts_per_picture must be at least 2, not {self.texts_per_picture}.")
+
+    @property
+    def uses_judged_texts(self) -> bool:
+        return bool(self.near_misses or self.judged_texts)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings to record, without those that have no effect, which earlier runs do not have."""
+        unused: set[str] = set() if self.near_misses else set(NEAR_MISS_SETTINGS)
+        if not self.uses_judged_texts:
+            unused.update(JUDGED_SETTINGS)
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
 
 @dataclass
@@ -135,8 +156,8 @@ def evaluate_retrieval(
     There a text matches its own image alone. If images share texts, no model can rank them so: "shared_texts" is the
     number of such texts, and the recalls in which an equal text is a match too are added as `same_text_...`.
     The `k` candidates of highest ITC cosine are re-ranked by ITM logit + cosine; others are never found. The recalls of
-    the cosine alone are added as `itc_...`. `rows` pairs are fused at a time. Images are encoded twice, since the
-    tokens of 5,000 images at 384 pixels take 8.9 GB.
+    the cosine alone are added as `itc_...`, those of ITM log-odds + cosine / temperature as `sum_...`. `rows` pairs are
+    fused at a time. Images are encoded twice, since the tokens of 5,000 images at 384 pixels take 8.9 GB.
 
     The ranks are a row per image, from 0, None for not found: "text_rank" of its best text, "image_ranks" of the image
     for each of its texts. An equal text of another image counts as right there.
@@ -152,6 +173,8 @@ def evaluate_retrieval(
     )
     image_feat = torch.cat([model.image_feat(model.encode_image(pixels.to(device))) for _, pixels in pictures])
     T, images = len(text_feat), torch.arange(len(image_feat))
+    assert model.temp is not None
+    temperature = float(model.temp)
 
     best_texts, itc_i2t = shortlist(image_feat, text_feat, k, images, image_of_text)  # (I, k)
     best_images, itc_t2i = shortlist(text_feat, image_feat, k, image_of_text, images)  # (T, k)
@@ -165,13 +188,22 @@ def evaluate_retrieval(
         start, end = torch.searchsorted(pairs, torch.tensor([first * T, (first + len(records)) * T]))
         image, text = pairs[start:end] // T - first, pairs[start:end] % T
         cosine = (image_feat[first + image.to(device)] * text_feat[text.to(device)]).sum(1).cpu()
-        scores.append(cosine + match_pairs(model, pixels.to(device), ids, mask, image, text, rows))
+        logits = match_pairs(model, pixels.to(device), ids, mask, image, text, rows)
+        # Hard negatives are drawn in proportion to exp(cosine / temperature), so the log-odds of ITM hold what the
+        # cosine does not say; their sum estimates the whole.
+        scores.append(torch.stack([cosine + logits[:, 1], cosine / temperature + logits[:, 1] - logits[:, 0]]))
         first += len(records)
-    score = torch.cat(scores)
-    i2t = retrieval_ranks(score[torch.searchsorted(pairs, pairs_i2t)], image_of_text[best_texts] == images[:, None])
-    t2i = retrieval_ranks(score[torch.searchsorted(pairs, pairs_t2i)], best_images == image_of_text[:, None])
+    score, total = torch.cat(scores, dim=1)
+
+    def rank(score: Tensor) -> tuple[Tensor, Tensor]:
+        i2t = retrieval_ranks(score[torch.searchsorted(pairs, pairs_i2t)], image_of_text[best_texts] == images[:, None])
+        t2i = retrieval_ranks(score[torch.searchsorted(pairs, pairs_t2i)], best_images == image_of_text[:, None])
+        return i2t, t2i
+
+    i2t, t2i = rank(score)
     itc = {f"itc_{name}": value for name, value in retrieval_recall(itc_i2t, itc_t2i).items()}
-    recall = retrieval_recall(i2t, t2i) | itc
+    sums = {f"sum_{name}": value for name, value in retrieval_recall(*rank(total)).items()}
+    recall = retrieval_recall(i2t, t2i) | itc | sums
     shared = SharedTexts(texts, image_of_text.tolist())
     if shared.count:
         i2t_match = [best.apply_(shared.texts_of(i).__contains__) for i, best in enumerate(best_texts.clone())]
@@ -232,7 +264,7 @@ def shortlist(
 def match_pairs(
     model: Blip, pixels: Tensor, ids: Tensor, mask: Tensor, image: Tensor, text: Tensor, rows: int
 ) -> Tensor:
-    """Return the ITM logits (P,) of pairs of an image of `pixels` and a text, a row of `ids` (T, L), on the CPU.
+    """Return the ITM logits (P, 2) of pairs of an image of `pixels` and a text, a row of `ids` (T, L), on the CPU.
 
     `image` and `text` (P,) are the indices of each pair, on the CPU. Texts of similar length form groups that share
     their image's keys and values. Padding all texts to the longest would triple their usual length on COCO.
@@ -250,7 +282,7 @@ def match_pairs(
     start = end - count[image_of_group] + index_in_image * size
     members = order[(start[:, None] + torch.arange(size)).minimum(end[:, None] - 1)]  # (G, size) pairs
 
-    logits = torch.empty(len(text), device=ids.device)
+    logits = torch.empty(len(text), 2, device=ids.device)
     by_length = length[members[:, -1]].argsort()
     for batch in by_length.split(max(1, rows // size)):
         longest = int(length[members[batch, -1]].max())
@@ -258,5 +290,5 @@ def match_pairs(
         row = text[pair]
         group_kv = kv.select(image_of_group[batch].to(ids.device))
         fused = model.text.fuse(ids[row, :longest], mask[row, :longest], group_kv)
-        logits[pair] = model.itm_logits(fused)[:, 1]
+        logits[pair] = model.itm_logits(fused)
     return logits.cpu()

@@ -19,7 +19,7 @@ from blipcore.checkpoints.start_from import (
     read_image_encoder,
 )
 from blipcore.data.annotation_datasets import PairDataset, QuestionDataset
-from blipcore.data.dataset import ShardedDataset
+from blipcore.data.dataset import SampleStream, ShardedDataset
 from blipcore.data.eval_batches import EvalBatches
 from blipcore.data.judged_texts import JudgedStream, require_judged_share
 from blipcore.data.shard_datasets import open_dataset
@@ -27,15 +27,18 @@ from blipcore.data.stream import Stream
 from blipcore.data.transforms import EvalTransform, TrainTransform, Transform
 from blipcore.device import autocast, pick_device
 from blipcore.evaluation import ValidationConfig, make_evaluator
+from blipcore.io.hub import model_fingerprint
 from blipcore.io.memory import require_memory
 from blipcore.io.text_mixture import TextMixture
 from blipcore.model.blip import Blip
 from blipcore.model.config import PRESETS, BlipConfig
 from blipcore.model.tokenizer import Tokenizer
 from blipcore.tasks.captioning import CaptioningConfig, CaptioningTask
+from blipcore.tasks.near_misses import TABLE as NEAR_MISSES
+from blipcore.tasks.near_misses import NearMissConfig, make_near_misses
 from blipcore.tasks.nlvr import NLVRConfig, NLVRTask
 from blipcore.tasks.pretrain import PretrainConfig, PretrainTask
-from blipcore.tasks.retrieval import JUDGED_SETTINGS, RetrievalConfig, RetrievalTask
+from blipcore.tasks.retrieval import RetrievalConfig, RetrievalTask
 from blipcore.tasks.task import Task
 from blipcore.tasks.vqa import VQAConfig, VQATask
 from blipcore.train.optim import TrainConfig
@@ -197,19 +200,20 @@ def finetune(run: FinetuneRun, out: Path, may_change: bool = False) -> dict[str,
         model.config.text.dropout = run.dropout
     if run.drop_path is not None:
         model.config.vision.drop_path = run.drop_path
+    samples: SampleStream = stream
+    if run.task == "retrieval" and run.retrieval.uses_judged_texts:
+        samples = _judged_stream(run, model, tokenizer, stream, out)
     task = spec.task(model.select_parts(*spec.parts), tokenizer, getattr(run, run.task))
     task.load_extra(extra)
     validator = make_validator(run, tokenizer, stream)
-    return Trainer(task, stream, run.train, out, _resolve(run), validator, may_change).fit()
+    return Trainer(task, samples, run.train, out, _resolve(run), validator, may_change).fit()
 
 
 def _resolve(run: PretrainRun | FinetuneRun) -> dict[str, Any]:
     """Return the settings to record, without defaults that runs of earlier versions do not have."""
     settings = asdict(run)
-    if "retrieval" in settings and not settings["retrieval"]["judged_texts"]:
-        settings["retrieval"] = {
-            name: value for name, value in settings["retrieval"].items() if name not in JUDGED_SETTINGS
-        }
+    if isinstance(run, FinetuneRun):
+        settings["retrieval"] = run.retrieval.recorded()
     return {name: value for name, value in settings.items() if LATER_DEFAULTS.get(name, ...) != value}
 
 
@@ -225,15 +229,42 @@ def _pretrain_stream(run: PretrainRun, image_size: int) -> Stream:
 
 def _finetune_stream(run: FinetuneRun, image_size: int) -> Stream:
     transform, opener = run.augment.transform(image_size), TASKS[run.task].opener
-    arguments = (transform, run.train.seed, run.image_root)
-    if run.task == "retrieval" and run.retrieval.judged_texts:
-        judged = run.retrieval
-        share = require_judged_share(judged.judged_share, run.train.batch_size)
-        stream = JudgedStream(run.annotations, *arguments, judged.judged_texts, share, judged.texts_per_picture)
-    else:
-        stream = Stream(run.annotations, *arguments, opener=opener)
+    stream = Stream(run.annotations, transform, run.train.seed, run.image_root, opener=opener)
+    if run.task == "retrieval" and run.retrieval.uses_judged_texts:
+        require_judged_share(run.retrieval.judged_share, run.train.batch_size)
     distributed.run_on_main(stream.check_pictures)
     return stream
+
+
+def _judged_stream(run: FinetuneRun, model: Blip, tokenizer: Tokenizer, stream: Stream, out: Path) -> SampleStream:
+    """Return `stream` with judged texts; make near misses first, on the main process."""
+    config, device = run.retrieval, pick_device(run.train.device)
+    tables = list(config.judged_texts)
+    if config.near_misses:
+        if not run.init or model.text.lm_head is None:
+            raise ValueError(
+                "Near misses are sampled from the decoder of the starting checkpoint, and "
+                f"{run.init or 'a new model'} has none: give --init a pre-trained model, or leave out "
+                "retrieval.near_misses."
+            )
+        content = NearMissConfig(
+            config.near_misses,
+            config.near_miss_pictures,
+            config.near_miss_samples,
+            config.max_tokens,
+            run.train.seed,
+            model_fingerprint(run.init),
+            run.annotations,
+        )
+        table = out / NEAR_MISSES
+        distributed.run_on_main(
+            lambda: make_near_misses(table, model.to(device), tokenizer, stream.datasets, content, run.train.dtype)
+        )
+        model.cpu()
+        tables.append(str(table))
+    judged = JudgedStream(stream, tables, run.image_root, config.judged_share, config.texts_per_picture)
+    distributed.run_on_main(judged.check_tables)
+    return judged
 
 
 def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Validator | None:

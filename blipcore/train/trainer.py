@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from blipcore import distributed
+from blipcore.data.dataset import SampleStream
 from blipcore.data.loader import make_loader
-from blipcore.data.stream import Stream
 from blipcore.device import autocast, pick_device, to_device
 from blipcore.io.memory import require_memory
 from blipcore.tasks.task import Batch, Outputs, Progress, Task
@@ -56,7 +56,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        stream: Stream,
+        stream: SampleStream,
         config: TrainConfig,
         out: Path | str,
         resolved: dict[str, Any],

@@ -37,7 +37,7 @@ def one_row_per_pair(
     kv = model.text.image_kv(model.encode_image(pixels))
     logits = []
     for images, texts in zip(image.to(ids.device).split(rows), text.to(ids.device).split(rows), strict=True):
-        logits.append(model.itm_logits(model.text.fuse(ids[texts], mask[texts], kv.select(images)))[:, 1].cpu())
+        logits.append(model.itm_logits(model.text.fuse(ids[texts], mask[texts], kv.select(images))).cpu())
     return torch.cat(logits)
 
 

@@ -49,7 +49,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(filter_model, tokenizer, pictures):
-    """Cosines and ITM logits (I, T) of all pairs, one text at a time, and the picture (T,) of each text."""
+    """Cosines (I, T) and ITM logits (I, T, 2) of all pairs, one text at a time, and the picture (T,) of each text."""
     cosine, itm, owner = [], [], []
     model = filter_model
     with torch.inference_mode():
@@ -59,7 +59,7 @@ def scores(filter_model, tokenizer, pictures):
             for text in record["texts"]:
                 ids, mask = tokenizer([text] * PICTURES, max_length=35)
                 cosine.append((image_feat * model.text_feat(model.text.encode(ids, mask))).sum(1))
-                itm.append(model.itm_logits(model.text.fuse(replace_first(ids, tokenizer.enc), mask, kv))[:, 1])
+                itm.append(model.itm_logits(model.text.fuse(replace_first(ids, tokenizer.enc), mask, kv)))
                 owner.append(i)
     return torch.stack(cosine, 1), torch.stack(itm, 1), torch.tensor(owner)
 
@@ -69,12 +69,16 @@ def test_recall_equals_its_definition(filter_model, tokenizer, pictures, scores,
     """The official way: a matrix of every pair at -100, the shortlists of rows and columns filled in."""
     cosine, itm, owner = scores
     right = owner[None] == torch.arange(PICTURES)[:, None]
-    i2t, t2i = torch.full_like(cosine, -100.0), torch.full_like(cosine.T, -100.0)
-    for matrix, similar, logit in ((i2t, cosine, itm), (t2i, cosine.T, itm.T)):
-        for query in range(len(matrix)):
-            best = similar[query].argsort(descending=True)[:k]
-            matrix[query, best] = logit[query, best] + similar[query, best]
-    expected = retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
+    temperature = float(filter_model.temp.detach())
+    expected = {}
+    for name, logit, scale in (("", itm[..., 1], 1.0), ("sum_", itm[..., 1] - itm[..., 0], temperature)):
+        i2t, t2i = torch.full_like(cosine, -1000.0), torch.full_like(cosine.T, -1000.0)
+        for matrix, similar, by_query in ((i2t, cosine, logit), (t2i, cosine.T, logit.T)):
+            for query in range(len(matrix)):
+                best = similar[query].argsort(descending=True)[:k]
+                matrix[query, best] = by_query[query, best] + similar[query, best] / scale
+        recall = retrieval_recall(retrieval_ranks(i2t, right), retrieval_ranks(t2i, right.T))
+        expected |= {name + key: value for key, value in recall.items()}
     plain = retrieval_recall(retrieval_ranks(cosine, right), retrieval_ranks(cosine.T, right.T))
     recall, _ = evaluate_retrieval(filter_model, tokenizer, pictures, k=k, rows=rows)
     assert recall == expected | {f"itc_{name}": value for name, value in plain.items()}

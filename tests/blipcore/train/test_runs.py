@@ -123,6 +123,19 @@ def test_a_filter_learns_from_judged_texts(pretrained, annotations, tmp_path) ->
         finetune(replace(run, train=replace(TRAIN, batch_size=2)), tmp_path / "other")
 
 
+def test_near_misses_are_made_once_and_resume_with_the_run(pretrained, annotations, tmp_path) -> None:
+    run = FinetuneRun("retrieval", [str(annotations)], init=pretrained, augment=PLAIN, train=TRAIN)
+    run.retrieval = RetrievalConfig(queue_size=8, near_misses=2, near_miss_samples=2, max_tokens=10)
+    first = finetune(run, tmp_path / "run")
+    table = tmp_path / "run" / "near_misses.parquet"
+    written = table.stat().st_mtime_ns
+    assert first["losses"]["loss_judged"] > 0
+    assert finetune(run, tmp_path / "run") == first and table.stat().st_mtime_ns == written
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["retrieval"]["near_misses"] == 2
+    with pytest.raises(ValueError, match="Near misses are sampled from the decoder of the starting checkpoint"):
+        finetune(replace(run, init=str(tmp_path / "run" / "model")), tmp_path / "other")
+
+
 def test_settings_of_judged_texts_are_recorded_only_with_a_table(pretrained, annotations, tmp_path) -> None:
     run = FinetuneRun("retrieval", [str(annotations)], init=pretrained, augment=PLAIN, train=TRAIN)
     run.retrieval = RetrievalConfig(queue_size=8)
