@@ -178,6 +178,8 @@ def filter_(
     model: options.FilterModel = None,
     clip: options.Clip = None,
     scorer: options.Scorers = None,
+    judge: options.Judge = None,
+    base_url: options.BaseUrl = None,
     captioner: options.CaptionerModel = None,
     captioner_name: options.CaptionerName = None,
     tokenizer: options.TokenizerPath = None,
@@ -207,9 +209,10 @@ def filter_(
     """Score texts against their pictures, keep those that match, write DATA/filtered/NAME."""
     from capfilt.caption_and_filter import CaptionFilterConfig, caption_and_explain, caption_and_filter
     from capfilt.filter.decide import format_threshold
-    from capfilt.filter.threshold import format_threshold_table
+    from capfilt.filter.threshold_table import format_strata_table, format_threshold_table
 
     fields = {"captioner": "captioner.model", "captioner_name": "captioner.name", "explain": None}
+    fields |= {"judge": "judge.model", "base_url": "judge.server.base_url"}
     settings = read_settings(context, CaptionFilterConfig, fields)
     if explain and settings.repair:
         raise ValueError("--explain compares ITM thresholds of whole texts, which --repair does not use; give one.")
@@ -218,10 +221,12 @@ def filter_(
     if as_json:
         finish(summary, as_json, error)
         return
-    readable = summary | {"threshold": format_threshold(summary["threshold"]), "thresholds": None}
+    readable = summary | {"threshold": format_threshold(summary["threshold"]), "thresholds": None, "strata": None}
     finish(readable, as_json, error)
     if explain:
-        print("\n".join(format_threshold_table(summary["thresholds"], summary["threshold"])))
+        print("\n".join(format_threshold_table(summary["thresholds"], summary["threshold"], summary["score"])))
+    if summary["strata"]:
+        print("\n".join(format_strata_table(summary["strata"])))
 
 
 @command(app, "capfilt doctor /data")
@@ -270,7 +275,9 @@ def demo(
     out: options.DemoFolder = None,
     as_json: options.Json = False,
     scale: options.Scale = None,
+    rounds: options.Rounds = None,
     rows: options.Rows = None,
+    table: options.PaperTables = None,
     quick: options.Quick = None,
     lang: options.Language = None,
     seed: options.Seed = None,

@@ -58,6 +58,7 @@ def finetune(
     annotations: options.TrainFiles,
     *,
     image_root: options.ImageRoot = None,
+    labels: options.TrainLabels = None,
     init: options.Init = None,
     tokenizer: options.TokenizerPath = None,
     numerics: options.Numerics = None,
@@ -78,6 +79,13 @@ def finetune(
     sets: options.Sets = None,
 ) -> None:
     """Finetune a checkpoint on clean data: a captioner, a filter, VQA or NLVR2. Run it again to resume."""
+    if labels is not None:
+        from capfilt.filter.head import HeadConfig, learn_head
+
+        if may_change or nproc > 1:
+            raise ValueError("--labels learns one layer, in one process and one go; leave out --continue and --nproc.")
+        finish(learn_head(read_settings(context, HeadConfig, {"nproc": None, "may_change": None})), as_json)
+        return
     from blipcore.train import runs
     from blipcore.train.launch import launch
 
@@ -93,6 +101,9 @@ def evaluate(
     image_root: options.ImageRoot = None,
     answers: options.Answers = None,
     model: options.Model = None,
+    clip: options.Clip = None,
+    judge: options.Judge = None,
+    base_url: options.BaseUrl = None,
     tokenizer: options.TokenizerPath = None,
     numerics: options.Numerics = None,
     image_size: options.ImageSize = None,
@@ -104,7 +115,16 @@ def evaluate(
     config: options.Config = None,
     sets: options.Sets = None,
 ) -> None:
-    """Evaluate a checkpoint on an annotation file."""
+    """Evaluate a checkpoint on an annotation file, or scores on a public test of judges."""
+    if task == options.EvaluateTask.judge:
+        from capfilt.judge.stage import JudgeRun, evaluate_judge, format_table
+
+        fields = {"judge": "judge.model", "base_url": "judge.server.base_url"}
+        summary = evaluate_judge(read_settings(context, JudgeRun, fields))
+        finish(summary if as_json else {**summary, "rows": None, "groups": None}, as_json)
+        if not as_json:
+            print("\n".join(format_table(summary)))
+        return
     from blipcore import evaluation
 
     finish(evaluation.evaluate(read_settings(context, evaluation.EvaluateRun)), as_json)

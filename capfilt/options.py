@@ -47,6 +47,7 @@ class EvaluateTask(enum.StrEnum):
     vqa = "vqa"
     nlvr = "nlvr"
     classify = "classify"
+    judge = "judge"
 
 
 class CheckpointFormat(enum.StrEnum):
@@ -112,7 +113,7 @@ TrainFiles = Annotated[
     list[str], argument("ANNOTATIONS", "JSON or CSV files, image folders, shard sets; for vqa and nlvr JSON files.")
 ]
 EvaluateArgument = Annotated[
-    EvaluateTask, argument("TASK", "caption: CIDEr, BLEU; retrieval: recall; others: accuracy.")
+    EvaluateTask, argument("TASK", "caption: CIDEr, BLEU; retrieval: recall; judge: tests of scores; others: accuracy.")
 ]
 TestFile = Annotated[
     str, argument("ANNOTATIONS", "As for finetune; for classify a JSON file or a folder of class folders.")
@@ -178,6 +179,9 @@ Mixture = Annotated[
     option(READ, "How often each text is drawn: web=0.5,blip=0.5 or itm/0.1.", default="all alike"),
 ]
 ScoresName = Annotated[str | None, option(READ, "Name of the scores to reuse or write.", default="reuse any that fit")]
+TrainLabels = Annotated[
+    str | None, option(READ, "For retrieval: learn ITM from labels of the filtered set ANNOTATIONS.", "--labels")
+]
 Answers = Annotated[str | None, option(READ, "For vqa: possible answers, as a JSON list or one per line.")]
 
 # --- How to download ------------------------------------------------------------------------------------------------
@@ -198,8 +202,14 @@ FilterModel = Annotated[str | None, option(MODEL, "Filter: a checkpoint with ITM
 Clip = Annotated[list[str] | None, option(MODEL, "Also score with open_clip:ARCH/TAG; repeatable.", metavar="MODEL")]
 Scorers = Annotated[
     list[str] | None,
-    option(MODEL, "Also score with FILE.py:CLASS or another filter; repeatable.", "--scorer", metavar="SCORER"),
+    option(
+        MODEL,
+        "Also score with lm:CAPTIONER, FILE.py:CLASS or another filter; repeatable.",
+        "--scorer",
+        metavar="SCORER",
+    ),
 ]
+Judge = Annotated[str | None, option(MODEL, "Also judge the texts with hf:MODEL or openai:MODEL, as vqa.")]
 CaptionerModel = Annotated[str | None, option(MODEL, "Captioner that writes captions in the same pass.")]
 CaptionerName = Annotated[str | None, option(MODEL, "Name of its captions.", default="blip, or the model's name")]
 ModelSize = Annotated[
@@ -235,8 +245,8 @@ NumCaptions = Annotated[int | None, option(CAPTION, "Captions per picture.", def
 
 # --- How to decide --------------------------------------------------------------------------------------------------
 
-Threshold = Annotated[str | None, option(DECIDE, "Minimum ITM probability; auto reaches --target.", default=0.5)]
-Labels = Annotated[str | None, option(DECIDE, "For auto: file with columns key, source, index, match (1 or 0).")]
+Threshold = Annotated[str | None, option(DECIDE, "Minimum ITM; auto: a learned mix reaches --target.", default=0.5)]
+Labels = Annotated[str | None, option(DECIDE, "File with columns key, source, index, match (1 or 0); learns mix.")]
 Target = Annotated[str | None, option(DECIDE, "For auto: precision=X or recall=X.", default="precision=0.9")]
 TopFraction = Annotated[float | None, option(DECIDE, "Share of the texts to keep, instead of a threshold.")]
 BestOf = Annotated[str | None, option(DECIDE, "Keep one text per picture and source, best by itm, itc or clip.")]
@@ -310,6 +320,9 @@ Json = Annotated[bool, flag(OUTPUT, "Print the summary as one JSON object on std
 
 Seed = Annotated[int | None, option(SETTINGS, "Random seed.", default=0)]
 Rounds = Annotated[int | None, option(SETTINGS, "Rounds of captioning, filtering and retraining.", default=1)]
+PaperTables = Annotated[
+    list[int] | None, option(SETTINGS, "Table of the paper to repeat: 2, 3, 4, 12 or 13; repeatable.", "--table")
+]
 DryRun = Annotated[bool, flag(SETTINGS, "Print the plan; run nothing.", "--dry-run")]
 Scale = Annotated[float | None, option(SETTINGS, "Factor on the numbers of pictures and training steps.", default=1.0)]
 Rows = Annotated[

@@ -15,7 +15,7 @@ ROOT = Path(capfilt.__file__).resolve().parents[1]
 # Each is imported in one file and inside a function, which raises with the install command if the package is missing.
 ONE_FILE = (
     "transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai", "peft", "sklearn",
-    "sentencex", "num2words",
+    "sentencex", "num2words", "faiss",
 )  # fmt: skip
 # Imported inside functions by the command line, so that `capfilt --help` stays fast.
 SLOW = ("torch", "transformers", "open_clip", "img2dataset", "webdataset", "pyarrow", "numpy", "PIL", "pydantic")
@@ -27,7 +27,7 @@ CAPFILT = (
     ("shards",),
     ("engine", "pictures", "vlm"),
     ("ingest", "caption", "filter"),
-    ("export", "fuse", "judge", "report"),
+    ("export", "fuse", "judge", "report", "select"),
     ("caption_and_filter", "doctor", "label"),
     ("bootstrap", "trial"),
     ("demo", "options"),

@@ -19,6 +19,7 @@ from capfilt.filter.scorer import (
     group_by_picture,
     picture_of_each_text,
 )
+from capfilt.filter.vectors import TEXT_VECTOR, vector_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,9 @@ class AlbefScorer(Scorer):
 
     def __init__(self, path: str, settings: FilterSettings | None = None) -> None:
         self.path, self.options = path, settings or FilterSettings()
+        if self.options.vectors:
+            self.name, self.settings = "albef-vectors", {"vectors": True}
+            self.list_columns = (TEXT_VECTOR.name,)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,8 +66,11 @@ class AlbefScorer(Scorer):
         is_long = (mask.sum(1) > self.max_length).tolist()
         return [long or clean_albef_caption(text) != text for text, long in zip(cleaned, is_long, strict=True)]
 
-    def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""
+    def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
+        """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors.
+
+        With the setting `vectors`, also their vectors, see `to_cells`.
+        """
         import torch
 
         from blipcore.device import stack_on
@@ -75,6 +82,7 @@ class AlbefScorer(Scorer):
             image_embeds = self.model.encode_image(stack_on(inputs, self.device))  # (B, N, W)
             image_feat = self.model.image_feat(image_embeds)  # (B, E)
             layers = self.model.text.image_kv(image_embeds)
+            text_feat = torch.zeros(len(flat_texts), image_feat.shape[-1])  # (R, E)
             for start in range(0, len(flat_texts), PAIRS_PER_PASS):
                 rows = slice(start, start + PAIRS_PER_PASS)
                 ids, mask = (part.to(self.device) for part in self.tokenizer(flat_texts[rows], self.max_length))
@@ -82,8 +90,11 @@ class AlbefScorer(Scorer):
                 images = image_index[rows]
                 fused = self.model.text.fuse(states, mask, [kv.index_select(1, images) for kv in layers])
                 itm[rows] = self.model.itm_logits(fused).float().softmax(-1)[:, 1].cpu()
-                itc[rows] = (self.model.text_feat(states) * image_feat[images]).sum(-1).float().cpu()
-        return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
+                text_feat_of_rows = self.model.text_feat(states)
+                text_feat[rows] = text_feat_of_rows.float().cpu()
+                itc[rows] = (text_feat_of_rows * image_feat[images]).sum(-1).float().cpu()
+        scores = {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
+        return scores | (vector_columns(image_feat, text_feat, texts) if self.options.vectors else {})
 
 
 def clean_albef_caption(text: str, max_words: int = MAX_WORDS) -> str:

@@ -18,6 +18,7 @@ from capfilt.filter.scorer import (
     group_by_picture,
     picture_of_each_text,
 )
+from capfilt.filter.vectors import TEXT_VECTOR, vector_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,9 @@ class BlipScorer(Scorer):
         self.settings = {"first_token": self.options.first_token}
         if self.options.numerics != "official":
             self.settings["numerics"] = self.options.numerics
+        if self.options.vectors:
+            self.name, self.settings["vectors"] = "blip-vectors", True
+            self.list_columns = (TEXT_VECTOR.name,)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,15 +89,18 @@ class BlipScorer(Scorer):
         is_long = (mask.sum(1) > self.max_length).tolist()
         return [long or clean_caption(text) != text for text, long in zip(cleaned, is_long, strict=True)]
 
-    def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[list[float]]]:
-        """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors."""
+    def score(self, inputs: Sequence[Tensor], texts: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
+        """Return ITM probabilities and ITC cosines of the texts of B images; `inputs` are (3, S, S) tensors.
+
+        With the setting `vectors`, also their vectors, see `to_cells`.
+        """
         import torch
 
         from blipcore.device import stack_on
         from blipcore.model.tokenizer import clean_caption
 
         flat_texts = [clean_caption(text) for picture_texts in texts for text in picture_texts]  # R texts
-        ids, mask = self.tokenizer(flat_texts, self.max_length)  # (R, L)
+        ids, mask = self.tokenizer(flat_texts or [""], self.max_length)  # (R, L)
         lengths = mask.sum(1)
         image_index = torch.tensor(picture_of_each_text(texts), dtype=torch.long)  # (R,)
         itm, itc = torch.zeros(len(flat_texts)), torch.zeros(len(flat_texts))
@@ -102,12 +109,17 @@ class BlipScorer(Scorer):
             image_feat = self.model.image_feat(image_embeds)  # (B, E)
             kv = self.model.text.image_kv(image_embeds, text_tokens=int(lengths.sum()) / len(inputs))
             # Sorted by length, to save padding.
-            for rows in lengths.argsort(stable=True).split(self.pairs_per_pass):
+            text_feat = torch.zeros(len(flat_texts), image_feat.shape[-1])  # (R, E)
+            for rows in lengths.argsort(stable=True).split(self.pairs_per_pass) if flat_texts else ():
                 images_of_rows = image_index[rows].to(self.device)
                 row_ids, row_mask = (part[rows, : lengths[rows[-1]]].to(self.device) for part in (ids, mask))
                 itm[rows] = self._itm(row_ids, row_mask, kv.select(images_of_rows))
-                itc[rows] = (self._text_feat(row_ids, row_mask) * image_feat[images_of_rows]).sum(-1).float().cpu()
-        return {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
+                text_feat_of_rows = self._text_feat(row_ids, row_mask)
+                itc[rows] = (text_feat_of_rows * image_feat[images_of_rows]).sum(-1).float().cpu()
+                if self.options.vectors:
+                    text_feat[rows] = text_feat_of_rows.float().cpu()
+        scores = {"itm": group_by_picture(itm.tolist(), texts), "itc": group_by_picture(itc.tolist(), texts)}
+        return scores | (vector_columns(image_feat, text_feat, texts) if self.options.vectors else {})
 
     def _itm(self, ids: Tensor, mask: Tensor, kv: ImageKV) -> Tensor:
         if self.options.first_token == "enc":

@@ -48,8 +48,11 @@ class Confidence:
         for source, folder in self.captions.items():
             rows = np.flatnonzero(pc.equal(scores["source"], source).to_numpy(zero_copy_only=False))
             if len(rows):
-                logprob[rows] = _read_logprobs(folder / f"{shard}.parquet", scores.select(["key", "index"]).take(rows))
-        return normalize_logprobs(logprob, scores["text"], self.length_penalty)
+                names = scores.select(["key", "index"]).take(rows)
+                logprob[rows] = _read_logprobs(folder / f"{shard}.parquet", names)
+        known = np.flatnonzero(~np.isnan(logprob))
+        logprob[known] = normalize_logprobs(logprob[known], scores["text"].take(known), self.length_penalty)
+        return logprob
 
 
 def normalize_logprobs(
@@ -90,9 +93,10 @@ def _read_logprobs(path: AnyPath, rows: pa.Table) -> np.ndarray:
     if "logprob" not in table.column_names:
         return np.full(rows.num_rows, np.nan)
     logprob = as_one_array(table["logprob"]).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    row = pc.index_in(_row_names(rows), value_set=_row_names(table)).to_numpy(zero_copy_only=False)
-    known = ~np.isnan(row)
-    return np.where(known, np.append(logprob, np.nan)[np.where(known, row, -1).astype(np.int64)], np.nan)
+    if rows.equals(table.select(rows.column_names)):  # the usual order
+        return logprob
+    row = pc.fill_null(pc.index_in(_row_names(rows), value_set=_row_names(table)), -1).to_numpy()
+    return np.append(logprob, np.nan)[row]
 
 
 def _row_names(table: pa.Table) -> pa.Array:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, list_names, to_path
-from capfilt.filter.decide import KEPT, BestTexts, decided_by_itm
+from capfilt.filter.decide import KEPT, BestTexts, decided_by_score
+from capfilt.filter.strata import Strata
 from capfilt.shards.further_columns import filtered_columns, score_columns
 from capfilt.shards.manifest import image_folder, read_manifest
 from capfilt.shards.tables import read_schema, read_table
@@ -31,8 +32,8 @@ class FilteredShard:
     kept: np.ndarray
     # score column -> float64, NaN for no score
     values: dict[str, np.ndarray]
-    # bool, see `decide.decided_by_itm`
-    decided_by_itm: np.ndarray
+    # bool, see `decide.decided_by_score`
+    decided_by_score: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class FilteredSet:
     # score column -> limit
     limits: dict[str, float]
     best: BestTexts
+    # the deciding score, to which the threshold applies
+    score: str
+    # a limit per stratum instead of the threshold
+    strata: Strata | None
     manifest: dict[str, Any]
 
     @staticmethod
@@ -63,7 +68,9 @@ class FilteredSet:
         schema = read_schema(tables[0])
         best = BestTexts(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
         columns, further = score_columns(schema.names), filtered_columns(schema)
-        return FilteredSet(folder, tables, config["sources"], columns, further, config["limits"], best, manifest)
+        score, strata = config.get("score", "itm"), Strata.from_settings(config.get("strata"))
+        limits, sources = config["limits"], config["sources"]
+        return FilteredSet(folder, tables, sources, columns, further, limits, best, score, strata, manifest)
 
     @property
     def images(self) -> AnyPath:
@@ -72,7 +79,7 @@ class FilteredSet:
 
     @property
     def threshold(self) -> float:
-        return self.limits["itm"]
+        return self.limits[self.score]
 
     def read_shards(self) -> Iterator[FilteredShard]:
         """Read all rows, one shard at a time."""
@@ -85,7 +92,7 @@ class FilteredSet:
                 source=pc.index_in(table["source"], value_set=pa.array(self.sources)).to_numpy(),
                 kept=pc.equal(table["reason"], KEPT).to_numpy(),
                 values={name: table[name].cast(pa.float64()).to_numpy() for name in self.columns},
-                decided_by_itm=decided_by_itm(table, self.limits, self.best),
+                decided_by_score=decided_by_score(table, self.limits, self.best, self.score),
             )
 
 

@@ -16,7 +16,10 @@ from typing import Any
 from blipcore.device import resolve_backend, resolve_dtype
 from blipcore.io.storage import AnyPath, existing_paths
 from capfilt.engine.worker import worker_device
+from capfilt.filter.computed import CAPTION_SCORES, declare_computed
+from capfilt.filter.confidence import require_logprobs
 from capfilt.filter.config import ScoreConfig
+from capfilt.filter.judge import AXES, VQA
 from capfilt.filter.registry import FILTER_COLUMNS, DeclaredScorer, declare_scorers
 from capfilt.filter.sentences import SENTENCE_COLUMNS
 from capfilt.shards.format import WEB
@@ -69,17 +72,26 @@ def locate_scores(
     outputs = [folder / f"{shard}.parquet" for folder in (path, *new_captions.values()) for shard in images.shards]
     is_complete = len(existing_paths(outputs)) == len(outputs)
     scores = ScoreFolder(path, settings, captions, is_complete, captions)
+    available = [*scores.columns, *(computed.name for computed in declare_computed(scores.columns, captions))]
     for column, setting in required_columns.items():
-        if column not in scores.columns:
+        if column not in available:
             raise ValueError(
-                f"{setting} needs the score '{column}', but the scores are {', '.join(scores.columns)}; "
+                f"{setting} needs the score '{column}', but the scores are {', '.join(available)}; "
                 f"add {_option_for(column)}."
             )
+        if column in CAPTION_SCORES:
+            require_logprobs(captions, images.shards[0], setting)
     if is_complete:
         return scores
-    requested = 0 if config.model is None else 1 + len(config.clips) + len(config.scorers)
+    requested = 0 if config.model is None else 1 + len(config.clips) + len(config.scorers) + bool(config.judge.model)
     if requested < len(_columns_by_scorer(settings)):
-        raise ValueError(f"{path} is not finished; to finish it, give the same --model and --clip as before.")
+        raise ValueError(
+            f"{path} is not finished; to finish it, give the same --model, --clip, --scorer and --judge as before."
+        )
+    for name in ("sentences", "vectors"):
+        if bool(settings.get(name)) != getattr(config, name):
+            given = str(bool(settings.get(name))).lower()
+            raise ValueError(f"{path} is not finished; to finish it, give --set {name}={given} as before.")
     to_score = _find_captions(config, images, list(settings["sources"]), new_captions)
     return ScoreFolder(path, settings, captions, is_complete, to_score)
 
@@ -88,6 +100,10 @@ def _option_for(column: str) -> str:
     """Return the option of `capfilt filter` that gives a score column."""
     if column in SENTENCE_COLUMNS:
         return "--sentences"
+    if column in CAPTION_SCORES:
+        return "a source that `capfilt caption` wrote"
+    if column in (VQA, *AXES):
+        return "--judge MODEL" if column == VQA else "--judge openai:MODEL --set judge.by=rubric"
     return "--clip open_clip:ARCH/TAG, once per CLIP score, or a --scorer that gives it"
 
 
@@ -126,9 +142,10 @@ def _require_finished(folder: AnyPath, images: ShardSet) -> None:
     tables = [folder / f"{shard}.parquet" for shard in images.shards]
     missing = [path.stem for path in sorted(set(tables) - existing_paths(tables))]
     if missing:
+        stage = (read_manifest(folder) or {}).get("stage", "caption")
         raise ValueError(
             f"{folder} lacks {len(missing)} of {len(tables)} shards, {missing[0]} first; run the same "
-            "`capfilt caption` again to finish it, or leave it out with --sources."
+            f"`capfilt {stage}` again to finish it, or leave it out with --sources."
         )
     # reports a table with other columns before the model is loaded
     read_table(tables[0], CAPTIONS_TABLE_COLUMNS)

@@ -63,7 +63,9 @@ class ServerJudge(Scorer):
     def prepare(self, image: Image.Image, /) -> EncodedPicture:
         return encode_jpeg(image)
 
-    def start(self, inputs: Sequence[EncodedPicture], texts: Sequence[Sequence[str]]) -> Callable[[], dict[str, Any]]:
+    def start_scoring(
+        self, inputs: Sequence[EncodedPicture], texts: Sequence[Sequence[str]]
+    ) -> Callable[[], dict[str, Any]]:
         """Start the requests; return a function that waits for the scores."""
         assert self.server is not None
         futures: list[Future[Judgement]] = [
@@ -75,7 +77,7 @@ class ServerJudge(Scorer):
 
     def score(self, inputs: Sequence[EncodedPicture], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Return the scores and the reasons of missing ones; EngineError if the server is gone."""
-        return self.start(inputs, texts)()
+        return self.start_scoring(inputs, texts)()
 
     async def _judge(self, picture: EncodedPicture, text: str) -> Judgement:
         assert self.server is not None

@@ -33,17 +33,23 @@ _TEXT_COLUMNS = {
     "source": pa.scalar(WEB),
     "index": pa.scalar(0, pa.int32()),
 }
+# Optional columns. `drawn`: null or RANDOM for a text drawn at random, on which precision is measured. `itm`: score by
+# a filter that has not seen the picture, where the filter `itm_of` (a fingerprint) was trained on the label.
+_FURTHER_COLUMNS = {"drawn": pa.string(), "itm": pa.float64(), "itm_of": pa.string()}
+RANDOM = "random"
+# In the folder of a run that trained a filter on labels: the labels with `itm` and `itm_of`.
+LABELS_OF_RUN = "labels.parquet"
 
 
-def held_out_mask(labels: pa.Table) -> np.ndarray:
-    """Return a mask of the labels of half of the pictures, drawn by hashes of their shards and keys."""
+def number_pictures(labels: pa.Table) -> np.ndarray:
+    """Return a number per label, the same for labels of the same picture; the order is that of hashes."""
     pictures = [
         key if shard is None else f"{shard}/{key}"
         for shard, key in zip(labels["shard"].to_pylist(), labels["key"].to_pylist(), strict=True)
     ]
     order = sorted(set(pictures), key=lambda picture: hashlib.blake2b(picture.encode()).digest())
-    held_out = set(order[1::2])
-    return np.array([picture in held_out for picture in pictures], bool)
+    numbers = {picture: number for number, picture in enumerate(order)}
+    return np.array([numbers[picture] for picture in pictures], int)
 
 
 class LabelMatcher:
@@ -88,7 +94,9 @@ def _text_ids(texts: pa.Table, shards: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def read_labels(path: AnyPath) -> pa.Table:
-    """Read a labels file as a table of shard, key, source, index and match (0 or 1), one row per text.
+    """Read a labels file as a table of shard, key, source, index, match (0 or 1), drawn, itm and itm_of.
+
+    It has one row per text, in the order of the file.
 
     Raises ValueError or FileNotFoundError.
     """
@@ -102,9 +110,10 @@ def read_labels(path: AnyPath) -> pa.Table:
     for value in values:
         if value not in MATCH + NO_MATCH:
             raise ValueError(f"{path} has the label '{value}'; a label is 1 or 0, true or false, yes or no.")
-    columns = {name: pa.repeat(default, table.num_rows) for name, default in _TEXT_COLUMNS.items()}
-    for name, default in _TEXT_COLUMNS.items():
-        if name in table.column_names:
+    defaults = _TEXT_COLUMNS | {name: pa.scalar(None, data_type) for name, data_type in _FURTHER_COLUMNS.items()}
+    columns = {name: pa.repeat(default, table.num_rows) for name, default in defaults.items()}
+    for name, default in defaults.items():
+        if name in table.column_names and (name != "itm" or "itm_of" in table.column_names):
             try:
                 columns[name] = table[name].cast(default.type)
                 if default.is_valid:
@@ -117,13 +126,17 @@ def read_labels(path: AnyPath) -> pa.Table:
     columns["shard"] = pc.replace_substring_regex(columns["shard"], r"^.*/|\.(tar|parquet)$", "")
     labels = pa.table({**columns, "match": pa.array([value in MATCH for value in values]).cast(pa.int8())})
     labels = labels.append_column("row", pa.array(range(len(labels))))
-    by_text = labels.group_by(list(_TEXT_COLUMNS)).aggregate([("match", "min"), ("match", "max"), ("row", "min")])
+    of_first_row = [(name, "first") for name in _FURTHER_COLUMNS]
+    by_text = labels.group_by(list(_TEXT_COLUMNS), use_threads=False).aggregate(
+        [("match", "min"), ("match", "max"), ("row", "min"), *of_first_row]
+    )
     by_text = by_text.sort_by("row_min")
     contradictory = by_text.filter(pc.not_equal(by_text["match_min"], by_text["match_max"])).to_pylist()
     if contradictory:
         text = " ".join(str(contradictory[0][name]) for name in _TEXT_COLUMNS if contradictory[0][name] is not None)
         raise ValueError(f"{path} labels {text} both 1 and 0; remove one of the two labels.")
-    return by_text.select([*_TEXT_COLUMNS, "match_min"]).rename_columns([*_TEXT_COLUMNS, "match"])
+    selected = by_text.select([*_TEXT_COLUMNS, "match_min", *(f"{name}_first" for name in _FURTHER_COLUMNS)])
+    return selected.rename_columns([*_TEXT_COLUMNS, "match", *_FURTHER_COLUMNS])
 
 
 def _read_file(path: AnyPath) -> pa.Table:
@@ -134,7 +147,7 @@ def _read_file(path: AnyPath) -> pa.Table:
         if suffix in ("csv", "tsv"):
             # Keys such as 00012 must not become numbers.
             conversion = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(("shard", "key", "source", "match"), pa.string()),
+                column_types=dict.fromkeys(("shard", "key", "source", "match", "itm_of"), pa.string()),
                 null_values=[""],
                 strings_can_be_null=True,
             )

@@ -1,4 +1,4 @@
-"""Declares the scorers of `capfilt filter`: the filter of `--model`, then `--clip`, then `--scorer`.
+"""Declares the scorers of `capfilt filter`: the filter of `--model`, then `--clip`, `--scorer` and `--judge`.
 
 A declared scorer knows its columns and fingerprint; its model is loaded later, by a worker. A new kind of checkpoint is
 a file with a subclass of `Scorer` and a line in `FILTERS`.
@@ -10,8 +10,9 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,10 @@ from PIL import Image
 from blipcore.checkpoints.kind import Kind, checkpoint_kind, describe_use
 from blipcore.io.messages import one_line
 from capfilt.filter.config import ScoreConfig
+from capfilt.filter.judge import JUDGE_ERROR
 from capfilt.filter.scorer import FilterSettings, Runtime, Scorer
 from capfilt.filter.sentences import SENTENCES, SentenceScorer
+from capfilt.filter.vectors import PICTURE_VECTOR, VECTORS
 from capfilt.pictures.batching import OUT_OF_MEMORY
 from capfilt.shards.format import SCORES, VERDICT
 
@@ -32,9 +35,12 @@ FILTERS: dict[Kind, str] = {
     "blip2 filter": "capfilt.filter.blip2:Blip2Scorer",
 }
 CLIP = "capfilt.filter.clip:OpenClipScorer"
+LM = "capfilt.filter.lm:LmScorer"
+JUDGES = {"openai": "capfilt.filter.judge_server:ServerJudge", "hf": "capfilt.filter.judge_hf:HfJudge"}
 # columns of every filter
 FILTER_COLUMNS = ("itm", "itc")
-RESERVED_COLUMNS = {*SCORES.names, *VERDICT.names, "error", SENTENCES.name}
+RESERVED_COLUMNS = {*SCORES.names, *VERDICT.names, "error", SENTENCES.name, JUDGE_ERROR.name}
+RESERVED_COLUMNS |= {field.name for field in VECTORS}
 # what a scorer of any class must have
 MEMBERS = ("columns", "fingerprint", "prepare", "score")
 
@@ -49,7 +55,7 @@ class DeclaredScorer(NamedTuple):
 
     @property
     def list_columns(self) -> tuple[str, ...]:
-        """Names of its results that are lists, stored beside the scores."""
+        """Names of its results that are no numbers, stored beside the scores."""
         return getattr(self.scorer, "list_columns", ())
 
     def settings(self) -> dict[str, Any]:
@@ -76,8 +82,22 @@ class DeclaredScorer(NamedTuple):
 
         Raises ValueError if they do not fit the texts, or if a custom scorer fails.
         """
+        return self.start(inputs, texts)()
+
+    def start(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> Callable[[], dict[str, list[list[Any]]]]:
+        """Begin to score; return a function that waits for the result, see `score`."""
         with self._named_errors("failed"):
-            scores = self.scorer.score(inputs, [list(picture_texts) for picture_texts in texts])
+            wait = self._begin(inputs, [list(picture_texts) for picture_texts in texts])
+        return lambda: self._check(wait(), texts)
+
+    def _begin(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> Callable[[], Any]:
+        if hasattr(self.scorer, "start_scoring"):
+            return self.scorer.start_scoring(inputs, texts)
+        scores = self.scorer.score(inputs, texts)
+        return lambda: scores
+
+    def _check(self, scores: Any, texts: Sequence[Sequence[str]]) -> dict[str, list[list[Any]]]:
+        """Return scores by the names of the table; ValueError if they do not fit the texts."""
         by_name: dict[str, list[list[Any]]] = {}
         for column, name in zip(self.scorer.columns, self.columns, strict=True):
             rows: list[list[float | None]]
@@ -88,7 +108,9 @@ class DeclaredScorer(NamedTuple):
             if [len(row) for row in rows] != [len(picture_texts) for picture_texts in texts]:
                 raise ValueError(f"{self.spec} returned '{column}' of another shape than the texts of the pictures.")
             by_name[name] = rows
-        return by_name | {name: scores[name] for name in self.list_columns}
+        # The vectors of pictures are one per picture.
+        names = (*self.list_columns, *([PICTURE_VECTOR.name] if PICTURE_VECTOR.name in scores else []))
+        return by_name | {name: scores[name] for name in names}
 
     @contextmanager
     def _named_errors(self, problem: str) -> Iterator[None]:
@@ -111,6 +133,9 @@ def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
         scorers.append((config.model, SentenceScorer(filter_) if config.sentences else filter_))
     scorers += [(spec, _import_class(CLIP)(spec)) for spec in config.clips]
     scorers += [(spec, _declare_extra(spec, config)) for spec in config.scorers]
+    if config.judge.model:
+        kind = config.judge.model.partition(":")[0]
+        scorers.append((config.judge.model, _import_class(JUDGES[kind])(config.judge)))
     declared: list[DeclaredScorer] = []
     used: set[str] = set()
     for spec, scorer in scorers:
@@ -148,13 +173,18 @@ def split_class(spec: str) -> tuple[str, str] | None:
 
 
 def _declare_extra(spec: str, config: ScoreConfig) -> Scorer:
-    """Return the scorer of `--scorer`: a class of the user's own, or a further checkpoint."""
+    """Return the scorer of `--scorer`: a captioner, a class of the user's own, or a further filter."""
+    if spec.startswith("lm:"):
+        model = spec.removeprefix("lm:")
+        if (kind := checkpoint_kind(model)) != "blip":
+            raise ValueError(f"{describe_use(kind, model).rstrip('.')}; lm: takes a BLIP captioner.")
+        return _import_class(LM)(model, config.data, config.lm_prompt, config.tokenizer, config.numerics)
     if spec.startswith("open_clip:"):
         raise ValueError(f"{spec} is a CLIP model: give it as --clip {spec}.")
     if spec.endswith(".py"):
         raise ValueError(f"{spec} is a file; name the class too, as {spec}:CLASS.")
     if split_class(spec) is None:
-        return declare_filter(spec, config.filter_settings())
+        return declare_filter(spec, replace(config.filter_settings(), vectors=False))
     cls = _import_class(spec)
     try:
         scorer = cls()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,11 +10,14 @@ import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath
 from capfilt.engine.worker import Worker
+from capfilt.filter.computed import CAPTION_SCORES, ComputedScore, append_computed
 from capfilt.filter.decide import KEPT, BestTexts, decide
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, rescore_advice
+from capfilt.filter.judge import JUDGE_ERROR
 from capfilt.filter.repair import REPAIRED, repair
 from capfilt.filter.sentences import SENTENCES
-from capfilt.shards.format import filtered_schema
+from capfilt.filter.strata import Strata
+from capfilt.shards.format import WEB, filtered_schema
 from capfilt.shards.further_columns import cast_cells, rename_clashes
 from capfilt.shards.input_check import input_digests
 from capfilt.shards.shard_set import ShardSet
@@ -37,6 +41,11 @@ class RewriteStage:
     further: pa.Schema
     # drop the sentences below the limit of itm_min
     repair: bool = False
+    # further score columns
+    computed: Sequence[ComputedScore] = ()
+    # the deciding score, and its limits where they differ by stratum
+    score: str = "itm"
+    strata: Strata | None = None
     name: str = "rewrite"
 
     def output(self, shard: str) -> AnyPath:
@@ -52,15 +61,17 @@ class RewriteStage:
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         columns = ["key", "source", "index", "text", *self.columns, "error"]
-        table = read_table(self.scores / f"{shard}.parquet", columns, optional=[SENTENCES.name])
+        score_names = [*self.columns, *(score.name for score in self.computed)]
+        table = read_table(self.scores / f"{shard}.parquet", columns, optional=[SENTENCES.name, JUDGE_ERROR.name])
         table = table.filter(pc.is_in(table["source"], pa.array(list(self.captions), pa.string())))
         for source, folder in self.captions.items():
             if folder is not None:
                 self._check_unchanged(table, source, folder / f"{shard}.parquet")
+        table = append_computed(table, shard, self.computed)
         table = repair(table, self.limits["itm_min"]) if self.repair else table
-        reasons = decide(table, self.limits, self.best)
-        of_sentences = [field for field in (*REPAIRED, SENTENCES) if field.name in table.column_names]
-        ours = pa.schema([*filtered_schema(self.columns), *of_sentences])
+        reasons = decide(table, self.limits, self.best, self.score, self.strata)
+        of_sentences = [field for field in (*REPAIRED, SENTENCES, JUDGE_ERROR) if field.name in table.column_names]
+        ours = pa.schema([*filtered_schema(score_names), *of_sentences])
         names = rename_clashes(self.further.names, ours.names, ours=False)
         further = [pa.field(names[field.name], field.type) for field in self.further]
         schema = pa.schema([*ours, *further])
@@ -98,6 +109,10 @@ class RewriteStage:
     def _count_reasons(table: pa.Table) -> dict[str, int]:
         groups = table.group_by(["source", "reason"]).aggregate([([], "count_all")])
         counts = {f"{row['source']}/{row['reason']}": row["count_all"] for row in groups.to_pylist()}
+        for name in CAPTION_SCORES & set(table.column_names):
+            of_captions = table.filter(pc.and_(pc.not_equal(table["source"], WEB), pc.is_valid(table["text"])))
+            if of_captions[name].null_count:
+                counts[f"texts_without_{name}"] = of_captions[name].null_count
         if REPAIRED.names[0] in table.column_names:
             counts["texts_repaired"] = len(table) - table["original"].null_count
             counts["sentences_cut"] = pc.sum(pc.list_value_length(table["cut"])).as_py() or 0

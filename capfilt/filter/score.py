@@ -6,8 +6,8 @@ source, index, text, one column per score, and `error` if the picture could not 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -24,10 +24,12 @@ from capfilt.engine.run import RunSummary, run_shards
 from capfilt.engine.worker import Stage, Worker
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.find_scores import CAPTIONS_TABLE_COLUMNS, ScoreFolder, rescore_advice
+from capfilt.filter.judge import JUDGE_ERROR
 from capfilt.filter.registry import declare_scorers
 from capfilt.filter.scorer import Runtime
 from capfilt.filter.sentences import SENTENCE_COLUMNS, SENTENCES
 from capfilt.filter.texts import clean_texts
+from capfilt.filter.vectors import PICTURE_VECTOR, VECTORS
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach, ShardPass
 from capfilt.shards.format import WEB, scores_schema
@@ -35,6 +37,7 @@ from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, read_manifest
 from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table, write_table
+from capfilt.vlm.cost import Cost
 
 Row = dict[str, Any]
 TextsByKey = dict[str, list[tuple[int, str | None]]]  # key -> (index, text) of each caption
@@ -49,6 +52,8 @@ class ScoreTable:
         captions: dict[str, TextsByKey],
         web_texts: Mapping[str, str | None] | None,
         counts: Mapping[str, int],
+        has_judge: bool = False,
+        has_vectors: bool = False,
     ) -> None:
         """Begin a table with the score `columns`; `counts` are added to its own.
 
@@ -56,6 +61,7 @@ class ScoreTable:
         texts out.
         """
         self.columns, self.captions, self.web_texts, self.counts = columns, captions, web_texts, counts
+        self.has_judge, self.has_vectors = has_judge, has_vectors
         self.rows: list[Row] = []
 
     def add_captions(self, source: str, keys: Sequence[str], texts: Sequence[Sequence[str | None]]) -> None:
@@ -101,6 +107,12 @@ class ScoreTable:
             sentences = [sentence for row in self.rows for sentence in row.get(SENTENCES.name) or ()]
             counts["sentences"] = len(sentences)
             counts["sentences_truncated"] = sum(sentence["truncated"] for sentence in sentences)
+        if self.has_judge:
+            schema = schema.append(JUDGE_ERROR)
+            reasons = [row[JUDGE_ERROR.name].partition(":")[0] for row in self.rows if row.get(JUDGE_ERROR.name)]
+            counts |= {"unjudged": len(reasons), **Counter(f"unjudged/{reason}" for reason in reasons)}
+        if self.has_vectors:
+            schema = pa.schema([*schema, *VECTORS])
         table = pa.Table.from_pylist(self.rows, schema=schema)
         write_table(path, table, counts, make_folder=False, inputs=pictures.inputs)
         return counts
@@ -130,16 +142,21 @@ class ScoreStage:
             scorer.load(Runtime(device, self.dtype, self.backend))
         self.splitters = [BatchSplitter() for _ in self.scorers]
         self.columns = [column for scorer in self.scorers for column in scorer.columns]
+        # an answer of a server takes longer than a batch
+        self.batches_ahead = max(getattr(scorer.scorer, "batches_ahead", 0) for scorer in self.scorers)
         self.prepare = PrepareEach(tuple(scorer.prepare for scorer in self.scorers))
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
         with self.pictures.open(shard, self.prepare, next_shard=worker.next_shard, cores=worker.cores) as pictures:
-            table = self.begin_table(shard)
+            table, cost = self.begin_table(shard), Cost(*(scorer.scorer for scorer in self.scorers))
+            started: deque[tuple[int, Callable[[], None]]] = deque()
             for batch in pictures.batches(self.batch_size):
-                rows = table.add(batch)
-                self.score(batch, rows)
-                worker.advance(len(batch))
-            return table.write(self.output(shard), pictures) | pictures.times()
+                started.append((len(batch), self.start(batch, table.add(batch))))
+                if len(started) > self.batches_ahead:
+                    _finish(started.popleft(), worker, cost)
+            for batch_started in started:
+                _finish(batch_started, worker, cost)
+            return table.write(self.output(shard), pictures) | pictures.times() | cost.counts()
 
     def begin_table(self, shard: str, new_captions: str | None = None) -> ScoreTable:
         """Begin the table of a shard; the captions of the source `new_captions` are added later."""
@@ -149,36 +166,71 @@ class ScoreStage:
                 captions[source] = {}
             elif folder is not None:
                 captions[source] = _read_caption_texts(folder / f"{shard}.parquet")
+        extra = (bool(self.config.judge.model), self.config.vectors)
         if WEB not in self.captions or self.captions[WEB] is not None:
-            return ScoreTable(self.columns, captions, None, {})
+            return ScoreTable(self.columns, captions, None, {}, *extra)
         own_table = self.images.read_own_table(shard, ("caption",))
         is_unreadable = not own_table.column_names and self.images.table(shard).exists()
         counts = {"table/unreadable": 1} if is_unreadable else {}
-        return ScoreTable(self.columns, captions, _texts_of_table(own_table), counts)
+        return ScoreTable(self.columns, captions, _texts_of_table(own_table), counts, *extra)
 
     def score(self, batch: PictureBatch, rows: Sequence[Row]) -> None:
         """Score the rows of a batch that have words and a decoded picture."""
+        self.start(batch, rows)()
+
+    def start(self, batch: PictureBatch, rows: Sequence[Row]) -> Callable[[], None]:
+        """Begin to score the rows of a batch; return a function that waits for the scores."""
         decoded = [row for row in rows if row["error"] is None]
         cleaned = clean_texts(pa.array([row["text"] for row in decoded], pa.string())).to_pylist()
         rows_by_key: dict[str, list[Row]] = defaultdict(list)
+        if self.config.vectors:  # pictures without words have one too
+            rows_by_key.update((row["key"], []) for row in decoded)
         for row, words in zip(decoded, cleaned, strict=True):
             if words:
                 rows_by_key[row["key"]].append(row)
         if not rows_by_key:
-            return
+            return lambda: None
         inputs = dict(zip(batch.keys, batch.inputs, strict=True))
-        texts = [[row["text"] for row in rows_of_picture] for rows_of_picture in rows_by_key.values()]
-        scored = list(chain.from_iterable(rows_by_key.values()))
-        is_truncated = self.scorers[0].truncated([row["text"] for row in scored])
+        with_words = {key: of_picture for key, of_picture in rows_by_key.items() if of_picture}
+        scored = list(chain.from_iterable(with_words.values()))
+        is_truncated = self.scorers[0].truncated([row["text"] for row in scored]) if scored else []
         for row, truncated in zip(scored, is_truncated, strict=True):
             row["truncated"] = truncated
-        for position, (scorer, splitter) in enumerate(zip(self.scorers, self.splitters, strict=True)):
-            parts = splitter.run(scorer.score, [inputs[key][position] for key in rows_by_key], texts)
-            for column in (*scorer.columns, *scorer.list_columns):
-                scores = chain.from_iterable(part[column] for part in parts)
-                for rows_of_picture, scores_of_picture in zip(rows_by_key.values(), scores, strict=True):
-                    for row, score in zip(rows_of_picture, scores_of_picture, strict=True):
-                        row[column] = score
+        # The filter, the first scorer, gives the vectors.
+        groups = [rows_by_key, *[with_words] * (len(self.scorers) - 1)]
+        waits = [
+            splitter.run(
+                scorer.start,
+                [inputs[key][position] for key in group],
+                [[row["text"] for row in of_picture] for of_picture in group.values()],
+            )
+            if group
+            else []
+            for position, (scorer, splitter, group) in enumerate(zip(self.scorers, self.splitters, groups, strict=True))
+        ]
+
+        def finish() -> None:
+            for scorer, waits_of_scorer, group in zip(self.scorers, waits, groups, strict=True):
+                parts = [wait() for wait in waits_of_scorer]
+                for column in (*scorer.columns, *scorer.list_columns):
+                    scores = chain.from_iterable(part[column] for part in parts)
+                    for rows_of_picture, scores_of_picture in zip(group.values(), scores, strict=True):
+                        for row, score in zip(rows_of_picture, scores_of_picture, strict=True):
+                            row[column] = score
+                if self.config.vectors and group is rows_by_key:
+                    vectors = chain.from_iterable(part[PICTURE_VECTOR.name] for part in parts)
+                    vector_of = dict(zip(group, vectors, strict=True))
+                    for row in decoded:
+                        row[PICTURE_VECTOR.name] = vector_of.pop(row["key"], None)
+
+        return finish
+
+
+def _finish(started: tuple[int, Callable[[], None]], worker: Worker, cost: Cost) -> None:
+    """Wait for the scores of a batch and report its pictures."""
+    pictures, wait = started
+    wait()
+    worker.advance(pictures, cost.since_last())
 
 
 def _read_caption_texts(path: AnyPath) -> TextsByKey:

@@ -43,6 +43,8 @@ class FilterSettings:
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
     tokenizer: str | None = None
     numerics: Numerics = "official"
+    # also return the ITC vectors, see vectors.py
+    vectors: bool = False
 
 
 class Scorer:
@@ -57,7 +59,7 @@ class Scorer:
     columns: tuple[str, ...] = ()
     # Settings that change the scores and are not part of the fingerprint; the manifest records them.
     settings: Mapping[str, Any] = {}
-    # names of results that are lists, not numbers; the tables hold them after the scores
+    # names of results that are no numbers; the tables hold them after the scores
     list_columns: tuple[str, ...] = ()
     # its image encoder may run through `runtime.backend`
     uses_backend: bool = False

@@ -22,6 +22,7 @@ import pyarrow as pa
 from PIL import Image
 
 from capfilt.filter.scorer import Runtime, Scorer
+from capfilt.filter.vectors import PICTURE_VECTOR
 
 SENTENCE_COLUMNS = ("itm_min", "itm_mean")
 SENTENCES = pa.field(
@@ -117,12 +118,11 @@ def _boundaries(text: str) -> list[dict[str, Any]]:
 class SentenceScorer(Scorer):
     """A filter that also scores the sentences of each text, with one encoding of each picture."""
 
-    list_columns = (SENTENCES.name,)
-
     def __init__(self, filter_: Scorer) -> None:
         self.filter = filter_
         self.name = f"{filter_.name}-sentences"
         self.columns = (*filter_.columns, *SENTENCE_COLUMNS)
+        self.list_columns = (*filter_.list_columns, SENTENCES.name)
         self.settings = {**filter_.settings, "sentences": SPLITTER}
         self.uses_backend = filter_.uses_backend
         self.packages = (*filter_.packages, "sentencex")
@@ -156,7 +156,7 @@ class SentenceScorer(Scorer):
                 [of_picture[place[text]] for text in picture_texts]
                 for picture_texts, place, of_picture in zip(texts, places, scores[column], strict=True)
             ]
-            for column in self.filter.columns
+            for column in (*self.filter.columns, *self.filter.list_columns)
         }
         rows = [
             [[sentence.row(place, itm) for sentence in sentences] for sentences in of_texts]
@@ -165,7 +165,8 @@ class SentenceScorer(Scorer):
         values = [[[row["itm"] for row in of_text] for of_text in of_picture] for of_picture in rows]
         columns["itm_min"] = [[lowest(of_text) for of_text in of_picture] for of_picture in values]
         columns["itm_mean"] = [[sum(of_text) / len(of_text) for of_text in of_picture] for of_picture in values]
-        return columns | {SENTENCES.name: rows}
+        vectors = {name: scores[name] for name in scores if name == PICTURE_VECTOR.name}
+        return columns | {SENTENCES.name: rows} | vectors
 
     def _split(self, text: str) -> list[Sentence]:
         spans = split_sentences(text)

@@ -18,28 +18,23 @@ import pyarrow as pa
 
 from blipcore.device import count_cores
 from blipcore.io.lock import lock_folder
-from blipcore.io.storage import AnyPath, existing_paths, to_path
+from blipcore.io.storage import AnyPath, to_path
 from capfilt.engine.run import run_shards
+from capfilt.filter.choose import choose, choose_threshold, read_decided
+from capfilt.filter.computed import declare_computed, recorded_settings
 from capfilt.filter.config import FilterConfig
 from capfilt.filter.decide import KEPT, BestTexts
 from capfilt.filter.find_scores import locate_scores
 from capfilt.filter.labels import read_labels
 from capfilt.filter.rewrite import RewriteStage
 from capfilt.filter.score import ScoreResult, score_shards
-from capfilt.filter.threshold import (
-    ItmScores,
-    choose_by_fraction,
-    choose_by_target,
-    collect_itm_scores,
-    describe_threshold,
-    threshold_table,
-)
+from capfilt.filter.threshold_table import strata_table, threshold_table
 from capfilt.pictures.read_ahead import throughput
 from capfilt.shards.further_columns import further_schema
 from capfilt.shards.input_check import require_same_inputs
 from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.shard_set import ShardSet
-from capfilt.shards.tables import read_table
+from capfilt.vlm.cost import dollars
 
 
 def filter_shards(config: FilterConfig, *, progress: bool = True) -> dict[str, Any]:
@@ -78,20 +73,18 @@ def rewrite_shards(
 ) -> dict[str, Any]:
     """Decide on all scored texts, write the filtered tables and return the summary."""
     folder, scores, best = _filtered_folder(config), scored.folder, config.best_texts()
-    threshold, reason = config.threshold, ""
-    if threshold == "auto" or config.top_fraction is not None or config.labels is not None:
-        threshold, reason = _choose_threshold(config, _read_itm_scores(config, images, scored, labels))
-    limits = config.limits(threshold)
+    choice = choose(config, images, scored, labels)
     if config.world_size == 1:
         remove_manifest_if_empty(folder)
     settings = {
-        "limits": limits,
+        **choice.settings(config),
         **_best_settings(best),
         **({"repair": True} if config.repair else {}),
         "sources": list(scores.captions),
         "scored_with": scores.settings,
     }
-    further = further_schema(images)
+    further, computed = further_schema(images), declare_computed(scores.columns, scores.captions)
+    computed += [choice.mix] if choice.mix is not None else []
     manifest = Manifest.begin(
         folder,
         "filter",
@@ -100,12 +93,28 @@ def rewrite_shards(
         parents=[scores.path, *(path for path in scores.captions.values() if path)],
         packages=("pyarrow",),
         shared=config.world_size > 1,
-        unchecked={"further_columns": further.names},
+        unchecked={
+            "further_columns": further.names,
+            **({"computed": recorded_settings(computed)} if computed else {}),
+            **({"labels": config.labels} if config.labels else {}),
+        },
     )
+    computed = declare_computed(scores.columns, scores.captions, manifest.content.get("computed", {}))
     if "further_columns" not in manifest.content:  # begun by a version that kept none
         further = pa.schema([])
     stage = RewriteStage(
-        images, scores.path, scores.columns, scores.captions, limits, best, folder, further, config.repair
+        images,
+        scores.path,
+        scores.columns,
+        scores.captions,
+        choice.limits,
+        best,
+        folder,
+        further,
+        config.repair,
+        computed,
+        config.score,
+        choice.strata,
     )
     shards = config.shards_of_rank(images.shards)
     remedy = "delete the filtered set, or give another --name"
@@ -121,13 +130,17 @@ def rewrite_shards(
         "name": config.name,
         "out": str(folder),
         "scores": str(scores.path),
-        "threshold": threshold,
-        "why": reason or None,
+        "score": config.score,
+        "threshold": choice.threshold,
+        "why": choice.why or None,
+        "strata": list(choice.strata_rows),
         "shards": {"done": run.done, "skipped": run.skipped, "failed": failed},
         "counts": scored.counts,
         **_summarize(counts),
         "repaired": {name: counts[name] for name in ("texts_repaired", "sentences_cut") if name in counts},
+        "confidence": _describe_confidence(counts),
         "truncated": _describe_truncated(scored.counts, config.sentences),
+        "dollars": dollars(scored.run.counts),
         "seconds": round(scored.run.seconds + run.seconds, 2),
         **throughput(scored.run.counts, scored.run.seconds, "texts_scored"),
         **throughput(scored.run.counts, scored.run.seconds, "pictures"),
@@ -137,22 +150,23 @@ def rewrite_shards(
 def compare_thresholds(
     config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None
 ) -> dict[str, Any]:
-    """Return what each threshold of a range would keep."""
-    itm_scores = _read_itm_scores(config, images, scored, labels)
+    """Return what each threshold of a range would keep, and what the chosen one keeps of each stratum."""
+    texts, _, findings = read_decided(config, images, scored, labels)
     try:
-        threshold, reason = _choose_threshold(config, itm_scores)
+        threshold, reason = choose_threshold(config, texts)
     except ValueError as error:  # no threshold reaches the target; the table shows the values they reach
         threshold, reason = 0.5, str(error)
-    rows = threshold_table(itm_scores.held_out_half() if config.threshold == "auto" else itm_scores, threshold)
     return {
         "stage": "explain",
         "scores": str(scored.folder.path),
-        "texts": itm_scores.total,
-        "decided_by_itm": len(itm_scores.itm),
-        "labelled": int((itm_scores.label >= 0).sum()),
+        "score": config.score,
+        "texts": texts.total,
+        "decided_by_score": len(texts.values),
+        "labelled": len(texts.row),
         "threshold": threshold,
-        "why": reason,
-        "thresholds": rows,
+        "why": "; ".join([reason, *findings]),
+        "thresholds": threshold_table(texts, threshold),
+        "strata": strata_table(texts, threshold),
     }
 
 
@@ -166,28 +180,12 @@ def _best_settings(best: BestTexts) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name == "best" or value not in ("itm", False)}
 
 
-def _choose_threshold(config: FilterConfig, itm_scores: ItmScores) -> tuple[float, str]:
-    """Return the threshold of the settings, and a description of it."""
-    if config.top_fraction is not None:
-        return choose_by_fraction(itm_scores, config.top_fraction)
-    if config.threshold == "auto":
-        return choose_by_target(itm_scores, config.target)
-    return config.threshold, describe_threshold(itm_scores, config.threshold)
-
-
-def _read_itm_scores(config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None) -> ItmScores:
-    """Return the ITM scores of all shards; ValueError if some have none yet."""
-    paths = [scored.table(shard) for shard in images.shards]
-    missing = len(paths) - len(existing_paths(paths))
-    if missing:
-        raise ValueError(
-            f"{missing} of {len(paths)} shards have no scores yet, and choosing a threshold needs all of them; run the "
-            "same command with a number as --threshold first."
-        )
-    limits, best = config.limits(0.0), config.best_texts()
-    columns = ["key", "source", "index", "text", *dict.fromkeys([*limits, best.score]), "error"]
-    tables = ((path.stem, read_table(path, columns)) for path in paths)
-    return collect_itm_scores(tables, list(scored.folder.captions), limits, best, labels)
+def _describe_confidence(counts: dict[str, int]) -> str | None:
+    """Return a sentence about captions without a confidence; None if there are none."""
+    texts = counts.get("texts_without_confidence", 0)
+    if not texts:
+        return None
+    return f"{texts:,} synthetic texts have none: their captioner returned no log-probability."
 
 
 def _describe_truncated(counts: dict[str, int], has_sentences: bool) -> str | None:

@@ -21,7 +21,16 @@ def filter_command(data: FilteredSet) -> list[str]:
         words += ["--out", str(root)]
     for source in data.sources:
         words += ["--sources", source]
-    words += [f"--set={name}_threshold={limit:g}" for name, limit in data.limits.items() if name != "itm"]
+    for name, limit in data.limits.items():
+        if name != data.score:
+            setting = f"{name}_threshold" if name in ("itc", "clip") else f"min_scores.{name}"
+            words.append(f"--set={setting}={limit:g}")
+    if data.score not in ("itm", "itm_min"):
+        words.append(f"--set=score={data.score}")
+    if data.strata is not None:
+        words.append(f"--set=strata={','.join(data.strata.by)}")
+    if "mix" in data.columns and "labels" in data.manifest:
+        words += ["--labels", data.manifest["labels"]]
     if data.best.number:
         words.append(f"--set=best={data.best.number}")
     if data.best.score != "itm":

@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath
-from capfilt.filter.decide import KEPT, decided_by_itm
+from capfilt.filter.decide import KEPT, decided_by_score
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
+from capfilt.filter.repair import REPAIRED
+from capfilt.filter.sentences import SENTENCES
 from capfilt.pictures.decode import MAX_PIXELS
 from capfilt.report.statistics import LowestRows, TextStatistics
 from capfilt.report.thumbnails import read_thumbnails
@@ -36,6 +38,8 @@ MAX_TEXTS = 16
 MIN_TEXTS_PER_SET = 4
 # Characters shown per text.
 MAX_CHARACTERS = 400
+# The same for texts of several sentences.
+MAX_CHARACTERS_OF_SENTENCES = 1600
 # Rows collected per picture shown: several rows may be of one picture.
 ROWS_PER_PICTURE = 4
 
@@ -73,12 +77,12 @@ class GalleryCandidates:
     def add(self, shard: FilteredShard) -> None:
         name = pa.repeat(pa.scalar(shard.shard), len(shard.table))
         rows = shard.table.select(["key", "source", "index"]).append_column("shard", name)
-        itm, threshold = shard.values["itm"], self.data.threshold
+        score, threshold = shard.values[self.data.score], self.data.threshold
         # A threshold of 0 keeps all texts; then those above 0.5 are candidates.
-        kept_by_itm = shard.decided_by_itm & (itm >= (threshold or 0.5))
-        self.kinds["threshold"].offer(rows, np.where(shard.decided_by_itm, np.abs(itm - threshold), np.nan))
+        kept_by_score = shard.decided_by_score & (score >= (threshold or 0.5))
+        self.kinds["threshold"].offer(rows, np.where(shard.decided_by_score, np.abs(score - threshold), np.nan))
         self.kinds["random"].offer(rows, self.random.random(len(rows)))
-        self.kinds["disagree"].offer(rows, np.where(kept_by_itm, shard.values[self.other_score], np.nan))
+        self.kinds["disagree"].offer(rows, np.where(kept_by_score, shard.values[self.other_score], np.nan))
 
     def picks(self, texts: TextStatistics) -> dict[str, list[Pick]]:
         """Return at most `number` pictures per kind, repeated texts included."""
@@ -201,8 +205,10 @@ def _read_entries(
     path = data.folder / f"{shard}.parquet"
     if path not in data.tables:
         return {}
-    table = read_table(path, ["key", "source", "index", "text", *data.columns, "reason", "url", "sha256"])
-    table = table.append_column("decided_by_itm", pa.array(decided_by_itm(table, data.limits, data.best)))
+    columns = ["key", "source", "index", "text", *data.columns, "reason", "url", "sha256"]
+    table = read_table(path, columns, optional=(SENTENCES.name, *REPAIRED.names))
+    decided = decided_by_score(table, data.limits, data.best, data.score)
+    table = table.append_column("decided_by_score", pa.array(decided))
     rows_by_key = defaultdict(list)
     for row in table.filter(pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist():
         rows_by_key[row["key"]].append(row)
@@ -223,12 +229,29 @@ def _read_entries(
 
 def _text_entry(row: dict[str, Any], columns: list[str]) -> dict[str, Any]:
     """Return a text with its scores and reason; NaN, which JSON lacks, becomes None."""
-    entry = {name: row[name] for name in ("source", "index", "reason", "decided_by_itm")}
+    entry = {name: row[name] for name in ("source", "index", "reason", "decided_by_score")}
     for name in columns:
         score = row[name]
         entry[name] = None if score is None or score != score else score
-    text = row["text"] or ""
-    return entry | {"text": text[:MAX_CHARACTERS], "cut": max(0, len(text) - MAX_CHARACTERS)}
+    text = row.get("original") or row["text"] or ""
+    sentences = row.get(SENTENCES.name) or []
+    limit = MAX_CHARACTERS if len(sentences) < 2 else MAX_CHARACTERS_OF_SENTENCES
+    entry |= {"text": text[:limit], "cut": max(0, len(text) - limit)}
+    return entry | ({"sentences": _sentence_entries(row, text, limit)} if len(sentences) > 1 else {})
+
+
+def _sentence_entries(row: dict[str, Any], text: str, limit: int) -> list[dict[str, Any]]:
+    """Return place, score and whether it was cut of each sentence before `limit`; places count UTF-16 units."""
+    cut = set(row.get("cut") or ())
+    entries = []
+    for sentence in row[SENTENCES.name]:
+        start, end, itm = sentence["start"], sentence["end"], sentence["itm"]
+        if end <= limit:
+            places = {
+                name: len(text[:place].encode("utf-16-le")) // 2 for name, place in (("start", start), ("end", end))
+            }
+            entries.append({**places, "itm": itm if itm == itm else None, "cut": text[start:end] in cut})
+    return entries
 
 
 def _url_host(url: str | None) -> str | None:

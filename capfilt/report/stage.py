@@ -133,6 +133,8 @@ def _describe_set(data: FilteredSet) -> dict[str, Any]:
         "path": str(data.folder),
         "complete": "counts" in data.manifest,
         "limits": data.limits,
+        "score": data.score,
+        "strata": None if data.strata is None else dict(zip(data.strata.names, data.strata.limits, strict=True)),
         "best": data.best._asdict(),
         "made_with": {name: data.manifest.get(name) for name in ("created_by", "config", "parents", "versions")},
         "downloads": count_downloads(data.images),

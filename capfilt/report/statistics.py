@@ -29,6 +29,8 @@ MAX_WORDS_SHOWN = 40
 HOSTS_SHOWN = 20
 # Denser at both ends, where ITM scores crowd.
 ITM_GRID = [0, 0.001, 0.002, 0.005, *(n / 100 for n in range(1, 100)), 0.995, 0.998, 0.999]
+# Scores with the bins of ITM.
+PROBABILITIES = ("itm", "mix", "itm_min", "itm_mean", "vqa")
 # The same bins for all sets, so that histograms can be compared.
 COSINE_BINS = [n / 100 for n in range(-100, 101)]
 _HOST = r"(?i)^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?(?P<host>[^/:?#]+)"
@@ -77,8 +79,8 @@ class VerdictCounts:
 class ScoreHistograms:
     """A histogram per score and source; bin n counts values from `bins[n]` to below `bins[n + 1]`.
 
-    `decided_by_itm` counts the texts that ITM alone decides about: its sum from a bin on is the number of texts kept at
-    a threshold of the bin's lower edge.
+    `decided_by_score` counts the texts that the deciding score alone decides about, in bins between `thresholds`: its
+    sum from a bin on is the number of texts kept at a threshold of the bin's lower edge.
     """
 
     data: FilteredSet
@@ -87,20 +89,23 @@ class ScoreHistograms:
 
     def __post_init__(self) -> None:
         number = len(self.data.sources)
-        self.bins = {name: np.array(self.itm_edges if name == "itm" else COSINE_BINS) for name in self.data.columns}
+        edges = {name: self.itm_edges if name in PROBABILITIES else COSINE_BINS for name in self.data.columns}
+        self.bins = {name: np.array(bins) for name, bins in edges.items()}
         self.counts = {name: np.zeros((number, len(bins)), int) for name, bins in self.bins.items()}
-        self.decided_by_itm = np.zeros((number, len(self.itm_edges)), int)
+        self.decided_by_score = np.zeros((number, len(self.itm_edges)), int)
 
     def add(self, shard: FilteredShard) -> None:
         for name, values in shard.values.items():
             _add_counts(self.counts[name], self.bins[name], shard.source, values, ~np.isnan(values))
-        _add_counts(self.decided_by_itm, self.bins["itm"], shard.source, shard.values["itm"], shard.decided_by_itm)
+        values, edges = shard.values[self.data.score], np.array(self.itm_edges)
+        _add_counts(self.decided_by_score, edges, shard.source, values, shard.decided_by_score)
 
     def result(self) -> dict[str, Any]:
         histograms = {
             name: {"bins": self.bins[name].tolist(), "counts": counts.tolist()} for name, counts in self.counts.items()
         }
-        return {"scores": histograms, "decided_by_itm": self.decided_by_itm.tolist()}
+        decided = {"thresholds": self.itm_edges, "decided_by_score": self.decided_by_score.tolist()}
+        return {"scores": histograms, **decided}
 
 
 def _add_counts(counts: np.ndarray, bins: np.ndarray, source: np.ndarray, values: np.ndarray, rows: np.ndarray) -> None:

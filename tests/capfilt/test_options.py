@@ -35,13 +35,16 @@ OPTIONS = {
     f"--top-fraction {RUN_OPTIONS}",
     "pretrain": "--config --image-root --init --json --mixture --numerics --out --preset --set --text --tokenizer --vision "
     f"{TRAIN_OPTIONS}",
-    "finetune": f"--config --image-root --image-size --init --json --numerics --out --set --tokenizer {TRAIN_OPTIONS}",
+    "finetune": "--config --image-root --image-size --init --json --labels --numerics --out --set --tokenizer "
+    f"{TRAIN_OPTIONS}",
     "evaluate": "--answers --base-url --batch-size --clip --config --device --dtype --image-root --image-size --json --judge "
     "--model --numerics --results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
     "report": "--compare --json --label --out --pictures",
     "label": "--host --json --number --out --port --seed",
+    "trial": "--config --dry-run --finetune-steps --human --json --out --seeds --set --steps --test",
     "doctor": "--json",
+    "select": "--duplicates --json --like --name --per-cluster --set --top-fraction",
     "export": "--decontaminate --format --json --licence --mixture --workers",
     "fuse": "--base-url --config --json --model --name --out --prompt --rank --set --source --workers --world-size",
     "bootstrap": "--dry-run --json --rounds --set",

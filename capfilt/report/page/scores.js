@@ -14,7 +14,7 @@ function scoreFigure(data, name) {
   const sources = data.sources.map((source) => source.name);
   // The axes cover the counts of all data sets, so that their charts can be compared.
   const allCounts = [...DATASETS.flatMap((other) => other.scores[name]?.counts ?? []), ...counts];
-  const [edges, ...rows] = name === "itm" ? regroup(bins, allCounts, 0.05, 0, 1) : crop(bins, allCounts);
+  const [edges, ...rows] = ["itm", "mix", "itm_min", "itm_mean", "vqa"].includes(name) ? regroup(bins, allCounts, 0.05, 0, 1) : crop(bins, allCounts);
   const shown = rows.slice(rows.length - counts.length);
   const [label, description] = SCORES[name] ?? [name.toUpperCase(), SCORES.clip[1]];
   const binRows = edges.slice(0, -1).map((edge, bin) =>

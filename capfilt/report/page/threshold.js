@@ -1,7 +1,7 @@
-// The slider: recounts kept texts at another ITM threshold and writes the command that applies it.
+// The slider: recounts kept texts at another threshold and writes the command that applies it.
 
-const thresholds = MAIN.scores.itm.bins;
-const currentBin = thresholds.indexOf(MAIN.limits.itm);
+const thresholds = MAIN.thresholds;
+const currentBin = thresholds.indexOf(MAIN.limits[MAIN.score]);
 const state = { bin: currentBin, kind: null, page: 0 };
 
 function thresholdSection() {
@@ -26,7 +26,7 @@ function thresholdSection() {
     });
     output.replaceChildren("keeps ", h("strong", {}, `${count(kept)} of ${count(texts)} texts (${percent(ratio(kept, texts))})`), ...shares);
     counts.replaceChildren(keptTable(bin));
-    code.textContent = [...MAIN.filter_command.map(quote), "--name", quote(`${MAIN.name}-itm${threshold}`), "--threshold", threshold].join(" ");
+    code.textContent = [...MAIN.filter_command.map(quote), "--name", quote(`${MAIN.name}-${MAIN.score}${threshold}`), "--threshold", threshold].join(" ");
     reset.disabled = bin === currentBin;
     setMarker(bin);
     updateVerdicts();
@@ -34,7 +34,7 @@ function thresholdSection() {
 
   const several = DATASETS.length > 1;
   const control = h("div", { class: "control", role: "group", "aria-label": "Threshold" },
-    h("div", { class: "row" }, h("label", { for: "threshold" }, "ITM threshold"), value, slider, reset, output));
+    h("div", { class: "row" }, h("label", { for: "threshold" }, `${scoreTitle(MAIN.score)} threshold`), value, slider, reset, output));
   const pictures = Object.values(REPORT.gallery.kinds).some((picks) => picks.length) ? gallery() : [];
   const scope = several ? ` The slider applies to ${MAIN.name}, whose pictures are shown; verdicts of the other sets do not change.` : "";
   const part = section("gallery", pictures.length ? "Threshold and gallery" : "Threshold",
@@ -56,7 +56,7 @@ function keptTable(bin) {
   const rows = DATASETS.flatMap((data) => [
     ...data.sources.map((source, n) => row(data, sourceTitle(source.name), keptAt(data, n, bin), source)),
     row(data, "All", allKeptAt(data, bin), totals(data))]);
-  return table({ caption: `Kept at ITM ≥ ${thresholds[bin]}`, head: ["Source", "kept", "share", "change"], rows });
+  return table({ caption: `Kept at ${scoreTitle(MAIN.score)} ≥ ${thresholds[bin]}`, head: ["Source", "kept", "share", "change"], rows });
 }
 
 // The share kept per source by threshold; returns the plot and a function that moves its marker to a bin.

@@ -12,14 +12,15 @@ function reasonText(reason) {
     not_best: "dropped: not among the best" }[reason] ?? `dropped: ${reason}`;
 }
 
-// The reasons of texts at another ITM threshold, as `capfilt filter` gives them. The ranking of a picture's texts does
-// not depend on the threshold: `decided_by_itm` has its result.
+// The reasons of texts at another threshold, as `capfilt filter` gives them. The ranking of a picture's texts does not
+// depend on the threshold: `decided_by_score` has its result. Strata have limits of their own, which no slider moves.
 function reasonsAt(texts, threshold, data) {
   return texts.map((text) => {
-    if (["duplicate", "no_text"].includes(text.reason) || text.reason.startsWith("undecodable: ")) return text.reason;
-    const limits = { ...data.limits, itm: threshold };
+    if (data.strata && threshold === data.limits[data.score]) return text.reason;
+    if (["duplicate", "no_text"].includes(text.reason) || /^(undecodable|unjudged): /.test(text.reason)) return text.reason;
+    const limits = { ...data.limits, [data.score]: threshold };
     const failed = Object.entries(limits).find(([name, limit]) => !(text[name] >= limit && text[name] !== null));
-    return failed ? `${failed[0]}<${failed[1]}` : text.decided_by_itm ? "kept" : "not_best";
+    return failed ? `${failed[0]}<${failed[1]}` : text.decided_by_score ? "kept" : "not_best";
   });
 }
 
@@ -29,7 +30,7 @@ const bestText = ({ number, score, across_sources }) =>
   number ? ` · best ${number} per ${across_sources ? "picture" : "picture and source"} by ${scoreTitle(score)}` : "";
 
 // Texts that the threshold at the lower edge of `bin` keeps, of one source or of all: the tail of the histogram.
-const keptAt = (data, source, bin) => sum(data.decided_by_itm[source].slice(bin));
+const keptAt = (data, source, bin) => sum(data.decided_by_score[source].slice(bin));
 const allKeptAt = (data, bin) => sum(data.sources.map((_, source) => keptAt(data, source, bin)));
 
 function totals(data) {

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from blipcore.model.tokenizer import clean_caption
-from capfilt.filter.decide import BestTexts, decide, decided_by_itm
+from capfilt.filter.decide import BestTexts, decide, decided_by_score
 from capfilt.shards.format import filtered_schema
 
 SCHEMA = pa.schema(
@@ -130,13 +130,13 @@ def test_decide_agrees_with_a_plain_loop(best: BestTexts) -> None:
 
 
 @pytest.mark.parametrize("best", BESTS)
-def test_decided_by_itm_agrees_with_decide_at_every_threshold(best: BestTexts) -> None:
+def test_decided_by_score_agrees_with_decide_at_every_threshold(best: BestTexts) -> None:
     table = random_table(random.Random(3), 400)
     limits = {"itm": 0.5, "clip": 0.1}
     reasons = decide(table, limits, best)
     filtered = table.append_column("reason", reasons).append_column("index", pa.array(range(400), pa.int32()))
     assert set(filtered_schema(["itm", "clip"]).names) - set(filtered.column_names) == {"keep", "url", "sha256"}
-    mask = decided_by_itm(filtered, limits, best)
+    mask = decided_by_score(filtered, limits, best)
     itm = np.nan_to_num(table["itm"].to_numpy(), nan=-1)
     for threshold in (0.001, 0.25, 0.5, 0.9):
         kept = decide(table, limits | {"itm": threshold}, best).to_pylist()
@@ -160,3 +160,22 @@ def test_texts_are_ranked_before_the_itm_threshold_applies() -> None:
     assert decide(table, {"itm": 0.5, "clip": 0.29}, by_clip).to_pylist()[2:] == ["clip<0.29", "clip<0.29"]
     across = BestTexts(2, "clip", across_sources=True)
     assert decide(table, {"itm": 0.1}, across).to_pylist() == ["not_best", "kept", "not_best", "kept"]
+
+
+def test_a_missing_confidence_is_not_below_its_limit_and_ranks_last() -> None:
+    table = pa.table(
+        {
+            "key": ["a", "a", "a"],
+            "source": ["web", "c", "c"],
+            "text": ["a web text", "a sure caption", "an unsure caption"],
+            "error": pa.array([None] * 3, pa.string()),
+            "itm": [0.9, 0.9, 0.9],
+            "confidence": [None, -2.0, -4.0],
+        }
+    )
+    limits = {"itm": 0.5, "confidence": -3.0}
+    assert decide(table, limits).to_pylist() == ["kept", "kept", "confidence<-3"]
+    best = BestTexts(1, "confidence", across_sources=True)
+    assert decide(table, limits, best).to_pylist() == ["not_best", "kept", "confidence<-3"]
+    filtered = table.append_column("reason", decide(table, limits))
+    assert decided_by_score(filtered, limits).tolist() == [True, True, False]

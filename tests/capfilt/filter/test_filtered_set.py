@@ -41,8 +41,8 @@ def test_arrays_of_a_shard_agree_with_its_rows(data: Path) -> None:
     assert [filtered.sources[n] for shard in shards for n in shard.source] == [row["source"] for row in rows]
     itm = np.concatenate([shard.values["itm"] for shard in shards])
     assert np.isnan(itm).tolist() == [row["itm"] is None for row in rows]
-    decided_by_itm = np.concatenate([shard.decided_by_itm for shard in shards])
-    assert (kept == (decided_by_itm & (itm >= 0.5))).all()
+    decided_by_score = np.concatenate([shard.decided_by_score for shard in shards])
+    assert (kept == (decided_by_score & (itm >= 0.5))).all()
 
 
 def test_downloads_are_counted_by_status(data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from capfilt.filter.labels import LabelMatcher, held_out_mask, parse_target, read_labels
+from capfilt.filter.labels import LabelMatcher, number_pictures, parse_target, read_labels
+
+NAMES = ["shard", "key", "source", "index", "match"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
@@ -23,7 +25,7 @@ def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
     else:
         separator = "," if suffix == "csv" else "\t"
         path.write_text("\n".join(separator.join(map(str, row)) for row in [names, *rows]) + "\n")
-    assert read_labels(path).to_pylist() == [
+    assert read_labels(path).select(NAMES).to_pylist() == [
         {"shard": "00001", "key": "00012", "source": "c", "index": 1, "match": 1},
         {"shard": "a", "key": "00013", "source": "web", "index": 0, "match": 0},
     ]
@@ -36,7 +38,7 @@ def test_source_and_index_default_to_the_web_text(tmp_path: Path, suffix: str) -
         path.write_text("key,source,index,match\n7,,,1\n7,c,1,0\n7,,0,yes\n")
     else:
         path.write_text('{"key": "7", "match": true}\n{"key": "7", "source": "c", "index": 1, "match": false}\n')
-    assert read_labels(path).to_pylist() == [
+    assert read_labels(path).select(NAMES).to_pylist() == [
         {"shard": None, "key": "7", "source": "web", "index": 0, "match": 1},
         {"shard": None, "key": "7", "source": "c", "index": 1, "match": 0},
     ]
@@ -63,15 +65,24 @@ def test_errors_are_one_sentence(tmp_path: Path, name: str, text: str, message: 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_all_labels_of_a_picture_are_in_one_half_and_the_halves_are_equal() -> None:
+def test_all_labels_of_a_picture_have_one_number_and_the_numbers_are_drawn() -> None:
     keys = pa.array([f"{number // 2:09d}" for number in range(200)])
     labels = pa.table({"shard": pa.nulls(200, pa.string()), "key": keys})
-    held_out = held_out_mask(labels)
-    assert held_out.sum() == 100 and (held_out[::2] == held_out[1::2]).all()
-    assert 15 < held_out[:100].sum() < 85  # drawn, not the first or the last half
-    assert held_out_mask(labels.slice(100)).sum() == 50
+    numbers = number_pictures(labels)
+    assert sorted(set(numbers)) == list(range(100)) and (numbers[::2] == numbers[1::2]).all()
+    assert 15 < (numbers[:100] % 2).sum() < 85  # not in the order of the file
     in_two_shards = pa.table({"shard": ["a", "b"] * 50, "key": ["0"] * 100})
-    assert held_out_mask(in_two_shards).sum() == 50  # two pictures
+    assert set(number_pictures(in_two_shards)) == {0, 1}  # two pictures
+
+
+def test_further_columns_are_read_and_a_foreign_itm_is_not(tmp_path: Path) -> None:
+    (tmp_path / "drawn.csv").write_text("key,match,drawn,itm\na,1,random,high\nb,0,uncertain,\nc,1,,\n")
+    labels = read_labels(tmp_path / "drawn.csv")
+    assert labels["drawn"].to_pylist() == ["random", "uncertain", None]
+    assert labels["itm"].null_count == 3
+    (tmp_path / "trained.csv").write_text("key,match,itm,itm_of\na,1,0.25,0123\n")
+    trained = read_labels(tmp_path / "trained.csv").to_pylist()
+    assert [(row["itm"], row["itm_of"]) for row in trained] == [(0.25, "0123")]
 
 
 def texts_of(*keys: str) -> pa.Table:

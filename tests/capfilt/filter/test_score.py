@@ -41,7 +41,7 @@ def test_clip_is_one_more_column_in_the_same_pass(shards, tiny_filter: Path, tin
     assert {row["clip"] for row in rows(both)}.isdisjoint({None}) and len({row["clip"] for row in rows(both)}) == 8
     assert [row["itm"] for row in rows(both)] == pytest.approx([row["itm"] for row in rows(plain)], abs=1e-6)
     (Path(both["scores"]) / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match="is not finished; to finish it, give the same --model and --clip"):
+    with pytest.raises(ValueError, match="is not finished; to finish it, give the same --model, --clip"):
         run(data, tiny_filter, name="both", scores=Path(both["scores"]).name)
     assert rows(run(data, tiny_filter, name="both", clip=tiny_clip)) == rows(both)
     no_pictures()

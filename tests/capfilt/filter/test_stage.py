@@ -50,7 +50,7 @@ def test_every_text_is_a_row_with_a_reason(messy: Path, tiny_blip: Path) -> None
     caption(messy, tiny_blip, name="c", generate=GenerateConfig(num_captions=2))
     summary = run(messy, tiny_blip, name="r1", batch_size=3)
     out = rows(summary)
-    assert read_table(messy / "filtered/r1/00000.parquet").schema == filtered_schema(["itm", "itc"])
+    assert read_table(messy / "filtered/r1/00000.parquet").schema == filtered_schema(["itm", "itc", "confidence"])
     good = ["fine", "empty", "null", "emoji", *(f"{number:06d}" for number in range(10, 20))]
     assert Counter(row["key"] for row in out) == {"half": 1, "junk": 1} | dict.fromkeys(good, 3)
     assert len({(row["key"], row["source"], row["index"]) for row in out}) == len(out) == 44
@@ -213,11 +213,11 @@ def test_the_best_of_several_captions_by_any_score_stays(shards, tiny_blip, tiny
         ]
         assert best["kept"] == len(highest) and best["dropped"]["not_best"] == len(scored) - len(highest)
     with pytest.raises(
-        ValueError, match=r"best_of needs the score 'clip2', but the scores are itm, itc, clip; add --clip"
+        ValueError, match=r"best_of needs the score 'clip2', but the scores are itm, itc, clip, confidence; add --clip"
     ):
         run(data, tiny_blip, name="second", clip=tiny_clip, best_of="clip2")
     with pytest.raises(
-        ValueError, match=r"best_of needs the score 'nice', but the scores are itm, itc, clip; add --clip"
+        ValueError, match=r"best_of needs the score 'nice', but the scores are itm, itc, clip, confidence; add --clip"
     ):
         run(data, tiny_blip, name="nice", clip=tiny_clip, best_of="nice")
 
@@ -255,3 +255,38 @@ def test_the_pictures_may_be_read_only(shards, tiny_blip: Path, tmp_path: Path) 
     assert set(summary["by_source"]) == {"web", "blip"}
     assert sorted(path.name for path in data.iterdir()) == ["00000.tar"]
     assert json.loads((work / "filtered/capfilt/manifest.json").read_text())["images"] == str(data.resolve())
+
+
+def test_confidence_ranks_and_limits_captions_without_a_new_pass(shards, tiny_blip: Path, no_pictures) -> None:
+    data = shards(1, 5)
+    caption(data, tiny_blip, name="c", generate=GenerateConfig(num_captions=3))
+    every = rows(run(data, tiny_blip, threshold=0))
+    no_pictures()
+    captions = [row for row in every if row["source"] == "c" and row["keep"]]
+    assert all((row["confidence"] is None) == (row["source"] == "web") for row in every)
+    best = run(data, tiny_blip, name="best", threshold=0, best_of="confidence")
+    highest = {row["key"]: row for row in sorted(captions, key=lambda row: row["confidence"])}
+    kept = [row for row in rows(best) if row["keep"]]
+    assert {row["key"]: row["text"] for row in kept if row["source"] == "c"} == {
+        key: row["text"] for key, row in highest.items()
+    }
+    assert sum(row["source"] == "web" for row in kept) == 5
+    limit = sorted(row["confidence"] for row in captions)[3]
+    limited = run(data, tiny_blip, name="limited", threshold=0, min_scores={"confidence": limit})
+    reasons = Counter(row["reason"] for row in rows(limited))
+    assert sum(count for reason, count in reasons.items() if reason.startswith("confidence<")) == 3
+    with pytest.raises(ValueError, match=r"best_of needs the score 'confidence'.*`capfilt caption` wrote"):
+        run(data, tiny_blip, name="web", sources=["web"], best_of="confidence")
+
+
+def test_a_set_begun_without_confidence_is_finished_without_it(shards, tiny_blip: Path) -> None:
+    data = shards(2, 3)
+    caption(data, tiny_blip, name="c")
+    run(data, tiny_blip)
+    folder = data / "filtered" / "capfilt"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["computed"], manifest["counts"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "00001.parquet").unlink()
+    run(data, tiny_blip)
+    assert "confidence" not in read_table(folder / "00001.parquet").column_names

@@ -14,7 +14,7 @@ from report_page import read_page_data
 
 from blipcore.io.writing import write_json
 from capfilt.filter.filtered_set import FilteredSet
-from capfilt.report.gallery import Pick, _first_per_picture, changed_verdicts
+from capfilt.report.gallery import Pick, _first_per_picture, _text_entry, changed_verdicts
 from capfilt.report.stage import ReportConfig, write_report
 from capfilt.shards.format import write_shard
 
@@ -36,6 +36,27 @@ def test_each_kind_selects_the_pictures_of_its_heading(filtered: Path, content: 
         of_picture = [row for row in rows.values() if row["key"] == name.split("/")[1]]
         assert [text["source"] for text in picture["texts"]] == [row["source"] for row in of_picture]
         assert [text["itm"] for text in picture["texts"]] == [row["itm"] for row in of_picture]
+
+
+def test_sentences_have_their_places_scores_and_whether_they_were_cut() -> None:
+    original = "A dog 😀. Two cats. " + "A tree. " * 300
+    starts = [0, 9, *range(19, len(original), 8)]
+    sentences = [{"start": start, "end": start + 7, "itm": 0.25} for start in starts]
+    sentences[0] |= {"end": 8, "itm": 0.75}
+    sentences[1] |= {"end": 18, "itm": float("nan")}
+    row = {"source": "c", "index": 0, "reason": "kept", "decided_by_score": True, "text": "A dog 😀.", "itm_min": 0.75}
+    row |= {"original": original, "cut": ["Two cats.", "A tree."], "sentences": sentences}
+    entry = _text_entry(row, ["itm_min"])
+    assert (entry["text"], entry["cut"]) == (original[:1600], len(original) - 1600)
+    # an emoji is two units of a JavaScript string
+    assert entry["sentences"][:3] == [
+        {"start": 0, "end": 9, "itm": 0.75, "cut": False},
+        {"start": 10, "end": 19, "itm": None, "cut": True},
+        {"start": 20, "end": 27, "itm": 0.25, "cut": True},
+    ]
+    assert all(item["end"] <= 1601 for item in entry["sentences"]) and len(entry["sentences"]) > 190
+    one = _text_entry(row | {"original": None, "sentences": sentences[:1], "cut": None}, ["itm_min"])
+    assert one["text"] == "A dog 😀." and "sentences" not in one
 
 
 def test_a_picture_has_the_place_of_its_first_pick() -> None:

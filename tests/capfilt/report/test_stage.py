@@ -36,7 +36,7 @@ def test_the_filter_command_repeats_the_settings_of_the_set(
     assert result["filter_command"][-len(words) - 1 :] == ["--set=clip_threshold=0.25", *words]
     # a threshold between two bins of the grid has a bin of its own
     threshold_bin = result["scores"]["itm"]["bins"].index(0.333)
-    kept = [sum(row[threshold_bin:]) for row in result["decided_by_itm"]]
+    kept = [sum(row[threshold_bin:]) for row in result["decided_by_score"]]
     assert kept == [source["kept"] for source in result["sources"]]
 
 

@@ -48,7 +48,7 @@ def test_the_tail_of_the_itm_histogram_is_what_filter_keeps(filtered: Path, cont
         other = filter_set(filtered.parents[1], f"again{number}", threshold=threshold)
         kept = Counter(row["source"] for row in rows_of(other) if row["keep"])
         for index, source in enumerate(["web", "c"]):
-            assert sum(result["decided_by_itm"][index][bins.index(threshold) :]) == kept[source]
+            assert sum(result["decided_by_score"][index][bins.index(threshold) :]) == kept[source]
 
 
 def test_length_and_variety_of_texts(filtered: Path, content: dict[str, Any]) -> None:

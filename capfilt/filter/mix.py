@@ -1,0 +1,135 @@
+"""The computed score `mix`: one probability that a text is right, from all other scores.
+
+With labels, it is a logistic regression on the score columns, the length of the text and its source, fitted by
+`logistic.py`. Probabilities enter as log-odds. Every feature also has a weight of its own per source, because a score
+may tell right from wrong in web texts and not in a captioner's. Folds of pictures give each label a value of a model
+that has not seen its picture; precision and AUC are measured on those.
+
+Without labels, it is the sum of two scores that err differently, `logistic(logit(itm) + a (confidence - median))`, with
+`a` such that both terms have the same standard deviation over all captions. A text without a confidence has its ITM,
+and so has the typical caption, so that one threshold serves for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from capfilt.filter.labelled import LabelledTexts
+from capfilt.filter.logistic import cross_fit
+from capfilt.filter.texts import as_one_array, split_words
+
+NAME = "mix"
+# Log-odds of probabilities below it, and above 1 - it, are cut.
+SMALLEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The computed score `mix`; its settings are the coefficients."""
+
+    # the features before those of each source, see `_base_features`
+    columns: list[str]
+    # columns that enter as log-odds
+    probabilities: list[str]
+    # column -> value that replaces a missing one
+    means: dict[str, float]
+    # sources with weights of their own
+    sources: list[str]
+    # feature -> coefficient
+    weights: dict[str, float]
+    bias: float
+    # labels, and the AUC of each source on held-out pictures; recorded for readers
+    measured: dict[str, Any] = field(default_factory=dict)
+    name = NAME
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            name: getattr(self, name)
+            for name in ("columns", "probabilities", "means", "sources", "weights", "bias", "measured")
+        }
+
+    def compute(self, shard: str, scores: pa.Table) -> np.ndarray:
+        """Return the probability of each row; NaN for a text without an ITM score."""
+        values = {name: _to_floats(scores[name]) for name in self.columns}
+        features = self._features(values, scores["text"], scores["source"])
+        logit = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
+        return np.where(np.isnan(_to_floats(scores["itm"])), np.nan, 1 / (1 + np.exp(-np.clip(logit, -50, 50))))
+
+    def _features(
+        self, values: Mapping[str, np.ndarray], text: pa.ChunkedArray, source: pa.ChunkedArray
+    ) -> dict[str, np.ndarray]:
+        """Return each feature as an array of one number per row."""
+        words = as_one_array(pc.list_value_length(split_words(text))).to_numpy(zero_copy_only=False)
+        base = {"words": words.astype(float), "log_words": np.log1p(words)}
+        for name in self.columns:
+            missing = np.isnan(values[name])
+            base[name] = np.where(missing, self.means[name], _transform(values[name], name in self.probabilities))
+            base[f"{name}:missing"] = missing.astype(float)
+        features = dict(base)
+        for of_source in self.sources:
+            rows = as_one_array(pc.equal(source, of_source)).to_numpy(zero_copy_only=False)
+            features[f"source:{of_source}"] = rows.astype(float)
+            features |= {f"{name}:{of_source}": np.where(rows, feature, 0.0) for name, feature in base.items()}
+        return features
+
+
+def learn_mix(labelled: LabelledTexts, columns: Sequence[str], sources: Sequence[str]) -> tuple[Mix, np.ndarray]:
+    """Return the mixture of score `columns`, and the value of each label from a model that saw no label of its picture.
+
+    Labels of texts without an ITM score have NaN. Raises ValueError for too few labels.
+    """
+    values = {name: labelled.column(name) for name in columns}
+    used = ~np.isnan(values["itm"])
+    probabilities, means = [], {}
+    for name in columns:
+        known = values[name][used & ~np.isnan(values[name])]
+        if len(known) and known.min() >= 0 and known.max() <= 1:
+            probabilities.append(name)
+        means[name] = float(_transform(known, name in probabilities).mean()) if len(known) else 0.0
+    columns = [name for name in columns if not np.isnan(values[name][used]).all()]
+    empty = Mix(columns, probabilities, means, list(sources) if len(sources) > 1 else [], {}, 0.0)
+    features = empty._features(values, labelled.rows["text"], labelled.rows["source"])
+    matrix = np.stack(list(features.values()), axis=1)
+    fit = cross_fit(matrix[used], labelled.match[used], labelled.fold[used])
+    held_out = np.full(len(used), np.nan)
+    held_out[used] = 1 / (1 + np.exp(-fit.held_out))
+    measured = {
+        "labels": int(used.sum()),
+        "auc": {name: list(auc) for name, auc in labelled.auc(held_out, sources).items()},
+    }
+    weights = {name: float(weight) for name, weight in zip(features, fit.model.weights, strict=True) if weight}
+    return Mix(columns, probabilities, means, empty.sources, weights, fit.model.bias, measured), held_out
+
+
+def sum_scores(tables: Iterable[tuple[str, pa.Table]]) -> Mix:
+    """Return the mixture without labels, from the scores of all shards. Raises ValueError without captions."""
+    logits, confidences = [], []
+    for _, table in tables:
+        itm, confidence = _to_floats(table["itm"]), _to_floats(table["confidence"])
+        rows = ~np.isnan(itm) & ~np.isnan(confidence)
+        logits.append(_transform(itm[rows], is_probability=True))
+        confidences.append(confidence[rows])
+    logit, confidence = np.concatenate(logits), np.concatenate(confidences)
+    if not len(confidence) or not confidence.std():
+        raise ValueError("mix without labels needs captions with a confidence, and there are none; give --labels FILE.")
+    weight, median = float(logit.std() / confidence.std()), float(np.median(confidence))
+    weights, means = {"itm": 1.0, "confidence": weight}, {"itm": 0.0, "confidence": median}
+    return Mix(["itm", "confidence"], ["itm"], means, [], weights, -weight * median)
+
+
+def _transform(values: np.ndarray, is_probability: bool) -> np.ndarray:
+    if not is_probability:
+        return values
+    cut = np.clip(values, SMALLEST, 1 - SMALLEST)
+    return np.log(cut / (1 - cut))
+
+
+def _to_floats(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return as_one_array(values.cast(pa.float64())).to_numpy(zero_copy_only=False)
