@@ -41,6 +41,8 @@ class CaptionFilterConfig(FilterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.captioner:
+            if self.from_vectors:
+                raise ValueError("from_vectors reads no picture, so a captioner cannot write captions in its pass.")
             name = self.captions().name
             if self.sources and name not in self.sources:
                 raise ValueError(f"The captioner writes captions '{name}', but sources has no '{name}'; add it.")

@@ -42,6 +42,25 @@ def label(
     finish(label_texts(read_settings(context, LabelConfig)), as_json)
 
 
+@command(app, "capfilt select data/filtered/r2 --name r2-balanced --duplicates 0.95 --per-cluster 1000")
+def select(
+    context: typer.Context,
+    dataset: options_sets.Filtered,
+    *,
+    duplicates: options_sets.CopyCosine = None,
+    like: options_sets.Like = None,
+    top_fraction: options_sets.LikeFraction = None,
+    per_cluster: options_sets.PerCluster = None,
+    name: options_sets.SelectedName,
+    as_json: options.Json = False,
+    sets: options.Sets = None,
+) -> None:
+    """Drop near duplicates, unlike or too frequent pictures by stored vectors, without reading a picture."""
+    from capfilt.select.stage import SelectConfig, select_pictures
+
+    finish(select_pictures(read_settings(context, SelectConfig)), as_json)
+
+
 @command(app, "capfilt export data/filtered/r2 out --format parquet --decontaminate coco/val2017")
 def export(
     context: typer.Context,
@@ -84,3 +103,31 @@ def fuse(
     fields = {"prompt": "chat.prompt", "base_url": "server.base_url"}
     summary = fuse_shards(read_settings(context, FuseConfig, fields))
     finish(summary, as_json, failed_shards(summary))
+
+
+@command(app, "capfilt trial data/filtered/r1 data/filtered/r2 --human coco.json --test val.json --out trial")
+def trial(
+    context: typer.Context,
+    selections: options_sets.TrialSets,
+    test: options_sets.TrialTests = None,
+    human: options_sets.HumanPairs = None,
+    seeds: options_sets.TrialSeeds = None,
+    steps: options_sets.TrialSteps = None,
+    finetune_steps: options_sets.FinetuneSteps = None,
+    out: options_sets.TrialFolder = None,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
+    config: options.Config = None,
+    sets: options.Sets = None,
+) -> None:
+    """Train small models on each set, and say whether one set is better. Run it again to resume."""
+    from rich.console import Console
+
+    from capfilt.trial import run
+    from capfilt.trial.plan import TrialConfig
+
+    trial_config = read_settings(context, TrialConfig, {"dry_run": None})
+    if dry_run:
+        finish(run.dry_run(trial_config, Console(highlight=False, stderr=as_json)), as_json)
+    else:
+        finish(run.run_trial(trial_config), as_json)

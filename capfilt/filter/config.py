@@ -45,6 +45,8 @@ class ScoreConfig(EngineConfig):
     sentences: bool = False
     # store the filter's ITC vector of each picture and text beside the scores, half a kilobyte each
     vectors: bool = False
+    # score new texts with stored vectors, by ITC alone and without a picture, see stored.py
+    from_vectors: bool = False
     # folder under scores/; default: existing scores that fit, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer

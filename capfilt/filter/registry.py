@@ -36,6 +36,7 @@ FILTERS: dict[Kind, str] = {
 }
 CLIP = "capfilt.filter.clip:OpenClipScorer"
 LM = "capfilt.filter.lm:LmScorer"
+STORED = "capfilt.filter.stored:StoredItcScorer"
 JUDGES = {"openai": "capfilt.filter.judge_server:ServerJudge", "hf": "capfilt.filter.judge_hf:HfJudge"}
 # columns of every filter
 FILTER_COLUMNS = ("itm", "itc")
@@ -130,6 +131,8 @@ def declare_scorers(config: ScoreConfig) -> list[DeclaredScorer]:
     scorers: list[tuple[str, Scorer]] = []
     if config.model is not None:
         filter_ = declare_filter(config.model, config.filter_settings())
+        if config.from_vectors:
+            filter_ = _declare_stored(filter_, config)
         scorers.append((config.model, SentenceScorer(filter_) if config.sentences else filter_))
     scorers += [(spec, _import_class(CLIP)(spec)) for spec in config.clips]
     scorers += [(spec, _declare_extra(spec, config)) for spec in config.scorers]
@@ -164,6 +167,18 @@ def declare_filter(model: str, settings: FilterSettings) -> Scorer:
     if checkpoint not in FILTERS:
         raise ValueError(f"{describe_use(checkpoint, model).rstrip('.')}; it has no ITM head to filter with.")
     return _import_class(FILTERS[checkpoint])(model, settings)
+
+
+def _declare_stored(filter_: Scorer, config: ScoreConfig) -> Scorer:
+    """Return the scorer of stored vectors in place of a BLIP filter."""
+    others = {"clip": config.clips, "scorer": config.scorers, "judge": config.judge.model}
+    others |= {"sentences": config.sentences, "vectors": config.vectors}
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise ValueError(f"from_vectors reads no picture, so leave out {given[0]}.")
+    if filter_.name != "blip":
+        raise ValueError(f"{config.model} is no BLIP filter; from_vectors scores with BLIP's text encoder.")
+    return _import_class(STORED)(config.model, config.filter_settings())
 
 
 def split_class(spec: str) -> tuple[str, str] | None:

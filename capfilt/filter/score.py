@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
@@ -28,9 +28,11 @@ from capfilt.filter.judge import JUDGE_ERROR
 from capfilt.filter.registry import declare_scorers
 from capfilt.filter.scorer import Runtime
 from capfilt.filter.sentences import SENTENCE_COLUMNS, SENTENCES
+from capfilt.filter.stored import StoredPictures, find_vectors
 from capfilt.filter.texts import clean_texts
 from capfilt.filter.vectors import PICTURE_VECTOR, VECTORS
 from capfilt.pictures.batching import BatchSplitter, resolve_batch_size
+from capfilt.pictures.read_ahead import PreparedPicture
 from capfilt.pictures.shard_pass import PictureBatch, PictureReader, PrepareEach, ShardPass
 from capfilt.shards.format import WEB, scores_schema
 from capfilt.shards.input_check import require_same_inputs
@@ -85,7 +87,7 @@ class ScoreTable:
         self.rows += rows
         return rows
 
-    def write(self, path: AnyPath, pictures: ShardPass) -> dict[str, int]:
+    def write(self, path: AnyPath, pictures: ShardPass | StoredPictures) -> dict[str, int]:
         """Write the table with its counts and input in the footer; return the counts.
 
         Raises ValueError for captions of pictures that are not in the tar.
@@ -96,7 +98,7 @@ class ScoreTable:
                     f"Captions '{source}' of shard {path.stem} have {len(remaining)} keys that are not in its tar, "
                     f"{next(iter(remaining))} first; they belong to another shard set."
                 )
-        scored = sum(row.get(self.columns[0]) is not None for row in self.rows)
+        scored = sum(any(row.get(column) is not None for column in self.columns) for row in self.rows)
         counts = {"texts": len(self.rows), "texts_scored": scored, **pictures.counts, **self.counts}
         is_truncated = [row["truncated"] for row in self.rows if "truncated" in row]
         if any(is_truncated):
@@ -226,6 +228,26 @@ class ScoreStage:
         return finish
 
 
+@dataclass
+class StoredScoreStage(ScoreStage):
+    """Scores the texts of a shard with stored vectors of its pictures."""
+
+    # scores with vectors
+    vectors: AnyPath = field(kw_only=True)
+
+    def run(self, shard: str, worker: Worker) -> dict[str, int]:
+        table, stored = self.begin_table(shard), StoredPictures.read(self.vectors / f"{shard}.parquet")
+        pictures = [
+            PreparedPicture(key, None, None if vector is None else [vector], error)
+            for key, vector, error in zip(stored.keys, stored.vectors, stored.errors, strict=True)
+        ]
+        for start in range(0, len(pictures), self.batch_size):
+            batch = PictureBatch(pictures[start : start + self.batch_size])
+            self.score(batch, table.add(batch))
+            worker.advance(len(batch))
+        return table.write(self.output(shard), stored)
+
+
 def _finish(started: tuple[int, Callable[[], None]], worker: Worker, cost: Cost) -> None:
     """Wait for the scores of a batch and report its pictures."""
     pictures, wait = started
@@ -265,6 +287,12 @@ def make_score_stage(config: ScoreConfig, images: ShardSet, scores: ScoreFolder)
     """Return the stage that writes the missing tables of `scores`."""
     settings = scores.settings
     backend = settings.get("backend", "torch")
+    if config.from_vectors and not scores.is_complete:
+        if WEB in scores.captions_to_score and scores.captions_to_score[WEB] is None:
+            raise ValueError("from_vectors reads no tar, so it scores no web texts; name the others with --sources.")
+        vectors = find_vectors(config, settings["fingerprint"])
+        captions = scores.captions_to_score
+        return StoredScoreStage(config, images, scores.path, captions, settings["dtype"], vectors=vectors)
     return ScoreStage(config, images, scores.path, scores.captions_to_score, settings["dtype"], backend)
 
 

@@ -15,6 +15,8 @@ from capfilt.filter.config import FilterConfig
 from capfilt.filter.scorer import FilterSettings, Runtime
 from capfilt.filter.stage import filter_shards
 from capfilt.filter.vectors import DTYPE
+from capfilt.ingest.add_texts import TextsConfig
+from capfilt.ingest.add_texts import add_texts as texts_stage
 from capfilt.shards.format import write_shard
 
 
@@ -44,6 +46,44 @@ def test_vectors_of_pictures_and_texts_give_their_itc(tiny_filter: Path, tmp_pat
         assert row["itm"] == pytest.approx(before["itm"], abs=1e-5)
         text = np.frombuffer(row["text_vector"], DTYPE).astype(np.float32)
         assert float(picture @ text) == pytest.approx(row["itc"], abs=1e-3)
+
+
+def add_texts(data: Path, texts: dict[str, str]) -> None:
+    """Add captions `new` of some pictures, as `capfilt pack --texts` does."""
+    (data / "new.csv").write_text("key,caption\n" + "".join(f"{key},{text}\n" for key, text in texts.items()))
+    add = TextsConfig(data=str(data), texts=str(data / "new.csv"), name="new")
+    assert texts_stage(add)["shards"]["failed"] == {}
+
+
+def test_new_texts_are_scored_without_pictures_as_by_the_full_pass(tiny_filter: Path, tmp_path: Path, drawn) -> None:
+    data = write_pictures(tmp_path, drawn, wordless=(2,))
+    scores_of(data, tiny_filter, vectors=True, name="v")
+    keys = list(dict.fromkeys(row["key"] for row in scores_of(data, tiny_filter, name="v2")[1]))
+    add_texts(data, {key: f"a green dog {key}" for key in keys})
+    _, full = scores_of(data, tiny_filter, sources=["new"], name="full")
+    (data / "00000.tar").rename(data / "moved")
+    (data / "00000.tar").write_bytes(b"")  # no picture is read
+    scored, rows = scores_of(
+        data, tiny_filter, sources=["new"], name="stored", from_vectors=True, score="itc", threshold=0.0
+    )
+    assert scored.name.startswith("blip-itc-") and [row["key"] for row in rows] == keys
+    assert all(row["itm"] is None for row in rows)
+    for row, expected in zip(rows, full, strict=True):
+        assert row["itc"] == pytest.approx(expected["itc"], abs=1e-3) and row["text"] == expected["text"]
+    kept = pq.read_table(data / "filtered" / "stored" / "00000.parquet").to_pylist()
+    assert [row["keep"] for row in kept] == [row["itc"] >= 0 for row in rows]
+
+
+def test_stored_vectors_score_no_web_texts_and_nothing_beside_itc(tiny_filter: Path, tmp_path: Path, drawn) -> None:
+    data = write_pictures(tmp_path, drawn)
+    add_texts(data, {drawn(0).key: "a dog"})
+    with pytest.raises(ValueError, match=r"has no vectors of the filter .*--set vectors=true"):
+        scores_of(data, tiny_filter, sources=["new"], from_vectors=True)
+    scores_of(data, tiny_filter, vectors=True, name="v")
+    with pytest.raises(ValueError, match="no web texts; name the others with --sources"):
+        scores_of(data, tiny_filter, from_vectors=True)
+    with pytest.raises(ValueError, match="reads no picture, so leave out sentences"):
+        scores_of(data, tiny_filter, sources=["new"], from_vectors=True, sentences=True)
 
 
 def test_a_shard_without_words_has_vectors(tiny_filter: Path, tmp_path: Path, drawn) -> None:
