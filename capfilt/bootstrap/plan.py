@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ from capfilt.caption.stage import CaptionConfig
 from capfilt.caption_and_filter import SHARED, CaptionFilterConfig
 from capfilt.config import resolve
 from capfilt.engine.commands import Command, CommandRunner
+from capfilt.filter.config import FilterConfig
 from capfilt.ingest.download_config import DownloadConfig
 from capfilt.shards.manifest import read_manifest
 
 TESTS = ("caption", "retrieval")
 # Sections of the YAML file that are passed to a command with --config.
+JUDGE_SETTINGS = (  # of the filter, for its judgement of later rounds
+    *(
+        "threshold",
+        "out",
+        "workers",
+        "batch_size",
+        "dtype",
+        "backend",
+        "engine",
+        "first_token",
+        "tokenizer",
+        "numerics",
+    ),
+)
 COMMAND_SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "filter", "evaluate")
 
 
@@ -33,6 +49,10 @@ class BootstrapConfig:
     human_share: float | None = None  # of each pre-training batch; None: in proportion to the numbers of pictures
     nproc: int = 1  # processes per training run: one per GPU
     tests: dict[str, str] = field(default_factory=dict)  # held-out JSON files for "caption" and "retrieval"
+    validation: str | None = None  # held-out JSON file of captions that chooses the round; otherwise the tests do
+    accumulate: bool = True  # each round filters the captions of all rounds so far, not its own alone
+    frozen_filter: bool = True  # from round 2 on, the filter of round 1 judges the captions of the round too
+    stop: bool = True  # no further round after one whose held-out score has not risen beyond its interval
     download: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune_captioner: dict[str, Any] = field(default_factory=dict)
@@ -64,16 +84,18 @@ class Step:
     kind: str  # steps of one kind run at one rate
     unit: str = ""  # its summary has a "<unit>_per_second"; empty for a short step
     amount: int | None = None  # units of work, if known
+    round: int = 0  # that it completes
 
 
 def plan(config: BootstrapConfig) -> list[Step]:
     """Return all steps in order. Raises ValueError, with the name of the section, for a wrong setting."""
-    return list(_steps(config))
+    return [replace(step, round=number) for number in range(config.rounds + 1) for step in _round_steps(config, number)]
 
 
 def missing_files(config: BootstrapConfig) -> list[str]:
     """Return the local input files that do not exist. Some may be needed only after days."""
-    inputs = dict.fromkeys([config.urls or config.data, *config.human, *config.tests.values()])
+    tests = [*config.tests.values(), *([config.validation] if config.validation else [])]
+    inputs = dict.fromkeys([config.urls or config.data, *config.human, *tests])
     return [path for path in inputs if "://" not in path and not Path(path).exists()]
 
 
@@ -95,50 +117,95 @@ def settings_file(config: BootstrapConfig, section: str) -> Path:
     return Path(config.out) / "configs" / f"{section}.yaml"
 
 
-def _steps(config: BootstrapConfig) -> Iterator[Step]:
-    if config.urls:
-        options, _ = _resolve_section(config, "download", {"urls": config.urls, "out": config.data})
-        yield Step(Command("download", ("download", config.urls, config.data, *options)), "download")
-    if not config.init:
-        yield _pretrain(config, 0, config.data)
-    yield from _evaluate(config, 0)
-    for number in range(1, config.rounds + 1):
-        yield _finetune(config, number, "caption", "captioner")
-        yield _finetune(config, number, "retrieval", "filter")
-        filter_step, filtered_root = _filter(config, number)
-        yield filter_step
-        filtered = [str(filtered_root / f"round-{earlier}") for earlier in range(number, 0, -1)]
+def captions_name(number: int) -> str:
+    """Return the source of the captions of round `number`, and the name of its filtered set."""
+    return f"round-{number}"
+
+
+def filtered_folder(config: BootstrapConfig, number: int) -> Path:
+    """Return the filtered set of round `number`."""
+    out = config.filter.get("out")
+    return Path(out or config.data) / "filtered" / captions_name(number)
+
+
+def finetuned_model(config: BootstrapConfig, number: int, role: str) -> str:
+    """Return the path of the "captioner" or "filter" that is finetuned from the model of round `number`.
+
+    They are those of the next round.
+    """
+    return str(_round_folder(config, number + 1) / role / "model")
+
+
+def scores_file(config: BootstrapConfig, number: int, test: str) -> Path:
+    """Return the file with the score of each picture of a test, or of "validation", by a round's finetuned model."""
+    return _round_folder(config, number) / f"{test}_scores.json"
+
+
+def chosen_by(config: BootstrapConfig) -> str | None:
+    """Return the test whose scores choose the round: "validation", or else the first; None without any."""
+    return "validation" if config.validation else next((test for test in TESTS if test in config.tests), None)
+
+
+def _round_steps(config: BootstrapConfig, number: int) -> Iterator[Step]:
+    """Yield the steps up to the finetuned models of a round, whose captioner and filter start the next round."""
+    if number == 0:
+        if config.urls:
+            options, _ = _resolve_section(config, "download", {"urls": config.urls, "out": config.data})
+            yield Step(Command("download", ("download", config.urls, config.data, *options)), "download")
+        if not config.init:
+            yield _pretrain(config, 0, config.data)
+    else:
+        yield _filter(config, number)
+        if number > 1 and config.frozen_filter:
+            yield _judge_with_first_filter(config, number)
+        filtered = [str(filtered_folder(config, earlier)) for earlier in range(number, 0, -1)]
         yield _report(config, number, filtered)
         yield _pretrain(config, number, filtered[0])
-        yield from _evaluate(config, number)
+    yield from _evaluate(config, number)
+    yield _finetune(config, number, "caption", "captioner")
+    yield _finetune(config, number, "retrieval", "filter")
+    yield from _evaluate_finetuned(config, number)
 
 
 def _finetune(config: BootstrapConfig, number: int, task: str, role: str) -> Step:
-    init = round_model(config, number - 1)
+    """Finetune the model of a round; its name and folder are those of the next, where it captions or filters."""
+    init, following = round_model(config, number), number + 1
     fixed = {"task": task, "annotations": config.human, "init": init}
     options, run = _resolve_section(config, f"finetune_{role}", fixed)
-    out = str(_round_folder(config, number) / role)
+    out = str(_round_folder(config, following) / role)
     arguments = ("finetune", task, *config.human, "--init", init, "--out", out, *options, "--nproc", str(config.nproc))
     first_round = CommandRunner(config.logs).named_summary(f"1-finetune-{role}") or {}
     amount = _images(run, config.nproc, steps=first_round.get("steps"))
-    return Step(Command(f"{number}-finetune-{role}", arguments), f"finetune-{role}", "images", amount)
+    return Step(Command(f"{following}-finetune-{role}", arguments), f"finetune-{role}", "images", amount)
 
 
-def _filter(config: BootstrapConfig, number: int) -> tuple[Step, Path]:
-    """Return the step that captions and filters in one pass, and the folder of its filtered set."""
-    name = f"round-{number}"
-    captioner, model = (str(_round_folder(config, number) / role / "model") for role in ("captioner", "filter"))
+def _filter(config: BootstrapConfig, number: int) -> Step:
+    """Return the step that captions and filters in one pass."""
+    name = captions_name(number)
+    captioner, model = (finetuned_model(config, number - 1, role) for role in ("captioner", "filter"))
     shared = [setting for setting in config.caption if setting in SHARED]
     if shared:
         raise ValueError(f"caption: leave out '{shared[0]}'; one pass captions and filters, so set it under filter.")
     _resolve_section(config, "caption", {"data": config.data, "model": captioner, "name": name})
-    fixed = {"data": config.data, "model": model, "name": name, "sources": ["web", name]}
+    first = 1 if config.accumulate else number
+    sources = ["web", *(captions_name(earlier) for earlier in range(first, number + 1))]
+    fixed = {"data": config.data, "model": model, "name": name, "sources": sources}
     fixed |= {"captioner.model": captioner, "captioner.name": name}
-    options, run = _resolve_section(config, "filter", fixed)
+    options, _ = _resolve_section(config, "filter", fixed)
     arguments = ["filter", config.data, "--model", model, "--captioner", captioner, "--captioner-name", name]
-    arguments += ["--name", name, "--sources", "web", "--sources", name, *options]
-    step = Step(Command(f"{number}-filter", tuple(arguments)), "filter", "pictures", _pictures(config))
-    return step, Path(run.out or config.data) / "filtered"
+    arguments += ["--name", name, *(argument for source in sources for argument in ("--sources", source)), *options]
+    return Step(Command(f"{number}-filter", tuple(arguments)), "filter", "pictures", _pictures(config))
+
+
+def _judge_with_first_filter(config: BootstrapConfig, number: int) -> Step:
+    """Return the step in which the filter of round 1 judges a round's captions; the set is not trained on."""
+    source, model = captions_name(number), finetuned_model(config, 0, "filter")
+    fixed = {"data": config.data, "model": model, "name": f"{source}-frozen", "sources": [source]}
+    settings = {name: value for name, value in config.filter.items() if name in JUDGE_SETTINGS and value != "auto"}
+    resolve(FilterConfig, None, (), {**settings, **fixed})
+    arguments = ["filter", config.data, "--model", model, "--name", f"{source}-frozen", "--sources", source]
+    arguments += [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return Step(Command(f"{number}-frozen-filter", tuple(arguments)), "frozen-filter", "pictures", _pictures(config))
 
 
 def _report(config: BootstrapConfig, number: int, filtered: list[str]) -> Step:
@@ -160,13 +227,31 @@ def _pretrain(config: BootstrapConfig, number: int, dataset: str) -> Step:
 
 
 def _evaluate(config: BootstrapConfig, number: int) -> Iterator[Step]:
-    model = round_model(config, number)
+    """Evaluate the model of a round without finetuning."""
     for test in TESTS:
         if test in config.tests:
-            fixed = {"task": test, "annotations": config.tests[test], "model": model}
-            options, _ = _resolve_section(config, "evaluate", fixed)
-            arguments = ("evaluate", test, config.tests[test], "--model", model, *options)
-            yield Step(Command(f"{number}-evaluate-{test}", arguments), f"evaluate-{test}")
+            yield _test(config, f"{number}-evaluate-{test}", test, config.tests[test], round_model(config, number))
+
+
+def _evaluate_finetuned(config: BootstrapConfig, number: int) -> Iterator[Step]:
+    """Evaluate the finetuned models of a round, as the paper does."""
+    models = {"caption": "captioner", "retrieval": "filter"}
+    tests = [(test, test, config.tests[test]) for test in TESTS if test in config.tests]
+    tests += [("validation", "caption", config.validation)] if config.validation else []
+    for name, test, file in tests:
+        model, scores = finetuned_model(config, number, models[test]), str(scores_file(config, number, name))
+        step_name = f"{number}-validate" if name == "validation" else f"{number}-evaluate-finetuned-{test}"
+        yield _test(config, step_name, test, file, model, scores)
+
+
+def _test(
+    config: BootstrapConfig, name: str, test: str, annotations: str, model: str, scores: str | None = None
+) -> Step:
+    fixed = {"task": test, "annotations": annotations, "model": model} | ({"scores": scores} if scores else {})
+    options, _ = _resolve_section(config, "evaluate", fixed)
+    if scores:
+        options += ["--set", f"scores={scores}"]
+    return Step(Command(name, ("evaluate", test, annotations, "--model", model, *options)), f"evaluate-{test}")
 
 
 def _round_folder(config: BootstrapConfig, number: int) -> Path:

@@ -1,140 +1,64 @@
-"""Grades of the demo's captions and of its filter. They are exact, because the content of every picture is known.
+"""Grades of the demo's captions and retrieval. They are exact, because the content of every picture is known.
 
-In: tables and captions written by the public commands, and the `truth/` of the corpus. Out: the numbers of the demo's
-tables and of `summary.json`.
+In: captions and scores per picture written by `capfilt evaluate`, and the `truth/` of the corpus. Out: estimates with
+95% intervals over pictures, for the demo's tables and `summary.json`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
 
-from blipcore.io.samples import read_samples
-from blipcore.metrics.ranking import roc_auc
+from blipcore.metrics.ranking import RECALL_AT
 from capfilt.demo.corpus import read_truth
-from capfilt.demo.language import exact_match, is_true, object_f1
-from capfilt.demo.scenes import Scene
-from capfilt.shards.format import WEB
-from capfilt.shards.shard_set import ShardSet
+from capfilt.demo.intervals import Estimate, mean_over_pictures, ratio_over_pictures
+from capfilt.demo.language import exact_match, is_true, object_counts
 
 
 @dataclass(frozen=True)
-class GradedPair:
-    """A row of a filtered table, joined with the truth."""
+class CaptionGrades:
+    """Grades of each held-out picture's caption, in the order of the annotations."""
 
-    key: str
-    source: str
-    text: str
-    itm: float
-    keep: bool
-    reason: str
-    kind: str  # of a web text; "synthetic" for a captioner's
-    matches: bool  # whether a perfect filter keeps it
+    exact: np.ndarray  # names all objects, counts and relations, and states nothing false
+    true: np.ndarray  # states nothing false
+    objects: np.ndarray  # (pictures, 3): nouns in caption and scene, in the caption, in the scene
+    cider: np.ndarray  # in percent
 
-
-def grade_captions(results: Path, corpus: Path, split: str) -> dict[str, float | None]:
-    """Return `exact_match`, `true` (nothing false) and `object_f1` of the captions that `capfilt evaluate` wrote."""
-    captions = {row["image_id"]: row["caption"] for row in json.loads(results.read_text(encoding="utf-8"))}
-    scenes = read_truth(corpus, split)
-    texts = [captions[index] for index in range(len(scenes))]
-    graded = list(zip(texts, scenes.values(), strict=True))
-    return {
-        "exact_match": _share(exact_match(text, scene) for text, scene in graded),
-        "true": _share(is_true(text, scene) for text, scene in graded),
-        "object_f1": object_f1(texts, list(scenes.values())),
-    }
-
-
-def read_pairs(filtered: Path, corpus: Path) -> list[GradedPair]:
-    """Return the scored pairs of a filtered set, joined with the truth by the URL of the picture."""
-    truth = {row["url"]: row for row in pq.read_table(corpus / "truth" / "web.parquet").to_pylist()}
-    pairs = []
-    for table in sorted(filtered.glob("*.parquet")):
-        for row in pq.read_table(table).to_pylist():
-            if row["itm"] is None:
-                continue  # not scored: it has no text, or the picture cannot be read
-            web_pair = truth["/".join(row["url"].split("/")[-2:])]
-            kind, matches = web_pair["kind"], web_pair["matches"]
-            if row["source"] != WEB:
-                kind = "synthetic"
-                matches = exact_match(row["text"], Scene.from_dict(json.loads(web_pair["scene"])))
-            pairs.append(
-                GradedPair(
-                    row["key"], row["source"], row["text"], row["itm"], row["keep"], row["reason"], kind, matches
-                )
-            )
-    return pairs
-
-
-def grade_filter(pairs: list[GradedPair]) -> dict[str, dict[str, float | None]]:
-    """Return kept share, share that matched before, precision, recall and ITM AUC of web and of synthetic texts.
-
-    A synthetic text matches if it describes the scene exactly, which is stricter than being true of it. A number that
-    is not defined is None: a precision if no text is kept, an AUC if all or no texts match.
-    """
-    grades: dict[str, dict[str, float | None]] = {}
-    for name, is_web in (("web", True), ("synthetic", False)):
-        group = [pair for pair in pairs if (pair.source == WEB) == is_web]
-        if not group:
-            continue
-        kept = [pair for pair in group if pair.keep]
-        matching = [pair for pair in group if pair.matches]
-        auc = roc_auc([pair.itm for pair in group], [pair.matches for pair in group])
-        grades[name] = {
-            "texts": len(group),
-            "kept": len(kept) / len(group),
-            "matching_before": len(matching) / len(group),
-            "precision": _share(pair.matches for pair in kept),
-            "recall": _share(pair.keep for pair in matching),
-            "itm_auc": None if math.isnan(auc) else auc,
+    def estimates(self) -> dict[str, Estimate | None]:
+        hits, named, drawn = self.objects.T
+        return {
+            "exact_match": mean_over_pictures(self.exact),
+            "true": mean_over_pictures(self.true),
+            "object_f1": ratio_over_pictures(2 * hits, named + drawn),
+            "cider": mean_over_pictures(self.cider),
         }
-    return grades
 
 
-def kept_share_by_kind(pairs: list[GradedPair]) -> dict[str, dict[str, float | None]]:
-    """Return the number of web texts of each kind, and the share kept."""
-    kinds: dict[str, list[bool]] = defaultdict(list)
-    for pair in pairs:
-        if pair.source == WEB:
-            kinds[pair.kind].append(pair.keep)
-    return {kind: {"texts": len(keeps), "kept": _share(keeps)} for kind, keeps in sorted(kinds.items())}
+def grade_captions(captions: Path, cider: Path, corpus: Path, split: str) -> CaptionGrades:
+    """Grade the captions of a split; `captions` and `cider` are files that `capfilt evaluate` wrote."""
+    texts = {row["image_id"]: row["caption"] for row in _read_json(captions)}
+    scores = {row["image_id"]: row["cider"] for row in _read_json(cider)}
+    pairs = [(texts[index], scene) for index, scene in enumerate(read_truth(corpus, split).values())]
+    return CaptionGrades(
+        np.array([exact_match(text, scene) for text, scene in pairs]),
+        np.array([is_true(text, scene) for text, scene in pairs]),
+        np.array([object_counts(text, scene) for text, scene in pairs]),
+        np.array([scores[index] for index in range(len(pairs))]),
+    )
 
 
-def sample_pictures(pairs: list[GradedPair], data: Path, out: Path, n: int = 6) -> list[dict[str, object]]:
-    """Write n pictures to `out`; return their texts, scores and verdicts.
-
-    These are the first pictures of each combination of verdicts, so that none is picked by hand.
-    """
-    texts: dict[str, list[GradedPair]] = defaultdict(list)
-    for pair in pairs:
-        texts[pair.key].append(pair)
-    by_verdict: dict[tuple[bool, ...], list[str]] = defaultdict(list)
-    for key, group in texts.items():
-        by_verdict[tuple(pair.keep for pair in group)].append(key)
-    groups = [by_verdict[verdict] for verdict in sorted(by_verdict)]
-    chosen = [key for tier in zip_longest(*groups) for key in tier if key is not None][:n]
-
-    samples: list[dict[str, object]] = []
-    out.mkdir(parents=True, exist_ok=True)
-    images = ShardSet.open(data)
-    for shard in images.shards:
-        for picture in read_samples(images.tar(shard)):
-            if picture.key in chosen:
-                path = out / f"{picture.key}.jpg"
-                path.write_bytes(picture.image)
-                fields = ("source", "text", "itm", "keep", "reason", "kind", "matches")
-                rows = [{field: getattr(pair, field) for field in fields} for pair in texts[picture.key]]
-                samples.append({"picture": path.name, "texts": rows})
-    return samples
+def grade_retrieval(ranks: Path) -> np.ndarray:
+    """Return the mean recall of each picture in percent, over both directions and recall at 1, 5 and 10."""
+    return np.array([50.0 * (_recall([row["text_rank"]]) + _recall(row["image_ranks"])) for row in _read_json(ranks)])
 
 
-def _share(flags: Iterable[bool]) -> float | None:
-    flags = list(flags)
-    return sum(flags) / len(flags) if flags else None
+def _recall(ranks: Sequence[int | None]) -> float:
+    return float(np.mean([[rank is not None and rank < k for k in RECALL_AT] for rank in ranks]))
+
+
+def _read_json(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))

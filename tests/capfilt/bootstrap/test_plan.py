@@ -1,10 +1,12 @@
 """The plan of a bootstrap run: its commands in order, mistakes in its sections, and the amount of work."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from capfilt.bootstrap.plan import BootstrapConfig, missing_files, plan
+from capfilt.bootstrap.plan import BootstrapConfig, chosen_by, missing_files, plan, scores_file
 from capfilt.config import resolve
 
 
@@ -13,17 +15,47 @@ def test_each_round_starts_from_the_model_of_the_one_before(loop_yaml: Path) -> 
     steps = {step.command.name: step.command.arguments for step in plan(config)}
     assert list(steps) == [
         "0-pretrain", "0-evaluate-retrieval",
-        "1-finetune-captioner", "1-finetune-filter", "1-filter", "1-report", "1-pretrain",
-        "1-evaluate-retrieval",
-        "2-finetune-captioner", "2-finetune-filter", "2-filter", "2-report", "2-pretrain",
-        "2-evaluate-retrieval",
+        "1-finetune-captioner", "1-finetune-filter", "0-evaluate-finetuned-retrieval",
+        "1-filter", "1-report", "1-pretrain", "1-evaluate-retrieval",
+        "2-finetune-captioner", "2-finetune-filter", "1-evaluate-finetuned-retrieval",
+        "2-filter", "2-frozen-filter", "2-report", "2-pretrain", "2-evaluate-retrieval",
+        "3-finetune-captioner", "3-finetune-filter", "2-evaluate-finetuned-retrieval",
     ]  # fmt: skip
     first = f"{config.out}/round-1/pretrain"
     assert first in steps["1-pretrain"] and f"{first}/model" in steps["2-finetune-filter"]
     assert f"{config.data}/filtered/round-2=0.5" in steps["2-pretrain"]
     arguments = steps["2-filter"]
     assert arguments[arguments.index("--captioner") + 1] == f"{config.out}/round-2/captioner/model"
+    assert f"{config.out}/round-2/filter/model" in steps["1-evaluate-finetuned-retrieval"]
     assert steps["2-report"][1:4] == (f"{config.data}/filtered/round-2", "--compare", f"{config.data}/filtered/round-1")
+
+
+def sources(arguments: tuple[str, ...]) -> list[str]:
+    """Return the values of --sources."""
+    return [value for option, value in pairwise(arguments) if option == "--sources"]
+
+
+def test_captions_of_earlier_rounds_are_filtered_again(loop_yaml: Path) -> None:
+    def steps(*settings: str) -> dict[str, tuple[str, ...]]:
+        config = resolve(BootstrapConfig, loop_yaml, ["rounds=3", *settings])
+        return {step.command.name: step.command.arguments for step in plan(config)}
+
+    accumulated = steps()
+    assert sources(accumulated["3-filter"]) == ["web", "round-1", "round-2", "round-3"]
+    assert sources(accumulated["3-frozen-filter"]) == ["round-3"]
+    assert any(argument.endswith("round-1/filter/model") for argument in accumulated["3-frozen-filter"])
+    replaced = steps("accumulate=false", "frozen_filter=false")
+    assert sources(replaced["3-filter"]) == ["web", "round-3"] and "3-frozen-filter" not in replaced
+
+
+def test_the_validation_file_or_else_the_first_test_chooses_the_round(loop_yaml: Path) -> None:
+    config = resolve(BootstrapConfig, loop_yaml)
+    assert chosen_by(config) == "retrieval"
+    config = resolve(BootstrapConfig, loop_yaml, [f"validation={loop_yaml.parent / 'test.json'}"])
+    steps = {step.command.name: step.command.arguments for step in plan(config)}
+    assert chosen_by(config) == "validation"
+    assert f"scores={scores_file(config, 1, 'validation')}" in steps["1-validate"]
+    assert chosen_by(replace(config, validation=None, tests={})) is None
 
 
 def test_init_replaces_the_model_of_round_0(loop_yaml: Path) -> None:

@@ -3,17 +3,21 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from blipcore.model.tokenizer import Tokenizer, clean_caption
 from capfilt.demo import art
 from capfilt.demo.chinese import is_chinese
 from capfilt.demo.language import write_caption
-from capfilt.demo.run import DemoConfig, Recipe, run_demo
+from capfilt.demo.plan import TABLES, DemoConfig, DemoPlan, Recipe
+from capfilt.demo.run import Demo, run_demo
 from capfilt.demo.scenes import sample_scene
 
 
@@ -37,9 +41,11 @@ def test_it_ends_with_a_summary_of_every_row(finished):
     printed = json.loads(process.stdout)
     assert printed.pop("peak_memory_gb")["largest_child"] > 0
     assert printed == summary
-    for row in ("noisy", "bootstrapped", "human_only"):
-        for measure in ("exact_match", "object_f1", "retrieval_mean_recall"):
-            assert 0 <= summary[row][measure] <= 100
+    for row in ("noisy", "bootstrapped"):
+        for measure in ("exact_match", "object_f1", "mean_recall"):
+            estimate = summary["rows"][row]["finetuned"][measure]
+            assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 100
+    assert summary["differences"].keys() == {"bootstrapped - noisy"}
     assert summary["filter"]["web"]["texts"] > 200
     assert len(summary["samples"]) == 6
     assert all((out / "samples" / sample["picture"]).stat().st_size for sample in summary["samples"])
@@ -50,9 +56,10 @@ def test_it_ends_with_a_summary_of_every_row(finished):
 def test_it_prints_the_commands_it_runs(finished):
     _, process = finished
     printed = [line for line in process.stderr.splitlines() if line.startswith("$ capfilt ")]
-    assert [line.split()[2] for line in printed] == [
-        "download", *["pretrain"] * 2, *["finetune"] * 2, "caption", "filter", "pretrain", *["evaluate"] * 6
-    ]  # fmt: skip
+    commands = [line.split()[2] for line in printed]
+    assert commands[:6] == ["download", "pretrain", "finetune", "finetune", "caption", "filter"]
+    assert sorted(commands[6:]) == [*["evaluate"] * 4, *["finetune"] * 2, "pretrain"]
+    assert (finished[0] / "best" / "captioner" / "model.safetensors").is_file()
 
 
 def test_every_url_has_an_outcome_and_every_text_a_verdict(finished):
@@ -98,6 +105,43 @@ def test_scale_changes_pictures_and_steps_but_not_the_test_set():
     one, two = Recipe.from_config(DemoConfig()), Recipe.from_config(DemoConfig(scale=2.0))
     assert (two.web, two.pretrain_steps) == (2 * one.web, 2 * one.pretrain_steps)
     assert (two.validation, two.test) == (one.validation, one.test)
+
+
+def demo_of(tmp_path: Path, **settings: Any) -> Demo:
+    return Demo(DemoConfig(out=tmp_path / "demo", **settings), Console())
+
+
+def test_no_command_of_a_plan_is_planned_twice_or_needs_an_unknown_one(tmp_path):
+    demo = demo_of(tmp_path, rows="all", rounds=3, table=list(TABLES))
+    planned = [*demo.first_commands(), *demo.further_commands()]
+    names = [command.command.name for command in planned]
+    # The second half begins with round 1 and the control, whose first commands have ended in the first half.
+    twice = {name for name in names if names.count(name) > 1}
+    assert twice == {"caption", "filter-bootstrapped", "pretrain-human_only"}
+    for command in planned:
+        outputs = [value for option, value in pairwise(command.command.arguments) if option in ("--init", "--model")]
+        for path in outputs:  # each model that a command reads is written by one that it needs
+            run = Path(path).parent.name
+            assert {f"pretrain-{run}", f"finetune-{run}"} & set(names), path
+            assert {f"pretrain-{run}", f"finetune-{run}"} & set(command.needs), (command.command.name, path)
+
+
+def test_each_round_starts_from_the_models_of_the_one_before(tmp_path):
+    plan = DemoPlan(DemoConfig(out=tmp_path, rounds=2))
+    arguments = plan.filter_round(2).command.arguments
+    assert str(tmp_path / "runs" / "bootstrapped-filter" / "model") in arguments
+    sources = [value for option, value in pairwise(arguments) if option == "--sources"]
+    assert sources == ["web", "captioner", "captioner2"]  # captions of earlier rounds accumulate
+    assert str(tmp_path / "runs" / "filter" / "model") in plan.judge_with_first_filter(2).command.arguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"table": [5]}, "table is one of 2, 3, 4, 12, 13"), ({"rounds": 0}, "rounds"), ({"scale": 0}, "scale")],
+)
+def test_wrong_settings_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DemoConfig(**settings)
 
 
 def test_chinese_captions_survive_tokenization():
