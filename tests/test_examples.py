@@ -199,10 +199,16 @@ def test_a_scorer_of_ones_own(models: Path, photos: Path, monkeypatch: pytest.Mo
     tables = {
         name: pq.read_table(models / f"data/filtered/{name}/00000.parquet") for name in ("sharp", "long", "twice")
     }
-    assert [row["words"] for row in tables["long"].to_pylist() if row["text"]] == [3, 2]
+    web = [row for row in tables["long"].to_pylist() if row["source"] == "web" and row["text"]]
+    assert [row["words"] for row in web] == [3, 2]
     assert {"sharpness", "words"} <= set(tables["sharp"].column_names)
     assert {"itm2", "itc2"} <= set(tables["twice"].column_names)
-    assert len(list((models / "data/scores").iterdir())) == 2
+    surest = pq.read_table(models / "data/filtered/surest/00000.parquet").to_pylist()
+    captions = [row for row in surest if row["source"] == "blip" and row["confidence"] is not None]
+    kept = {row["key"]: row["confidence"] for row in captions if row["keep"]}
+    assert kept and all(row["confidence"] <= kept.get(row["key"], 0) for row in captions)
+    assert {"lm", "pmi"} <= set(pq.read_table(models / "data/filtered/read/00000.parquet").column_names)
+    assert len(list((models / "data/scores").iterdir())) == 4
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, folder: Path, lines: list[str]) -> None:
@@ -223,6 +229,53 @@ def test_long_captions(models: Path, photos: Path, monkeypatch: pytest.MonkeyPat
     sentences = [row["sentences"] for row in rows if row["source"] == "vlm" and row["text"]]
     assert [len(of_text) for of_text in sentences] == [2, 3, 2]
     assert (models / "report.html").stat().st_size > 10_000
+
+
+def test_labels(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels are made here instead of by hand: right for every second of 60 pictures with two captions each."""
+    (models / "photos").mkdir()
+    for number in range(60):
+        Image.new("RGB", (40, 40), (4 * number, 90, 250 - 4 * number)).save(models / "photos" / f"{number:02d}.jpg")
+        (models / "photos" / f"{number:02d}.txt").write_text("a ball " + "on a wall " * (number % 5))
+    words = "capfilt caption data --model captioner --set generate.min_length=5 --set generate.max_length=8"
+    made = ["capfilt pack photos data", words, "capfilt filter data --model filter --name r1 --threshold 0"]
+    invoke(monkeypatch, models, made)
+    label, *lines = commands("labels.md")
+    assert label.startswith("capfilt label data/filtered/r1 ")
+    rows = pq.read_table(models / "data/filtered/r1/00000.parquet").select(["key", "source", "index"]).to_pylist()
+    text = "".join(f"{row['key']},{row['source']},{row['index']},{n // 2 % 2}\n" for n, row in enumerate(rows))
+    (models / "labels.csv").write_text("key,source,index,match\n" + text)
+    # random weights reach no high precision
+    invoke(monkeypatch, models, replace_in(lines, **{"precision=0.8": "recall=0.8"}))
+    for name in ("mixed", "even", "half", "taught"):
+        manifest = json.loads((models / "data/filtered" / name / "manifest.json").read_text())
+        assert manifest["config"]["score"] == "mix" and manifest["computed"]["mix"]["measured"]["labels"] > 100
+        assert ("strata" in manifest["config"]) == (name in ("even", "half"))
+    assert (models / "runs/labelled/labels.parquet").is_file()
+
+
+def test_near_misses(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blipcore.checkpoints.load import load_model
+    from blipcore.checkpoints.save import save_model
+    from blipcore.model.blip import Blip
+    from blipcore.train.runs import model_config
+
+    _, tokenizer = load_model(models / "filter")
+    save_model(models / "pretrained", Blip(model_config("tiny", {}, len(tokenizer))), tokenizer)
+    rows = []
+    for number, colour in enumerate(("red", "blue", "green", "white", "black", "orange")):
+        Image.new("RGB", (32, 32), colour).save(models / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": [f"a {colour} ball", f"the {colour} ball"]})
+    (models / "human.json").write_text(json.dumps(rows))
+    (judged,) = code_blocks("near_misses.md", "json")
+    (models / "judged.jsonl").write_text(judged)
+    invoke(monkeypatch, models, ["capfilt pack photos data", "capfilt caption data --model captioner"])
+    few = {"--steps 400": "--steps 1 --batch-size 4 --set retrieval.queue_size=8"}
+    invoke(monkeypatch, models, replace_in(commands("near_misses.md"), **few))
+    made = pq.read_table(models / "filter" / "near_misses.parquet").to_pylist()
+    assert {row["text"] for row in made if row["origin"] == "reference"} >= {"a red ball", "the blue ball"}
+    assert any(not row["match"] for row in made)
+    assert (models / "taught" / "model").is_dir()
 
 
 def test_merged_texts(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Several references of a picture say the same thing in other words, and reference
 sentences but not their facts. So these can be told apart by counting alone, without a list of words:
 
     claim       a word that nearly always returns in another reference of the picture: nouns, numbers, colours
-    slot        a place in a sentence, given by its left and right neighbour, with the phrases that occur there
+    slot        a place in a sentence, given by its neighbours and perhaps a claim nearby, with the phrases seen there
     exclusive   two phrases that share slots, but seldom in references of one picture: "two dogs" and "a cat",
                 "above" and "under"; synonyms such as "small" and "little" do share pictures
 
@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 Words = tuple[str, ...]
-Slot = tuple[str, str]
+Slot = tuple[str, ...]
 
 PHRASE_WORDS = 3  # of an exchanged phrase, at most
 SWAP_DISTANCE = 8  # words between two swapped words, at most
@@ -26,7 +26,7 @@ START, END = "<s>", "</s>"
 CLAIM_NOVELTY = 0.15  # largest share of a claim's references of which no other of the picture has it
 CLAIM_PICTURES = 0.2  # largest share of pictures with a claim
 COMMON_PICTURES = 0.25  # words of more pictures are left out of outlines
-MIN_EVIDENCE = 1.0  # expected pictures with both phrases, if they were independent
+MIN_EVIDENCE = 3.0  # expected pictures with both phrases, if they were independent: without any, chance is 5%
 EXCLUSIVE = 0.1  # largest number of pictures with both, relative to the expected one
 
 
@@ -108,7 +108,7 @@ class References:
 
     def _contradicts(self, picture: int, text: Words) -> bool:
         known = self._slots_of_picture[picture]
-        for slot, phrase in _phrases(text):
+        for slot, phrase in self._phrases(text):
             theirs = known.get(slot, ())
             if phrase not in theirs and any(self._exclusive(phrase, other) for other in theirs):
                 return True
@@ -129,6 +129,28 @@ class References:
                 expected += len(one) * len(two) / self._pictures_of_slot[slot]
             self._shared[key] = both, expected
         return self._shared[key]
+
+    def _phrases(self, text: Words) -> Iterator[tuple[Slot, Words]]:
+        """Yield every phrase of a text with each of its slots."""
+        padded = (START, *text, END)
+        for first in range(1, len(padded) - 1):
+            for stop in range(first + 1, min(first + PHRASE_WORDS + 1, len(padded))):
+                for slot in self._slots_at(padded, first, stop):
+                    yield slot, padded[first:stop]
+
+    def _slots_at(self, padded: Words, first: int, stop: int) -> list[Slot]:
+        """Return the slots of a phrase: its neighbours, alone and with the nearest claim before and after it.
+
+        With the claim, "left" and "right" exclude each other in "a dog on the left and a cat on the right".
+        """
+        slots: list[Slot] = [(padded[first - 1], padded[stop])]
+        before = next((word for word in reversed(padded[: first - 1]) if word in self.claims), None)
+        after = next((word for word in padded[stop + 1 :] if word in self.claims), None)
+        if before and padded[first - 1] not in self.claims:
+            slots.append((*slots[0], "before", before))
+        if after and padded[stop] not in self.claims:
+            slots.append((*slots[0], "after", after))
+        return slots
 
     def _outline(self, text: Words) -> Words:
         return tuple(word for word in text if word not in self._common)
@@ -153,7 +175,7 @@ class References:
         slots: dict[Slot, dict[Words, set[int]]] = defaultdict(lambda: defaultdict(set))
         for picture, of_picture in enumerate(self.texts):
             for text in of_picture:
-                for slot, phrase in _phrases(text):
+                for slot, phrase in self._phrases(text):
                     slots[slot][phrase].add(picture)
         self._slots = {slot: dict(phrases) for slot, phrases in slots.items() if len(phrases) > 1}
         self._pictures_of_slot = {slot: len(set().union(*phrases.values())) for slot, phrases in self._slots.items()}
@@ -177,18 +199,10 @@ class References:
         """Return the slots of a picture beside a claim, with their phrases."""
         slots: dict[Slot, set[Words]] = defaultdict(set)
         for text in of_picture:
-            for slot, phrase in _phrases(text):
-                if slot[0] in self.claims or slot[1] in self.claims:
+            for slot, phrase in self._phrases(text):
+                if not self.claims.isdisjoint(slot):
                     slots[slot].add(phrase)
         return dict(slots)
-
-
-def _phrases(text: Words) -> Iterator[tuple[Slot, Words]]:
-    """Yield every phrase of a text with its slot."""
-    padded = (START, *text, END)
-    for first in range(1, len(padded) - 1):
-        for stop in range(first + 1, min(first + PHRASE_WORDS + 1, len(padded))):
-            yield (padded[first - 1], padded[stop]), padded[first:stop]
 
 
 def _pairs(text: Words) -> Iterator[tuple[int, int]]:

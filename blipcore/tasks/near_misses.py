@@ -42,9 +42,10 @@ from blipcore.tasks.task import replace_first
 TABLE = "near_misses.parquet"  # in the run folder
 BATCH = 64  # pictures
 ROWS = 512  # texts decoded at a time
-EXCHANGES, SWAPS = 5, 2  # tries per reference
+EXCHANGES, SWAPS = 6, 3  # tries per reference
 TOP_P = (0.95, 0.6)  # of sampled texts: varied ones, and the most usual, whose errors are those of a captioner
-LIKELIHOOD_WEIGHT = 2.0  # a wrong text is drawn in proportion to exp(weight x mean log-probability of its tokens)
+# A wrong text is drawn in proportion to exp(weight x mean log-probability of its tokens + weight x ITM log-odds).
+LIKELIHOOD_WEIGHT, ITM_WEIGHT = 1.0, 0.5
 UNKNOWN = BERT_SPECIALS[1]
 CONTENT = "content"  # in the metadata of the table: what it was made from
 
@@ -197,29 +198,31 @@ def _add_samples(
             # A text without any claim says nothing about the picture: a file name, or an advertisement.
             kind = picture.right if verdict else picture.wrong
             kind.setdefault(text, "sample" if verdict is not None else "sample without a claim")
-    scores = _likelihoods(
-        model, tokenizer, image_embeds, [list(picture.wrong) for picture in readable], config.max_tokens
-    )
-    for number, picture, likelihood in zip(numbers, readable, scores, strict=True):
-        noise = np.random.default_rng([config.seed, number]).gumbel(size=len(likelihood))
-        best = np.argsort(-(LIKELIHOOD_WEIGHT * likelihood + noise), kind="stable")[: config.wrong]
+    wrong = [list(picture.wrong) for picture in readable]
+    scores = _plausibility(model, tokenizer, image_embeds, wrong, config.max_tokens)
+    for number, picture, score in zip(numbers, readable, scores, strict=True):
+        noise = np.random.default_rng([config.seed, number]).gumbel(size=len(score))
+        best = np.argsort(-(score + noise), kind="stable")[: config.wrong]
         candidates = list(picture.wrong.items())
         picture.wrong = dict(candidates[index] for index in sorted(best))
 
 
-def _likelihoods(
+def _plausibility(
     model: Blip, tokenizer: Tokenizer, image_embeds: Tensor, texts: list[list[str]], max_tokens: int
 ) -> list[np.ndarray]:
-    """Return the mean log-probability of the tokens of each text of each picture, under the decoder."""
+    """Return how plausible decoder and ITM find each text of each picture."""
     device = image_embeds.device
     flat = [clean_caption(text) for of_picture in texts for text in of_picture]
     owner = torch.tensor([row for row, of_picture in enumerate(texts) for _ in of_picture], device=device)
-    kv, means = model.text.image_kv(image_embeds), [torch.empty(0)]
+    kv, scores = model.text.image_kv(image_embeds), [torch.empty(0)]
     for start in range(0, len(flat), ROWS):
         ids, mask = (x.to(device) for x in tokenizer(flat[start : start + ROWS], max_length=max_tokens))
-        states = model.text.decode(replace_first(ids, tokenizer.bos), mask, kv.select(owner[start : start + ROWS]))
+        kv_of_texts = kv.select(owner[start : start + ROWS])
+        states = model.text.decode(replace_first(ids, tokenizer.bos), mask, kv_of_texts)
         log_probabilities = model.text.logits(states[:, :-1]).float().log_softmax(-1)
         of_tokens = log_probabilities.gather(2, ids[:, 1:, None]).squeeze(2) * mask[:, 1:]
-        means.append((of_tokens.sum(1) / mask[:, 1:].sum(1).clamp(min=1)).cpu())
+        likelihood = of_tokens.sum(1) / mask[:, 1:].sum(1).clamp(min=1)
+        itm = model.itm_logits(model.text.fuse(replace_first(ids, tokenizer.enc), mask, kv_of_texts))
+        scores.append((LIKELIHOOD_WEIGHT * likelihood + ITM_WEIGHT * (itm[:, 1] - itm[:, 0])).cpu())
     stops = np.cumsum([len(of_picture) for of_picture in texts])
-    return np.split(torch.cat(means).double().numpy(), stops[:-1])
+    return np.split(torch.cat(scores).double().numpy(), stops[:-1])
