@@ -30,6 +30,7 @@ def label(
     context: typer.Context,
     dataset: options_sets.Filtered,
     number: options_sets.LabelNumber = None,
+    order: options_sets.LabelOrder = None,
     seed: options.Seed = None,
     host: options_sets.Host = None,
     port: options_sets.Port = None,

@@ -30,6 +30,11 @@ TrialTests = Annotated[
 HumanPairs = Annotated[
     list[str] | None, option(READ, "Human pairs, the same for all sets; repeatable.", metavar="FILE")
 ]
+LABEL_ORDERS = ("random", "proposed")
+LabelOrder = Annotated[
+    str | None,
+    option(READ, "random, or proposed: also uncertain and disputed texts.", default="random", values=LABEL_ORDERS),
+]
 LabelNumber = Annotated[int | None, option(READ, "Texts to label.", default=300)]
 
 # --- How to caption -------------------------------------------------------------------------------------------------

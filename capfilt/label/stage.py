@@ -12,7 +12,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from capfilt.filter.labels import LabelMatcher
 from capfilt.label.label_file import LabelFile, locked_labels
 from capfilt.label.pictures import PictureReader
 from capfilt.label.server import LabelServer
-from capfilt.report.label_texts import DrawnText, draw_texts
+from capfilt.report.label_texts import DrawnText, draw_texts, propose_texts
 from capfilt.report.label_view import describe_labelling
 from capfilt.report.render import created_by, render
 from capfilt.shards.shard_set import ShardSet
@@ -44,6 +44,8 @@ class LabelConfig:
     number: int = 300
     # of the draw of texts
     seed: int = 0
+    # random: all at random; proposed: a quarter at random, and those that teach most, see `capfilt.filter.propose`
+    order: Literal["random", "proposed"] = "random"
     # address to listen at; another than 127.0.0.1 can be reached by other machines
     host: str = "127.0.0.1"
     # 0 for any that is free
@@ -65,7 +67,8 @@ def label_texts(config: LabelConfig) -> dict[str, Any]:
     """
     data = FilteredSet.open(config.dataset)
     with locked_labels(Path(config.out)) as labels:
-        texts = draw_texts(data, config.number, config.seed)
+        draw = propose_texts if config.order == "proposed" else draw_texts
+        texts = draw(data, config.number, config.seed)
         _check_labels(labels, data)
         with open_server(config, data, texts, labels) as server:
             host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from capfilt.filter.decide import DUPLICATE
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
 from capfilt.filter.labels import RANDOM
+from capfilt.filter.propose import propose_labels
 from capfilt.filter.texts import hash_strings
 from capfilt.report.statistics import LowestRows
 
@@ -60,6 +61,11 @@ def draw_texts(data: FilteredSet, number: int, seed: int) -> list[DrawnText]:
     if not drawn:
         raise ValueError(f"{data.folder} has no text with a score, so there is nothing to label.")
     return [text for _, _, text in sorted(drawn, key=lambda entry: entry[:2])][:number]
+
+
+def propose_texts(data: FilteredSet, number: int, seed: int) -> list[DrawnText]:
+    """Return the texts of `propose_labels`, of which a part is drawn at random. Raises ValueError as `draw_texts`."""
+    return [DrawnText(**row) for row in propose_labels(data, number, seed).to_pylist()]
 
 
 def _random_numbers(shard: FilteredShard, seed: int) -> np.ndarray:

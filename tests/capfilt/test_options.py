@@ -41,7 +41,7 @@ OPTIONS = {
     "--model --numerics --results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
     "report": "--compare --json --label --out --pictures",
-    "label": "--host --json --number --out --port --seed",
+    "label": "--host --json --number --order --out --port --seed",
     "trial": "--config --dry-run --finetune-steps --human --json --out --seeds --set --steps --test",
     "doctor": "--json",
     "select": "--duplicates --json --like --name --per-cluster --set --top-fraction",

@@ -10,7 +10,7 @@ from filtered_set import filter_set
 from folders import rows_of
 
 from capfilt.filter.filtered_set import FilteredSet
-from capfilt.report.label_texts import draw_texts
+from capfilt.report.label_texts import draw_texts, propose_texts
 
 
 def test_equal_numbers_are_drawn_per_source_and_only_texts_with_a_score(filtered: Path) -> None:
@@ -33,6 +33,12 @@ def test_a_longer_draw_starts_with_the_shorter_one_and_seeds_differ(filtered: Pa
     assert [text.source for text in draws[0][:2]] != [text.source for text in draws[0][2:4]] or [
         text.source for text in draws[0][4:6]
     ] != [text.source for text in draws[0][:2]]
+
+
+def test_proposed_texts_say_how_they_were_drawn(filtered: Path) -> None:
+    texts = propose_texts(FilteredSet.open(filtered), 24, seed=0)
+    assert len({text.identifier for text in texts}) == 24
+    assert Counter(text.drawn for text in texts)["random"] == 6
 
 
 def test_a_text_has_another_identifier_if_its_words_change(filtered: Path) -> None:
