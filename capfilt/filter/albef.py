@@ -38,6 +38,8 @@ class AlbefScorer(Scorer):
 
     def __init__(self, path: str, settings: FilterSettings | None = None) -> None:
         self.path, self.options = path, settings or FilterSettings()
+        if self.options.merge_tokens:
+            raise ValueError(f"{path} is an ALBEF filter; merge_tokens is for BLIP filters.")
         if self.options.vectors:
             self.name, self.settings = "albef-vectors", {"vectors": True}
             self.list_columns = (TEXT_VECTOR.name,)

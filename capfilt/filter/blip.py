@@ -45,9 +45,11 @@ class BlipScorer(Scorer):
         self.path, self.options = path, settings or FilterSettings()
         if self.options.first_token not in ("enc", "cls"):
             raise ValueError(f"first_token is 'enc' or 'cls', not {self.options.first_token!r}.")
-        self.settings = {"first_token": self.options.first_token}
+        self.settings: dict[str, Any] = {"first_token": self.options.first_token}
         if self.options.numerics != "official":
             self.settings["numerics"] = self.options.numerics
+        if self.options.merge_tokens:
+            self.settings["merge_tokens"] = self.options.merge_tokens
         if self.options.vectors:
             self.name, self.settings["vectors"] = "blip-vectors", True
             self.list_columns = (TEXT_VECTOR.name,)
@@ -72,7 +74,7 @@ class BlipScorer(Scorer):
             tokenizer=self.options.tokenizer,
             numerics=self.options.numerics,
         )
-        self.model = prepare_for_inference(blip, self.device, runtime.dtype, runtime.backend)
+        self.model = prepare_for_inference(blip, self.device, runtime.dtype, runtime.backend, self.options.merge_tokens)
         if self.device == "cpu":
             keep_freed_memory()
         self.max_length = min(TEXT_TOKENS, blip.config.text.max_positions)
@@ -105,9 +107,9 @@ class BlipScorer(Scorer):
         image_index = torch.tensor(picture_of_each_text(texts), dtype=torch.long)  # (R,)
         itm, itc = torch.zeros(len(flat_texts)), torch.zeros(len(flat_texts))
         with torch.inference_mode():
-            image_embeds = self.model.encode_image(stack_on(inputs, self.device))  # (B, N, W)
+            image_embeds, sizes = self.model.encode_merged(stack_on(inputs, self.device))  # (B, N, W)
             image_feat = self.model.image_feat(image_embeds)  # (B, E)
-            kv = self.model.text.image_kv(image_embeds, text_tokens=int(lengths.sum()) / len(inputs))
+            kv = self.model.text.image_kv(image_embeds, sizes, text_tokens=int(lengths.sum()) / len(inputs))
             # Sorted by length, to save padding.
             text_feat = torch.zeros(len(flat_texts), image_feat.shape[-1])  # (R, E)
             for rows in lengths.argsort(stable=True).split(self.pairs_per_pass) if flat_texts else ():

@@ -40,6 +40,8 @@ class Blip2Scorer(Scorer):
 
     def __init__(self, path: str, settings: FilterSettings | None = None) -> None:
         self.path, self.options = path, settings or FilterSettings()
+        if self.options.merge_tokens:
+            raise ValueError(f"{path} is a BLIP-2 filter; merge_tokens is for BLIP filters.")
         if self.options.vectors:
             raise ValueError(f"{path} has 32 vectors per picture; vectors are stored for BLIP and ALBEF filters.")
 

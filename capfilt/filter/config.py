@@ -47,6 +47,8 @@ class ScoreConfig(EngineConfig):
     vectors: bool = False
     # score new texts with stored vectors, by ITC alone and without a picture, see stored.py
     from_vectors: bool = False
+    # image tokens that each layer of BLIP's image encoder merges: faster, not the same scores
+    merge_tokens: int = 0
     # folder under scores/; default: existing scores that fit, otherwise a new folder
     scores: str | None = None
     # vocab.txt or tokenizer.json for a checkpoint without a tokenizer
@@ -64,6 +66,8 @@ class ScoreConfig(EngineConfig):
             raise ValueError(f"scores must consist of letters, digits and . _ + -, not '{self.scores}'.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}.")
+        if self.merge_tokens < 0:
+            raise ValueError(f"merge_tokens is a number of tokens per layer, at least 0, not {self.merge_tokens}.")
         if self.model is None and self.scores is None:
             raise ValueError("Give a model to score with (--model), or finished scores (--scores).")
 
@@ -79,7 +83,7 @@ class ScoreConfig(EngineConfig):
 
     def filter_settings(self) -> FilterSettings:
         """Return the settings of filters with ITM and ITC heads."""
-        return FilterSettings(self.first_token, self.tokenizer, self.numerics, self.vectors)
+        return FilterSettings(self.first_token, self.tokenizer, self.numerics, self.vectors, self.merge_tokens)
 
     @property
     def root(self) -> AnyPath:

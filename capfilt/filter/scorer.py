@@ -45,6 +45,8 @@ class FilterSettings:
     numerics: Numerics = "official"
     # also return the ITC vectors, see vectors.py
     vectors: bool = False
+    # image tokens that each layer of BLIP's image encoder merges
+    merge_tokens: int = 0
 
 
 class Scorer:

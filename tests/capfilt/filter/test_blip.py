@@ -102,3 +102,15 @@ def test_errors_are_one_sentence(tiny_captioner: Path, tiny_filter: Path) -> Non
         load(tiny_captioner)
     with pytest.raises(ValueError, match="first_token is 'enc' or 'cls'"):
         load(tiny_filter, "dec")
+
+
+def test_scores_of_merged_tokens_depend_on_the_picture_alone_and_are_recorded(tiny_filter: Path, draw) -> None:
+    scorer = BlipScorer(str(tiny_filter), FilterSettings(merge_tokens=2))
+    assert scorer.settings["merge_tokens"] == 2
+    scorer.load(Runtime("cpu", "fp32"))
+    inputs = [scorer.prepare(draw(number)) for number in range(4)]
+    together, alone = scorer.score(inputs, TEXTS), scorer.score(inputs[:1], TEXTS[:1])
+    plain = load(tiny_filter).score(inputs, TEXTS)
+    assert together["itm"][0] == pytest.approx(alone["itm"][0], abs=1e-5)
+    assert flat(together["itm"]) != pytest.approx(flat(plain["itm"]), abs=1e-6)
+    assert flat(together["itm"]) == pytest.approx(flat(plain["itm"]), abs=0.1)
