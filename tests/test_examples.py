@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_vlm
 import yaml
+from in_process import run_in_process
 from PIL import Image, ImageDraw
 from s3 import S3Server, remote_contents, upload
 from typer.testing import CliRunner
@@ -299,6 +300,29 @@ def test_merged_texts(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatc
     filtered = pq.read_table(models / "data/filtered/r1/00000.parquet").to_pylist()
     assert [row["text"] for row in filtered if row["source"] == "fused" and row["text"]] == ["The ball of Oslo."] * 3
     assert (models / "data/captions/fused_short/manifest.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trial(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_set(models, "human.json", texts=2, prefix="images/")
+    draw_set(models, "val.json", texts=2, prefix="images/")
+    made = "capfilt filter data --model filter --captioner captioner --threshold 0"
+    made += " --set captioner.generate.min_length=5"  # a captioner of random weights may write no word
+    invoke(monkeypatch, models, ["capfilt pack photos data", f"{made} --name r1", f"{made} --name r2 --best-of itc"])
+    (settings,) = code_blocks("trial.md", "yaml")
+    (models / "trial.yaml").write_text(settings.replace("image_size: 96", "image_size: 32").replace("64", "4"))
+    small = {"--seeds 3": "--seeds 2", "--steps 2000": "--steps 1", "--finetune-steps 500": "--finetune-steps 1"}
+    small["--config trial.yaml"] = "--config trial.yaml --set evaluate.k=2"
+    for section, task in (("pretrain", "task"), ("finetune_filter", "retrieval")):
+        small["--config trial.yaml"] += f" --set {section}.{task}.queue_size=8"
+    names = run_in_process(monkeypatch)
+    lines = replace_in(commands("trial.md"), **small)
+    assert [line.endswith("--dry-run") for line in lines] == [True, False, False]
+    invoke(monkeypatch, models, lines)
+    assert len(names) == 2 * 2 * 5 + 2 * 2 * 2
+    assert "95% interval" in (models / "trials/r2/result.html").read_text()
+    assert len(json.loads((models / "trials/control/result.json").read_text())["differences"]) == 1
 
 
 @pytest.mark.slow
