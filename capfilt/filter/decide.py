@@ -16,6 +16,8 @@ from capfilt.filter.texts import as_one_array, clean_texts
 
 KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
 UNJUDGED = "unjudged: "
+# After "<" in the reason of texts with a limit per stratum, which is in the manifest.
+OF_STRATUM = "limit of its stratum"
 # Reasons of pictures that `capfilt select` drops.
 SEMANTIC_DUPLICATE, UNLIKE, CLUSTER_FULL = "semantic_duplicate", "unlike", "cluster_full"
 SELECTED_OUT = (SEMANTIC_DUPLICATE, UNLIKE, CLUSTER_FULL)
@@ -93,12 +95,9 @@ def _find_unjudged(scores: pa.Table) -> pa.StringArray | None:
     return pc.binary_join_element_wise(UNJUDGED, kinds, "")
 
 
-def _reason_below(name: str, limit: np.ndarray | float) -> pa.Scalar | pa.StringArray:
-    """Return the reason of rows below a limit, or below the limit of each row."""
-    if isinstance(limit, float | int):
-        return pa.scalar(f"{name}<{format_threshold(limit)}")
-    different, row = np.unique(limit, return_inverse=True)
-    return pa.array([f"{name}<{format_threshold(value)}" for value in different], pa.string()).take(pa.array(row))
+def _reason_below(name: str, limit: np.ndarray | float) -> pa.Scalar:
+    """Return the reason of rows below a limit, or below the limit of their stratum."""
+    return pa.scalar(f"{name}<{OF_STRATUM if isinstance(limit, np.ndarray) else format_threshold(limit)}")
 
 
 def reaches(scores: pa.Table, name: str, limit: np.ndarray | float) -> np.ndarray:

@@ -91,12 +91,13 @@ def rewrite_shards(
         settings,
         images=images.path,
         parents=[scores.path, *(path for path in scores.captions.values() if path)],
-        packages=("pyarrow",),
+        packages=("pyarrow", *(["scikit-learn"] if choice.mix is not None and labels is not None else [])),
         shared=config.world_size > 1,
         unchecked={
             "further_columns": further.names,
             **({"computed": recorded_settings(computed)} if computed else {}),
             **({"labels": config.labels} if config.labels else {}),
+            **({"strata": list(choice.strata_rows)} if choice.strata_rows else {}),
         },
     )
     computed = declare_computed(scores.columns, scores.captions, manifest.content.get("computed", {}))

@@ -19,7 +19,17 @@ function overviewSection() {
       tile("Noise ratio", percent(noiseRatio(data.sources)), "share of scored texts that the filter rejects")),
     h("div", { class: "bars" }, data.sources.map(bar)),
     reasonTable(data),
+    strataTable(data),
   ], "h2"));
+}
+
+// What the threshold does to each kind of text; null for a set whose threshold was not chosen on its scores.
+function strataTable({ strata }) {
+  if (!strata.length) return null;
+  const measure = (row, name) => (row[name] ? `${percent(row[name].share)} (${row[name].interval.map((bound) => percent(bound, 0)).join(" to ")})` : "–");
+  const labelled = ["precision", "recall"].filter((name) => strata.some((row) => row[name]));
+  const rows = strata.map((row) => [row.stratum, `≥ ${row.limit}`, count(row.texts), count(row.kept), percent(row.share), ...labelled.map((name) => measure(row, name))]);
+  return table({ caption: "Texts kept, by source and length", head: ["Texts", "limit", "texts", "kept", "share kept", ...labelled], rows });
 }
 
 const tile = (name, figure, detail) =>

@@ -33,12 +33,13 @@ function thresholdSection() {
   }
 
   const several = DATASETS.length > 1;
+  const strata = MAIN.has_strata ? " This set has a limit per kind of text; the slider applies one limit to all." : "";
   const control = h("div", { class: "control", role: "group", "aria-label": "Threshold" },
     h("div", { class: "row" }, h("label", { for: "threshold" }, `${scoreTitle(MAIN.score)} threshold`), value, slider, reset, output));
   const pictures = Object.values(REPORT.gallery.kinds).some((picks) => picks.length) ? gallery() : [];
   const scope = several ? ` The slider applies to ${MAIN.name}, whose pictures are shown; verdicts of the other sets do not change.` : "";
   const part = section("gallery", pictures.length ? "Threshold and gallery" : "Threshold",
-    `Move the slider to recount the kept texts and to update the verdicts of the pictures below. The page changes no file: run the command to apply a threshold. It reuses the scores.${scope}`,
+    `Move the slider to recount the kept texts and to update the verdicts of the pictures below. The page changes no file: run the command to apply a threshold. It reuses the scores.${scope}${strata}`,
     control, h("div", { class: several ? "pair even" : "pair" },
       h("figure", { class: "card-box" }, h("figcaption", {}, h("h3", {}, "Share kept"), h("span", { class: "note" }, "of each source's texts, by threshold")), curve, legend(sources, null, true)),
       h("div", {}, counts, h("div", { class: "command" }, code, copy))),

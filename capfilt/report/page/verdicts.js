@@ -16,7 +16,7 @@ function reasonText(reason) {
 // depend on the threshold: `decided_by_score` has its result. Strata have limits of their own, which no slider moves.
 function reasonsAt(texts, threshold, data) {
   return texts.map((text) => {
-    if (data.strata && threshold === data.limits[data.score]) return text.reason;
+    if (data.has_strata && threshold === data.limits[data.score]) return text.reason;
     if (["duplicate", "no_text"].includes(text.reason) || /^(undecodable|unjudged): /.test(text.reason)) return text.reason;
     const limits = { ...data.limits, [data.score]: threshold };
     const failed = Object.entries(limits).find(([name, limit]) => !(text[name] >= limit && text[name] !== null));
