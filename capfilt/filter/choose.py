@@ -40,8 +40,10 @@ class Choice:
 
     threshold: float
     limits: dict[str, float]
-    # a sentence per finding, for the summary
+    # what the threshold keeps, for the summary
     why: str = ""
+    # how well the deciding score tells right from wrong, for the summary
+    signal: str = ""
     strata: Strata | None = None
     # rows of `strata_table`
     strata_rows: tuple[Row, ...] = ()
@@ -69,8 +71,7 @@ def choose(config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: 
     threshold, reason = choose_threshold(config, texts)
     strata = replace(texts.strata, limits=texts.limits(threshold)) if config.strata else None
     rows = tuple(strata_table(texts, threshold)) if config.strata or labels is not None else ()
-    why = "; ".join([reason, *findings])
-    return Choice(threshold, config.limits(threshold), why, strata, rows, mix)
+    return Choice(threshold, config.limits(threshold), reason, "; ".join(findings), strata, rows, mix)
 
 
 def choose_threshold(config: FilterConfig, texts: DecidedTexts) -> tuple[float, str]:
@@ -110,11 +111,16 @@ def read_decided(
     labelled, held_out, mix, findings = None, None, None, []
     if labels is not None:
         fingerprint = scored.folder.settings.get("fingerprint")
-        labelled = read_labelled(tables(computed, names), labels, fingerprint, _labels_of_model(scored))
+        trained_on = _labels_of_model(scored)
+        labelled = read_labelled(tables(computed, names), labels, fingerprint, trained_on)
         if config.uses_mix:
             mix, held_out = learn_mix(labelled, names, sources)
             computed = [*computed, mix]
         findings = describe_signal(config.score, labelled, names, sources, held_out)
+        if trained_on is not None and not labelled.trained_on:
+            findings.append(
+                f"the filter's run has {LABELS_OF_RUN}, but it is of another filter or of other texts, and is not used"
+            )
     elif config.uses_mix:
         mix = sum_scores(tables(computed, names))
         computed = [*computed, mix]
@@ -153,6 +159,9 @@ def describe_signal(
     assert values is not None
     aucs = labelled.auc(values, sources)
     findings = [f"{score} tells right from wrong texts with " + ", ".join(f"{of}: {auc}" for of, auc in aucs.items())]
+    unlabelled = [source for source in sources if source not in aucs]
+    if unlabelled:
+        findings.append(f"no labels of {', '.join(unlabelled)}: what is kept of these texts is not measured")
     without = [of for of, auc in aucs.items() if not auc.has_signal]
     if without:
         findings.append(
@@ -164,10 +173,9 @@ def describe_signal(
         for of in aucs:
             each = [f"{name} {auc[of].value:.3f}" for name, auc in alone.items() if not np.isnan(auc[of].value)]
             findings.append(f"alone, on {of}: {', '.join(each)}")
-    trained = int((~np.isnan(labelled.held_out_itm)).sum())
-    if trained:
+    if labelled.trained_on:
         findings.append(
-            f"the filter was trained on {trained:,} of these labels, so their ITM is that of filters that have not "
-            "seen their pictures"
+            f"the filter was trained on {labelled.trained_on:,} of these labels, so their ITM is that of filters that "
+            "have not seen their pictures"
         )
     return findings

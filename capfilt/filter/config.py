@@ -182,6 +182,8 @@ class FilterConfig(ScoreConfig):
                 "repair judges sentences by a number as threshold; labels, top_fraction and threshold auto are for "
                 "whole texts."
             )
+        if self.strata:
+            raise ValueError("repair has one limit for the sentences of all texts; leave out strata.")
         if "itm_min" in self.min_scores:
             raise ValueError("With repair the threshold is the lowest itm_min; set threshold instead of min_scores.")
 

@@ -36,6 +36,11 @@ class LabelledTexts:
         """(R,) numbers below FOLDS, the same for all labels of a picture."""
         return self.picture % FOLDS
 
+    @property
+    def trained_on(self) -> int:
+        """The number of labels that the scored filter was trained on."""
+        return int((~np.isnan(self.held_out_itm)).sum())
+
     def column(self, name: str) -> np.ndarray:
         """Return a score of each row, NaN for none; for `itm`, that of a filter that has not seen the picture."""
         values = as_one_array(self.rows[name].cast(pa.float64())).to_numpy(zero_copy_only=False)
@@ -67,6 +72,8 @@ def read_labelled(
     `fingerprint` is that of the filter that scored them, `trained_on` the labels that it was trained on. Raises
     ValueError if no label has a row, or one has rows of several shards.
     """
+    if not len(labels):
+        raise ValueError("The file of labels calls no text right or wrong; label some first.")
     matcher, parts, label_rows = LabelMatcher(labels), [], []
     trained_on = labels if trained_on is None else trained_on
     trained_matcher, trained_rows = LabelMatcher(trained_on), []

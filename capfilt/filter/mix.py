@@ -12,6 +12,7 @@ and so has the typical caption, so that one threshold serves for both.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from capfilt.filter.labelled import LabelledTexts
-from capfilt.filter.logistic import cross_fit
+from capfilt.filter.logistic import MIN_LABELS, cross_fit
 from capfilt.filter.texts import as_one_array, split_words
 
 NAME = "mix"
@@ -83,10 +84,17 @@ class Mix:
 def learn_mix(labelled: LabelledTexts, columns: Sequence[str], sources: Sequence[str]) -> tuple[Mix, np.ndarray]:
     """Return the mixture of score `columns`, and the value of each label from a model that saw no label of its picture.
 
-    Labels of texts without an ITM score have NaN. Raises ValueError for too few labels.
+    Labels of texts without an ITM score have NaN. Raises ValueError for too few labels, in all or of a source.
     """
     values = {name: labelled.column(name) for name in columns}
     used = ~np.isnan(values["itm"])
+    of_source = Counter(labelled.rows.filter(pa.array(used))["source"].to_pylist())
+    without = [source for source in sources if of_source[source] < MIN_LABELS]
+    if without:
+        raise ValueError(
+            f"mix needs at least {MIN_LABELS} labels of each source, and {without[0]} has {of_source[without[0]]}; "
+            "label more of its texts, or leave it out with --sources."
+        )
     probabilities, means = [], {}
     for name in columns:
         known = values[name][used & ~np.isnan(values[name])]

@@ -134,6 +134,7 @@ def rewrite_shards(
         "score": config.score,
         "threshold": choice.threshold,
         "why": choice.why or None,
+        "signal": choice.signal or None,
         "strata": list(choice.strata_rows),
         "shards": {"done": run.done, "skipped": run.skipped, "failed": failed},
         "counts": scored.counts,
@@ -165,7 +166,8 @@ def compare_thresholds(
         "decided_by_score": len(texts.values),
         "labelled": len(texts.row),
         "threshold": threshold,
-        "why": "; ".join([reason, *findings]),
+        "why": reason,
+        "signal": "; ".join(findings) or None,
         "thresholds": threshold_table(texts, threshold),
         "strata": strata_table(texts, threshold),
     }

@@ -132,7 +132,7 @@ def shortest_decimal(lower: float, upper: float) -> float:
 def _range_names(part: str, edges: Sequence[float]) -> list[str]:
     if not edges:
         return [f"any {part}"]
-    texts = [f"{edge:g}" for edge in edges]
+    texts = [f"{edge:.3g}" for edge in edges]
     if part == LENGTH:
         lows, highs = ["1", *texts], [f"{edge - 1:g}" for edge in edges]
         middle = [f"{low} to {high}" if low != high else low for low, high in zip(lows, highs, strict=False)]

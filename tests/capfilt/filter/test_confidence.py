@@ -68,6 +68,12 @@ def test_numbers_are_joined_by_key_and_index_in_any_order(captions: Path) -> Non
     np.testing.assert_array_equal(got, expected)
 
 
+def test_infinite_log_probabilities_are_no_confidence(captions: Path) -> None:
+    write_captions(captions, [("a", 0, "a red dog", -np.inf), ("a", 1, "a dog", np.nan)])
+    got = Confidence({"c": captions}).compute("00000", scores([("a", "c", 0, "a red dog"), ("a", "c", 1, "a dog")]))
+    assert np.isnan(got).all()
+
+
 def test_only_sources_of_a_captioner_have_a_confidence(captions: Path, tmp_path: Path) -> None:
     write_captions(tmp_path / "captions" / "packed", [("a", 0, "a packed text", None)])
     write_json(tmp_path / "captions" / "packed" / "manifest.json", {"stage": "texts", "config": {}})

@@ -86,7 +86,7 @@ def test_filter_does_not_measure_a_filter_on_what_it_was_trained_on(taught: Path
     summary = run(
         taught / "data", Path(model), name=f"by-{Path(name).stem}-{Path(name).suffix}", labels=str(taught / name)
     )
-    assert "was trained on 60 of these labels" in summary["why"]
+    assert "was trained on 60 of these labels" in summary["signal"]
     labels = read_labels(taught / name)
     right = sum(
         held_out[key] >= 0.5 and match
@@ -96,7 +96,7 @@ def test_filter_does_not_measure_a_filter_on_what_it_was_trained_on(taught: Path
     other = run(
         taught / "data", None, name=f"other-{Path(name).suffix}", scores=scores_name(taught), labels=str(taught / name)
     )
-    assert "was trained on" not in other["why"]
+    assert "was trained on" not in other["signal"]
 
 
 def scores_name(root: Path) -> str:

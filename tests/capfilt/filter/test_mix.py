@@ -105,6 +105,10 @@ def test_learning_needs_labels_of_both_kinds() -> None:
     match = np.arange(40) < MIN_LABELS - 1
     with pytest.raises(ValueError, match=r"are 9 right and 31 wrong; learning needs at least 10 of each"):
         learn_mix(label(table, match), ["itm"], ["web", "blip"])
+    only_web, match = score_table(100)
+    of_web = pa.array(np.array(only_web["source"].to_pylist()) == "web")
+    with pytest.raises(ValueError, match=r"at least 10 labels of each source, and blip has 0; .* with --sources"):
+        learn_mix(label(only_web.filter(of_web), match[::2]), ["itm"], ["web", "blip"])
 
 
 def test_a_fold_with_labels_of_one_kind_is_fitted_by_their_share() -> None:

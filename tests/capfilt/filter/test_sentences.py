@@ -29,6 +29,7 @@ TEXTS = {
     "  😀 A dog! \n\n 1. Two cats. 2. A tree. 😀 ": ["😀 A dog!", "1. Two cats.", "2. A tree. 😀"],
     "one text without a stop": ["one text without a stop"],
     "1234 !": ["1234 !"],
+    "Two\u3000dogs.\u2028A.\u2028cat": ["Two\u3000dogs.", "A.\u2028cat"],
     "half \ud800 a pair. Two cats.": ["half \ud800 a pair.", "Two cats."],
 }
 
@@ -106,6 +107,19 @@ def test_truncated_texts_and_sentences_are_counted_and_said(long_texts: Path, ti
     assert summary["counts"]["sentences"] == 9 and summary["counts"]["sentences_truncated"] == 1
     assert summary["truncated"].endswith("; 1 of 9 sentences are too long even by clause.")
     assert [[item["truncated"] for item in row["sentences"]] for row in rows(summary)[3:]] == [[False, False], [True]]
+
+
+def test_a_whole_page_is_scored_in_bounded_parts(tiny_filter: Path, draw: Callable) -> None:
+    scorer = SentenceScorer(BlipScorer(str(tiny_filter)))
+    scorer.load(Runtime())
+    page, list_ = "A dog. Two cats. " * 500, ", ".join(["a red dog on the left of a cat"] * 500)
+    asked: list[int] = []
+    score = scorer.filter.score
+    scorer.filter.score = lambda inputs, texts: asked.append(len(texts[0])) or score(inputs, texts)
+    result = scorer.score([scorer.prepare(draw(0))], [[page, list_]])
+    of_page, of_list = result["sentences"][0]
+    assert len(of_page) == 40 and [item["truncated"] for item in of_page] == [False] * 39 + [True]
+    assert of_page[-1]["end"] == len(page.strip()) and of_list[0]["truncated"] and asked[0] <= 2 + 2 + 2 * 8
 
 
 def test_sentences_have_scores_of_their_own_and_serve_later_runs_without(

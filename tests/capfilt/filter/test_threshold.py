@@ -179,7 +179,7 @@ def test_a_threshold_is_printed_with_all_its_digits(data: Path) -> None:
 def test_labels_without_a_scored_text_are_counted(data: Path, labels: Path, tmp_path: Path) -> None:
     (tmp_path / "more.csv").write_text(labels.read_text() + "nobody,web,0,1\nnothing,web,0,0\n")
     summary, _ = run(data, "unknown", labels=str(tmp_path / "more.csv"))
-    assert "; 2 labels have no scored text;" in summary["why"]
+    assert summary["why"].endswith("; 2 labels have no scored text")
     assert "no scored text" not in run(data, "unknown", labels=str(labels))[0]["why"]
 
 
@@ -198,6 +198,7 @@ def test_errors_are_one_sentence(data: Path, tmp_path: Path) -> None:
     assert "top_fraction must be above 0" in message(top_fraction=1.5, threshold=0.5)
     assert "target is precision=SHARE or recall=SHARE" in message("key,match\n", target="f1=0.9")
     assert "None of the 1 labelled texts has a score" in message("key,match\nnobody,1\n")
+    assert "calls no text right or wrong" in message("key,match\n")
     assert "its name must end in .csv" in message("x", "labels.xlsx")
     assert "threshold must be a probability from 0 to 1, or auto, not 2" in message(threshold=2.0)
     assert not (data / "filtered" / "never").exists()
