@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from in_process import Work, run_in_process
 from typer.testing import CliRunner
 
 from capfilt.cli import app
-from capfilt.engine.commands import Command, CommandRunner, PlannedCommand
-
-Work = Callable[[Command], dict[str, Any]]
-
-
-def run_with(monkeypatch: pytest.MonkeyPatch, work: Work) -> list[str]:
-    """Let trials call `work` for each command that has no summary, in this process; return the names of those."""
-    names: list[str] = []
-
-    def run_plan(
-        self: CommandRunner, commands: Sequence[PlannedCommand], slots: int, environment: Any, started: Any
-    ) -> None:
-        for planned in commands:
-            if self.summary(planned.command) is None:
-                assert all(self.named_summary(name) for name in planned.needs)
-                started(planned.command)
-                names.append(planned.command.name)
-                self.folder.mkdir(parents=True, exist_ok=True)
-                path = self.folder / f"{planned.command.name}.json"
-                path.write_text(json.dumps(work(planned.command)))
-
-    monkeypatch.setattr(CommandRunner, "run_plan", run_plan)
-    return names
+from capfilt.engine.commands import Command
 
 
 def planted(better: dict[str, float]) -> Work:
@@ -73,7 +51,7 @@ def trial(*arguments: str) -> tuple[int, dict[str, Any], str]:
 
 
 def test_a_planted_difference_is_found_and_an_equal_set_is_not(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_with(monkeypatch, planted({"good": 25.0}))
+    run_in_process(monkeypatch, planted({"good": 25.0}))
     code, summary, stderr = trial("bad", "good", "other", "--test", "test.json", "--out", "o")
     assert code == 0, stderr
     caption, control, *retrieval = summary["differences"]
@@ -98,9 +76,9 @@ def test_a_trial_resumes_and_takes_more_seeds(inputs: Path, monkeypatch: pytest.
             raise KeyboardInterrupt
         return work(command)
 
-    run_with(monkeypatch, fail)
+    run_in_process(monkeypatch, fail)
     assert trial(*arguments, "--seeds", "2")[0] == 130
-    names = run_with(monkeypatch, work)
+    names = run_in_process(monkeypatch, work)
     assert trial(*arguments, "--seeds", "2")[0] == 0 and names == ["2-good-1-evaluate-caption"]
     names.clear()
     assert trial(*arguments, "--seeds", "3")[0] == 0
@@ -121,13 +99,13 @@ def test_dry_run_gives_hours_once_a_run_has_ended(inputs: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         return work(command)
 
-    run_with(monkeypatch, fail)
+    run_in_process(monkeypatch, fail)
     assert trial(*arguments)[0] == 130
     assert trial(*arguments, "--dry-run")[1]["hours_left"] == pytest.approx(3 * 9000 * 32 / 100 / 3600, abs=1e-3)
 
 
 def test_inputs_are_checked_before_anything_runs(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run_with(monkeypatch, planted({}))
+    names = run_in_process(monkeypatch, planted({}))
     for arguments, message in [
         (("bad", "nowhere", "--test", "test.json"), "Some input files do not exist: nowhere."),
         (("bad", "--test", "test.json"), "compares at least two sets"),
@@ -140,7 +118,7 @@ def test_inputs_are_checked_before_anything_runs(inputs: Path, monkeypatch: pyte
 
 
 def test_names_of_sets_are_escaped(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_with(monkeypatch, planted({}))
+    run_in_process(monkeypatch, planted({}))
     (inputs / "<b>[red]x").mkdir()
     code, summary, stderr = trial("bad", "<b>[red]x", "--test", "caption=test.json", "--out", "o", "--seeds", "2")
     assert code == 0 and "<b>[red]x" in stderr
@@ -151,12 +129,7 @@ def test_names_of_sets_are_escaped(inputs: Path, monkeypatch: pytest.MonkeyPatch
 def test_real_models_are_trained_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from colour_pictures import write_colours
 
-    def invoke(command: Command) -> dict[str, Any]:
-        result = CliRunner().invoke(app, [*command.arguments, "--json"])
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout.splitlines()[-1])
-
-    run_with(monkeypatch, invoke)
+    run_in_process(monkeypatch)
     colours = str(write_colours(tmp_path))
     (tmp_path / "trial.yaml").write_text(
         "pretrain: {preset: tiny, tokenizer: 'train:80', model: {vision: {image_size: 32}}, "
