@@ -8,7 +8,7 @@ score of the whole text, of which the filter reads the start, those of its sente
     sentences   start, end, itm and truncated of each sentence, in characters of the text
 
 A text of one sentence is scored once. A sentence that the filter cannot read whole is scored clause by clause, and its
-score is the lowest of them; it is `truncated` if a clause is still too long.
+score is the lowest of them; it is `truncated` if a clause is still too long, or it has more than eight parts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ SENTENCES = pa.field(
     "sentences",
     pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("itm", pa.float32()), ("truncated", pa.bool_())])),
 )
+# Sentences of a text, of which the last holds the rest, and parts of a sentence that are scored: a web text may be a
+# whole page.
+MAX_SENTENCES, MAX_PARTS = 40, 8
 # Recorded in the manifest of the scores; another way to split is another value.
 SPLITTER = "sentencex"
 # In a language with abbreviations; sentencex knows the stops of all scripts in each of its languages.
@@ -111,8 +114,15 @@ def _boundaries(text: str) -> list[dict[str, Any]]:
         import sentencex
     except ImportError:
         raise ImportError("Splitting texts into sentences needs: pip install 'capfilt[text]'") from None
-    # Half a surrogate pair, which Rust's strings cannot hold, becomes one other character.
-    return sentencex.get_sentence_boundaries(LANGUAGE, text.encode("utf-8", "replace").decode("utf-8"))
+    # Half a surrogate pair, which Rust's strings cannot hold, becomes one other character, and so does white space of
+    # several bytes, on which sentencex 1.0.32 panics.
+    plain = "".join(" " if letter.isspace() and letter != "\n" else letter for letter in text)
+    try:
+        return sentencex.get_sentence_boundaries(LANGUAGE, plain.encode("utf-8", "replace").decode("utf-8"))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+            raise
+        return []
 
 
 class SentenceScorer(Scorer):
@@ -170,10 +180,13 @@ class SentenceScorer(Scorer):
 
     def _split(self, text: str) -> list[Sentence]:
         spans = split_sentences(text)
+        if len(spans) > MAX_SENTENCES:
+            spans = [*spans[: MAX_SENTENCES - 1], Span(spans[MAX_SENTENCES - 1].start, spans[-1].end)]
         # A text of one sentence is scored as it is.
         pieces = [text] if len(spans) == 1 else [text[start:end] for start, end in spans]
         sentences = []
         for span, piece, too_long in zip(spans, pieces, self.truncated(pieces), strict=True):
             parts = split_clauses(piece, lambda part: not self.truncated([part])[0]) if too_long else [piece]
-            sentences.append(Sentence(span, parts, too_long and any(self.truncated(parts))))
+            is_cut = too_long and (len(parts) > MAX_PARTS or any(self.truncated(parts)))
+            sentences.append(Sentence(span, parts[:MAX_PARTS], is_cut))
         return sentences
