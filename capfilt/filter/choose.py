@@ -165,8 +165,8 @@ def describe_signal(
     without = [of for of, auc in aucs.items() if not auc.has_signal]
     if without:
         findings.append(
-            f"no signal in {', '.join(without)}: the interval holds 0.5, so there the threshold drops right and wrong "
-            "texts alike; label more texts or use another score"
+            f"no signal in {', '.join(without)}: the interval holds 0.5, so there the threshold may drop right and "
+            "wrong texts alike; label more texts or use another score"
         )
     if held_out is not None:
         alone = {name: labelled.auc(labelled.column(name), sources, draws=0) for name in names}

@@ -10,6 +10,8 @@ import numpy as np
 
 # 1 - confidence level of the intervals.
 ALPHA = 0.05
+# Labels of each kind, right and wrong, that an AUC needs for an interval.
+MIN_LABELS = 10
 # Draws of the bootstrap, and how many are in memory together.
 DRAWS, DRAWS_AT_ONCE = 1000, 50
 
@@ -34,7 +36,7 @@ class Auc(NamedTuple):
     def __str__(self) -> str:
         numbers = f"{self.right} right and {self.wrong} wrong"
         if math.isnan(self.value):
-            return f"AUC unknown ({numbers})"
+            return f"AUC unknown, no signal ({numbers})"
         signal = "" if self.has_signal else ", no signal" if self.high >= 0.5 else ", below chance"
         return f"AUC {self.value:.3f} ({self.low:.3f} to {self.high:.3f}{signal}; {numbers})"
 
@@ -42,8 +44,8 @@ class Auc(NamedTuple):
 def auc_interval(scores: np.ndarray, match: np.ndarray, picture: np.ndarray, draws: int = DRAWS) -> Auc:
     """Return the AUC of `scores` (R,) for the mask `match`, with its bootstrap interval over pictures.
 
-    `picture` (R,) numbers the pictures. Without `draws` the interval is NaN. Rows without a score are left out. All is
-    NaN if all match or none does.
+    `picture` (R,) numbers the pictures. Without `draws` the interval is NaN, and with fewer than MIN_LABELS of a kind
+    it is 0 to 1. Rows without a score are left out. All is NaN if all match or none does.
     """
     known = ~np.isnan(scores)
     scores, match = scores[known], match[known]
@@ -67,6 +69,8 @@ def auc_interval(scores: np.ndarray, match: np.ndarray, picture: np.ndarray, dra
     value = float(weighted_auc(np.ones((1, len(match))))[0])
     if not draws:
         return Auc(value, math.nan, math.nan, right, wrong)
+    if min(right, wrong) < MIN_LABELS:  # the bootstrap of so few is too narrow
+        return Auc(value, 0.0, 1.0, right, wrong)
     rng, number = np.random.default_rng(0), int(picture.max()) + 1
     drawn = [
         weighted_auc(rng.multinomial(number, np.full(number, 1 / number), DRAWS_AT_ONCE)[:, picture].astype(float))

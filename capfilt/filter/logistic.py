@@ -10,9 +10,9 @@ from itertools import product
 
 import numpy as np
 
+from capfilt.filter.intervals import MIN_LABELS
+
 FOLDS = 5
-# Labels of each kind, right and wrong, that learning needs.
-MIN_LABELS = 10
 # Inverse penalties per feature: the prior variance of the logit is their number times this.
 STRENGTHS = (0.1, 0.4, 1.6)
 

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from capfilt.filter.intervals import MIN_LABELS
 from capfilt.filter.labelled import LabelledTexts
-from capfilt.filter.logistic import MIN_LABELS, cross_fit
+from capfilt.filter.logistic import cross_fit
 from capfilt.filter.texts import as_one_array, split_words
 
 NAME = "mix"

@@ -64,8 +64,8 @@ def propose_labels(data: FilteredSet, number: int, seed: int) -> pa.Table:
         order = _spread(free, priority + 1e-9 * random, spread)[:count]
         chosen |= dict.fromkeys(order.tolist(), drawn)
     # In random order: neither the kind nor the scores of a text influence its label.
-    order = sorted(chosen, key=lambda row: random[row] if chosen[row] != RANDOM else rng.random())
-    return _read_rows(data, shards, rows[order], [chosen[row] for row in order])
+    mixed = sorted(chosen, key=lambda row: random[row] if chosen[row] != RANDOM else rng.random())
+    return _read_rows(data, shards, rows[mixed], [chosen[row] for row in mixed])
 
 
 def _usable(shard: FilteredShard) -> np.ndarray:

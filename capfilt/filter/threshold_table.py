@@ -49,8 +49,9 @@ def strata_table(texts: DecidedTexts, threshold: float) -> list[Row]:
         inside = texts.stratum == index
         number = int(inside.sum())
         if number:
-            row = {"stratum": name, "limit": float(limits[index]), "texts": number, "kept": int((kept & inside).sum())}
-            row["share"] = row["kept"] / number
+            of_stratum = int((kept & inside).sum())
+            row: Row = {"stratum": name, "limit": float(limits[index]), "texts": number, "kept": of_stratum}
+            row["share"] = of_stratum / number
             rows.append(row | _measure(texts, limits, texts.stratum[texts.row] == index))
     return rows
 

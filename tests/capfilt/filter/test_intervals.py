@@ -27,6 +27,7 @@ def test_an_auc_counts_pairs_and_half_of_the_ties() -> None:
     auc = auc_interval(scores, match, np.arange(4))
     assert auc.value == pytest.approx((1 + 0.5 + 1 + 1) / 4)
     assert (auc.right, auc.wrong) == (2, 2)
+    assert (auc.low, auc.high) == (0, 1) and not auc.has_signal  # of four labels
     with_missing = auc_interval(np.append(scores, np.nan), np.append(match, True), np.arange(5))
     assert with_missing == auc
     assert math.isnan(auc_interval(scores, np.ones(4, bool), np.arange(4)).value)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from capfilt.filter.intervals import MIN_LABELS
 from capfilt.filter.labelled import LabelledTexts, read_labelled
-from capfilt.filter.logistic import FOLDS, MIN_LABELS, cross_fit
+from capfilt.filter.logistic import FOLDS, cross_fit
 from capfilt.filter.mix import Mix, learn_mix, sum_scores
 
 
