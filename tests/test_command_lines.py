@@ -58,8 +58,9 @@ def parse_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[lis
     monkeypatch.setattr("capfilt.doctor.run_checks", lambda folder: [Finding("disk", "ok", folder)])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    page = (ROOT / "examples" / "vlm.md").read_text(encoding="utf-8")
-    (tmp_path / "vlm.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    for name in ("vlm", "fuse", "trial"):
+        page = (ROOT / "examples" / f"{name}.md").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
     for name in ("bootstrap.yaml", "loop.yaml"):
         (tmp_path / name).symlink_to(ROOT / "examples" / "bootstrap.yaml")
 
