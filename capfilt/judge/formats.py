@@ -169,7 +169,7 @@ def _read_box(row: dict[str, Any], number: int) -> Box:
     if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in sides):
         raise _RowError(f"row {number} has no numbers bbox_x, bbox_y, bbox_w, bbox_h.")
     x, y, w, h = (float(side) for side in sides if side is not None)
-    if w <= 0 or h <= 0:
+    if round(x + w) <= round(x) or round(y + h) <= round(y):
         raise _RowError(f"row {number} has an empty box: bbox_w {w:g}, bbox_h {h:g}.")
     return x, y, x + w, y + h
 

@@ -163,10 +163,10 @@ def _valid_tops(tops: Any) -> list[dict[str, float]] | None:
 
 
 def _read_usage(usage: Any) -> tuple[int, int] | None:
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
-    if len(counts) != 2 or not all(type(count) is int and 0 <= count < 1 << 40 for count in counts):
-        return None
-    return counts[0], counts[1]
+    names = ("prompt_tokens", "completion_tokens")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in names]
+    tokens = [count for count in counts if type(count) is int and 0 <= count < 1 << 40]
+    return (tokens[0], tokens[1]) if len(tokens) == 2 else None
 
 
 def _valid_logprob(value: Any) -> float | None:

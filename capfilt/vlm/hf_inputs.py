@@ -78,7 +78,7 @@ class InputMaker:
         """Leave an empty prompt out: as text it would be [CLS] [SEP]."""
         if not self.prompt:
             return self.processor(images=images, return_tensors="pt")
-        return self.processor(text=prompts, images=images, return_tensors="pt")
+        return self.processor(text=prompts, images=images, padding=True, return_tensors="pt")
 
     _make_blip_2 = _make_pix2struct = _make_blip
 

@@ -8,8 +8,7 @@ import math
 import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_runner import Server
 from filter_runs import rows, run, scores
 from vlm_server import KEY, MODEL, VlmServer
 
-import capfilt
 from capfilt.filter.judge import JudgeConfig
 from capfilt.vlm.server import ServerConfig
 
@@ -160,73 +159,66 @@ def test_several_workers_give_the_same_scores(judge: Judge, server: VlmServer) -
     assert scores(several) == scores(alone)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # starts a process that imports everything, then forks
 @pytest.mark.timeout(900)
 def test_a_run_killed_at_ten_random_moments_asks_every_answer_once(
     shards, tiny_filter, server: VlmServer, tmp_path: Path
 ) -> None:
     """Only requests that a kill finds unanswered, or answered in the same instant, are sent again."""
     concurrency, generator = 4, random.Random(0)
-    data, server.seconds = shards(3, 40), 0.15
+    data, whole, server.seconds = shards(3, 40), tmp_path / "whole", 0.15
+    shutil.copytree(data, whole)
+    commands = Server()
 
     def key(request: dict[str, Any]) -> str:
         return hashlib.sha256(request["image"].tobytes() + request["prompt"].encode()).hexdigest()[:12]
 
-    def start(folder: Path, cache: str) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "capfilt",
-            "filter",
-            str(folder),
-            "--model",
-            str(tiny_filter),
-            "--device",
-            "cpu",
-        ]
-        command += ["--dtype", "fp32", "--backend", "torch", "--judge", f"openai:{MODEL}", "--base-url", server.url]
-        command += [
-            "--set",
-            f"judge.server.concurrency={concurrency}",
-            "--set",
-            f"judge.server.cache={tmp_path / cache}",
-        ]
-        command += ["--set", "min_scores.vqa=0.5", "--batch-size", "4"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(capfilt.__file__).parents[1])}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def start(folder: Path) -> int:
+        arguments = ["filter", str(folder), "--model", str(tiny_filter), "--device", "cpu", "--dtype", "fp32"]
+        arguments += ["--backend", "torch", "--batch-size", "4", "--judge", f"openai:{MODEL}", "--base-url", server.url]
+        cache = tmp_path / f"{folder.name}.sqlite"
+        for setting in (f"judge.server.concurrency={concurrency}", f"judge.server.cache={cache}", "min_scores.vqa=0.5"):
+            arguments += ["--set", setting]
+        files = {name: str(tmp_path / name) for name in ("stdout", "stderr")}
+        environment = {"OPENAI_API_KEY": KEY}
+        place = {"folder": str(tmp_path), "shared_memory": None, "environment": environment}
+        return commands.ask(do="start", arguments=arguments, **files, **place)
 
-    whole = tmp_path / "whole"
-    shutil.copytree(data, whole)
-    process = start(whole, "whole.sqlite")
-    assert process.wait(300) == 0, process.stderr.read() if process.stderr else ""
-    total = len({key(request) for request in server.requests})
-    assert len(server.requests) == total == 3 * 40 + 1
-    server.requests.clear()
-    uncertain: set[str] = set()
-    kills = []
-    for _ in range(10):
-        process, begun = start(data, "killed.sqlite"), len(server.requests)
-        # a moment between the first request and the last
-        goal = begun + generator.randint(0, total // 10)
-        while len(server.requests) < max(goal, begun + 1) and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(generator.uniform(0, server.seconds))
-        is_running = process.poll() is None
-        process.kill()
-        process.wait()
-        with server.lock:
-            # in flight, or answered a moment ago
-            uncertain |= {key(request) for request in server.requests[-2 * concurrency :]}
-            kills.append((len(server.requests) - begun, is_running))
-        time.sleep(2 * server.seconds)
-    process = start(data, "killed.sqlite")
-    assert process.wait(300) == 0, process.stderr.read() if process.stderr else ""
+    def finish(folder: Path) -> None:
+        assert commands.ask(do="wait", pid=start(folder)) == 0, (tmp_path / "stderr").read_text()
+
+    try:
+        finish(whole)
+        total = len({key(request) for request in server.requests})
+        assert len(server.requests) == total == 3 * 40 + 1
+        server.requests.clear()
+        uncertain: set[str] = set()
+        kills = []
+        for _ in range(10):
+            begun = len(server.requests)
+            pid = start(data)
+            goal, deadline = begun + generator.randint(1, total // 10), time.monotonic() + 120
+            while len(server.requests) < goal and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(generator.uniform(0, server.seconds))
+            os.kill(pid, signal.SIGKILL)
+            code = commands.ask(do="wait", pid=pid)
+            with server.lock:
+                # in flight, or answered a moment ago
+                uncertain |= {key(request) for request in server.requests[-2 * concurrency :]}
+                kills.append((len(server.requests) - begun, code == -signal.SIGKILL))
+            time.sleep(2 * server.seconds)
+        finish(data)
+    finally:
+        commands.close()
     times = Counter(key(request) for request in server.requests)
     repeated = {name: count - 1 for name, count in times.items() if count > 1}
-    print(f"kills (requests of the run, was running): {kills}")
-    print(f"{total} questions, {len(server.requests)} requests, repeated after a kill: {sum(repeated.values())}")
+    print(f"requests of each run before its kill, whether it was running: {kills}")
+    print(
+        f"{total} questions, {len(server.requests)} requests, of which {sum(repeated.values())} were cut off by a kill"
+    )
     assert len(times) == total and repeated.keys() <= uncertain
     assert sum(repeated.values()) <= 10 * concurrency
-    assert sum(running for _, running in kills) >= 8
+    assert sum(was_running for _, was_running in kills) >= 8
     for path in sorted([*whole.glob("scores/*/*.parquet"), *whole.glob("filtered/*/*.parquet")]):
         assert (data / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
