@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from blipcore.data.check_pictures import count
 from blipcore.data.dataset import DatasetEntry, ShardedDataset
 from blipcore.data.references import References, Words
 from blipcore.data.transforms import EvalTransform, load_image
@@ -91,6 +93,7 @@ def make_near_misses(
     if path.is_file() and (pq.read_schema(path).metadata or {}).get(CONTENT.encode()) == content.encode():
         return
     pictures = draw_pictures(datasets, config)
+    print(f"making near misses of {count(len(pictures), 'picture')}", file=sys.stderr, flush=True)
     references = References([[split_words(tokenizer, text) for text in p.entry.texts] for p in pictures])
     if not references.claims:
         raise ValueError(
@@ -111,10 +114,14 @@ def make_near_misses(
         for match, texts in ((True, picture.right), (False, picture.wrong))
         for text, origin in texts.items()
     ]
+    table = pa.Table.from_pylist(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        table = pa.Table.from_pylist(rows)
         pq.write_table(table.replace_schema_metadata({CONTENT: content}), file)
+    right = sum(row["match"] for row in rows)
+    print(
+        f"{path}: {count(len(rows) - right, 'wrong text')}, {count(right, 'right text')}", file=sys.stderr, flush=True
+    )
 
 
 def draw_pictures(datasets: Sequence[ShardedDataset], config: NearMissConfig) -> list[Picture]:
