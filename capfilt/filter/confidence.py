@@ -50,9 +50,9 @@ class Confidence:
             if len(rows):
                 names = scores.select(["key", "index"]).take(rows)
                 logprob[rows] = _read_logprobs(folder / f"{shard}.parquet", names)
-        known = np.flatnonzero(~np.isnan(logprob))
-        logprob[known] = normalize_logprobs(logprob[known], scores["text"].take(known), self.length_penalty)
-        return logprob
+        known, confidence = np.flatnonzero(np.isfinite(logprob)), np.full(scores.num_rows, np.nan)
+        confidence[known] = normalize_logprobs(logprob[known], scores["text"].take(known), self.length_penalty)
+        return confidence
 
 
 def normalize_logprobs(

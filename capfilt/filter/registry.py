@@ -191,6 +191,8 @@ def _declare_extra(spec: str, config: ScoreConfig) -> Scorer:
     """Return the scorer of `--scorer`: a captioner, a class of the user's own, or a further filter."""
     if spec.startswith("lm:"):
         model = spec.removeprefix("lm:")
+        if not model or model.startswith(("hf:", "openai:")):
+            raise ValueError(f"{spec} names no BLIP captioner; write lm:FOLDER, such as lm:runs/captioner/model.")
         if (kind := checkpoint_kind(model)) != "blip":
             raise ValueError(f"{describe_use(kind, model).rstrip('.')}; lm: takes a BLIP captioner.")
         return _import_class(LM)(model, config.data, config.lm_prompt, config.tokenizer, config.numerics)

@@ -99,3 +99,9 @@ def test_the_settings_tell_scores_of_another_prompt_apart(tiny_captioner: Path, 
 
     assert declare("") == declare("")
     assert declare("") | {"prompt": "a photo of "} == declare("a photo of ")
+
+
+@pytest.mark.parametrize("spec", ["lm:", "lm:hf:some/model", "lm:openai:gpt@http://a"])
+def test_a_scorer_without_a_blip_captioner_is_refused(spec: str, tiny_filter: Path) -> None:
+    with pytest.raises(ValueError, match=r"names no BLIP captioner; write lm:FOLDER"):
+        declare_scorers(ScoreConfig(data="data", model=str(tiny_filter), scorer=spec))
