@@ -175,10 +175,7 @@ def _read_table(path: AnyPath) -> pa.Table:
         return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
     try:
         with open_read(path) as opened, pq.ParquetFile(opened) as file:
-            used = [
-                name for name in file.schema_arrow.names if name in ("image", "shard", "key", "match", *TEXT_COLUMNS)
-            ]
-            return file.read(columns=used)
+            return file.read(columns=[name for name in file.schema_arrow.names if name in COLUMNS])
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"{path} is not a readable table ({one_line(error)}); judged texts are Parquet, or JSON lines in a file "

@@ -47,6 +47,11 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
+def join_words(words: Sequence[str]) -> str:
+    """Join words by spaces, Chinese and Japanese characters without."""
+    return _BETWEEN_CJK.sub("", " ".join(words))
+
+
 def clean_question(text: str, max_words: int = 50) -> str:
     """Lower-case a question, delete . ! " ( ) * # : ; ~, and keep the first `max_words` words.
 

@@ -38,7 +38,7 @@ from blipcore.generate.config import GenerateConfig
 from blipcore.generate.generate import generate
 from blipcore.io.writing import atomic_write
 from blipcore.model.blip import Blip
-from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer, clean_caption
+from blipcore.model.tokenizer import BERT_SPECIALS, Tokenizer, clean_caption, join_words
 from blipcore.tasks.task import replace_first
 
 TABLE = "near_misses.parquet"  # in the run folder
@@ -160,7 +160,7 @@ def edit_references(
             for _ in range(tries):
                 wrong = edit(number, text, rng)
                 if wrong is not None and UNKNOWN not in wrong:
-                    picture.wrong[" ".join(wrong)] = origin
+                    picture.wrong[join_words(wrong)] = origin
 
 
 def _add_samples(

@@ -10,8 +10,17 @@ from tar_files import write_tar
 from tiny_tasks import tiny_model
 
 from blipcore.data.judged_texts import JudgedTexts
+from blipcore.data.references import References
 from blipcore.data.shard_datasets import open_dataset
-from blipcore.tasks.near_misses import NearMissConfig, draw_pictures, make_near_misses, split_words
+from blipcore.model.tokenizer import Tokenizer
+from blipcore.tasks.near_misses import (
+    NearMissConfig,
+    Picture,
+    draw_pictures,
+    edit_references,
+    make_near_misses,
+    split_words,
+)
 
 COLOURS, ANIMALS, PLACES = ("red", "blue", "green"), ("dog", "cat", "mat"), ("left", "right")
 
@@ -99,6 +108,18 @@ def test_pictures_of_shards_keep_tar_and_key(annotations, tokenizer, model, tmp_
     assert shards.location(0, shards.load(0)[0]) == (str(tmp_path / "00000.tar"), "0")
     with pytest.raises(ValueError, match="pictures with several references"):
         make_near_misses(tmp_path / "n.parquet", model, tokenizer, [shards], config(tmp_path))
+
+
+def test_edited_chinese_texts_have_no_spaces() -> None:
+    animals = zip("红蓝绿黄白黑", "狗猫鸟牛羊马", strict=True)
+    texts = [[f"一只{colour}色的{animal}", f"{animal}是{colour}色的"] for colour, animal in animals]
+    tokenizer = Tokenizer.train([text for of_picture in texts for text in of_picture], vocab_size=60)
+    references = References([[split_words(tokenizer, text) for text in of_picture] for of_picture in texts])
+    picture = Picture(None, 0, None)
+    for seed in range(20):
+        edit_references(picture, 0, references, tokenizer, random.Random(seed))
+    assert picture.wrong
+    assert not any(" " in text for text in picture.wrong)
 
 
 def test_word_pieces_are_joined_to_words(tokenizer) -> None:
