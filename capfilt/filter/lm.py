@@ -127,7 +127,8 @@ class LmScorer(Scorer):
         """Return the first pictures of the shard set that can be decoded. Raises ValueError if there is none."""
         from blipcore.io.samples import read_samples
 
-        shards, images = ShardSet.open(self.data), []
+        shards = ShardSet.open(self.data)
+        images: list[Image.Image] = []
         samples = (sample for shard in shards.shards for sample in read_samples(shards.tar(shard)))
         while len(images) < NULL_PICTURES and (sample := next(samples, None)) is not None:
             with suppress(DecodeError):
