@@ -11,6 +11,11 @@ SAVE_OFTEN = ("--set", "train.save_every=2", "--set", "train.log_every=1")
 PRETRAIN = ("pretrain", "{work}/data", "--init", "{inputs}/model", *TRAIN, *SAVE_OFTEN, "--set", "task.queue_size=8")
 FINETUNE = ("--init", "{inputs}/model", *TRAIN, *SAVE_OFTEN)
 
+TRIAL = ("trial", "{work}/data/filtered/capfilt", "{inputs}/human.json", "--test", "{inputs}/test.json")
+TRIAL += ("--steps", "3", "--seeds", "2", "--out", "{work}/trial", "--set", "pretrain.init={inputs}/model")
+TRIAL += ("--set", "pretrain.task.queue_size=8", "--set", "evaluate={device: cpu, dtype: fp32, words: plain, k: 4}")
+TRIAL += ("--set", "pretrain.train={batch_size: 4, device: cpu, dtype: fp32, save_every: 1, log_every: 1}")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -114,6 +119,7 @@ ENTRIES = [
         ),
         (),
     ),
+    Entry("trial", TRIAL, ("trial/result.json", "trial/result.svg", "trial/runs"), start="filter", share=1),
     Entry("bootstrap", ("bootstrap", "{work}/loop.yaml"), ("data", "loop"), start="pack", share=1),
 ]
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import re
 import socket
+import subprocess
+import sys
+import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from filtered_set import filter_set, write_set
@@ -91,3 +99,32 @@ def test_a_port_in_use_is_an_error(filtered: Path, tmp_path: Path) -> None:
             app, ["label", str(filtered), "--port", str(port), "--out", str(tmp_path / "l.csv")]
         )
     assert result.exit_code == 2 and f"Cannot listen at 127.0.0.1, port {port}" in result.stderr
+
+
+@pytest.mark.slow
+def test_no_confirmed_answer_is_lost_when_it_is_killed(filtered: Path, tmp_path: Path) -> None:
+    out, random = tmp_path / "labels.csv", Random(0)
+    texts = draw_texts(FilteredSet.open(filtered), 20, seed=0)
+    confirmed: dict[str, str] = {}
+    command = [sys.executable, "-m", "capfilt", "label", str(filtered), "--out", str(out), "--port", "0"]
+    for _ in range(4):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            address = re.search(r"http://127\.0\.0\.1:\d+/", process.stderr.readline())
+            assert address is not None
+            killer = threading.Timer(random.uniform(0.05, 0.5), process.kill)
+            killer.start()
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                while True:
+                    text, answer = random.choice(texts), random.choice(["1", "0", "unsure"])
+                    body = json.dumps({"id": text.identifier, "answer": answer}).encode()
+                    request = urllib.request.Request(f"{address[0]}answer", body, {"Content-Type": "application/json"})
+                    confirmed.pop(text.identifier, None)  # either answer may be in the file until this one is confirmed
+                    urllib.request.urlopen(request, timeout=30).read()
+                    confirmed[text.identifier] = answer
+            killer.join()
+        labels = LabelFile(out)
+        for text in texts:
+            place = TextPlace(text.shard, text.key, text.source, text.index)
+            assert confirmed.get(text.identifier) in (None, labels.answer(place))
+    assert len(confirmed) > 5
