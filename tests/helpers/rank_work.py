@@ -58,11 +58,16 @@ def tiny_task(name: str, text: dict[str, Any] | None = None, **options: Any) -> 
 
 
 def samples() -> list[dict[str, Any]]:
+    """Return eight samples; three have judged texts, of unequal number in the halves of the batch."""
     noise = torch.Generator().manual_seed(1)
-    return [
+    rows: list[dict[str, Any]] = [
         {"key": str(row), "image": torch.randn(3, 16, 16, generator=noise), "text": text, "image_id": IMAGE_IDS[row]}
         for row, text in enumerate(TEXTS)
     ]
+    for row, count in ((0, 2), (2, 2), (5, 1)):
+        image = torch.randn(3, 16, 16, generator=noise)
+        rows[row]["judged"] = {"image": image, "texts": TEXTS[:count], "matches": [True, False][:count]}
+    return rows
 
 
 def train_in_turn(scenarios: list[tuple]) -> list[dict[str, Any]]:
@@ -81,6 +86,8 @@ def train_two_steps(
     rank, ranks = distributed.rank(), distributed.world_size()
     starts = range(rank * micro_batch, len(TEXTS), ranks * micro_batch)
     batches = [task.collate(samples()[start : start + micro_batch]) for start in starts]
+    if micro_batch < 4:  # some micro-batches would have no judged text
+        batches = [{key: x for key, x in batch.items() if not key.startswith("judged")} for batch in batches]
     result: dict[str, Any] = {"losses": []}
     for step in range(2):
         task.before_step(Progress(step, 2))
