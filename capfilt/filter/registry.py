@@ -171,7 +171,7 @@ def declare_filter(model: str, settings: FilterSettings) -> Scorer:
 
 def _declare_stored(filter_: Scorer, config: ScoreConfig) -> Scorer:
     """Return the scorer of stored vectors in place of a BLIP filter."""
-    others = {"clip": config.clips, "scorer": config.scorers, "judge": config.judge.model}
+    others: dict[str, Any] = {"clip": config.clips, "scorer": config.scorers, "judge": config.judge.model}
     others |= {"sentences": config.sentences, "vectors": config.vectors}
     given = [name for name, value in others.items() if value]
     if given:
