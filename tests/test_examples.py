@@ -326,6 +326,35 @@ def test_a_trial(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+def test_mixtures_and_formats(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        (photos / f"IMG {number}.txt").write_text("the orange ball")
+    lines = commands("mixtures.md")
+    assert len(lines) == 8
+    invoke(monkeypatch, models, lines)
+    assert "| web | 50.0% |" in (models / "mixed" / "README.md").read_text(encoding="utf-8")
+    row = pq.read_table(models / "table" / "00000.parquet").to_pylist()[0]
+    assert sum(row["probabilities"]) == pytest.approx(1) and len(row["captions"]) == len(row["probabilities"])
+    assert len(list((models / "files" / "images").iterdir())) == 10
+    assert (models / "bench" / "test" / "0.tar").is_file()
+
+
+@pytest.mark.slow
+def test_vectors(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss", reason="select needs the extra vectors")
+    (models / "val").mkdir()
+    Image.new("RGB", (60, 60), "red").save(models / "val" / "0.jpg")
+    (models / "new.csv").write_text("key,caption\n" + "".join(f"00000000{n},an orange ball\n" for n in range(5)))
+    lines = commands("vectors.md")
+    assert len(lines) == 10
+    invoke(monkeypatch, models, lines)
+    filtered = models / "data" / "filtered"
+    rows = pq.read_table(filtered / "like_val" / "00000.parquet").to_pylist()
+    assert len({row["key"] for row in rows if row["keep"]}) == 1
+    assert {row["itm"] for row in pq.read_table(filtered / "prescreened" / "00000.parquet").to_pylist()} == {None}
+
+
+@pytest.mark.slow
 def test_a_vlm_server(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="openai: captioners need the extra openai")
     server = VlmServer("Qwen/Qwen2.5-VL-7B-Instruct")
@@ -371,11 +400,11 @@ def test_a_judge(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     public_tests.flickr8k(models / "flickr8k", 6)
     shutil.copytree(models / "flickr8k", models / "flickr8k/Flicker8k_Dataset")
     first, *others = commands("judge.md")
-    run(models, [first])
+    invoke(monkeypatch, models, [first])
     keys = pq.read_table(models / "data/00000.parquet")["key"].to_pylist()
     labelled = [f"{key},{number % 2}" for number, key in enumerate(keys)]
     (models / "labels.csv").write_text("\n".join(["key,match", *labelled]))
-    run(models, others)
+    invoke(monkeypatch, models, others)
     server.close()
     names = ("judged", "rubric", "local")
     tables = {name: pq.read_table(models / f"data/filtered/{name}/00000.parquet") for name in names}

@@ -129,7 +129,6 @@ class FilteredDataset(_TarDataset):
 
     def __init__(self, folder: AnyPath, tables: list[str], mixture: TextMixture | None = None) -> None:
         self.name, self.folder, self.tables, self.mixture = str(folder), folder, tables, mixture
-        self.note = ""  # what the mixture draws
         images = _read_image_folder(folder)
         super().__init__(images, [f"{PurePosixPath(table).stem}.tar" for table in tables])
         present = set(list_names(images))
@@ -140,8 +139,7 @@ class FilteredDataset(_TarDataset):
             _require_fit(mixture, folder, tables)
         counted = _count_shards(self._count, tables)
         self.counts = [table.pictures for table in counted]
-        if mixture is not None:
-            self.note = _describe_draws(mixture, counted)
+        self.note = "" if mixture is None else _describe_draws(mixture, counted)  # what the mixture draws
 
     def load(self, shard: int) -> list[DatasetEntry]:
         """Return the pictures of a table with their kept texts, in row order."""
@@ -154,11 +152,11 @@ class FilteredDataset(_TarDataset):
         shares: dict[str, list[float]] = {}
         for key, share in zip(kept["key"].to_pylist(), kept["probability"].to_pylist(), strict=True):
             shares.setdefault(key, []).append(share)
-        return [
+        entries = (
             DatasetEntry(key, tuple(of_key), self.image_id(shard, key), probabilities=tuple(shares[key]))
             for key, of_key in texts.items()
-            if any(shares[key])
-        ]
+        )
+        return [entry for entry in entries if any(entry.probabilities)]
 
     def _count(self, name: str) -> _TableCount:
         kept = self._read_kept(name)
@@ -186,7 +184,8 @@ class FilteredDataset(_TarDataset):
         if mixture is None:
             return kept.select(["key", "text"])
         scores = kept[mixture.score].to_pylist() if mixture.score else None
-        shares = mixture.probabilities(*(kept[name].to_pylist() for name in ("key", "source", "text")), scores)
+        keys, sources, texts = (kept[name].to_pylist() for name in ("key", "source", "text"))
+        shares = mixture.probabilities(keys, sources, texts, scores)
         return kept.select(["key", "text", "source"]).append_column("probability", pa.array(shares, pa.float64()))
 
 
@@ -203,8 +202,8 @@ def _describe_draws(mixture: TextMixture, counted: Iterable[_TableCount]) -> str
     pictures, left_out, sums = (sum(values[1:], values[0]) for values in zip(*counted, strict=True))
     shares = {source: f" (share {share:.0%})" for source, share in mixture.shares.items()}
     parts = [f"{source} {number / pictures:.1%}{shares.get(source, '')}" for source, number in sorted(sums.items())]
-    rest = f"; left out, without a text of positive share: {left_out} pictures" if left_out else ""
-    return f"texts drawn: {', '.join(parts)}{rest}"
+    rest = [f"; left out, without a text of positive share: {left_out} pictures"] if left_out else []
+    return "".join(["texts drawn: ", ", ".join(parts), *rest])
 
 
 def _read_image_folder(folder: AnyPath) -> AnyPath:

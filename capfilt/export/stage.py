@@ -157,9 +157,9 @@ class ExportStage:
 
 def _add_probabilities(mixture: TextMixture, rows: list[Row]) -> None:
     """Add the `probability` of each kept text among those of its picture."""
-    names = ("key", "source", "text")
+    keys, sources, texts = ([row[name] for row in rows] for name in ("key", "source", "text"))
     scores = [row[mixture.score] for row in rows] if mixture.score else None
-    shares = mixture.probabilities(*([row[name] for row in rows] for name in names), scores)
+    shares = mixture.probabilities(keys, sources, texts, scores)
     for row, share in zip(rows, shares.tolist(), strict=True):
         row["probability"] = share
 

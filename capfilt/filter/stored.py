@@ -40,7 +40,7 @@ class StoredItcScorer(BlipScorer):
         # Scores of the full pass do not serve a request for these, nor these one for ITM.
         return f"{super().fingerprint}-itc"
 
-    def score(self, inputs: Sequence[np.ndarray], texts: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
+    def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
         """Return no ITM, and the ITC cosines of the texts of B pictures with vectors (E,)."""
         import torch
 
@@ -95,7 +95,8 @@ def find_vectors(config: ScoreConfig, fingerprint: str) -> AnyPath:
 
     Raises ValueError if there are none.
     """
-    for folder in sorted((config.root / "scores").glob("*"), key=str):
+    folders: list[AnyPath] = sorted((config.root / "scores").glob("*"), key=str)
+    for folder in folders:
         manifest = read_manifest(folder)
         if manifest is None or manifest["stage"] != "score" or "counts" not in manifest:
             continue

@@ -31,10 +31,10 @@ from capfilt.shards.input_check import input_digests, require_same_inputs
 from capfilt.shards.manifest import Manifest
 from capfilt.shards.tables import read_table, write_table
 
-# Vectors of this many bytes as 32-bit floats are in memory at a time, when duplicates are searched.
-MEMORY = 2 << 30
-# Pictures per group in which duplicates are searched: fewer are compared all with all.
-GROUP = 50_000
+# Pictures per group in which duplicates are searched: fewer are compared all with all, in 3 s.
+GROUP = 10_000
+# Vectors from which k-means learns: 1 GB of BLIP's.
+MAX_SAMPLE = 1_000_000
 
 
 @dataclass(kw_only=True)
@@ -56,6 +56,8 @@ class SelectConfig:
     # number of clusters; default: the square root of the number of pictures
     clusters: int | None = None
     seed: int = 0
+    # vectors in memory at a time, in GB; with less, `duplicates` reads the tables more often
+    memory_gb: float = 4.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.+-]*", self.name):
@@ -68,6 +70,8 @@ class SelectConfig:
             raise ValueError("like and top_fraction go together, as in --like val --top-fraction 0.3.")
         if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction must be above 0 and at most 1, not {self.top_fraction}.")
+        if not self.memory_gb > 0:
+            raise ValueError(f"memory_gb must be above 0, not {self.memory_gb}.")
         for name in ("per_cluster", "clusters"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -193,7 +197,8 @@ class Selection:
 
     def _clusters(self, number: int) -> Clusters:
         number = min(number, int(self.pictures.remaining.sum()))
-        return Clusters(self._sample(number * SAMPLE_PER_CENTROID), number, self.config.seed)
+        size = max(number, min(number * SAMPLE_PER_CENTROID, MAX_SAMPLE))
+        return Clusters(self._sample(size), number, self.config.seed)
 
     def _assign(self, number: int) -> None:
         """Set the cluster of each remaining picture."""
@@ -244,7 +249,7 @@ class Selection:
         sizes = np.bincount(groups[groups >= 0], minlength=count)
         pairs: list[tuple[int, int, float]] = []
         width = self._gather(np.array([0])).shape[1]
-        for members in _batches(sizes, MEMORY // (4 * width)):
+        for members in _batches(sizes, int(self.config.memory_gb * 1e9 / (4 * width))):
             places = np.flatnonzero(np.isin(groups, members).any(axis=1))
             vectors = self._gather(places)
             for group in members:

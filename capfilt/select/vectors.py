@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath, resolve_reference, to_path
@@ -43,7 +43,7 @@ class VectorFolder:
         table = read_table(path, ["key", PICTURE_VECTOR.name])
         table = table.filter(pc.is_valid(table[PICTURE_VECTOR.name])).combine_chunks()
         if keys is not None:
-            rows = pc.index_in(keys_array(keys), value_set=table["key"].combine_chunks())
+            rows = pc.index_in(pa.array(keys, pa.string()), value_set=table["key"].combine_chunks())
             if rows.null_count:
                 missing = keys[rows.is_null().to_pylist().index(True)]
                 raise ValueError(f"{path} has no vector of the kept picture {missing}; score the set again.")
@@ -53,12 +53,6 @@ class VectorFolder:
         vectors = vectors.reshape(len(table), -1) if len(table) else np.zeros((0, 1), np.float32)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # rounded to 16 bits
         return table["key"].to_pylist(), vectors / np.where(lengths > 0, lengths, 1)
-
-
-def keys_array(keys: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(keys, pa.string())
 
 
 def vectors_of_filtered(data: FilteredSet) -> VectorFolder:
@@ -76,7 +70,8 @@ def vectors_of_filtered(data: FilteredSet) -> VectorFolder:
 def vectors_of_target(path: str, like: VectorFolder) -> Iterator[np.ndarray]:
     """Yield the vectors of the target shard set, shard by shard, by the same filter as `like`."""
     folder = to_path(path)
-    found = [VectorFolder.of(scores) for scores in sorted((folder / "scores").glob("*"), key=str)]
+    folders: list[AnyPath] = sorted((folder / "scores").glob("*"), key=str)
+    found = [VectorFolder.of(scores) for scores in folders]
     matching = [scores for scores in found if scores is not None and scores.fingerprint == like.fingerprint]
     if not matching:
         other = ", only of another filter" if any(found) else ""
@@ -84,5 +79,6 @@ def vectors_of_target(path: str, like: VectorFolder) -> Iterator[np.ndarray]:
             f"{folder} has no vectors of the filter {like.model}{other}; make them with `capfilt filter {folder} "
             f"--model {like.model} --set vectors=true`."
         )
-    for table in sorted(matching[0].path.glob("[!.]*.parquet"), key=str):
+    tables: list[AnyPath] = sorted(matching[0].path.glob("[!.]*.parquet"), key=str)
+    for table in tables:
         yield matching[0].read(table.stem)[1]
