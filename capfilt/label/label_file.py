@@ -34,7 +34,7 @@ class TextPlace(NamedTuple):
     shard: str
     key: str
     source: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides the method of tuples, which nobody calls
 
 
 class Label(NamedTuple):
@@ -91,7 +91,7 @@ def _read_rows(path: Path) -> Iterator[tuple[TextPlace, Label]]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MiB, so it is no file of `capfilt label`.")
     try:
-        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
         header = next(rows, None)
         if header != list(COLUMNS):
             raise ValueError(

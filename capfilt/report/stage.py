@@ -86,7 +86,7 @@ def write_report(config: ReportConfig) -> dict[str, Any]:
     if config.pictures and others:
         picks = {"changed": changed_verdicts(main, others, config.pictures), **picks}
     gallery = build_gallery(main, picks, GALLERY_BUDGET, others)
-    content = {"datasets": results, "gallery": gallery, "label": None, "created_by": created_by()}
+    content: dict[str, Any] = {"datasets": results, "gallery": gallery, "label": None, "created_by": created_by()}
     if config.label:
         texts = draw_texts(main, config.label, seed=0)
         content["label"] = describe_labelling(main, texts, seed=0) | {"pictures": read_pictures(main, texts)}

@@ -143,6 +143,24 @@ def missing_files(config: TrialConfig) -> list[str]:
     return [path for path in inputs if "://" not in path and not Path(path).exists()]
 
 
+def check_inputs(config: TrialConfig) -> None:
+    """Open all data sets and annotations: a fault in one of them must not show after hours of training.
+
+    Raises ValueError or FileNotFoundError.
+    """
+    from blipcore.data.shard_datasets import open_dataset
+    from blipcore.evaluation import EvaluateRun, make_evaluator
+
+    missing = missing_files(config)
+    if missing:
+        raise FileNotFoundError(f"Some input files do not exist: {', '.join(missing)}.")
+    for path in dict.fromkeys([*config.selections, *config.human]):
+        open_dataset(path, config.pretrain.get("image_root"))
+    for test, path in config.tests.items():
+        run = resolve(EvaluateRun, None, (), {**config.evaluate, "task": test, "annotations": path, "model": "none"})
+        make_evaluator(test, path, run.image_root, run).check_pictures(path, run.image_root)
+
+
 def settings_file(config: TrialConfig, section: str) -> Path:
     return Path(config.out) / "configs" / f"{section}.yaml"
 

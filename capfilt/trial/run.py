@@ -25,7 +25,7 @@ from blipcore.device import count_cores
 from blipcore.io.writing import write_json, write_text
 from capfilt.config import to_dict
 from capfilt.engine.commands import Command, CommandRunner, PlannedCommand, claim_folder
-from capfilt.trial.plan import SECTIONS, TrialConfig, TrialStep, missing_files, plan, settings_file
+from capfilt.trial.plan import SECTIONS, TrialConfig, TrialStep, check_inputs, missing_files, plan, settings_file
 from capfilt.trial.plot import page, svg, terminal_lines
 from capfilt.trial.result import TrialResult, compare
 
@@ -36,9 +36,7 @@ def run_trial(config: TrialConfig, console: Console | None = None) -> dict[str, 
     """Run the remaining commands of a trial; write and return its result."""
     console = console or Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
     commands, start = _commands(config), time.monotonic()
-    missing = missing_files(config)
-    if missing:
-        raise FileNotFoundError(f"Some input files do not exist: {', '.join(missing)}.")
+    check_inputs(config)
     runner, out = CommandRunner(config.logs), Path(config.out)
     recorded = to_dict(config, without=("out", "seeds", "parallel"))
     with claim_folder(out, MARKER, recorded, "trial"):

@@ -64,6 +64,15 @@ def test_other_files_are_refused_and_kept(tmp_path: Path, content: str | bytes, 
     assert path.read_bytes() == stored
 
 
+def test_a_file_that_a_spreadsheet_saved_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + (HEADER + "00000,0007,web,0,1,random,a text\n").replace("\n", "\r\n").encode())
+    labels = LabelFile(path)
+    assert labels.answer(TextPlace("00000", "0007", "web", 0)) == "1"
+    labels.set(PLACES[0], "0", "random", "b")
+    assert read_labels(path)["match"].to_pylist() == [1, 0]
+
+
 def test_an_answer_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = LabelFile(tmp_path / "labels.csv")
     labels.set(PLACES[0], "1", "random", "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from colour_pictures import write_colours
 from in_process import Work, run_in_process
 from typer.testing import CliRunner
 
@@ -41,6 +42,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("good", "bad", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "test.json").write_text("[]")
+    monkeypatch.setattr("capfilt.trial.run.check_inputs", lambda config: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -107,7 +109,6 @@ def test_dry_run_gives_hours_once_a_run_has_ended(inputs: Path, monkeypatch: pyt
 def test_inputs_are_checked_before_anything_runs(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_in_process(monkeypatch, planted({}))
     for arguments, message in [
-        (("bad", "nowhere", "--test", "test.json"), "Some input files do not exist: nowhere."),
         (("bad", "--test", "test.json"), "compares at least two sets"),
         (("bad", "good"), "give --test FILE"),
         (("bad", "good", "--test", "test.json", "--set", "pretrain.preset=huge"), "pretrain: "),
@@ -125,10 +126,29 @@ def test_names_of_sets_are_escaped(inputs: Path, monkeypatch: pytest.MonkeyPatch
     assert "<b>" not in Path(summary["page"]).read_text()
 
 
+def test_every_input_is_opened_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run_in_process(monkeypatch, planted({}))
+    monkeypatch.chdir(tmp_path)
+    good = str(write_colours(tmp_path))
+    Path("empty").mkdir()
+    Path("broken.json").write_text("{")
+    rows = json.loads(Path(good).read_text())
+    Path("no_texts.json").write_text(json.dumps([{"image": row["image"]} for row in rows]))
+    Path("no_picture.json").write_text(json.dumps([{"image": "gone.png", "caption": "a wall"}]))
+    for arguments, message in [
+        ((good, "nowhere", "--test", good), "Some input files do not exist: nowhere."),
+        ((good, "empty", "--test", good), "empty is empty"),
+        ((good, good, "--human", "broken.json", "--test", good), "broken.json"),
+        ((good, good, "--test", f"caption={good}", "--test", "retrieval=no_texts.json"), "no_texts.json has"),
+        ((good, good, "--test", "caption=no_picture.json"), "gone.png"),
+    ]:
+        code, _, stderr = trial(*arguments)
+        assert code == 2 and message in stderr.replace("\n", " ") and "Traceback" not in stderr, stderr
+    assert names == [] and not Path("trial").exists()
+
+
 @pytest.mark.slow
 def test_real_models_are_trained_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from colour_pictures import write_colours
-
     run_in_process(monkeypatch)
     colours = str(write_colours(tmp_path))
     (tmp_path / "trial.yaml").write_text(
