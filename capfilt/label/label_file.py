@@ -7,6 +7,7 @@ the report writes the same format (`labelsFile` in `report/page/label_stores.js`
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -81,6 +82,8 @@ def locked_labels(path: Path) -> Iterator[LabelFile]:
     try:
         with lock_folder(lock):
             yield LabelFile(path)
+        with contextlib.suppress(OSError):  # left by a killed run
+            lock.rmdir()
     except FolderLockedError as error:
         raise FolderLockedError(
             str(error).replace(str(lock), str(path)).replace("another name", "another --out")
