@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,9 @@ from capfilt.filter.judge import JudgeConfig
 from capfilt.filter.labels import parse_target
 from capfilt.filter.scorer import FilterSettings, FirstToken
 from capfilt.filter.strata import LENGTH
+
+# Scores whose thresholds are from 0 to 1, and 0.5 by default.
+PROBABILITIES = ("itm", "itm_min", "itm_mean", "mix")
 
 
 @dataclass(kw_only=True)
@@ -133,8 +137,7 @@ class FilterConfig(ScoreConfig):
         self.score = self.score or ("mix" if self.threshold == "auto" else "itm")
         if isinstance(self.strata, str):
             self.strata = [part.strip() for part in self.strata.split(",") if part.strip()]
-        is_probability = self.score in ("itm", "mix")
-        if self.threshold != "auto" and is_probability and not 0 <= self.threshold <= 1:
+        if self.threshold != "auto" and self.score in PROBABILITIES and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be a probability from 0 to 1, or auto, not {self.threshold}.")
         if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
             raise ValueError(f"top_fraction must be above 0 and at most 1, not {self.top_fraction}.")
@@ -146,6 +149,9 @@ class FilterConfig(ScoreConfig):
             )
         if self.best_of is not None and not self.best_of.isidentifier():
             raise ValueError(f"best_of must be the name of a score, such as itm, itc or clip, not '{self.best_of}'.")
+        for column, limit in self.min_scores.items():
+            if not math.isfinite(limit):
+                raise ValueError(f"min_scores.{column} must be a number, not {limit}.")
         for column in ("itm", "itc", "clip"):
             if column in self.min_scores and (column != "itm" or self.score == "itm"):
                 setting = "threshold" if column == "itm" else f"{column}_threshold"
@@ -167,7 +173,7 @@ class FilterConfig(ScoreConfig):
         limited = {"itc": self.itc_threshold, "clip": self.clip_threshold} | self.min_scores
         if limited.get(self.score) is not None:
             raise ValueError(f"{self.score} is the deciding score; its limit is the threshold, so give no other one.")
-        if self.score != "itm" and self.threshold == 0.5 and self.top_fraction is None and self.score != "mix":
+        if self.score not in PROBABILITIES and self.threshold == 0.5 and self.top_fraction is None:
             raise ValueError(f"0.5 is a threshold for ITM; give --threshold or --top-fraction for {self.score}.")
         if len(set(self.strata)) < len(self.strata):
             raise ValueError(f"strata {', '.join(self.strata)} names a number twice; name each once.")
@@ -176,6 +182,8 @@ class FilterConfig(ScoreConfig):
 
     def _prepare_repair(self) -> None:
         """Set what `repair` implies; ValueError for settings that need the ITM of whole texts."""
+        if self.score not in ("itm", "itm_min"):
+            raise ValueError(f"repair decides by the ITM of sentences, not by {self.score}; leave out one of the two.")
         self.sentences, self.score = True, "itm_min"
         if self.threshold == "auto" or self.top_fraction is not None or self.labels is not None:
             raise ValueError(

@@ -168,6 +168,11 @@ def choose_by_target(texts: DecidedTexts, target: str) -> tuple[float, str]:
     measure, share = parse_target(target)
     levels, match = texts.thresholds_of_labels(), texts.match
     number = len(match)
+    if not number:
+        raise ValueError(
+            "No labelled text was drawn at random (column drawn), and a threshold is chosen on those alone; label some "
+            "texts drawn at random."
+        )
     if not match.any():
         raise ValueError(f"None of the {number} labelled texts that were drawn at random matches; label more texts.")
     threshold, reached, at = _find_threshold(levels, match, measure, share)
@@ -176,6 +181,7 @@ def choose_by_target(texts: DecidedTexts, target: str) -> tuple[float, str]:
             f"No threshold of {texts.score} reaches {measure} {share:g} on the {number} labelled texts; the highest "
             f"{measure} is {reached:.3f}, at {at:.4g}."
         )
+    _require_finite(texts, threshold, f"{measure} {share:g}")
     lower = texts.values[texts.values < threshold] if texts.stratified else levels[levels < threshold]
     threshold = shortest_decimal(float(lower.max()) if len(lower) else -1.0, threshold)
     right = kept = 0
@@ -219,9 +225,20 @@ def choose_by_fraction(texts: DecidedTexts, fraction: float) -> tuple[float, str
     if number == 0:
         raise ValueError(f"A top fraction of {fraction:g} keeps none of the {texts.total} texts.")
     descending = np.sort(texts.values)[::-1]
+    _require_finite(texts, descending[number - 1], f"a top fraction of {fraction:g}")
     lower = descending[number:][descending[number:] < descending[number - 1]]
     threshold = shortest_decimal(lower[0] if len(lower) else -1.0, descending[number - 1])
     return threshold, describe_threshold(texts, threshold)
+
+
+def _require_finite(texts: DecidedTexts, threshold: float, goal: str) -> None:
+    """Raise ValueError if only texts without the score, which no threshold drops, reach a goal."""
+    if not np.isfinite(threshold):
+        number = int(np.isinf(texts.values).sum())
+        raise ValueError(
+            f"{number} of {texts.total} texts have no {texts.score} and pass every threshold, so none reaches {goal}; "
+            "name the sources that have one with --sources."
+        )
 
 
 def measure(texts: DecidedTexts, limits: list[float]) -> MeasuredShares:

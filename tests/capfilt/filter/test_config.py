@@ -29,6 +29,7 @@ def config(**settings: Any) -> FilterConfig:
         ({"best_of": "the best"}, "best_of must be the name of a score, .*, not 'the best'"),
         ({"min_scores": {"clip": 0.2}}, "min_scores is for other scores than clip; set clip_threshold"),
         ({"min_scores": {"itm": 0.2}}, "min_scores is for other scores than itm; set threshold"),
+        ({"min_scores": {"confidence": float("nan")}}, "min_scores.confidence must be a number, not nan"),
         ({"target": "luck=0.5"}, "target is precision=SHARE or recall=SHARE"),
     ],
 )

@@ -148,6 +148,15 @@ def test_a_top_fraction_above_the_usable_texts_keeps_all_of_them() -> None:
         choose_by_fraction(texts, 0.01)
 
 
+def test_texts_that_pass_every_threshold_are_no_top_fraction() -> None:
+    texts = texts_of(np.array([np.inf, np.inf, -2.0, -3.0]), np.full(4, -1), total=4)
+    assert choose_by_fraction(texts, 0.75)[0] == -2.0
+    with pytest.raises(
+        ValueError, match=r"2 of 4 texts have no itm and pass every threshold, so none reaches a top fra"
+    ):
+        choose_by_fraction(texts, 0.5)
+
+
 def test_explain_agrees_with_filter_and_writes_nothing(data: Path, labels: Path) -> None:
     before = {path.name for path in (data / "filtered").iterdir()}
     config = FilterConfig(data=str(data), scores="s", threshold=0.37, clip_threshold=0.2, best=1, labels=str(labels))
@@ -202,3 +211,15 @@ def test_errors_are_one_sentence(data: Path, tmp_path: Path) -> None:
     assert "its name must end in .csv" in message("x", "labels.xlsx")
     assert "threshold must be a probability from 0 to 1, or auto, not 2" in message(threshold=2.0)
     assert not (data / "filtered" / "never").exists()
+
+
+def test_a_threshold_is_not_chosen_on_proposed_texts(data: Path, labels: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(labels.read_text().splitlines()))
+    path = tmp_path / "proposed.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "drawn"])
+        writer.writeheader()
+        writer.writerows(row | {"drawn": "uncertain"} for row in rows)
+    with pytest.raises(ValueError, match="No labelled text was drawn at random"):
+        run(data, "proposed", threshold="auto", score="itm", labels=str(path))
+    assert run(data, "measured", labels=str(path))[0]["signal"].startswith("no labelled text was drawn at random")
