@@ -13,8 +13,8 @@ _THOUSANDS = re.compile(r"[.,٬](?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W\d_]+")
 # Values whose words are learned; larger ones are made of these.
 _VALUES = (*range(101), *range(200, 1000, 100), 1000, 10**6, 10**9)
-# Longer numbers, such as those of products, are compared as digits only.
-_MAX_SPELLED = 10**12
+# Digits; longer numbers, such as those of products, and longer runs of numerals are compared as they are written.
+_MAX_SPELLED = 12
 
 
 class Number(NamedTuple):
@@ -63,7 +63,7 @@ class NumberReader:
 
     def spellings(self, value: str) -> list[list[str]]:
         """Return the words for a whole number in each language, as cardinal and ordinal."""
-        if not value.isdecimal() or int(value) > _MAX_SPELLED:
+        if not value.isdecimal() or len(value) > _MAX_SPELLED:
             return []
         forms = ("cardinal", "ordinal")
         texts = (self._spell(int(value), language, form) for language in self.languages for form in forms)
@@ -110,6 +110,8 @@ def _han_numbers(text: str) -> Iterable[tuple[str, str]]:
 
 
 def _value_of_han(run: str) -> str:
+    if len(run) > _MAX_SPELLED:
+        return run
     total = section = digit = 0
     for character in run:
         value = int(_numeral(character) or 0)

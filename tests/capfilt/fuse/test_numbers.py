@@ -18,10 +18,12 @@ TEXTS = {
     "twenty dogs, the second of seven": {"20", "2", "7"},
     "iPhone15 and B52": {"15", "52"},
     "007": {"7"},
+    "1" * 5000: {"1" * 5000},
+    "亿" * 5000: {"亿" * 5000},
 }
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:20])
 def test_numbers_are_found_with_their_values(text: str) -> None:
     assert {number.value for number in NumberReader(["en"]).find(normalise(text))} == TEXTS[text]
 
@@ -41,6 +43,7 @@ def test_small_numbers_of_many_languages_are_known(language: str) -> None:
 def test_numbers_are_spelled_as_cardinals_and_ordinals() -> None:
     assert NumberReader(["en", "fr"]).spellings("5") == [["five"], ["fifth"], ["cinq"], ["cinquième"]]
     assert NumberReader(["en"]).spellings("3.5") == [] == NumberReader([]).spellings("5")
+    assert NumberReader(["en"]).spellings("1" * 5000) == []
 
 
 def test_an_unknown_language_is_an_error_with_the_known_ones() -> None:
