@@ -158,6 +158,8 @@ def describe_signal(
     values = labelled.column(score) if score in names else held_out
     assert values is not None
     aucs = labelled.auc(values, sources)
+    if not aucs:
+        return ["no labelled text was drawn at random (column drawn), so nothing is measured"]
     findings = [f"{score} tells right from wrong texts with " + ", ".join(f"{of}: {auc}" for of, auc in aucs.items())]
     unlabelled = [source for source in sources if source not in aucs]
     if unlabelled:

@@ -16,6 +16,7 @@ from capfilt.filter.texts import as_one_array, clean_texts
 
 KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
 UNJUDGED = "unjudged: "
+ITM_BELOW = "itm<"
 # After "<" in the reason of texts with a limit per stratum, which is in the manifest.
 OF_STRATUM = "limit of its stratum"
 # Reasons of pictures that `capfilt select` drops.

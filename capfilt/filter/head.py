@@ -25,12 +25,13 @@ import pyarrow as pa
 
 from blipcore.checkpoints.numerics import Numerics
 from blipcore.device import Dtype, autocast, pick_device, stack_on
+from blipcore.io.config_diff import diff_configs
 from blipcore.io.hub import model_fingerprint
+from blipcore.io.lock import lock_folder
 from blipcore.io.storage import to_path
 from blipcore.io.tar_cache import TarCache
 from blipcore.io.tar_reader import TarReader
 from blipcore.io.writing import write_json
-from capfilt.engine.commands import claim_folder
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.intervals import clopper_pearson
 from capfilt.filter.labelled import LabelledTexts, read_labelled
@@ -88,10 +89,11 @@ def learn_head(config: HeadConfig) -> dict[str, Any]:
     texts = labelled.rows.select(["shard", "key", "source", "index", "text"])
     settings = {"filter": fingerprint, "set": str(data.folder), "labels": _digest(texts, labelled.match)}
     settings |= {name: value for name, value in asdict(config).items() if name in ("numerics", "dtype")}
-    with claim_folder(config.out, "labels.json", settings, "filter learned from labels"):
+    with lock_folder(config.out):
         done = config.out / "summary.json"  # written last
-        if done.exists():
-            return json.loads(done.read_text(encoding="utf-8"))
+        summary = _finished_run(config.out, settings)
+        if summary is not None:
+            return summary
         model, tokenizer = load_model(
             config.init, needs=("itm", "itc", "encode"), tokenizer=config.tokenizer, numerics=config.numerics
         )
@@ -109,7 +111,25 @@ def learn_head(config: HeadConfig) -> dict[str, Any]:
         itm_of = model_fingerprint(folder)
         _write_labels(config, data, labelled, 1 / (1 + np.exp(-held_out)), itm_of)
         summary |= {"labels_with_scores": str(config.out / LABELS_OF_RUN), "model": str(folder)}
-        write_json(done, summary)
+        write_json(done, summary | {"settings": settings})
+    return summary
+
+
+def _finished_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the summary of a finished run; ValueError for a folder of other settings or with other files."""
+    path = folder / "summary.json"
+    others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if not path.exists():
+        if set(others) - {"model", LABELS_OF_RUN}:
+            raise ValueError(f"{folder} is not empty and holds no filter learned from labels; give another --out.")
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    recorded = summary.pop("settings", None)
+    changes = ["not learned from labels"] if recorded is None else diff_configs(recorded, settings)
+    if changes:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(changes)}); give another --out or remove the folder."
+        )
     return summary
 
 

@@ -117,6 +117,23 @@ def test_a_finished_run_is_not_repeated_and_another_one_is_refused(taught: Path,
         learn_head(other)
 
 
+def test_a_run_with_too_few_labels_leaves_its_folder_to_the_next(
+    taught: Path, tiny_filter: Path, tmp_path: Path
+) -> None:
+    lines = (taught / "labels.csv").read_text().splitlines()
+    (taught / "few.csv").write_text("\n".join(lines[:6]) + "\n")
+    few = config(taught, tiny_filter, out=tmp_path / "run")
+    few.labels = str(taught / "few.csv")
+    with pytest.raises(ValueError, match="learning needs at least 10 of each"):
+        learn_head(few)
+    learn_head(config(taught, tiny_filter, out=tmp_path / "run"))
+    assert (tmp_path / "run/labels.parquet").read_bytes() == (taught / "run/labels.parquet").read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no filter learned from labels"):
+        learn_head(config(taught, tiny_filter, out=tmp_path / "other"))
+
+
 def test_an_unreadable_picture_is_left_out_and_named(taught: Path, tiny_filter: Path, tmp_path: Path) -> None:
     """The picture of a labelled text has gone from its tar."""
     tar = taught / "data" / "00000.tar"
