@@ -19,7 +19,7 @@ from capfilt.engine.worker import worker_device
 from capfilt.filter.computed import CAPTION_SCORES, declare_computed
 from capfilt.filter.confidence import require_logprobs
 from capfilt.filter.config import ScoreConfig
-from capfilt.filter.judge import AXES, VQA
+from capfilt.filter.judge import AXES, JUDGE_ERROR, VQA
 from capfilt.filter.registry import FILTER_COLUMNS, DeclaredScorer, declare_scorers
 from capfilt.filter.sentences import SENTENCE_COLUMNS
 from capfilt.shards.format import WEB
@@ -203,8 +203,12 @@ def _choose_folder(config: ScoreConfig, origins: dict[str, str]) -> tuple[AnyPat
 
 
 def _default_name(scorers: list[DeclaredScorer], sources: Iterable[str]) -> str:
+    """Return a name of the model, the last further score and the sources; those of a judge differ by its settings."""
     model, *others = scorers
     extra = "".join(f"+{other.columns[-1]}" for other in others[-1:])
+    if others and JUDGE_ERROR.name in others[-1].list_columns:
+        settings = json.dumps(others[-1].settings(), sort_keys=True)
+        extra += f"-{hashlib.sha256(settings.encode()).hexdigest()[:6]}"
     return f"{model.scorer.name}-{model.scorer.fingerprint[:8]}{extra}.{'+'.join(sources)}"[:120]
 
 

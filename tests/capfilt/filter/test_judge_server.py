@@ -88,7 +88,8 @@ def test_no_judgement_is_paid_for_twice(judge: Judge, server: VlmServer) -> None
     judge(name="best", best_of="vqa")  # reuses the scores
     again = judge(name="again", scores="again")
     assert asked(server) == 12 and len(server.requests) == 13 and rows(again) == rows(first)
-    judge({"question": 'Is this "{text}"?'}, scores="other", name="other")
+    other = judge({"question": 'Is this "{text}"?'}, name="other")
+    assert Path(other["scores"]).name.partition("+")[2].startswith("vqa-") and other["scores"] != first["scores"]
     assert asked(server) == 24
 
 

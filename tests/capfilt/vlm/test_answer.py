@@ -55,6 +55,34 @@ def test_logprobs_that_are_none_are_null(logprobs: Any) -> None:
     assert answer.text == "a dog" and answer.logprob is None
 
 
+def place(**top: float) -> dict[str, Any]:
+    return {"token": "a", "logprob": -1.0, "top_logprobs": [{"token": t, "logprob": v} for t, v in top.items()]}
+
+
+def test_the_likeliest_tokens_of_the_first_places_are_kept() -> None:
+    logprobs = {
+        "content": [place(Yes=-0.1, No=-2), place(**{"\x00": -1, "x": 3.0, ".": -1}), {"token": "b"}, place(z=-1)]
+    }
+    answer, _, _ = parse_completion(completion(logprobs=logprobs))
+    assert answer.tops == [{"Yes": -0.1, "No": -2.0}, {".": -1.0}]
+    assert Answer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
+    answer, _, _ = parse_completion(completion(logprobs={"content": [place(a=-1)] * 99}))
+    assert len(answer.tops or ()) == 8
+    assert "tops" not in parse_completion(completion()).answer.to_dict()
+    for damaged in ([1], {"a": 1}, [{"a": "b"}], [{"a": 5.0}]):
+        assert Answer.from_dict({"text": "a", "tops": damaged}).tops is None
+
+
+@pytest.mark.parametrize(("usage", "expected"), [
+    ({"prompt_tokens": 7, "completion_tokens": 2}, (7, 2)), (None, None), ({"prompt_tokens": 7}, None), ([7, 2], None),
+    ({"prompt_tokens": -7, "completion_tokens": 2}, None), ({"prompt_tokens": True, "completion_tokens": 2}, None),
+    ({"prompt_tokens": 7.5, "completion_tokens": 2}, None), ({"prompt_tokens": 10**30, "completion_tokens": 2}, None),
+])  # fmt: skip
+def test_the_tokens_of_an_answer_are_those_that_the_server_reports(usage: Any, expected: Any) -> None:
+    body = json.loads(completion()) | {"usage": usage}
+    assert parse_completion(json.dumps(body).encode()).usage == expected
+
+
 def read(body: bytes, encoding: str = "", limit: int = 1000) -> bytes | None:
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 100):
