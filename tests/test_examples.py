@@ -232,6 +232,7 @@ def test_long_captions(models: Path, photos: Path, monkeypatch: pytest.MonkeyPat
     assert (models / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_labels(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The labels are made here instead of by hand: right for every second of 60 pictures with two captions each."""
     (models / "photos").mkdir()
