@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blipcore.io.samples import read_samples
-from capfilt.demo.intervals import Estimate, auc_over_pictures, ratio_over_pictures
+from capfilt.demo.intervals import Estimate, auc_over_pictures, mean_over_pictures, ratio_over_pictures
 from capfilt.demo.language import exact_match, object_counts
 from capfilt.demo.scenes import Scene
 from capfilt.shards.format import WEB
@@ -127,7 +127,9 @@ def _grade_synthetic(group: Sequence[GradedText]) -> dict[str, Any]:
         against = [text for text in group if text.error in ("", error)]
         errors[error] = {name: _auc(against, name) for name in _score_names(group)}
     within = {name: _auc_within_pictures(group, name) for name in _score_names(group)}
-    return {"strata": strata, "auc_by_error": errors, "auc_within_picture": within}
+    pictures = {text.key: False for text in group} | {text.key: True for text in group if text.keep}
+    kept = mean_over_pictures(list(pictures.values()))
+    return {"pictures_kept": kept, "strata": strata, "auc_by_error": errors, "auc_within_picture": within}
 
 
 def kept_by_kind(texts: Sequence[GradedText]) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from capfilt.bootstrap.gauges import gauge_texts
-from capfilt.demo.filter_grades import SYNTHETIC, grade_filter, read_texts
+from capfilt.demo.filter_grades import SYNTHETIC, GradedText, grade_filter, read_texts, share
 from capfilt.demo.plan import BOOTSTRAPPED, NOISY, DemoPlan
 from capfilt.engine.commands import PlannedCommand
+from capfilt.filter.decide import DUPLICATE
 
 BEAM, SHARED = "beam", "shared"  # sources of captions
 TEXTS_BEFORE, TEXTS_AFTER = 15.3, 24.7  # million texts of the paper's epoch, before and after CapFilt
@@ -96,18 +97,24 @@ def table_commands(plan: DemoPlan, table: int) -> list[PlannedCommand]:
     return plan.row("table13_continued", plan.filtered(BOOTSTRAPPED), init=noisy)
 
 
+def is_rejected(text: GradedText) -> bool:
+    return text.reason.startswith("itm<")
+
+
 def grade_variant(plan: DemoPlan, variant: Variant) -> dict[str, Any]:
-    """Return the rejected shares, right share and variety of a variant's captions; empty without captions."""
+    """Return the rejected shares, right share and variety of a variant's captions; empty without captions.
+
+    A text is rejected if its ITM is below the threshold, whether or not it is the best of its picture.
+    """
     if not variant.source:
         return {}
-    name = variant.row if variant.source != "captioner" else BOOTSTRAPPED
-    filtered = plan.filtered(name)
-    grades = grade_filter(read_texts(filtered, plan.corpus))
-    gauges = gauge_texts(filtered, variant.source, set())
-    texts, kept = (sum(group[count] for group in grades.values()) for count in ("texts", "kept_texts"))
+    filtered = plan.filtered(variant.row if variant.source != "captioner" else BOOTSTRAPPED)
+    texts = [text for text in read_texts(filtered, plan.corpus) if text.reason != DUPLICATE]
+    grades, gauges = grade_filter(texts), gauge_texts(filtered, variant.source, set())
+    synthetic = [text for text in texts if text.kind == SYNTHETIC]
     return {
-        "rejected": 1 - kept / texts,
-        "rejected_synthetic": 1 - grades[SYNTHETIC]["kept"]["value"],
+        "rejected": share(texts, is_rejected),
+        "rejected_synthetic": share(synthetic, is_rejected),
         "right_before": grades[SYNTHETIC]["right_before"],
         "right": grades[SYNTHETIC]["right"],
         "distinct_captions": gauges["distinct_captions"],

@@ -1,8 +1,8 @@
 """The commands of the demo, and the order in which they may run.
 
 A row of the result table is a pre-training run, whose model is finetuned on the human pairs for captions and for
-retrieval, and then evaluated, as in the paper. The finetuned models of row "noisy" are also the captioner and the
-filter of round 1; those of the row that a round ends with are the captioner and the filter of the next.
+retrieval, and then evaluated, as in the paper. A round starts with the captioner of the row before it and with a filter
+that is finetuned from the same model. The filter also learns near misses, which takes longer than retrieval alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FROZEN = "-frozen"  # ends the name of a round's captions judged by the filter o
 NOISY, HUMAN_ONLY, BOOTSTRAPPED = "noisy", "human_only", "bootstrapped"
 FILTER_ONLY, CAPTIONER_ONLY, ORACLE = "filter_only", "captioner_only", "oracle"
 # Recipe -> section with the settings of its task.
-TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval"}
+TASK_SECTIONS = {"pretrain": "task", "captioner": "caption", "filter": "retrieval", "retrieval": "retrieval"}
 TABLES = (2, 3, 4, 12, 13)  # of the paper's tables, those that the demo repeats in miniature
 
 
@@ -61,17 +61,20 @@ class Recipe:
     human: int = 1_000
     validation: int = 500
     test: int = 1_000
-    pretrain_steps: int = 800
-    captioner_steps: int = 400
-    filter_steps: int = 400
+    pretrain_steps: int = 700
+    captioner_steps: int = 800
+    filter_steps: int = 300
+    retrieval_steps: int = 200
     shard_size: int = 2_000
 
     @classmethod
     def from_config(cls, config: DemoConfig) -> Recipe:
         if config.quick:
-            return cls(240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, shard_size=60)
+            return cls(
+                240, 80, 20, 40, pretrain_steps=12, captioner_steps=8, filter_steps=8, retrieval_steps=8, shard_size=60
+            )
         base = cls()
-        scaled = ("web", "human", "pretrain_steps", "captioner_steps", "filter_steps")
+        scaled = ("web", "human", "pretrain_steps", "captioner_steps", "filter_steps", "retrieval_steps")
         return cls(**asdict(base) | {name: round(getattr(base, name) * config.scale) for name in scaled})
 
 
@@ -102,8 +105,12 @@ class DemoPlan:
         return self.runs / ("captioner" if row == NOISY else f"{row}-captioner")
 
     def filter_run(self, row: str) -> Path:
-        """Return the run of a row's filter, its model finetuned for retrieval."""
+        """Return the run of the filter that is finetuned from a row's model."""
         return self.runs / ("filter" if row == NOISY else f"{row}-filter")
+
+    def retriever(self, row: str) -> Path:
+        """Return the run of a row's model finetuned for retrieval."""
+        return self.runs / f"{row}-retrieval"
 
     # --- parts of the plan ----------------------------------------------------------------------------------------
 
@@ -112,9 +119,10 @@ class DemoPlan:
         return [self.pretrain(name, dataset, *options, **training), *self.finetune(name)]
 
     def round(self, number: int) -> list[PlannedCommand]:
-        """Write the texts of a round, pre-train its model on them and finetune it: the next round's two models."""
+        """Write the texts of a round, pre-train its model on them and finetune it, with the filter of a next round."""
         row = round_row(number)
-        return [self.caption(number), self.filter_round(number), *self.row(row, self.filtered(row))]
+        planned = [self.caption(number), self.filter_round(number), *self.row(row, self.filtered(row))]
+        return planned + ([self.teach_filter(row)] if number < self.config.rounds else [])
 
     def judge_with_first_filter(self, number: int) -> PlannedCommand:
         """Let the filter of round 1 judge the captions of a later round; the set is not trained on."""
@@ -141,14 +149,20 @@ class DemoPlan:
         return PlannedCommand(command, (*needs, f"pretrain-{init.name}") if init else needs)
 
     def finetune(self, row: str) -> list[PlannedCommand]:
-        """Finetune a row's model on the human pairs for captions and for retrieval."""
-        roles = (("caption", "captioner", self.captioner(row)), ("retrieval", "filter", self.filter_run(row)))
-        planned = []
-        for task, recipe, run in roles:
-            arguments = ("finetune", task, str(self.human / "train.json"), "--init", str(self.runs / row / "model"))
-            command = Command(f"finetune-{run.name}", (*arguments, *self.training_options(recipe, run)))
-            planned.append(PlannedCommand(command, needs=(f"pretrain-{row}",)))
-        return planned
+        """Finetune a row's model on the human pairs, for captions and for retrieval."""
+        return [
+            self._finetune(row, "caption", "captioner", self.captioner(row)),
+            self._finetune(row, "retrieval", "retrieval", self.retriever(row)),
+        ]
+
+    def teach_filter(self, row: str) -> PlannedCommand:
+        """Finetune the filter of the round after a row."""
+        return self._finetune(row, "retrieval", "filter", self.filter_run(row))
+
+    def _finetune(self, row: str, task: str, recipe: str, run: Path) -> PlannedCommand:
+        arguments = ("finetune", task, str(self.human / "train.json"), "--init", str(self.runs / row / "model"))
+        command = Command(f"finetune-{run.name}", (*arguments, *self.training_options(recipe, run)))
+        return PlannedCommand(command, needs=(f"pretrain-{row}",))
 
     def training_options(self, recipe: str, run: Path, steps: int | None = None) -> list[str]:
         """Return the options of all training commands; `steps` replaces those of the recipe."""
@@ -193,10 +207,10 @@ class DemoPlan:
 
     def evaluate(self, row: str) -> list[PlannedCommand]:
         """Evaluate a row's finetuned models and, as "ROW-zero_shot", its model without finetuning."""
-        model, captioner, filter_run = self.runs / row, self.captioner(row), self.filter_run(row)
+        model, captioner, retriever = self.runs / row, self.captioner(row), self.retriever(row)
         finetuned = [
             self.evaluate_caption(row, captioner, "test", f"finetune-{captioner.name}"),
-            self.evaluate_retrieval(row, filter_run, f"finetune-{filter_run.name}"),
+            self.evaluate_retrieval(row, retriever, f"finetune-{retriever.name}"),
         ]
         if self.config.quick:
             return finetuned

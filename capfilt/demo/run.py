@@ -6,7 +6,7 @@
     -> capfilt finetune caption | retrieval    captioner and filter, on the small clean set
     -> capfilt caption, capfilt filter         synthetic captions; the texts of both kinds that pass the filter
     -> capfilt pretrain                        a new model on these texts, from scratch           row "bootstrapped"
-    -> capfilt finetune caption | retrieval    as the first model; with `rounds`, captioner and filter of the next round
+    -> capfilt finetune caption | retrieval    every model, for its scores; with `rounds`, for the next round
     -> capfilt evaluate                        on held-out clean scenes, with and without finetuning
     -> tables, sample pictures, summary.json, report.html
 
@@ -108,13 +108,17 @@ class Demo:
     def first_commands(self) -> list[PlannedCommand]:
         """Return the commands up to the filtered sets of round 1; the control trains beside them."""
         plan = self.plan
-        commands = [plan.pretrain(NOISY, plan.data), *plan.finetune(NOISY), plan.caption(1), plan.filter_round(1)]
+        captioner, retriever = plan.finetune(NOISY)
+        commands = [plan.pretrain(NOISY, plan.data), plan.teach_filter(NOISY), captioner]
+        commands += [plan.caption(1), plan.filter_round(1)]
         filter_run = plan.filter_run(NOISY)
         if FILTER_ONLY in self.rows:
             commands.append(plan.filter(FILTER_ONLY, filter_run, ["web"]))
         if CAPTIONER_ONLY in self.rows:
             commands.append(plan.filter(CAPTIONER_ONLY, filter_run, ["web", "captioner"], threshold=0.0))
-        return commands + ([plan.pretrain(HUMAN_ONLY, None)] if HUMAN_ONLY in self.rows else [])
+        if HUMAN_ONLY in self.rows:
+            commands.append(plan.pretrain(HUMAN_ONLY, None))
+        return [*commands, retriever]
 
     def further_commands(self) -> list[PlannedCommand]:
         """Return the other commands; those that others wait for come first."""
@@ -170,13 +174,11 @@ class Demo:
         self.console.rule(f"[bold]{text}", align="left")
 
     def publish(self, summary: dict[str, Any]) -> None:
-        """Link the models of the best round in `OUT/best`."""
+        """Link the models of the best round in `OUT/best`, with the filter that chose its texts."""
         row = round_row(summary.get("best_round", 1))
-        runs = {
-            "model": self.plan.runs / row,
-            "captioner": self.plan.captioner(row),
-            "filter": self.plan.filter_run(row),
-        }
+        before = round_row(max(0, summary.get("best_round", 1) - 1))
+        runs = {"model": self.plan.runs / row, "captioner": self.plan.captioner(row)}
+        runs |= {"retrieval": self.plan.retriever(row), "filter": self.plan.filter_run(before)}
         link_models(self.config.out / "best", {name: str(run / "model") for name, run in runs.items()})
 
     def report(self) -> None:

@@ -86,7 +86,7 @@ class RowGrader:
 
     def grade(self, row: str) -> dict[str, Any]:
         """Return {"finetuned": grades, "zero_shot": grades}."""
-        grades = {"finetuned": self._estimates(row, self.plan.captioner(row), self.plan.filter_run(row))}
+        grades = {"finetuned": self._estimates(row, self.plan.captioner(row), self.plan.retriever(row))}
         if not self.plan.config.quick:
             grades["zero_shot"] = self._estimates(f"{row}-zero_shot", self.plan.runs / row, self.plan.runs / row)
         return grades
@@ -97,12 +97,12 @@ class RowGrader:
         return {name: mean_over_pictures(ours[name] - theirs[name]) for name in ours}
 
     def _per_picture(self, row: str) -> dict[str, np.ndarray]:
-        captioner, filter_run = self.plan.captioner(row), self.plan.filter_run(row)
+        captioner, retriever = self.plan.captioner(row), self.plan.retriever(row)
         captions = self._captions(captioner)
         return {
             "exact_match": captions.exact.astype(float),
             "cider": captions.cider,
-            "mean_recall": grade_retrieval(filter_run / "test_ranks.json"),
+            "mean_recall": grade_retrieval(retriever / "test_ranks.json"),
         }
 
     @cache  # noqa: B019  # one grader per summary

@@ -75,11 +75,13 @@ def rows_table(summary: dict[str, Any], models: str, title: str) -> Table:
 
 def filter_table(grades: Mapping[str, Any]) -> Table:
     """Return the filter's grades on web texts and synthetic captions."""
-    columns = ["texts", "number", "right before", "kept", "right after", "recall", "ITM AUC"]
+    columns = ["texts", "number", "right before", "kept", "right after", "right kept", "ITM AUC", "pictures with one"]
     table = _table("The filter, in percent", columns)
     for name, row in grades.items():
         shares = (percent(row[share]) for share in ("right_before", "kept", "right", "recall"))
-        table.add_row(name, f"{row['texts']:,}", *shares, percent(row["auc"].get("itm")))
+        table.add_row(
+            name, f"{row['texts']:,}", *shares, percent(row["auc"].get("itm")), percent(row.get("pictures_kept"))
+        )
     return table
 
 
@@ -88,14 +90,15 @@ def synthetic_table(grades: Mapping[str, Any]) -> Table:
     columns = ["score", "all", "one object", "two objects", "within a picture", "wrong object", "wrong detail"]
     table = _table("Scores of synthetic captions: AUC in percent, right against wrong", columns)
     row = grades.get("synthetic")
-    for score in row["auc"] if row else ():
+    if row is None:
+        return table
+    for score in row["auc"]:
         aucs = [row["auc"], *(stratum["auc"] for stratum in row["strata"].values()), row["auc_within_picture"]]
         aucs += row["auc_by_error"].values()
         table.add_row(score, *(with_margin(auc[score]) for auc in aucs))
-    if row:
-        two = row["strata"]["two_objects"]
-        shares = percent(two["share_before"]), percent(two["share_kept"])
-        table.caption = "Captions that name two objects: {} % before the filter, {} % after".format(*shares)
+    two = row["strata"]["two_objects"]
+    before, after = percent(two["share_before"]), percent(two["share_kept"])
+    table.caption = f"Captions that name two objects: {before} % before the filter, {after} % after"
     return table
 
 

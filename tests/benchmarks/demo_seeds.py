@@ -11,135 +11,125 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from capfilt.demo.tables import ROWS
 
 Summary = dict[str, Any]
+Names = tuple[str, ...]  # of names, from a summary to a figure
 MEASURES = {"exact_match": 100, "object_f1": 100, "cider": 1, "mean_recall": 1}
 DIFFERENCES = {"exact_match": 100, "cider": 1, "mean_recall": 1}
 RECALLS = {"text R@1": "i2t_r@1", "image R@1": "t2i_r@1"}
+ROUNDS = {
+    "captions kept": (("gauges", "kept_share_captions"), 100),
+    "right": (("filter", "synthetic", "right"), 100),
+    "distinct": (("gauges", "distinct_captions"), 100),
+    "bigrams": (("gauges", "distinct_bigrams"), 1),
+    "rare words": (("gauges", "rare_word_recall"), 100),
+}
 
 
 def merge(summaries: Sequence[Summary]) -> Iterator[str]:
     """Yield the lines of all tables."""
     for models in ("finetuned", "zero_shot"):
-        yield from table(
-            f"Rows, {models}", ["trained on", *MEASURES, *RECALLS, "± pictures"], row_lines(summaries, models)
-        )
+        columns = ["trained on", *MEASURES, *RECALLS, "± pictures"]
+        yield from table(f"Rows, {models}", columns, row_lines(summaries, models))
     yield from table("Differences per picture, finetuned", ["rows", *DIFFERENCES], difference_lines(summaries))
     yield from table("Filter", ["figure", "%", "± pictures"], filter_lines(summaries))
-    yield from table("Web texts kept", ["kind", "%", "± pictures"], kind_lines(summaries))
+    kinds = [(kind, "kept") for kind in summaries[0]["web_texts"]]
+    yield from table("Web texts", ["kind", "%", "± pictures"], figure_lines(summaries, ("web_texts",), kinds))
     if all("oracle_gain_reached" in summary for summary in summaries):
-        lines = [
-            [name, cell(summaries, lambda s, name=name: s["oracle_gain_reached"][name], 100)] for name in DIFFERENCES
-        ]
+        lines = [[name, cell(summaries, ("oracle_gain_reached", name), 100)] for name in DIFFERENCES]
         yield from table("Share of the oracle's gain that is reached", ["measure", "%"], lines)
     if all("rounds" in summary for summary in summaries):
-        yield from table(
-            "Rounds",
-            ["round", "validation CIDEr", "captions kept", "right", "distinct", "bigrams", "rare words"],
-            round_lines(summaries),
-        )
-    seconds = cell(summaries, lambda summary: summary["seconds"], 1)
+        yield from table("Rounds", ["round", "validation CIDEr", *ROUNDS], round_lines(summaries))
+    seconds = cell(summaries, ("seconds",), 1)
     yield f"Seeds {', '.join(str(summary['config']['seed']) for summary in summaries)}; seconds {seconds}"
 
 
 def row_lines(summaries: Sequence[Summary], models: str) -> Iterator[list[str]]:
     for row, label in ROWS.items():
-        if not all(models in summary["rows"].get(row, {}) for summary in summaries):
-            continue
-        grades = [summary["rows"][row][models] for summary in summaries]
-        cells = [cell(grades, lambda g, name=name: value(g[name]), scale) for name, scale in MEASURES.items()]
-        cells += [cell(grades, lambda g, name=name: g["retrieval"][name], 1) for name in RECALLS.values()]
-        yield [label, *cells, margin([g["exact_match"] for g in grades], 100)]
+        path = ("rows", row, models)
+        if all(models in summary["rows"].get(row, {}) for summary in summaries):
+            cells = [cell(summaries, (*path, name), scale) for name, scale in MEASURES.items()]
+            cells += [cell(summaries, (*path, "retrieval", name), 1) for name in RECALLS.values()]
+            yield [label, *cells, margin(summaries, (*path, "exact_match"), 100)]
 
 
 def difference_lines(summaries: Sequence[Summary]) -> Iterator[list[str]]:
     for name in summaries[0]["differences"]:
-        differences = [summary["differences"][name] for summary in summaries]
         yield [
             name,
-            *(interval(differences, measure, scale) for measure, scale in DIFFERENCES.items()),
+            *(intervals(summaries, ("differences", name, measure), DIFFERENCES[measure]) for measure in DIFFERENCES),
         ]
 
 
 def filter_lines(summaries: Sequence[Summary]) -> Iterator[list[str]]:
-    """Yield the kept and right shares, then the AUC of each score within strata."""
-    figures: dict[str, Callable[[Summary], Any]] = {}
-    for source in ("web", "synthetic"):
-        for name in ("right_before", "kept", "right", "recall"):
-            figures[f"{source} {name}"] = lambda f, source=source, name=name: f[source][name]
-        for score in summaries[0]["filter"][source]["auc"]:
-            figures[f"{source} AUC {score}"] = lambda f, source=source, score=score: f[source]["auc"][score]
-    for stratum, grades in summaries[0]["filter"]["synthetic"]["strata"].items():
-        for name in ("share_before", "share_kept", "right_before", "right"):
-            figures[f"{stratum} {name}"] = lambda f, stratum=stratum, name=name: f["synthetic"]["strata"][stratum][name]
-        for score in grades["auc"]:
-            figures[f"{stratum} AUC {score}"] = lambda f, s=stratum, score=score: f["synthetic"]["strata"][s]["auc"][
-                score
-            ]
-    for score in summaries[0]["filter"]["synthetic"]["auc_within_picture"]:
-        figures[f"within a picture AUC {score}"] = lambda f, score=score: f["synthetic"]["auc_within_picture"][score]
-    filters = [summary["filter"] for summary in summaries]
-    for name, figure in figures.items():
-        yield [
-            name,
-            cell(filters, lambda f, figure=figure: value(figure(f)), 100),
-            margin([figure(f) for f in filters], 100),
-        ]
+    """Yield the kept and right shares, then the AUC of each score within strata and pictures."""
+    grades = summaries[0]["filter"]
+    shares, strata = (
+        ("right_before", "kept", "right", "recall"),
+        ("share_before", "share_kept", "right_before", "right"),
+    )
+    paths: list[Names] = []
+    for source in grades:
+        paths += [(source, name) for name in shares] + [(source, "auc", score) for score in grades[source]["auc"]]
+    synthetic = grades["synthetic"]
+    for stratum, of_stratum in synthetic["strata"].items():
+        start = ("synthetic", "strata", stratum)
+        paths += [(*start, name) for name in strata] + [(*start, "auc", score) for score in of_stratum["auc"]]
+    paths += [("synthetic", "auc_within_picture", score) for score in synthetic["auc_within_picture"]]
+    yield from figure_lines(summaries, ("filter",), paths)
 
 
-def kind_lines(summaries: Sequence[Summary]) -> Iterator[list[str]]:
-    for kind in summaries[0]["web_texts"]:
-        kept = [summary["web_texts"][kind]["kept"] for summary in summaries]
-        yield [kind, cell(kept, value, 100), margin(kept, 100)]
+def figure_lines(summaries: Sequence[Summary], start: Names, paths: Iterable[Names]) -> Iterator[list[str]]:
+    """Yield a line per estimate, named by its path below `start`."""
+    for path in paths:
+        full = (*start, *path)
+        yield [" ".join(path).replace("_", " "), cell(summaries, full, 100), margin(summaries, full, 100)]
 
 
 def round_lines(summaries: Sequence[Summary]) -> Iterator[list[str]]:
     for number in range(len(summaries[0]["rounds"])):
         rounds = [summary["rounds"][number] for summary in summaries]
-        cells = [str(number), cell(rounds, lambda r: r["held_out"], 1)]
-        if number:
-            cells += [cell(rounds, lambda r: r["gauges"]["kept_share_captions"], 100)]
-            cells += [cell(rounds, lambda r: value(r["filter"]["synthetic"]["right"]), 100)]
-            cells += [
-                cell(rounds, lambda r, name=name: r["gauges"][name], scale)
-                for name, scale in (("distinct_captions", 100), ("distinct_bigrams", 1), ("rare_word_recall", 100))
-            ]
-        yield cells
+        cells = [cell(rounds, path, scale) for path, scale in ROUNDS.values()] if number else []
+        yield [str(number), cell(rounds, ("held_out",), 1), *cells]
 
 
-def value(estimate: Any) -> float | None:
-    return None if estimate is None else estimate["value"]
+def find(item: Any, path: Names) -> Any:
+    """Return the figure at a path of names."""
+    for name in path:
+        item = item[name]
+    return item
 
 
-def cell(items: Sequence[Any], figure: Callable[[Any], float | None], scale: float) -> str:
-    """Return the mean and the range of a figure; a dash where one is undefined."""
-    numbers = [figure(item) for item in items]
-    if any(number is None for number in numbers):
+def cell(items: Sequence[Any], path: Names, scale: float) -> str:
+    """Return the mean and the range of a number or estimate; a dash where one is undefined."""
+    found = [find(item, path) for item in items]
+    if None in found:
         return "–"
-    scaled = [scale * number for number in numbers if number is not None]
+    scaled = [scale * (figure["value"] if isinstance(figure, dict) else figure) for figure in found]
     mean = sum(scaled) / len(scaled)
     return f"{mean:.1f}" if len(scaled) == 1 else f"{mean:.1f} ({min(scaled):.1f} to {max(scaled):.1f})"
 
 
-def margin(estimates: Sequence[Any], scale: float) -> str:
-    """Return half the mean width of intervals."""
-    widths = [estimate["high"] - estimate["low"] for estimate in estimates if estimate is not None]
+def margin(items: Sequence[Any], path: Names, scale: float) -> str:
+    """Return half the mean width of the intervals of an estimate."""
+    estimates = [estimate for estimate in (find(item, path) for item in items) if estimate is not None]
+    widths = [estimate["high"] - estimate["low"] for estimate in estimates]
     return f"{scale * sum(widths) / len(widths) / 2:.1f}" if widths else "–"
 
 
-def interval(differences: Sequence[Summary], measure: str, scale: float) -> str:
-    """Return the mean difference, and per seed its interval."""
-    estimates = [difference[measure] for difference in differences]
-    intervals = ", ".join(f"{scale * e['low']:+.1f} to {scale * e['high']:+.1f}" for e in estimates)
-    return f"{scale * sum(e['value'] for e in estimates) / len(estimates):+.1f} ({intervals})"
+def intervals(items: Sequence[Any], path: Names, scale: float) -> str:
+    """Return the mean of an estimate, and its interval of each item."""
+    estimates = [find(item, path) for item in items]
+    each = ", ".join(f"{scale * e['low']:+.1f} to {scale * e['high']:+.1f}" for e in estimates)
+    return f"{scale * sum(e['value'] for e in estimates) / len(estimates):+.1f} ({each})"
 
 
-def table(title: str, columns: Sequence[str], lines: Iterator[list[str]] | list[list[str]]) -> Iterator[str]:
+def table(title: str, columns: Sequence[str], lines: Iterable[list[str]]) -> Iterator[str]:
     yield from (f"\n{title}\n", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}")
     yield from (f"| {' | '.join(line)} |" for line in lines)
 

@@ -34,7 +34,7 @@ def test_a_cell_is_the_mean_and_the_range_over_seeds() -> None:
     row = next(line for line in lines if line.startswith("| noisy web + human |"))
     assert row.startswith("| noisy web + human | 75.0 (70.0 to 80.0) |") and row.endswith("| 2.0 |")
     assert "| bootstrapped - noisy | +75.0 (+68.0 to +72.0, +78.0 to +82.0) |" in "\n".join(lines)
-    assert "| two_objects AUC itm | – | – |" in lines
+    assert "| synthetic strata two objects auc itm | – | – |" in lines
     assert lines[-1] == "Seeds 21, 22; seconds 721.5 (721.0 to 722.0)"
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -51,6 +52,20 @@ def test_a_finished_round_is_skipped_and_another_can_follow(loop_yaml: Path) -> 
 
     other = bootstrap(loop_yaml, "--set", "human_share=0.25")
     assert other.exit_code == 2 and "human_share: 0.5 -> 0.25" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_second_round_judges_the_captions_of_both(loop_yaml: Path) -> None:
+    process = bootstrap(loop_yaml, "--rounds", "2", "--json")
+    assert process.exit_code == 0, process.stderr[-2000:]
+    summary = json.loads(process.stdout)
+    filtered = loop_yaml.parent / "data" / "filtered"
+    for name, sources in (("round-2", {"web", "round-1", "round-2"}), ("round-2-frozen", {"round-2"})):
+        assert set(pq.read_table(filtered / name / "00000.parquet")["source"].to_pylist()) == sources
+    gauges = summary["round-2"]["gauges"]
+    assert 0 <= gauges["kept_share_by_first_filter"] <= 1 and gauges["kept_share_captions"] == 1.0
+    assert {"value", "low", "high"} == summary["round-2"]["rise"].keys()
+    assert "round-2: held-out" in process.stderr and summary["best"] in summary
 
 
 def test_the_folder_of_an_earlier_version_is_continued_only_as_it_was(loop_yaml: Path) -> None:

