@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.lock import lock_folder
-from blipcore.io.storage import existing_paths
+from blipcore.io.storage import existing_paths, to_path
 from capfilt.filter.decide import CLUSTER_FULL, KEPT, SEMANTIC_DUPLICATE, UNLIKE
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.select.neighbours import SAMPLE_PER_CENTROID, Clusters, find_duplicates, highest_cosine, import_faiss
 from capfilt.select.vectors import VectorFolder, vectors_of_filtered, vectors_of_target
 from capfilt.shards.input_check import input_digests, require_same_inputs
-from capfilt.shards.manifest import Manifest
+from capfilt.shards.manifest import Manifest, remove_manifest_if_empty
 from capfilt.shards.tables import read_table, write_table
 
 # Pictures per group in which duplicates are searched: fewer are compared all with all, in 3 s.
@@ -293,7 +293,10 @@ def select_pictures(config: SelectConfig) -> dict[str, Any]:
     folder = data.folder.parent / config.name
     if folder == data.folder:
         raise ValueError(f"The new set needs another name than {config.name}, which it is selected from.")
+    if config.like is not None and to_path(config.like).resolve() == data.images.resolve():
+        raise ValueError(f"{config.like} is the set itself; give the shard set of a target as like.")
     with lock_folder(folder, 0, 1):
+        remove_manifest_if_empty(folder)
         manifest = Manifest.begin(
             folder,
             "filter",

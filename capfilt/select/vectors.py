@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from blipcore.io.storage import AnyPath, resolve_reference, to_path
+from blipcore.io.storage import AnyPath, resolve_reference
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.vectors import DTYPE, PICTURE_VECTOR
 from capfilt.shards.manifest import read_manifest
+from capfilt.shards.shard_set import ShardSet
 from capfilt.shards.tables import read_table
 
 
@@ -48,9 +49,13 @@ class VectorFolder:
                 missing = keys[rows.is_null().to_pylist().index(True)]
                 raise ValueError(f"{path} has no vector of the kept picture {missing}; score the set again.")
             table = table.take(rows)
+        if pc.count_distinct(pc.binary_length(table[PICTURE_VECTOR.name])).as_py() > 1:
+            raise ValueError(f"{path} has vectors of different lengths; score the set again.")
         cells = b"".join(table[PICTURE_VECTOR.name].to_pylist())
         vectors = np.frombuffer(cells, DTYPE).astype(np.float32)
         vectors = vectors.reshape(len(table), -1) if len(table) else np.zeros((0, 1), np.float32)
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"{path} has a vector that is not finite; score the set again.")
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)  # rounded to 16 bits
         return table["key"].to_pylist(), vectors / np.where(lengths > 0, lengths, 1)
 
@@ -69,7 +74,7 @@ def vectors_of_filtered(data: FilteredSet) -> VectorFolder:
 
 def vectors_of_target(path: str, like: VectorFolder) -> Iterator[np.ndarray]:
     """Yield the vectors of the target shard set, shard by shard, by the same filter as `like`."""
-    folder = to_path(path)
+    folder = ShardSet.open(path).path
     folders: list[AnyPath] = sorted((folder / "scores").glob("*"), key=str)
     found = [VectorFolder.of(scores) for scores in folders]
     matching = [scores for scores in found if scores is not None and scores.fingerprint == like.fingerprint]

@@ -72,6 +72,18 @@ ENTRIES = [
         ("data",),
         start="caption",
     ),
+    Entry(
+        "filter with vectors", ("filter", "{work}/data", *MODEL, "--set", "vectors=true"), ("data",), start="caption"
+    ),
+    Entry(
+        "select",
+        (
+            *("select", "{work}/data/filtered/capfilt", "--name", "selected"),
+            *("--duplicates", "0.99", "--per-cluster", "3"),
+        ),
+        ("data",),
+        start="filter with vectors",
+    ),
     Entry("report", ("report", "{work}/data", "--out", "{work}/report.html"), ("report.html",), start="filter"),
     *(
         Entry(
@@ -80,7 +92,7 @@ ENTRIES = [
             ("out",),
             start="filter",
         )
-        for form in ("webdataset", "parquet", "json")
+        for form in ("webdataset", "parquet", "json", "textfiles", "clip_benchmark")
     ),
     Entry(
         "export --workers 2",

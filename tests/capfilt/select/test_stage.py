@@ -205,8 +205,24 @@ def test_sets_without_fitting_vectors_are_refused_with_the_command_that_makes_th
     add_vectors(write_set(tmp_path / "other", drawn), random_vector, fingerprint="another")
     with pytest.raises(ValueError, match="only of another filter"):
         select(source, name="b", like=str(tmp_path / "other"), top_fraction=0.5)
+    with pytest.raises(ValueError, match="is the set itself"):
+        select(source, name="b", like=str(source.parents[1]), top_fraction=0.5)
+    with pytest.raises(FileNotFoundError, match="No folder at"):
+        select(source, name="b", like=str(tmp_path / "nowhere"), top_fraction=0.5)
     with pytest.raises(ValueError, match="needs another name than r1"):
         select(source, name="r1", duplicates=0.9)
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        (lambda number: np.full(SIZE, np.nan), "a vector that is not finite"),
+        (lambda number: np.ones(SIZE - number % 2), "vectors of different lengths"),
+    ],
+)
+def test_damaged_vectors_are_named(filtered: Callable, broken: Callable, problem: str) -> None:
+    with pytest.raises(ValueError, match=rf"scores/s/00000.parquet has {problem}"):
+        select(filtered(broken), duplicates=0.9)
 
 
 def test_the_command_names_the_missing_package(monkeypatch: pytest.MonkeyPatch, filtered: Callable) -> None:
