@@ -103,7 +103,7 @@ def evaluate(
     model: options.Model = None,
     clip: options.Clip = None,
     judge: options.Judge = None,
-    base_url: options.BaseUrl = None,
+    base_url: options.JudgeUrl = None,
     tokenizer: options.TokenizerPath = None,
     numerics: options.Numerics = None,
     image_size: options.ImageSize = None,

@@ -209,6 +209,7 @@ Scorers = Annotated[
         metavar="SCORER",
     ),
 ]
+JudgeUrl = Annotated[str | None, option(MODEL, "For judge: URL of the server of openai:MODEL.", "--base-url")]
 Judge = Annotated[str | None, option(MODEL, "Also judge the texts with hf:MODEL or openai:MODEL, as vqa.")]
 CaptionerModel = Annotated[str | None, option(MODEL, "Captioner that writes captions in the same pass.")]
 CaptionerName = Annotated[str | None, option(MODEL, "Name of its captions.", default="blip, or the model's name")]

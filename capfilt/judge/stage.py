@@ -51,7 +51,7 @@ class JudgeRun:
     # filtered set whose learned mixture is tested too, see `filter --labels`
     mix: str | None = None
     # pictures per batch; each is scored with its own texts and with those that it is shown blind
-    batch_size: int = 32
+    batch_size: int = 64
     device: str = "auto"
     dtype: Dtype = "auto"
     # JSON file of the scores of every case
