@@ -182,9 +182,6 @@ class FilterConfig(ScoreConfig):
 
     def _prepare_repair(self) -> None:
         """Set what `repair` implies; ValueError for settings that need the ITM of whole texts."""
-        if self.score not in ("itm", "itm_min"):
-            raise ValueError(f"repair decides by the ITM of sentences, not by {self.score}; leave out one of the two.")
-        self.sentences, self.score = True, "itm_min"
         if self.threshold == "auto" or self.top_fraction is not None or self.labels is not None:
             raise ValueError(
                 "repair judges sentences by a number as threshold; labels, top_fraction and threshold auto are for "
@@ -194,6 +191,9 @@ class FilterConfig(ScoreConfig):
             raise ValueError("repair has one limit for the sentences of all texts; leave out strata.")
         if "itm_min" in self.min_scores:
             raise ValueError("With repair the threshold is the lowest itm_min; set threshold instead of min_scores.")
+        if self.score not in ("itm", "itm_min"):
+            raise ValueError(f"repair decides by the ITM of sentences, not by {self.score}; leave out one of the two.")
+        self.sentences, self.score = True, "itm_min"
 
     def best_texts(self) -> BestTexts:
         """Return the limit on the kept texts per picture."""

@@ -105,6 +105,8 @@ def test_a_filtered_set_has_the_repaired_text_the_original_and_what_was_cut(
         ({"top_fraction": 0.5}, "repair judges sentences by a number as threshold"),
         ({"threshold": "auto", "labels": "labels.csv"}, "repair judges sentences by a number as threshold"),
         ({"min_scores": {"itm_min": 0.5}}, "set threshold instead of min_scores"),
+        ({"score": "itc", "threshold": 0.3}, "repair decides by the ITM of sentences, not by itc"),
+        ({"strata": "length"}, "leave out strata"),
     ],
 )
 def test_settings_for_whole_texts_raise(settings: dict, problem: str, tmp_path: Path) -> None:
