@@ -136,13 +136,19 @@ def _step_lines(data: FilteredSet, limits: str) -> list[str]:
         if manifest is None:
             lines.append(f"- {parent.rpartition('/')[2]}: no record")
             continue
+        if manifest.get("stage") == "filter":  # the set that `capfilt select` read
+            continue
         settings = manifest.get("config", {})
         shown = ("fingerprint", "generate", "chat", "clip", "dtype")
         described = "; ".join(f"`{name}`: {settings[name]}" for name in shown if settings.get(name))
         model = f" with {manifest['model']}" if "model" in manifest else ""
         lines.append(f"- {manifest.get('stage', 'unknown')}{model}, {manifest.get('created_by', '')}: {described}")
     rule = f"sources {', '.join(data.sources)}; {limits}{_best_rule(data.best)}"
-    return [*lines, f"- filter, {data.manifest.get('created_by', '')}: {rule}"]
+    lines.append(f"- filter, {data.manifest.get('created_by', '')}: {rule}")
+    selected = data.manifest["config"].get("select", {})
+    if selected:
+        lines.append("- select: " + ", ".join(f"{name} {value}" for name, value in selected.items()))
+    return lines
 
 
 def _best_rule(best: BestTexts) -> str:

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from blipcore.data.shard_datasets import open_dataset
 from capfilt.cli import app
+from capfilt.export.card import dataset_card
+from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.vectors import PICTURE_VECTOR
 from capfilt.select import stage
 from capfilt.select.stage import SelectConfig, select_pictures
@@ -119,6 +121,8 @@ def test_texts_of_dropped_pictures_have_the_reason_and_other_rows_are_unchanged(
     assert sum(count for name, count in counts.items() if name.endswith("/semantic_duplicate")) == sum(changed.values())
     assert summary["texts"] == sum(counts.values()) and summary["kept"] == sum(row["keep"] for row in rows_of(folder))
     assert sum(open_dataset(folder).counts) == summary["pictures"]["kept"]  # to train on
+    card = dataset_card(FilteredSet.open(folder), "json", Counter(), [], None)
+    assert "- select: duplicates 0.95" in card and card.count("- filter,") == 1
 
 
 def test_a_cluster_keeps_its_best_pictures(filtered: Callable) -> None:
