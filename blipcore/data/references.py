@@ -3,7 +3,7 @@
 Several references of a picture say the same thing in other words, and references of different pictures share their
 sentences but not their facts. So these can be told apart by counting alone, without a list of words:
 
-    claim       a word that nearly always returns in another reference of the picture: nouns, numbers, colours
+    claim       a word that is nearly always in another reference of the picture too: nouns, numbers, colours
     slot        a place in a sentence, given by its neighbours and perhaps a claim nearby, with the phrases seen there
     exclusive   two phrases that share slots, but seldom in references of one picture: "two dogs" and "a cat",
                 "above" and "under"; synonyms such as "small" and "little" do share pictures
@@ -57,10 +57,8 @@ class References:
         first, length = rng.randrange(1, len(padded) - 1), rng.randint(1, PHRASE_WORDS)
         if first + length >= len(padded):
             return None
-        phrase, phrases = (
-            padded[first : first + length],
-            self._slots.get((padded[first - 1], padded[first + length]), {}),
-        )
+        phrase = padded[first : first + length]
+        phrases = self._slots.get((padded[first - 1], padded[first + length]), {})
         others = [other for other, pictures in phrases.items() if picture not in pictures and _differ(phrase, other)]
         if not others:
             return None
