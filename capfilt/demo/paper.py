@@ -14,7 +14,7 @@ from capfilt.bootstrap.gauges import gauge_texts
 from capfilt.demo.filter_grades import SYNTHETIC, GradedText, grade_filter, read_texts, share
 from capfilt.demo.plan import BOOTSTRAPPED, NOISY, DemoPlan
 from capfilt.engine.commands import PlannedCommand
-from capfilt.filter.decide import DUPLICATE
+from capfilt.filter.decide import DUPLICATE, ITM_BELOW
 
 BEAM, SHARED = "beam", "shared"  # sources of captions
 TEXTS_BEFORE, TEXTS_AFTER = 15.3, 24.7  # million texts of the paper's epoch, before and after CapFilt
@@ -98,7 +98,7 @@ def table_commands(plan: DemoPlan, table: int) -> list[PlannedCommand]:
 
 
 def is_rejected(text: GradedText) -> bool:
-    return text.reason.startswith("itm<")
+    return text.reason.startswith(ITM_BELOW)
 
 
 def grade_variant(plan: DemoPlan, variant: Variant) -> dict[str, Any]:
