@@ -13,6 +13,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 
+TIMEOUT = 150_000  # milliseconds: other tests may use the machine
+
 
 @contextmanager
 def launch_chromium() -> Iterator[Any]:
@@ -31,6 +33,7 @@ def checked_page(context: Any, url: str, others: tuple[str, ...] = ()) -> Iterat
     """Open a page; fails at the end if it logged, raised, or sent a request elsewhere than to `url` and `others`."""
     problems: list[str] = []
     page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
     page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: problems.append(str(error)))
     allowed = ("data:", "blob:", url, *others)

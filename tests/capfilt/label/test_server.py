@@ -21,7 +21,7 @@ from capfilt.label.label_file import LabelFile
 from capfilt.label.pictures import PictureReader
 from capfilt.label.server import LabelServer
 from capfilt.label.stage import LabelConfig, open_server
-from capfilt.report.label_texts import draw_texts
+from capfilt.report.label_texts import DrawnText, draw_texts
 from capfilt.shards.format import write_shard
 from capfilt.shards.shard_set import ShardSet
 
@@ -33,11 +33,15 @@ def filtered(tmp_path_factory: pytest.TempPathFactory, drawn: Callable) -> Path:
     return filter_set(write_set(tmp_path_factory.mktemp("set") / "data", drawn, pictures=8))
 
 
+@pytest.fixture(scope="module")
+def texts(filtered: Path) -> list[DrawnText]:
+    return draw_texts(FilteredSet.open(filtered), 20, seed=0)
+
+
 @pytest.fixture
-def server(filtered: Path, tmp_path: Path) -> Iterator[LabelServer]:
+def server(filtered: Path, texts: list[DrawnText], tmp_path: Path) -> Iterator[LabelServer]:
     config = LabelConfig(str(filtered), out=str(tmp_path / "labels.csv"), number=20, port=0)
-    data = FilteredSet.open(filtered)
-    with open_server(config, data, draw_texts(data, 20, seed=0), LabelFile(tmp_path / "labels.csv")) as server:
+    with open_server(config, FilteredSet.open(filtered), texts, LabelFile(tmp_path / "labels.csv")) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server

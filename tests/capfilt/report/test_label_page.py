@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import checked_page, launch_chromium
+from browser import TIMEOUT, checked_page, launch_chromium
 from filtered_set import NASTY, filter_set, write_set
 from page_checks import DANGLING, FOCUSABLE, LOW_CONTRAST, NAMELESS, TWICE
 from report_page import read_page_data
@@ -203,6 +203,7 @@ def test_answers_wait_while_the_server_is_down(chromium: Any, filtered: Path, tm
     out = tmp_path / "labels.csv"
     context = chromium.new_context()
     page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
     with served(filtered, out, 20) as server:
         port = server.server_port
         page.goto(f"http://127.0.0.1:{port}/")
@@ -248,6 +249,7 @@ def test_a_text_without_a_picture_can_only_be_unsure(chromium: Any, drawn: Calla
     with served(filtered, tmp_path / "labels.csv", 5) as server:
         context = chromium.new_context()
         page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.wait_for_function("() => document.querySelector('.label-frame').textContent.startsWith('No picture')")
         assert page.inner_text(".label-frame") == "No picture: its tar is missing"

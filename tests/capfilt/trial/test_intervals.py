@@ -22,7 +22,7 @@ def draw(rng: np.random.Generator, runs: int, by_seed: float, better: float = 0.
 @pytest.mark.parametrize("by_seed", [1.0, 10.0])
 def test_equal_sets_are_not_told_apart_in_95_percent_of_trials(runs: int, by_seed: float) -> None:
     rng = np.random.default_rng(runs)
-    clear = [difference(*draw(rng, runs, by_seed)).is_clear for _ in range(600)]
+    clear = [difference(*draw(rng, runs, by_seed)).is_clear for _ in range(300)]
     assert np.mean(clear) <= 0.05
 
 
@@ -36,12 +36,12 @@ def test_a_bootstrap_over_three_seeds_would_be_too_narrow() -> None:
         low, high = np.percentile(means, [2.5, 97.5])
         return bool(low <= 0 <= high)
 
-    assert np.mean([covers_zero(*draw(rng, 3, 10.0)) for _ in range(300)]) < 0.9
+    assert np.mean([covers_zero(*draw(rng, 3, 10.0)) for _ in range(150)]) < 0.9
 
 
 def test_a_planted_difference_is_found_and_has_its_sign() -> None:
     rng = np.random.default_rng(0)
-    found = [difference(*draw(rng, 3, 3.0, better=20.0)) for _ in range(200)]
+    found = [difference(*draw(rng, 3, 3.0, better=20.0)) for _ in range(100)]
     assert np.mean([result.low > 0 for result in found]) > 0.9
     assert np.mean([result.value for result in found]) == pytest.approx(20, abs=1)
     assert np.mean([result.low <= 20 <= result.high for result in found]) >= 0.95
