@@ -118,7 +118,7 @@ def make_near_misses(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         pq.write_table(table.replace_schema_metadata({CONTENT: content}), file)
-    right = sum(row["match"] for row in rows)
+    right = sum(bool(row["match"]) for row in rows)
     print(
         f"{path}: {count(len(rows) - right, 'wrong text')}, {count(right, 'right text')}", file=sys.stderr, flush=True
     )
