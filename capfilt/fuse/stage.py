@@ -144,7 +144,8 @@ class FuseStage:
         self.server.check(*self._question(["A sunset.", "A red sky over the sea."]))
 
     def run(self, shard: str, worker: Worker) -> dict[str, int]:
-        cost, columns = Cost(self.server), {name: [] for name in CAPTIONS.names}
+        cost = Cost(self.server)
+        columns: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
         caseless, last = 0, ""
         for pair, caption in self._merge(shard):
             row = (pair.key, pair.index, caption.text, caption.logprob, caption.error)
@@ -284,8 +285,9 @@ def _only_source(config: FuseConfig, folders: dict[str, AnyPath]) -> str:
 
 
 def _require_finished(stage: FuseStage, images: ShardSet) -> None:
-    for folder in filter(None, (stage.captions, stage.web)):
-        missing = [shard for shard in images.shards if f"{shard}.parquet" not in list_names(folder)]
+    for folder in [stage.captions, *([stage.web] if stage.web is not None else [])]:
+        names = set(list_names(folder))
+        missing = [shard for shard in images.shards if f"{shard}.parquet" not in names]
         if missing:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {len(images.shards)} shards, {missing[0]} first; finish it first."
