@@ -400,6 +400,8 @@ def test_a_judge(models: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     public_tests.winoground(models / "winoground", 4)
     public_tests.flickr8k(models / "flickr8k", 6)
     shutil.copytree(models / "flickr8k", models / "flickr8k/Flicker8k_Dataset")
+    for path in photos.glob("*.jpg"):
+        path.with_suffix(".txt").write_text(f"a picture called {path.stem}")
     first, *others = commands("judge.md")
     invoke(monkeypatch, models, [first])
     keys = pq.read_table(models / "data/00000.parquet")["key"].to_pylist()
