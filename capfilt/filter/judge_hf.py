@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PAIRS = 16
 # Families that caption and answer no questions.
 CAPTION_ONLY = ("blip", "florence2", "git", "kosmos-2", "pix2struct", "vision-encoder-decoder")
+# Families whose processors pad between picture and question, so a shorter question in a batch gets another score.
+PADS_INSIDE = ("blip-2", "instructblip")
 # Forms of a question on the pages of families without a chat template.
 FORMS = {"blip-2": "Question: {} Answer:", "paligemma": "answer en {}"}
 
@@ -46,7 +48,7 @@ class HfJudge(Scorer):
         """Load and check the model; ValueError or FileNotFoundError says why it cannot judge."""
         from capfilt.vlm.hf_model import HfModel
 
-        family = model_family(find_folders(self.path, self.config.trust_remote_code).base)
+        family = self.family = model_family(find_folders(self.path, self.config.trust_remote_code).base)
         if family in CAPTION_ONLY:
             raise ValueError(
                 f"{self.path} is of the family {family}, which answers no questions; judge with an instruction-tuned "
@@ -75,7 +77,7 @@ class HfJudge(Scorer):
         """Return VQAScore of the texts of RGB images, and the reasons of missing ones."""
         pictures = [inputs[index] for index in picture_of_each_text(texts)]
         prompts = [self.model.inputs.format(self._prompt(text)) for row in texts for text in row]
-        size = PAIRS if self.model.takes_batches else 1
+        size = PAIRS if self.model.takes_batches and self.family not in PADS_INSIDE else 1
         judgements: list[Judgement] = []
         for start in range(0, len(prompts), size):
             judgements += self._judge(pictures[start : start + size], prompts[start : start + size])

@@ -36,7 +36,8 @@ def open_judge(folder: Path, **settings) -> HfJudge:
 
 
 @pytest.mark.parametrize("kind", ["llava", "blip2_t5"])
-def test_the_score_is_the_share_of_yes_in_the_models_own_distribution(save, draw, kind: str) -> None:
+def test_the_score_is_the_share_of_yes_in_the_models_own_distribution(save, draw, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr("capfilt.filter.judge.MIN_MASS", 0.0)  # random models favour neither
     judge = open_judge(save(kind))
     images = [draw(1), draw(2)]
     scores = judge.score(images, TEXTS)
@@ -54,7 +55,7 @@ def test_the_score_is_the_share_of_yes_in_the_models_own_distribution(save, draw
                        for words in (("Yes", "yes"), ("No",)))  # fmt: skip
             expected.append(float(yes / (yes + no)))
     flat = [score for row in scores["vqa"] for score in row]
-    assert flat == pytest.approx(expected, abs=1e-5) and len(set(flat)) == 3
+    assert flat == pytest.approx(expected, abs=1e-4) and len(set(flat)) == 3
     assert scores["judge_error"] == [[None, None], [None]]
 
 
