@@ -14,8 +14,8 @@ import capfilt
 ROOT = Path(capfilt.__file__).resolve().parents[1]
 # Each is imported in one file and inside a function, which raises with the install command if the package is missing.
 ONE_FILE = (
-    "transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai", "peft", "sklearn",
-    "sentencex", "num2words", "faiss",
+    "transformers", "open_clip", "timm", "img2dataset", "ray", "datasets", "wandb", "openvino", "openai", "peft",
+    "sklearn", "sentencex", "num2words", "faiss",
 )  # fmt: skip
 # Imported inside functions by the command line, so that `capfilt --help` stays fast.
 SLOW = ("torch", "transformers", "open_clip", "img2dataset", "webdataset", "pyarrow", "numpy", "PIL", "pydantic")

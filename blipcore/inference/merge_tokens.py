@@ -74,7 +74,7 @@ def merge_tokens(x: Tensor, keys: Tensor, sizes: Tensor, merges: int) -> tuple[T
     their `keys` (B, N, d), and the best proposals are merged. `sizes` (B, N) are the patches per token. The class token
     stays at position 0.
     """
-    B, _, W = x.shape
+    W = x.shape[2]
     keys = F.normalize(keys.float(), dim=-1)
     similarity = keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
     similarity[:, 0] = -2.0  # below any cosine: the class token is the last to merge

@@ -167,8 +167,9 @@ class TextTransformer(nn.Module):
         """Return cross-attention keys and values of image tokens (B, N, W), for any number of texts and both roles.
 
         For NLVR2, `image_embeds` are pairs (B, 2, N, W); for VQA's answer decoder, question states with their padding
-        `mask`; for merged tokens `mask` is their sizes. `text_tokens` is the number of text tokens that will attend to each image (not to a pair): for few of
-        them, the result holds the image tokens, which is less work (see `MultiHeadCrossAttention`).
+        `mask`; for merged tokens `mask` is their sizes. `text_tokens` is the number of text tokens that will attend to
+        each image (not to a pair): for few of them, the result holds the image tokens, which is less work (see
+        `MultiHeadCrossAttention`).
         """
         layers = cast("list[TextLayer]", list(self.layers))
         candidates = [layer.cross for layer in layers] + [layer.decode_cross for layer in layers]

@@ -205,7 +205,7 @@ def lock_captions(config: CaptionConfig) -> Iterator[CaptionFolder]:
     kind, device = captioner_kind(config.model), worker_device(config.device, 0)
     dtype = None if kind == "openai" else resolve_dtype(device, config.dtype)
     fingerprint = captioner_fingerprint(config.model, config.tokenizer, config.trust_remote_code)
-    settings = {
+    settings: dict[str, Any] = {
         "fingerprint": fingerprint,
         "generate" if kind == "blip" else "chat": recorded_settings(
             config.model, config.decoding, config.trust_remote_code

@@ -41,7 +41,7 @@ class HfJudge(Scorer):
         self.settings = {name: value for name, value in config.settings().items() if name != "max_new_tokens"}
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]  # read once: it covers all files of the model
+    def fingerprint(self) -> str:  # read once: it covers all files of the model
         return hf_fingerprint(self.path, self.config.trust_remote_code)
 
     def load(self, runtime: Runtime) -> None:

@@ -45,11 +45,14 @@ def measure(test: PublicTest, scores: Scores, resamples: int = 1000, seed: int =
     functions: dict[str, Callable[..., float]] = {"auc": area} if test.kind == "labels" else {
         f"tau_{variant}": _kendall(variant) for variant in (test.tau, "b" if test.tau == "c" else "c")
     }  # fmt: skip
-    return {
-        name: _resample(lambda rows, function=function: function(flat[known][rows], truth[known][rows]),
-                        picture[known], resamples, seed)
-        for name, function in functions.items()
-    }  # fmt: skip
+    measures = {}
+    for name, function in functions.items():
+
+        def value(rows: np.ndarray, function: Callable[..., float] = function) -> float:
+            return function(flat[known][rows], truth[known][rows])
+
+        measures[name] = _resample(value, picture[known], resamples, seed)
+    return measures
 
 
 def is_right(scores: np.ndarray) -> bool:
@@ -101,10 +104,14 @@ def _means(
 ) -> dict[str, Interval]:
     """Return the mean of each array, one number per `per` cases."""
     pictures = _picture_numbers(test)[::per]
-    return {
-        name: _resample(lambda rows, numbers=numbers: float(numbers[rows].mean()), pictures, resamples, seed)
-        for name, numbers in values.items()
-    }
+    means = {}
+    for name, numbers in values.items():
+
+        def mean(rows: np.ndarray, numbers: np.ndarray = numbers) -> float:
+            return float(numbers[rows].mean())
+
+        means[name] = _resample(mean, pictures, resamples, seed)
+    return means
 
 
 def _mean_of_groups(right: np.ndarray, test: PublicTest, groups: Sequence[str], resamples: int, seed: int) -> Interval:

@@ -88,7 +88,8 @@ def score_test(
             paid = cost.since_last()
             total += paid
             display.advance(len(batch), len(batch), paid)
-    return Scored(*results, missing, total)
+    seen, blind = results
+    return Scored(seen, blind, missing, total)
 
 
 def open_files(root: Path) -> OpenPictures:
@@ -97,7 +98,10 @@ def open_files(root: Path) -> OpenPictures:
     def read(pictures: list[Picture]) -> Iterator[tuple[Picture, Image.Image]]:
         for picture in pictures:
             image = decode_picture((root / picture.path).read_bytes())
-            yield picture, image if picture.box is None else image.crop(tuple(map(round, picture.box)))
+            if picture.box is not None:
+                left, top, right, bottom = map(round, picture.box)
+                image = image.crop((left, top, right, bottom))
+            yield picture, image
 
     return read
 

@@ -111,8 +111,8 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
             scorer.load(Runtime(device, resolve_dtype(device, run.dtype)))
         scored = score_test(test, scorers, open_pictures, batch_size=run.batch_size, seed=run.seed, progress=progress)
     if mixture is not None:
-        for scores in (scored.seen, scored.blind):
-            scores[mixture.name] = apply_mixture(mixture, test, scores)
+        for columns in (scored.seen, scored.blind):
+            columns[mixture.name] = apply_mixture(mixture, test, columns)
     seen = dict(stored.stored if stored else {}) | scored.seen
     rows = []
     for column, scores in seen.items():

@@ -31,14 +31,14 @@ OPTIONS = {
     "caption": "--base-url --config --json --mode --model --name --num-captions --numerics --out --prompt --seed --set "
     f"--tokenizer {RUN_OPTIONS}",
     "filter": "--base-url --best-of --captioner --captioner-name --clip --config --explain --json --judge --labels "
-    "--model --name --numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold --tokenizer "
-    f"--top-fraction {RUN_OPTIONS}",
-    "pretrain": "--config --image-root --init --json --mixture --numerics --out --preset --set --text --tokenizer --vision "
-    f"{TRAIN_OPTIONS}",
+    "--model --name --numerics --out --repair --scorer --scores --sentences --set --sources --target --threshold "
+    f"--tokenizer --top-fraction {RUN_OPTIONS}",
+    "pretrain": "--config --image-root --init --json --mixture --numerics --out --preset --set --text --tokenizer "
+    f"--vision {TRAIN_OPTIONS}",
     "finetune": "--config --image-root --image-size --init --json --labels --numerics --out --set --tokenizer "
     f"{TRAIN_OPTIONS}",
-    "evaluate": "--answers --base-url --batch-size --clip --config --device --dtype --image-root --image-size --json --judge "
-    "--model --numerics --results --set --tokenizer",
+    "evaluate": "--answers --base-url --batch-size --clip --config --device --dtype --image-root --image-size --json "
+    "--judge --model --numerics --results --set --tokenizer",
     "convert": "--image-size --json --numerics --set --task --to --tokenizer",
     "report": "--compare --json --label --out --pictures",
     "label": "--host --json --number --order --out --port --seed",
