@@ -1,4 +1,4 @@
-"""The commands on finished data sets: report, export."""
+"""The commands on finished data sets: report, label, select, export, fuse, trial."""
 
 import typer
 
@@ -57,7 +57,8 @@ def select(
     sets: options.Sets = None,
 ) -> None:
     """Drop near duplicates, unlike or too frequent pictures by stored vectors, without reading a picture."""
-    from capfilt.select.stage import SelectConfig, select_pictures
+    from capfilt.select.config import SelectConfig
+    from capfilt.select.stage import select_pictures
 
     finish(select_pictures(read_settings(context, SelectConfig)), as_json)
 

@@ -67,11 +67,11 @@ class JudgedTexts:
         entries = []
         for first, stop in pairwise(start - starts[0] for start in starts):
             tar, picture = rows["shard"][first], rows["picture"][first]
-            judged = tuple(zip(rows["text"][first:stop], rows["match"][first:stop], strict=True))
+            pairs = tuple(zip(rows["text"][first:stop], rows["match"][first:stop], strict=True))
             key = f"{tar}/{picture}" if tar else picture
             # The tar and the picture are in `extra`, since a key of a tar may contain slashes.
-            extra = {"judged": judged, "tar": tar, "picture": picture}
-            entries.append(DatasetEntry(key, (judged[0][0],), stable_id(key), extra=extra))
+            extra = {"judged": pairs, "tar": tar, "picture": picture}
+            entries.append(DatasetEntry(key, (pairs[0][0],), stable_id(key), extra=extra))
         return entries
 
     def read(self, shard: int, entry: DatasetEntry) -> bytes:
@@ -139,14 +139,14 @@ class JudgedTexts:
         rows = pa.table(columns | {"match": self._matches(table["match"])})
         no_picture = pc.index(pc.fill_null(pc.equal(rows["picture"], ""), True), True).as_py()
         if no_picture >= 0:
-            raise ValueError(f"{self.path}, row {no_picture}, names no picture.")
+            raise ValueError(f"{self.path}, row {no_picture}, names no picture; name one or remove the row.")
         has_text = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows["text"], ""))), 0)
         blank = len(rows) - pc.sum(has_text).as_py() if len(rows) else 0
         if blank:
             self.problems[self.name] = f"{count(blank, 'row')} without a text, not used"
         rows = rows.filter(has_text)
         if not len(rows):
-            raise ValueError(f"{self.path} holds no judged text.")
+            raise ValueError(f"{self.path} holds no judged text; leave it out of retrieval.judged_texts.")
         order = pa.table({"row": pa.array(range(len(rows)))}).append_column("shard", rows["shard"])
         order = order.append_column("picture", rows["picture"])
         keys = [("shard", "ascending"), ("picture", "ascending"), ("row", "ascending")]
@@ -194,11 +194,11 @@ def _starts(shard: pa.ChunkedArray, picture: pa.ChunkedArray) -> list[int]:
 
 
 class JudgedStream:
-    """A stream of human pairs in which some samples carry a judged picture.
+    """A stream of human pairs, some of which have a judged picture added.
 
-    A `share` of the samples has "judged": a sample of the tables of judged texts, of another picture, with "texts" and
-    "matches": up to `texts` of its texts, as many right as wrong ones if there are both. Like all else, they are a
-    function of seed and position.
+    A `share` of the samples has "judged", a sample of another picture from the tables. Its "texts" are at most `texts`
+    of the judged texts of that picture, with equal numbers of right and wrong ones if it has both; "matches" are their
+    labels. The draw depends on seed and position alone.
     """
 
     def __init__(
@@ -219,9 +219,9 @@ class JudgedStream:
     def sample(self, position: int) -> Sample:
         sample, number = self._human.sample(position), int(position * self._share)
         if int((position + 1) * self._share) > number:
-            judged = self._judged.sample(number)
-            judged["texts"], judged["matches"] = self._draw(judged)
-            sample["judged"] = judged
+            picture = self._judged.sample(number)
+            picture["texts"], picture["matches"] = self._draw(picture)
+            sample["judged"] = picture
         return sample
 
     def check_tables(self) -> None:
@@ -233,9 +233,9 @@ class JudgedStream:
     def pop_problems(self) -> dict[str, str]:
         return self._human.pop_problems() | self._judged.pop_problems()
 
-    def _draw(self, judged: Sample) -> tuple[list[str], list[bool]]:
-        rng = random.Random(f"{self._human.seed}/{judged['epoch']}/{judged['key']}")
-        right, wrong = ([text for text, match in judged["judged"] if match == kind] for kind in (True, False))
+    def _draw(self, picture: Sample) -> tuple[list[str], list[bool]]:
+        rng = random.Random(f"{self._human.seed}/{picture['epoch']}/{picture['key']}")
+        right, wrong = ([text for text, match in picture["judged"] if match == kind] for kind in (True, False))
         each = min(len(right) or self._texts, len(wrong) or self._texts, max(1, self._texts // 2))
         drawn = [rng.sample(texts, min(each, len(texts))) for texts in (right, wrong)]
         return [*drawn[0], *drawn[1]], [True] * len(drawn[0]) + [False] * len(drawn[1])

@@ -1,7 +1,7 @@
-"""Statistics of reference texts, from which wrong texts are made and texts are judged, in any language.
+"""Statistics of reference texts, for making wrong texts and for judging texts, in any language.
 
-Several references of a picture say the same thing in other words, and references of different pictures share their
-sentences but not their facts. So these can be told apart by counting alone, without a list of words:
+References of one picture state the same facts in different words; references of different pictures use the same words
+for different facts. So counts alone show which words state facts, without a list of words:
 
     claim       a word that is nearly always in another reference of the picture too: nouns, numbers, colours
     slot        a place in a sentence, given by its neighbours and perhaps a claim nearby, with the phrases seen there
@@ -23,10 +23,10 @@ Slot = tuple[str, ...]
 PHRASE_WORDS = 3  # of an exchanged phrase, at most
 SWAP_DISTANCE = 8  # words between two swapped words, at most
 START, END = "<s>", "</s>"
-CLAIM_NOVELTY = 0.15  # largest share of a claim's references of which no other of the picture has it
+CLAIM_NOVELTY = 0.15  # of the references with a claim, largest share in which it is the only one of its picture
 CLAIM_PICTURES = 0.2  # largest share of pictures with a claim
 COMMON_PICTURES = 0.25  # words of more pictures are left out of outlines
-MIN_EVIDENCE = 3.0  # expected pictures with both phrases, if they were independent: without any, chance is 5%
+MIN_EVIDENCE = 3.0  # expected pictures with both phrases if these are independent; none then occurs by chance in 5%
 EXCLUSIVE = 0.1  # largest number of pictures with both, relative to the expected one
 
 
@@ -91,8 +91,8 @@ class References:
     def judge(self, picture: int, text: Words) -> bool | None:
         """Return whether a text agrees with the references of a picture; None for a text without any claim.
 
-        It is wrong if it has a claim that no reference has, repeats one more often than they do, or has in a slot of a
-        reference, beside a claim, a phrase that excludes theirs.
+        A text is wrong if it has a claim that no reference has, if it repeats a claim more often than any reference, or
+        if it has, in a slot beside a claim, a phrase that is exclusive with the reference's phrase in this slot.
         """
         claims = Counter(word for word in text if word in self.claims)
         if not claims:

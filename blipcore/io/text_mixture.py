@@ -6,7 +6,7 @@
     length/50                  the same with the number of characters; length/-50 prefers short texts
     web=0.5,blip=0.5,itm/0.1   shares of the sources, softmax among the texts of each
 
-The other sources of a picture divide the share of a source that it has no text of, in their proportion.
+If a picture has no text of a source, its other sources divide that share in proportion to their own.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def hash_fraction(*key: object) -> float:
 
 
 def draw(probabilities: Sequence[float], fraction: float) -> int:
-    """Return the index that `fraction`, from 0 to below 1, selects among probabilities that add up to 1."""
+    """Return the first index at which the cumulative sum of probabilities exceeds `fraction`, from 0 to below 1."""
     ends = list(accumulate(probabilities))
     return min(bisect_right(ends, fraction * ends[-1]), len(ends) - 1)
 

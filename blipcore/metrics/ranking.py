@@ -1,6 +1,7 @@
 """Ranking metrics: retrieval recall in percent, as papers print it, and the area under a ROC curve, from 0 to 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,18 @@ def retrieval_ranks(scores: Tensor, is_match: Tensor) -> Tensor:
         raise ValueError("Retrieval scores hold NaN: the model's features are not finite.")
     best = scores.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
     return ((scores >= best) & ~is_match).sum(dim=1).where(is_match.any(dim=1), NEVER)
+
+
+def picture_recall(row: Mapping[str, Any]) -> float:
+    """Return the mean recall of a picture in percent, over both directions and recall at 1, 5 and 10.
+
+    `row` has the ranks that `evaluate_retrieval` returns: "text_rank" and "image_ranks", None for not found.
+    """
+    text, images = (
+        np.mean([[rank is not None and rank < k for k in RECALL_AT] for rank in ranks])
+        for ranks in ([row["text_rank"]], row["image_ranks"])
+    )
+    return 50.0 * float(text + images)
 
 
 def retrieval_recall(ranks_i2t: Tensor, ranks_t2i: Tensor) -> dict[str, float]:

@@ -1,15 +1,15 @@
 """Near misses: wrong texts of annotated pictures that a captioner could have written, made to teach the filter.
 
-ITM learns from texts of other pictures, which are seldom near misses; the errors of a captioner nearly always are. For
-every annotated picture, candidates come from two sources:
+ITM learns from texts of other pictures, which differ in everything; a wrong caption differs in one thing. For every
+annotated picture, candidates come from two sources:
 
     references    exchanged phrases and swapped words (see `blipcore.data.references`)
     the decoder   texts that the starting checkpoint samples for the picture, which have its errors and its styles
 
-The references decide what is right and wrong; a sampled text that agrees with them is a right one. Without right texts
-as various as the wrong ones, the filter would learn style in place of sight, the known failure of negatives alone
-(Kamath et al. 2024, "The Hard Positive Truth about Vision-Language Compositionality"). Wrong texts are drawn by their
-likelihood under the decoder, so that they read like right ones.
+A text is right if it agrees with the references, sampled texts included. Right texts must be as varied as
+wrong ones: filters that are trained on wrong texts alone learn the style of a text instead of comparing it with the
+picture (Kamath et al. 2024, "The Hard Positive Truth about Vision-Language Compositionality"). Wrong texts are drawn by
+their likelihood under the decoder, so that they read like right ones.
 
 The result is a table of judged texts (`blipcore.data.judged_texts`) in the run folder.
 """
@@ -49,12 +49,12 @@ TOP_P = (0.95, 0.6)  # of sampled texts: varied ones, and the most usual, whose 
 # A wrong text is drawn in proportion to exp(weight x mean log-probability of its tokens + weight x ITM log-odds).
 LIKELIHOOD_WEIGHT, ITM_WEIGHT = 1.0, 0.5
 UNKNOWN = BERT_SPECIALS[1]
-CONTENT = "content"  # in the metadata of the table: what it was made from
+CONTENT = "content"  # in the metadata of the table: its `NearMissConfig`
 
 
 @dataclass(frozen=True)
 class NearMissConfig:
-    """What a table of near misses is made from."""
+    """The settings and inputs that a table of near misses depends on."""
 
     wrong: int  # wrong texts per picture, at most
     pictures: int  # pictures with near misses, at most
@@ -153,7 +153,7 @@ def split_words(tokenizer: Tokenizer, text: str) -> Words:
 def edit_references(
     picture: Picture, number: int, references: References, tokenizer: Tokenizer, rng: random.Random
 ) -> None:
-    """Add wrong texts made of the references of a picture, which is number `number` of `references`."""
+    """Add wrong texts made of the references of a picture, the number `number` of `references`."""
     for text in references.texts[number]:
         edits = {"exchange": (references.exchange, EXCHANGES), "swap": (references.swap, SWAPS)}
         for origin, (edit, tries) in edits.items():
@@ -171,7 +171,7 @@ def _add_samples(
     references: References,
     config: NearMissConfig,
 ) -> None:
-    """Add texts that the decoder samples, and keep those wrong texts that it finds likely.
+    """Add texts sampled from the decoder, and keep the most plausible wrong texts.
 
     `first` is the number of the first picture. A picture that cannot be read keeps no text.
     """
@@ -217,7 +217,7 @@ def _add_samples(
 def _plausibility(
     model: Blip, tokenizer: Tokenizer, image_embeds: Tensor, texts: list[list[str]], max_tokens: int
 ) -> list[np.ndarray]:
-    """Return how plausible decoder and ITM find each text of each picture."""
+    """Return the plausibility of each text of each picture under decoder and ITM, see `LIKELIHOOD_WEIGHT`."""
     device = image_embeds.device
     flat = [clean_caption(text) for of_picture in texts for text in of_picture]
     owner = torch.tensor([row for row, of_picture in enumerate(texts) for _ in of_picture], device=device)

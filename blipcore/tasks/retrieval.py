@@ -33,7 +33,7 @@ class RetrievalConfig(ContrastiveConfig):
     near_misses: int = 0
     near_miss_pictures: int = 5000  # pictures with near misses, drawn from the annotations
     near_miss_samples: int = 16  # texts that the decoder samples per picture; the others are edited references
-    # Tables of texts known to be right or wrong of a picture (see `blipcore.data.judged_texts`), an ITM loss more.
+    # Tables of texts that are right or wrong of a picture, for a further ITM loss (see `blipcore.data.judged_texts`).
     judged_texts: list[str] = field(default_factory=list)
     judged_share: float = 0.25  # judged pictures per human pair of a batch
     texts_per_picture: int = 8  # judged texts drawn of a picture, half of them right and half wrong
@@ -73,16 +73,16 @@ class RetrievalCollate(Collate):
 
     def __call__(self, samples: list[dict[str, Any]]) -> Batch:
         batch = super().__call__(samples)
-        judged = [sample["judged"] for sample in samples if "judged" in sample]
-        if judged:
-            texts = [clean_caption(text, self.max_words) for sample in judged for text in sample["texts"]]
+        pictures = [sample["judged"] for sample in samples if "judged" in sample]
+        if pictures:
+            texts = [clean_caption(text, self.max_words) for sample in pictures for text in sample["texts"]]
             ids, mask = self.tokenizer(texts, max_length=self.max_tokens)
             batch |= {
-                "judged_pixels": torch.stack([sample["image"] for sample in judged]),
+                "judged_pixels": torch.stack([sample["image"] for sample in pictures]),
                 "judged_ids": replace_first(ids, self.tokenizer.enc),
                 "judged_mask": mask,
-                "judged_match": torch.tensor([match for sample in judged for match in sample["matches"]]).long(),
-                "judged_picture": torch.tensor([row for row, sample in enumerate(judged) for _ in sample["texts"]]),
+                "judged_match": torch.tensor([match for sample in pictures for match in sample["matches"]]).long(),
+                "judged_picture": torch.tensor([row for row, sample in enumerate(pictures) for _ in sample["texts"]]),
             }
         return batch
 
@@ -189,8 +189,8 @@ def evaluate_retrieval(
         image, text = pairs[start:end] // T - first, pairs[start:end] % T
         cosine = (image_feat[first + image.to(device)] * text_feat[text.to(device)]).sum(1).cpu()
         logits = match_pairs(model, pixels.to(device), ids, mask, image, text, rows)
-        # Hard negatives are drawn in proportion to exp(cosine / temperature), so the log-odds of ITM hold what the
-        # cosine does not say; their sum estimates the whole.
+        # Hard negatives are drawn in proportion to exp(cosine / temperature), so ITM learns the log-odds of a match
+        # beyond those of the cosine, and the sum estimates the log-odds of a match.
         scores.append(torch.stack([cosine + logits[:, 1], cosine / temperature + logits[:, 1] - logits[:, 0]]))
         first += len(records)
     score, total = torch.cat(scores, dim=1)

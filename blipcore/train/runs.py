@@ -222,7 +222,9 @@ def _pretrain_stream(run: PretrainRun, image_size: int) -> Stream:
     opener = functools.partial(open_dataset, mixture=mixture)
     stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root, opener=opener)
     if mixture is not None and not stream.notes:
-        raise ValueError(f"The mixture '{run.mixture}' is for filtered sets, and none is among {', '.join(run.data)}.")
+        raise ValueError(
+            f"The mixture '{run.mixture}' is for filtered sets, and none is among {', '.join(run.data)}; leave it out."
+        )
     distributed.run_on_main(stream.check_pictures)
     return stream
 
@@ -262,9 +264,9 @@ def _judged_stream(run: FinetuneRun, model: Blip, tokenizer: Tokenizer, stream: 
         )
         model.cpu()
         tables.append(str(table))
-    judged = JudgedStream(stream, tables, run.image_root, config.judged_share, config.texts_per_picture)
-    distributed.run_on_main(judged.check_tables)
-    return judged
+    samples = JudgedStream(stream, tables, run.image_root, config.judged_share, config.texts_per_picture)
+    distributed.run_on_main(samples.check_tables)
+    return samples
 
 
 def make_validator(run: FinetuneRun, tokenizer: Tokenizer, stream: Stream) -> Validator | None:

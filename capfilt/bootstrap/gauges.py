@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from capfilt.shards.format import WEB
 
-RARE_SHARE = 0.05  # of all words of the human captions, by their number: the rarest words
+RARE_SHARE = 0.05  # share of the words of the human captions, counted with repetitions, that the rarest ones make up
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff_]+")  # a Chinese character is a word
 
 
@@ -37,7 +37,7 @@ def rare_words(texts: Iterable[str]) -> set[str]:
 
 
 def gauge_texts(filtered: Path, source: str, rare: set[str]) -> dict[str, Any]:
-    """Return the gauges of a filtered set with the captions `source` of its round.
+    """Return the gauges of a round from its filtered set; `source` names the captions of the round.
 
     The kept shares count texts of this round's captions and of the web; the others describe the kept captions.
     """
@@ -53,14 +53,14 @@ def gauge_texts(filtered: Path, source: str, rare: set[str]) -> dict[str, Any]:
                 captions.append(text)
     words = [split_words(caption) for caption in captions]
     bigrams = [pair for caption in words for pair in itertools.pairwise(caption)]
-    found = {word for caption in words for word in caption} & rare
+    used = {word for caption in words for word in caption} & rare
     return {
         "kept": sum(kept.values()),
         "kept_share_web": _share(kept[WEB], texts[WEB]),
         "kept_share_captions": _share(kept[source], texts[source]),
         "distinct_captions": _share(len(set(captions)), len(captions)),
         "distinct_bigrams": len(set(bigrams)),
-        "rare_word_recall": _share(len(found), len(rare)),
+        "rare_word_recall": _share(len(used), len(rare)),
         "words_per_caption": _share(sum(map(len, words)), len(words)),
     }
 

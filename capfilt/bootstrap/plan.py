@@ -18,21 +18,11 @@ from capfilt.ingest.download_config import DownloadConfig
 from capfilt.shards.manifest import read_manifest
 
 TESTS = ("caption", "retrieval")
+# Settings of the filter that the filter of round 1 keeps when it decides about later captions.
+FROZEN_SETTINGS = (
+    "threshold", "out", "workers", "batch_size", "dtype", "backend", "engine", "first_token", "tokenizer", "numerics",
+)  # fmt: skip
 # Sections of the YAML file that are passed to a command with --config.
-JUDGE_SETTINGS = (  # of the filter, for its judgement of later rounds
-    *(
-        "threshold",
-        "out",
-        "workers",
-        "batch_size",
-        "dtype",
-        "backend",
-        "engine",
-        "first_token",
-        "tokenizer",
-        "numerics",
-    ),
-)
 COMMAND_SECTIONS = ("download", "pretrain", "finetune_captioner", "finetune_filter", "filter", "evaluate")
 
 
@@ -129,10 +119,7 @@ def filtered_folder(config: BootstrapConfig, number: int) -> Path:
 
 
 def finetuned_model(config: BootstrapConfig, number: int, role: str) -> str:
-    """Return the path of the "captioner" or "filter" that is finetuned from the model of round `number`.
-
-    They are those of the next round.
-    """
+    """Return the path of the "captioner" or "filter" finetuned from the model of round `number`, for the next round."""
     return str(_round_folder(config, number + 1) / role / "model")
 
 
@@ -142,12 +129,12 @@ def scores_file(config: BootstrapConfig, number: int, test: str) -> Path:
 
 
 def chosen_by(config: BootstrapConfig) -> str | None:
-    """Return the test whose scores choose the round: "validation", or else the first; None without any."""
+    """Return the test whose scores choose the round: "validation", otherwise the first test; None without any."""
     return "validation" if config.validation else next((test for test in TESTS if test in config.tests), None)
 
 
 def _round_steps(config: BootstrapConfig, number: int) -> Iterator[Step]:
-    """Yield the steps up to the finetuned models of a round, whose captioner and filter start the next round."""
+    """Yield the steps of a round, up to the captioner and filter that start the next one."""
     if number == 0:
         if config.urls:
             options, _ = _resolve_section(config, "download", {"urls": config.urls, "out": config.data})
@@ -168,7 +155,7 @@ def _round_steps(config: BootstrapConfig, number: int) -> Iterator[Step]:
 
 
 def _finetune(config: BootstrapConfig, number: int, task: str, role: str) -> Step:
-    """Finetune the model of a round; its name and folder are those of the next, where it captions or filters."""
+    """Return the step that finetunes the model of a round, with the number of the round that uses it: the next one."""
     init, following = round_model(config, number), number + 1
     fixed = {"task": task, "annotations": config.human, "init": init}
     options, run = _resolve_section(config, f"finetune_{role}", fixed)
@@ -201,7 +188,7 @@ def _judge_with_first_filter(config: BootstrapConfig, number: int) -> Step:
     """Return the step in which the filter of round 1 judges a round's captions; the set is not trained on."""
     source, model = captions_name(number), finetuned_model(config, 0, "filter")
     fixed = {"data": config.data, "model": model, "name": f"{source}-frozen", "sources": [source]}
-    settings = {name: value for name, value in config.filter.items() if name in JUDGE_SETTINGS and value != "auto"}
+    settings = {name: value for name, value in config.filter.items() if name in FROZEN_SETTINGS and value != "auto"}
     resolve(FilterConfig, None, (), {**settings, **fixed})
     arguments = ["filter", config.data, "--model", model, "--name", f"{source}-frozen", "--sources", source]
     arguments += [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]

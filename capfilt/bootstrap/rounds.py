@@ -1,7 +1,7 @@
-"""Which round is the best, and whether another one is worth its time, by the held-out scores of each picture.
+"""The choice of the best round, and of the end of the loop, by the held-out scores of each picture.
 
-Models that learn from their own texts improve early and then stop or turn (arXiv 2510.16657), so the last round need
-not be the best. The same pictures score every round: the interval is that of the mean difference per picture.
+Models that learn from their own texts improve early and then stop or get worse (arXiv 2510.16657), so the last round
+need not be the best. The same pictures score every round: the interval is that of the mean difference per picture.
 """
 
 from __future__ import annotations
@@ -15,24 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from blipcore.metrics.ranking import RECALL_AT
-
 Scores = dict[str, float]  # picture -> score in percent
 Z = 1.96  # of a two-sided 95% interval of a normal distribution
 
 
 def read_scores(path: Path) -> Scores:
-    """Return the score of each picture in a file of `capfilt evaluate --set scores=FILE`: CIDEr, or the mean recall."""
+    """Return the score of each picture in a file of `capfilt evaluate --set scores=FILE`: CIDEr or mean recall."""
+    from blipcore.metrics.ranking import picture_recall
+
     rows = json.loads(path.read_text(encoding="utf-8"))
-    return {str(row["image_id"]): row["cider"] if "cider" in row else _mean_recall(row) for row in rows}
-
-
-def _mean_recall(row: dict[str, Any]) -> float:
-    text, images = (
-        [rank is not None and rank < k for k in RECALL_AT for rank in ranks]
-        for ranks in ([row["text_rank"]], row["image_ranks"])
-    )
-    return 50.0 * float(np.mean(text) + np.mean(images))
+    return {str(row["image_id"]): row["cider"] if "cider" in row else picture_recall(row) for row in rows}
 
 
 def link_models(folder: Path, targets: Mapping[str, str]) -> None:
@@ -67,5 +59,5 @@ def describe_rounds(scores: Sequence[Scores]) -> list[dict[str, Any]]:
 
 
 def has_stopped_rising(scores: Sequence[Scores]) -> bool:
-    """Return whether the last round has no rise beyond its interval. Round 1 is always followed: it is the paper's."""
+    """Return whether the last round has no rise beyond its interval; False for round 1, the paper's only one."""
     return len(scores) > 2 and describe_rounds(scores)[-1]["rise"]["low"] <= 0

@@ -1,8 +1,8 @@
 """Grades of the demo's filter, against the truth about every text.
 
 In: a filtered set and the `truth/` of the corpus. Out: what was kept, and the AUC of each score: of all texts, of those
-that name one object or two, and among the captions of one picture. A pooled AUC deceives: texts about one object are
-right more often, so a score of difficulty alone raises it.
+that name one object or two, and among the captions of one picture. A pooled AUC can mislead: texts about one object
+are right more often, so a score that only tells one object from two has a high one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SYNTHETIC = "synthetic"
 STRATA: dict[str, Callable[[int], bool]] = {"one_object": lambda n: n == 1, "two_objects": lambda n: n >= 2}
 
 
-@dataclass(frozen=True, eq=False)  # a text is itself alone, so that sets of texts are fast
+@dataclass(frozen=True, eq=False)  # compared by identity, which makes sets of texts fast
 class GradedText:
     """A row of a filtered table, joined with the truth."""
 

@@ -7,13 +7,12 @@ In: captions and scores per picture written by `capfilt evaluate`, and the `trut
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from blipcore.metrics.ranking import RECALL_AT
+from blipcore.metrics.ranking import picture_recall
 from capfilt.demo.corpus import read_truth
 from capfilt.demo.intervals import Estimate, mean_over_pictures, ratio_over_pictures
 from capfilt.demo.language import exact_match, is_true, object_counts
@@ -53,11 +52,7 @@ def grade_captions(captions: Path, cider: Path, corpus: Path, split: str) -> Cap
 
 def grade_retrieval(ranks: Path) -> np.ndarray:
     """Return the mean recall of each picture in percent, over both directions and recall at 1, 5 and 10."""
-    return np.array([50.0 * (_recall([row["text_rank"]]) + _recall(row["image_ranks"])) for row in _read_json(ranks)])
-
-
-def _recall(ranks: Sequence[int | None]) -> float:
-    return float(np.mean([[rank is not None and rank < k for k in RECALL_AT] for rank in ranks]))
+    return np.array([picture_recall(row) for row in _read_json(ranks)])
 
 
 def _read_json(path: Path) -> list[dict]:

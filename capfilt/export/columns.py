@@ -11,7 +11,7 @@ from blipcore.io.samples import TarSample
 from blipcore.io.text_mixture import TextMixture, count_draws, hash_fraction, shortest_ratio
 from capfilt.shards.further_columns import rename_clashes
 
-# Texts that a reader of `text_1` to `text_10` draws from; shares are exact to a tenth in each picture.
+# Columns `text_1` to `text_10`, of which a trainer draws one; shares are exact to a tenth in each picture.
 DRAWS = 10
 DRAW_NAMES = [f"text_{number}" for number in range(1, DRAWS + 1)]
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ class KeptPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class ExportColumns:
-    """What an export stores of a picture beside its bytes."""
+    """The columns of an exported picture besides its bytes."""
 
     sources: list[str]
     # names of the score columns; the first one ranks the texts
@@ -71,7 +71,7 @@ class ExportColumns:
         return columns | {names[field.name]: field.type for field in self.further}
 
     def draws(self, shard: str, picture: KeptPicture) -> list[str]:
-        """Return `DRAWS` texts; drawing one of them at random follows the mixture. Each text once without one."""
+        """Return `DRAWS` texts in the proportions of the mixture; without a mixture, each text once."""
         return _repeat(picture.texts, self._count_draws(shard, picture))
 
     def lines(self, shard: str, picture: KeptPicture) -> str:

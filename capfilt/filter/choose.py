@@ -1,6 +1,6 @@
-"""Chooses what decides: learns `mix` from the labels, and the threshold or the limits of the strata.
+"""The choice of the deciding rule: learns `mix` from the labels, chooses the threshold or the limits of the strata.
 
-Both need the scores of all shards. A number as threshold without labels and strata needs none.
+All of these need the scores of all shards. A number as threshold needs none, without labels and strata.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from capfilt.shards.tables import read_table
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides about the texts: limits, computed scores and strata."""
+    """The rule that decides about the texts: limits, computed scores and strata."""
 
     threshold: float
     limits: dict[str, float]
@@ -63,7 +63,7 @@ def needs_all_scores(config: FilterConfig) -> bool:
 
 
 def choose(config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None) -> Choice:
-    """Return what decides, by the settings. Raises ValueError, for example if no threshold reaches the target."""
+    """Return the rule of the settings. Raises ValueError, for example if no threshold reaches the target."""
     if not needs_all_scores(config):
         assert config.threshold != "auto"
         return Choice(config.threshold, config.limits(config.threshold))
@@ -86,7 +86,7 @@ def choose_threshold(config: FilterConfig, texts: DecidedTexts) -> tuple[float, 
 def read_decided(
     config: FilterConfig, images: ShardSet, scored: ScoreResult, labels: pa.Table | None
 ) -> tuple[DecidedTexts, Mix | None, list[str]]:
-    """Return the texts that the threshold decides about, the mixture if a setting names it, and findings on scores.
+    """Return the texts that the threshold decides about, `mix` if a setting names it, and findings on scores.
 
     Raises ValueError if some shards have no scores yet.
     """
@@ -143,7 +143,7 @@ def read_decided(
 
 
 def _labels_of_model(scored: ScoreResult) -> pa.Table | None:
-    """Return the labels that the filter of the scores was trained on, if it was, see `head.py`."""
+    """Return the labels that the filter of the scores was trained on, see `head.py`; None without any."""
     model = (read_manifest(scored.folder.path) or {}).get("model")
     if model is None:
         return None
@@ -155,26 +155,28 @@ def describe_signal(
     score: str, labelled: LabelledTexts, names: list[str], sources: list[str], held_out: np.ndarray | None
 ) -> list[str]:
     """Describe how well the deciding score tells right from wrong, and beside it each score alone."""
-    values = labelled.column(score) if score in names else held_out
-    assert values is not None
-    aucs = labelled.auc(values, sources)
+    deciding = labelled.column(score) if score in names else held_out
+    assert deciding is not None
+    aucs = labelled.auc(deciding, sources)
     if not aucs:
         return ["no labelled text was drawn at random (column drawn), so nothing is measured"]
-    findings = [f"{score} tells right from wrong texts with " + ", ".join(f"{of}: {auc}" for of, auc in aucs.items())]
+    findings = [
+        f"{score} tells right from wrong texts with " + ", ".join(f"{group}: {auc}" for group, auc in aucs.items())
+    ]
     unlabelled = [source for source in sources if source not in aucs]
     if unlabelled:
         findings.append(f"no labels of {', '.join(unlabelled)}: what is kept of these texts is not measured")
-    without = [of for of, auc in aucs.items() if not auc.has_signal]
-    if without:
+    weak = [group for group, auc in aucs.items() if not auc.has_signal]
+    if weak:
         findings.append(
-            f"no signal in {', '.join(without)}: the interval holds 0.5, so there the threshold may drop right and "
+            f"no signal in {', '.join(weak)}: the interval holds 0.5, so there the threshold may drop right and "
             "wrong texts alike; label more texts or use another score"
         )
     if held_out is not None:
         alone = {name: labelled.auc(labelled.column(name), sources, draws=0) for name in names}
-        for of in aucs:
-            each = [f"{name} {auc[of].value:.3f}" for name, auc in alone.items() if not np.isnan(auc[of].value)]
-            findings.append(f"alone, on {of}: {', '.join(each)}")
+        for group in aucs:
+            values = [f"{name} {auc[group].value:.3f}" for name, auc in alone.items() if not np.isnan(auc[group].value)]
+            findings.append(f"alone, on {group}: {', '.join(values)}")
     if labelled.trained_on:
         findings.append(
             f"the filter was trained on {labelled.trained_on:,} of these labels, so their ITM is that of filters that "

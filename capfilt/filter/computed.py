@@ -3,8 +3,8 @@
 They are not in `scores/<name>`, so that existing scores serve unchanged. The manifest of a filtered set records the
 settings of each, so a resumed run computes the same numbers.
 
-    confidence   how sure the captioner was of its caption, see confidence.py; captions only
-    mix          probability that the text is right, learned from labels and all other scores, see mix.py
+    confidence   log-probability of a caption under a length penalty, see confidence.py; captions only
+    mix          probability that the text is right, from the other scores, see mix.py
 """
 
 from __future__ import annotations

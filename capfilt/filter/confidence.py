@@ -1,4 +1,4 @@
-"""How sure a captioner was of each of its captions: their log-probability, made comparable between lengths.
+"""Confidence of a captioner in each of its captions: the log-probability, made comparable between lengths.
 
 A captioner records the log-probability of each caption, log p: the sum over its tokens, under the model. It falls with
 every token, so it prefers short captions; its mean per token prefers long ones. Confidence divides it by the length
@@ -6,7 +6,7 @@ penalty of machine translation (Wu et al., "Google's Neural Machine Translation 
 
     confidence = log p / ((5 + n) / 6) ** 0.6        n: the words of the caption, plus its end
 
-It is at most 0, a number of one caption alone. Words are counted because tables do not have the number of tokens; a
+It is at most 0 and depends on no other caption. Words are counted because tables do not have the number of tokens; a
 character of a script without spaces counts as a word.
 """
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from blipcore.io.storage import AnyPath
-from capfilt.filter.texts import as_one_array, split_words
+from capfilt.filter.texts import as_one_array, count_words, to_floats
 from capfilt.shards.manifest import read_manifest
 from capfilt.shards.tables import read_table
 
@@ -59,8 +59,7 @@ def normalize_logprobs(
     logprob: np.ndarray, texts: pa.ChunkedArray | pa.Array, length_penalty: float = LENGTH_PENALTY
 ) -> np.ndarray:
     """Divide the log-probability of each text by its length penalty."""
-    words = pc.list_value_length(split_words(texts)).fill_null(0).to_numpy(zero_copy_only=False)
-    return logprob / ((5 + words + 1) / 6) ** length_penalty
+    return logprob / ((5 + count_words(texts) + 1) / 6) ** length_penalty
 
 
 def captions_with_logprobs(captions: Mapping[str, AnyPath | None]) -> dict[str, AnyPath]:
@@ -92,7 +91,7 @@ def _read_logprobs(path: AnyPath, rows: pa.Table) -> np.ndarray:
     table = read_table(path, ["key", "index"], optional=["logprob"])
     if "logprob" not in table.column_names:
         return np.full(rows.num_rows, np.nan)
-    logprob = as_one_array(table["logprob"]).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    logprob = to_floats(table["logprob"])
     if rows.equals(table.select(rows.column_names)):  # the usual order
         return logprob
     row = pc.fill_null(pc.index_in(_row_names(rows), value_set=_row_names(table)), -1).to_numpy()

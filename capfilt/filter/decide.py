@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from capfilt.filter.computed import CAPTION_SCORES
 from capfilt.filter.judge import JUDGE_ERROR
 from capfilt.filter.strata import Strata
-from capfilt.filter.texts import as_one_array, clean_texts
+from capfilt.filter.texts import as_one_array, clean_texts, to_floats
 
 KEPT, NO_TEXT, DUPLICATE, NOT_BEST, UNDECODABLE = "kept", "no_text", "duplicate", "not_best", "undecodable: "
 UNJUDGED = "unjudged: "
@@ -72,7 +72,7 @@ def decide(
     unjudged = _find_unjudged(scores)
     for name, limit in row_limits.items():
         if unjudged is not None:
-            is_missing = pa.array(np.isnan(_to_floats(scores[name])))
+            is_missing = pa.array(np.isnan(to_floats(scores[name])))
             cases.append((pc.and_(is_missing, pc.is_valid(unjudged)), unjudged))
         cases.append((pa.array(~passes[name]), _reason_below(name, limit)))
     masks, reasons_by_case = zip(*cases, strict=True)
@@ -106,7 +106,7 @@ def reaches(scores: pa.Table, name: str, limit: np.ndarray | float) -> np.ndarra
 
     A missing score is below every limit. A missing confidence is not: only captions have one.
     """
-    values = _to_floats(scores[name])
+    values = to_floats(scores[name])
     # NaN passes no comparison
     return (values >= limit) | (np.isnan(values) if name in CAPTION_SCORES else False)
 
@@ -122,7 +122,7 @@ def select_best(scores: pa.Table, candidates: np.ndarray, best: BestTexts) -> np
     rows = np.flatnonzero(candidates)
     key, source = (_to_codes(scores[name])[rows] for name in ("key", "source"))
     source = np.zeros_like(source) if best.across_sources else source
-    order = np.lexsort((rows, -_to_floats(scores[best.score])[rows], source, key))
+    order = np.lexsort((rows, -to_floats(scores[best.score])[rows], source, key))
     group = key[order] * (source.max(initial=0) + 1) + source[order]
     first = np.flatnonzero(np.diff(group, prepend=-1))
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
@@ -146,7 +146,7 @@ def decided_by_score(
         if name != score:
             rows &= reaches(filtered, name, limit)
     rows = select_best(filtered, rows, best) if best.number else rows
-    return rows & ~np.isnan(_to_floats(filtered[score]))
+    return rows & ~np.isnan(to_floats(filtered[score]))
 
 
 def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.ndarray) -> np.ndarray:
@@ -161,11 +161,6 @@ def _find_duplicates(key: pa.ChunkedArray, cleaned: pa.StringArray, rows: np.nda
 
 def _to_codes(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return as_one_array(values).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def _to_floats(scores: pa.ChunkedArray) -> np.ndarray:
-    """Return scores as 64-bit floats, the type of the limits, with NaN for null."""
-    return as_one_array(scores.cast(pa.float64())).to_numpy(zero_copy_only=False)
 
 
 def _to_mask(values: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -1,14 +1,13 @@
 """`capfilt finetune retrieval FILTERED --labels FILE`: learns a filter's ITM head from labelled texts.
 
 Only the last layer is learned, as a logistic regression on the encoder's state of [ENC] and on the filter's ITM so far.
-The encoder stays as it is, so ITC and all that the filter knows of pictures remain. All weights together fit a few
-hundred labels perfectly in 20 steps, and tell texts of other pictures apart no better; for tens of thousands of labels,
-RUN/labels.parquet is also a table for `retrieval.judged_texts`. The method is last-layer retraining (Kirichenko et al.,
-arXiv 2204.02937).
+The encoder does not change, and neither does ITC. Training all weights fits a few hundred labels perfectly in 20 steps
+and does not help on other pictures. For tens of thousands of labels, RUN/labels.parquet is also a table for
+`retrieval.judged_texts`. The method is last-layer retraining (Kirichenko et al., arXiv 2204.02937).
 
-Five folds of pictures give each label an ITM score by a head that has not seen its picture. All that is reported is
-measured on these scores, and RUN/labels.parquet has them, so that `capfilt filter --labels` does not measure the filter
-on what it was trained on.
+Each label also gets a held-out ITM score, by a head trained without its fold of pictures. All figures are measured on
+these scores. RUN/labels.parquet stores them, so that `capfilt filter --labels` does not measure the filter on its own
+training labels.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from capfilt.filter.intervals import clopper_pearson
 from capfilt.filter.labelled import LabelledTexts, read_labelled
 from capfilt.filter.labels import LABELS_OF_RUN, read_labels
 from capfilt.filter.logistic import cross_fit
-from capfilt.filter.strata import count_words
+from capfilt.filter.texts import count_words
 from capfilt.shards.tables import read_table, write_table
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def _replace_head(model: Blip, weights: np.ndarray, bias: float) -> None:
 def _summarize(
     data: FilteredSet, labelled: LabelledTexts, before: np.ndarray, held_out: np.ndarray, problems: dict[str, str]
 ) -> dict[str, Any]:
-    """Return counts, and the AUCs before and after; pooled AUCs hide hard texts, so those of long texts are apart."""
+    """Return counts, and the AUCs before and after, the latter also for short and long texts alone."""
     aucs = {
         when: {of: str(auc) for of, auc in labelled.auc(values, data.sources).items()}
         for when, values in (("before", before), ("after", held_out))

@@ -23,7 +23,7 @@ from capfilt.vlm.server import ServerConfig
 JUDGE_ERROR = pa.field("judge_error", pa.string())
 VQA = "vqa"
 QUESTION = 'Does this picture show: "{text}"? Answer with yes or no.'
-# what each axis asks
+# axis -> its question
 AXES = {
     "match": "is everything that the caption says to be seen in the picture?",
     "specificity": "does the caption name what distinguishes this picture from others?",
@@ -89,7 +89,7 @@ class JudgeConfig:
         """The score columns."""
         return (VQA,) if self.by == "vqa" else tuple(AXES)
 
-    def ask(self, text: str) -> str:
+    def format_question(self, text: str) -> str:
         """Return the question about a text."""
         return self.question.replace("{text}", " ".join(text.split()))
 
@@ -128,13 +128,13 @@ def read_yes_no(answer: Answer) -> Judgement:
             if word := spells(token):
                 mass[word] += math.exp(logprob)
         return yes_share(mass["yes"], mass["no"], answer.text)
-    return Judgement(error="no_logprobs" if answer.tops is None else f"no_answer: {_shown(answer.text)}")
+    return Judgement(error="no_logprobs" if answer.tops is None else f"no_answer: {_excerpt(answer.text)}")
 
 
 def yes_share(yes: float, no: float, text: str | None = None) -> Judgement:
     """Return VQAScore from the probabilities of "yes" and "no"; `text` is what the model has written."""
     if not yes + no >= MIN_MASS:
-        return Judgement(error=f"no_answer: {_shown(text)}" if text else "no_answer")
+        return Judgement(error=f"no_answer: {_excerpt(text)}" if text else "no_answer")
     return Judgement((yes / (yes + no),))
 
 
@@ -149,17 +149,17 @@ def read_rubric(answer: Answer) -> Judgement:
     if fenced := re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL):
         text = fenced[1]
     if (answer.finish or "").lower() in TOO_LONG:
-        return Judgement(error=f"too_long: {_shown(text)}")
+        return Judgement(error=f"too_long: {_excerpt(text)}")
     try:
         pairs = json.loads(text, object_pairs_hook=lambda items: items)
     except (ValueError, RecursionError):
-        return Judgement(error=f"malformed: {_shown(text)}")
+        return Judgement(error=f"malformed: {_excerpt(text)}")
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        return Judgement(error=f"malformed: {_shown(text)}")
+        return Judgement(error=f"malformed: {_excerpt(text)}")
     numbers = dict(pairs)
     is_whole = len(pairs) == len(numbers) == len(AXES) and numbers.keys() == AXES.keys()
     if not is_whole or not all(type(number) is int and 1 <= number <= 5 for number in numbers.values()):
-        return Judgement(error=f"malformed: {_shown(text)}")
+        return Judgement(error=f"malformed: {_excerpt(text)}")
     return Judgement(tuple(float(numbers[name]) for name in AXES))
 
 
@@ -169,9 +169,9 @@ def _find_error(answer: Answer) -> str | None:
         return f"refused: {answer.refusal or 'content filter'}"[:MAX_MESSAGE]
     text = " ".join((answer.text or "").split())
     if is_refusal(text):
-        return f"refused: {_shown(text)}"
+        return f"refused: {_excerpt(text)}"
     return None if text else "empty"
 
 
-def _shown(text: str | None) -> str:
+def _excerpt(text: str | None) -> str:
     return " ".join((text or "").split())[:200]

@@ -101,7 +101,7 @@ class HfJudge(Scorer):
         if hasattr(self, "model"):
             for token in self.model.special_tokens:
                 text = text.replace(token, " ")
-        return self.form.format(self.config.ask(text))
+        return self.form.format(self.config.format_question(text))
 
 
 class NextToken:

@@ -92,7 +92,7 @@ class ServerJudge(Scorer):
     def _request(self, jpeg: bytes, text: str) -> ChatRequest:
         config = self.config
         tops = TOP_LOGPROBS if config.by == "vqa" else 0
-        return ChatRequest(config.ask(text), jpeg, config.system, config.max_new_tokens, tops, config.extra)
+        return ChatRequest(config.format_question(text), jpeg, config.system, config.max_new_tokens, tops, config.extra)
 
 
 def by_column(

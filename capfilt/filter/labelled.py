@@ -1,4 +1,4 @@
-"""The labelled texts of a set of score tables: rows of the tables with a label, on which scores are judged."""
+"""The labelled texts of a set of score tables: the rows with a label, on which scores are measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from capfilt.filter.intervals import DRAWS, Auc, auc_interval
 from capfilt.filter.labels import RANDOM, LabelMatcher, number_pictures
 from capfilt.filter.logistic import FOLDS
-from capfilt.filter.texts import as_one_array
+from capfilt.filter.texts import as_one_array, to_floats
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LabelledTexts:
     picture: np.ndarray
     # (R,) mask of the texts that were drawn at random, on which precision is measured
     random: np.ndarray
-    # (R,) ITM by a filter that has not seen the picture, NaN where the scored filter was not trained on the label
+    # (R,) ITM by a filter without the picture, NaN where the filter of the scores was not trained on the label
     held_out_itm: np.ndarray
     # labels whose text is in no table
     unknown: int
@@ -38,12 +38,12 @@ class LabelledTexts:
 
     @property
     def trained_on(self) -> int:
-        """The number of labels that the scored filter was trained on."""
+        """The number of labels that the filter of the scores was trained on."""
         return int((~np.isnan(self.held_out_itm)).sum())
 
     def column(self, name: str) -> np.ndarray:
-        """Return a score of each row, NaN for none; for `itm`, that of a filter that has not seen the picture."""
-        values = as_one_array(self.rows[name].cast(pa.float64())).to_numpy(zero_copy_only=False)
+        """Return a score of each row, NaN for none; for `itm`, the held-out one where there is one."""
+        values = to_floats(self.rows[name])
         return np.where(np.isnan(self.held_out_itm), values, self.held_out_itm) if name == "itm" else values
 
     def auc(self, values: np.ndarray, sources: Iterable[str], draws: int = DRAWS) -> dict[str, Auc]:
@@ -69,7 +69,7 @@ def read_labelled(
 ) -> LabelledTexts:
     """Return the labelled rows of the score tables of all shards.
 
-    `fingerprint` is that of the filter that scored them, `trained_on` the labels that it was trained on. Raises
+    `fingerprint` is that of the filter of the scores, `trained_on` the labels that it was trained on. Raises
     ValueError if no label has a row, or one has rows of several shards.
     """
     if not len(labels):
@@ -79,27 +79,27 @@ def read_labelled(
     trained_matcher, trained_rows = LabelMatcher(trained_on), []
     for shard, table in tables:
         label_row = matcher.find(shard, table)
-        found = label_row >= 0
-        part = table.filter(pa.array(found))
+        has_label = label_row >= 0
+        part = table.filter(pa.array(has_label))
         parts.append(part.append_column("shard", pa.array([shard] * len(part), pa.string())))
-        label_rows.append(label_row[found])
+        label_rows.append(label_row[has_label])
         trained_rows.append(trained_matcher.find(shard, part))
-    if not matcher.found:
+    if not matcher.found_count:
         raise ValueError(
             f"None of the {len(labels)} labelled texts has a score; "
             "key, source and index of a label must be those of the score tables."
         )
     rows = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
-    found_labels = labels.take(pa.array(np.concatenate(label_rows)))
+    row_labels = labels.take(pa.array(np.concatenate(label_rows)))
     row = np.concatenate(trained_rows)
     of_row = trained_on.take(pa.array(np.where(row >= 0, row, 0), pa.int64(), mask=row < 0))
     is_trained_on = pc.fill_null(pc.equal(of_row["itm_of"], pa.scalar(fingerprint, pa.string())), False)
     held_out_itm = pc.if_else(is_trained_on, of_row["itm"], pa.scalar(None, pa.float64()))
     return LabelledTexts(
         rows,
-        match=found_labels["match"].to_numpy() == 1,
+        match=row_labels["match"].to_numpy() == 1,
         picture=number_pictures(rows),
-        random=pc.fill_null(pc.equal(found_labels["drawn"], RANDOM), True).to_numpy(zero_copy_only=False),
+        random=pc.fill_null(pc.equal(row_labels["drawn"], RANDOM), True).to_numpy(zero_copy_only=False),
         held_out_itm=as_one_array(held_out_itm).to_numpy(zero_copy_only=False),
-        unknown=len(labels) - matcher.found,
+        unknown=len(labels) - matcher.found_count,
     )

@@ -80,7 +80,7 @@ class LabelMatcher:
         return rows
 
     @property
-    def found(self) -> int:
+    def found_count(self) -> int:
         """The number of labels whose text was found."""
         return sum(shard is not None for shard in self._shards)
 

@@ -3,10 +3,10 @@
     lm    log p(text | picture), divided by the length penalty of `confidence` (confidence.py)
     pmi   log p(text | picture) - log p(text), divided by the same: what the picture adds to the text
 
-For a caption of this captioner, `lm` is its `confidence`. log p(text) is that of the mean probability for
-NULL_PICTURES other pictures, the first of the shard set. These are VisualGPTScore's estimates (Lin et al.,
-"Revisiting the Role of Language Priors in Vision-Language Models", 2023), which weighs log p(text) by a factor; `mix`
-learns it. A grey picture, noise or the mean picture in place of real ones tells right and wrong web texts apart less
+For a caption of this captioner, `lm` is its `confidence`. log p(text) is the logarithm of the mean probability given
+NULL_PICTURES other pictures, the first of the shard set. The estimates are those of VisualGPTScore (Lin et al.,
+"Revisiting the Role of Language Priors in Vision-Language Models", 2023). Its factor of log p(text) is learned by
+`mix`. A grey picture, noise or the mean picture in place of real ones tells right and wrong web texts apart less
 well. PMI is for texts that the captioner has not written: its own long captions have both more PMI and more errors.
 """
 
@@ -48,7 +48,7 @@ class LmScorer(Scorer):
     def __init__(
         self, path: str, data: str, prompt: str, tokenizer: str | None = None, numerics: Numerics = "official"
     ) -> None:
-        """Declare a scorer of the shard set `data`; `prompt` precedes each text, as in finetuning, and has no share."""
+        """Declare a scorer of the shard set `data`; `prompt` precedes each text, as in finetuning, unscored."""
         self.path, self.data, self.prompt = path, data, prompt
         self.tokenizer_path, self.numerics = tokenizer, numerics
         self.settings = {"prompt": prompt, "null_pictures": NULL_PICTURES}
@@ -134,5 +134,5 @@ class LmScorer(Scorer):
             with suppress(DecodeError):
                 images.append(decode_picture(sample.image, shards.max_pixels() or MAX_PIXELS))
         if not images:
-            raise ValueError(f"{self.data} has no picture that can be decoded, and pmi needs one.")
+            raise ValueError(f"{self.data} has no picture that can be decoded, and pmi needs one; leave lm: out.")
         return images

@@ -1,9 +1,9 @@
 """The computed score `mix`: one probability that a text is right, from all other scores.
 
 With labels, it is a logistic regression on the score columns, the length of the text and its source, fitted by
-`logistic.py`. Probabilities enter as log-odds. Every feature also has a weight of its own per source, because a score
-may tell right from wrong in web texts and not in a captioner's. Folds of pictures give each label a value of a model
-that has not seen its picture; precision and AUC are measured on those.
+`logistic.py`. Probabilities enter as log-odds. Every feature has a further weight per source, because a score may tell
+right from wrong in web texts and not in a captioner's. Precision and AUC are measured on held-out values: a model
+without the labels of a fold of pictures gives those of the fold.
 
 Without labels, it is the sum of two scores that err differently, `logistic(logit(itm) + a (confidence - median))`, with
 `a` such that both terms have the same standard deviation over all captions. A text without a confidence has its ITM,
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from capfilt.filter.intervals import MIN_LABELS
 from capfilt.filter.labelled import LabelledTexts
 from capfilt.filter.logistic import cross_fit
-from capfilt.filter.texts import as_one_array, split_words
+from capfilt.filter.texts import as_one_array, count_words, to_floats
 
 NAME = "mix"
 # Log-odds of probabilities below it, and above 1 - it, are cut.
@@ -59,16 +59,16 @@ class Mix:
 
     def compute(self, shard: str, scores: pa.Table) -> np.ndarray:
         """Return the probability of each row; NaN for a text without an ITM score."""
-        values = {name: _to_floats(scores[name]) for name in self.columns}
+        values = {name: to_floats(scores[name]) for name in self.columns}
         features = self._features(values, scores["text"], scores["source"])
         logit = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
-        return np.where(np.isnan(_to_floats(scores["itm"])), np.nan, 1 / (1 + np.exp(-np.clip(logit, -50, 50))))
+        return np.where(np.isnan(to_floats(scores["itm"])), np.nan, 1 / (1 + np.exp(-np.clip(logit, -50, 50))))
 
     def _features(
         self, values: Mapping[str, np.ndarray], text: pa.ChunkedArray, source: pa.ChunkedArray
     ) -> dict[str, np.ndarray]:
         """Return each feature as an array of one number per row."""
-        words = as_one_array(pc.list_value_length(split_words(text))).to_numpy(zero_copy_only=False)
+        words = count_words(text)
         base = {"words": words.astype(float), "log_words": np.log1p(words)}
         for name in self.columns:
             missing = np.isnan(values[name])
@@ -83,7 +83,7 @@ class Mix:
 
 
 def learn_mix(labelled: LabelledTexts, columns: Sequence[str], sources: Sequence[str]) -> tuple[Mix, np.ndarray]:
-    """Return the mixture of score `columns`, and the value of each label from a model that saw no label of its picture.
+    """Return the mix of score `columns`, and its held-out value of each label: from a model without the picture.
 
     Labels of texts without an ITM score have NaN. Raises ValueError for too few labels, in all or of a source.
     """
@@ -118,10 +118,10 @@ def learn_mix(labelled: LabelledTexts, columns: Sequence[str], sources: Sequence
 
 
 def sum_scores(tables: Iterable[tuple[str, pa.Table]]) -> Mix:
-    """Return the mixture without labels, from the scores of all shards. Raises ValueError without captions."""
+    """Return the mix without labels, from the scores of all shards. Raises ValueError without captions."""
     logits, confidences = [], []
     for _, table in tables:
-        itm, confidence = _to_floats(table["itm"]), _to_floats(table["confidence"])
+        itm, confidence = to_floats(table["itm"]), to_floats(table["confidence"])
         rows = ~np.isnan(itm) & ~np.isnan(confidence)
         logits.append(_transform(itm[rows], is_probability=True))
         confidences.append(confidence[rows])
@@ -138,7 +138,3 @@ def _transform(values: np.ndarray, is_probability: bool) -> np.ndarray:
         return values
     cut = np.clip(values, SMALLEST, 1 - SMALLEST)
     return np.log(cut / (1 - cut))
-
-
-def _to_floats(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return as_one_array(values.cast(pa.float64())).to_numpy(zero_copy_only=False)

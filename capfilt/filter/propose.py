@@ -1,8 +1,8 @@
 """Proposes which texts of a filtered set to label next.
 
-    random         a quarter, drawn at random: precision is measured on these alone, since the others are chosen
+    random         a quarter, drawn at random; precision is measured on these alone
     uncertain      with a deciding score close to its threshold
-    disagreement   which one score ranks high among the texts of its source, and another low
+    disagreement   with a high rank among the texts of its source by one score, and a low one by another
 
 The last two are spread evenly over the sources and over ranges of the text length, so that hard texts are labelled too.
 """
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from capfilt.filter.decide import DUPLICATE
 from capfilt.filter.filtered_set import FilteredSet, FilteredShard
 from capfilt.filter.labels import RANDOM
-from capfilt.filter.strata import LENGTH, count_words, make_strata
+from capfilt.filter.strata import LENGTH, make_strata
+from capfilt.filter.texts import count_words
 from capfilt.shards.tables import read_table
 
 UNCERTAIN, DISAGREEMENT = "uncertain", "disagreement"

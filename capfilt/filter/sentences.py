@@ -155,12 +155,12 @@ class SentenceScorer(Scorer):
         """Return the filter's columns, `SENTENCE_COLUMNS`, and as `sentences` a list of dicts per text."""
         split = [[self._split(text) for text in picture_texts] for picture_texts in texts]
         # Each different text or part of a picture is scored once.
-        asked = [
+        distinct_texts = [
             list(dict.fromkeys([*picture_texts, *(part for text in of_texts for item in text for part in item.parts)]))
             for picture_texts, of_texts in zip(texts, split, strict=True)
         ]
-        scores = self.filter.score(inputs, asked)
-        places = [{part: place for place, part in enumerate(of_picture)} for of_picture in asked]
+        scores = self.filter.score(inputs, distinct_texts)
+        places = [{part: place for place, part in enumerate(of_picture)} for of_picture in distinct_texts]
         columns: dict[str, list[list[Any]]] = {
             column: [
                 [of_picture[place[text]] for text in picture_texts]

@@ -37,7 +37,7 @@ class StoredItcScorer(BlipScorer):
 
     @cached_property
     def fingerprint(self) -> str:
-        # Scores of the full pass do not serve a request for these, nor these one for ITM.
+        # Another fingerprint than in a full pass: neither kind of scores is reused for the other.
         return f"{super().fingerprint}-itc"
 
     def score(self, inputs: Sequence[Any], texts: Sequence[Sequence[str]]) -> dict[str, list[Any]]:

@@ -1,6 +1,6 @@
-"""Strata: kinds of texts of which a threshold keeps the same share each, so that no kind vanishes from the kept set.
+"""Strata: kinds of texts, such as short and long ones, of which a threshold keeps the same share each.
 
-One threshold for all texts drops the hard ones: long texts of several things, whatever their scores are worth. A
+A single threshold drops mostly the hard texts, such as long ones that name several things. A
 stratum holds texts of one source in one range of the text length in words (`length`), of a score column, or of several
 such numbers. Each range holds about the same number of texts. Each stratum keeps the share of its texts that the
 threshold keeps of all texts of its source.
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from capfilt.filter.texts import as_one_array, split_words
+from capfilt.filter.texts import count_words, to_floats
 
 LENGTH = "length"
 # Ranges of a number.
@@ -110,14 +110,8 @@ def read_columns(scores: pa.Table, by: Sequence[str]) -> dict[str, np.ndarray]:
         if part == LENGTH:
             columns[part] = count_words(scores["text"]).astype(np.float32)
         else:
-            columns[part] = as_one_array(scores[part].cast(pa.float64())).to_numpy(zero_copy_only=False)
+            columns[part] = to_floats(scores[part])
     return columns
-
-
-def count_words(texts: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Return the number of words of each text; characters in scripts without spaces."""
-    lengths = pc.fill_null(as_one_array(pc.list_value_length(split_words(texts))), 0)
-    return lengths.to_numpy(zero_copy_only=False)
 
 
 def shortest_decimal(lower: float, upper: float) -> float:

@@ -78,6 +78,17 @@ def as_one_array(values: pa.ChunkedArray | pa.Array) -> pa.Array:
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
 
 
+def to_floats(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return numbers as 64-bit floats, the type of the limits, with NaN for null."""
+    return as_one_array(values.cast(pa.float64())).to_numpy(zero_copy_only=False)
+
+
+def count_words(texts: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return the number of words of each text; characters in scripts without spaces."""
+    lengths = pc.fill_null(as_one_array(pc.list_value_length(split_words(texts))), 0)
+    return lengths.to_numpy(zero_copy_only=False)
+
+
 def _lower(texts: pa.ChunkedArray | pa.Array) -> pa.StringArray:
     filled = pc.fill_null(as_one_array(texts), "")
     if pc.all(pc.string_is_ascii(filled)).as_py():

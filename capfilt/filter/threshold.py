@@ -1,10 +1,10 @@
 """Thresholds on the deciding score: chosen on labels or by the share of texts to keep.
 
-The deciding score is ITM, or with `--threshold auto` the mixture learned from labels. Precision and recall are too high
+The deciding score is ITM, or with `--threshold auto` the `mix` learned from labels. Precision and recall are too high
 on the labels that a threshold was chosen on. `--threshold auto` therefore also chooses a threshold without each fold of
-the labelled pictures, and counts what that one keeps of the fold: together these are labels that no choice has seen. In
-simulations this is slightly too low and its interval holds the truth in 91 to 95% of 300 to 1,000 labels, because the
-thresholds of the folds differ. A threshold given as a number is measured on all labels.
+the labelled pictures, counts the texts of the fold that this one keeps, and adds up the folds. In simulations with 300
+to 1,000 labels the result is slightly too low, because the thresholds of the folds differ, and its interval contains
+the truth in 91 to 95% of them. A threshold given as a number is measured on all labels.
 
 With strata, a threshold is a share: each stratum keeps the share that the threshold keeps of all texts of its source.
 """
@@ -88,7 +88,7 @@ def collect_decided(
     """Collect the scores that the threshold on `score` decides about, given the other limits.
 
     `tables` are pairs of a shard and its scores, of the `sources` alone. `labelled` are their rows with `labels`, in
-    the same order. `held_out` is the deciding score of each by a model that has not seen it; default: the stored score.
+    the same order. `held_out` is the deciding score of each by a model without its picture; default: the stored score.
     """
     by_columns = by or [LENGTH]
     total, values, source, rows, columns = 0, [], [], [], []
@@ -116,12 +116,12 @@ def collect_decided(
     strata, all_source = make_strata(by_columns, joined, sources), np.concatenate(source)
     all_values, row, label = np.concatenate(values), np.concatenate(rows), np.concatenate(label_numbers)
     if labelled is None:
-        match, fold, known = np.zeros(0, bool), np.zeros(0, int), np.zeros(0)
+        match, fold, label_values = np.zeros(0, bool), np.zeros(0, int), np.zeros(0)
     else:
-        # Only labels of texts drawn at random measure anything.
+        # Precision and recall are measured on texts drawn at random alone.
         row, label = row[labelled.random[label]], label[labelled.random[label]]
         match, fold = labelled.match[label], labelled.fold[label]
-        known = np.nan_to_num((labelled.column(score) if held_out is None else held_out)[label], nan=np.inf)
+        label_values = np.nan_to_num((labelled.column(score) if held_out is None else held_out)[label], nan=np.inf)
     return DecidedTexts(
         score,
         total,
@@ -133,7 +133,7 @@ def collect_decided(
         bool(by),
         row,
         match,
-        known,
+        label_values,
         fold,
         0 if labelled is None else labelled.unknown,
     )
@@ -179,7 +179,7 @@ def choose_by_target(texts: DecidedTexts, target: str) -> tuple[float, str]:
     if threshold is None:
         raise ValueError(
             f"No threshold of {texts.score} reaches {measure} {share:g} on the {number} labelled texts; the highest "
-            f"{measure} is {reached:.3f}, at {at:.4g}."
+            f"{measure} is {reached:.3f}, at {at:.4g}. Lower --target, or label more texts."
         )
     _require_finite(texts, threshold, f"{measure} {share:g}")
     lower = texts.values[texts.values < threshold] if texts.stratified else levels[levels < threshold]
@@ -223,7 +223,7 @@ def choose_by_fraction(texts: DecidedTexts, fraction: float) -> tuple[float, str
     """
     number = min(round(fraction * texts.total), len(texts.values))
     if number == 0:
-        raise ValueError(f"A top fraction of {fraction:g} keeps none of the {texts.total} texts.")
+        raise ValueError(f"A top fraction of {fraction:g} keeps none of the {texts.total} texts; raise it.")
     descending = np.sort(texts.values)[::-1]
     _require_finite(texts, descending[number - 1], f"a top fraction of {fraction:g}")
     lower = descending[number:][descending[number:] < descending[number - 1]]

@@ -1,6 +1,6 @@
-"""The guard rails of `capfilt fuse`: names, numbers and quotations of an answer must occur in one of its inputs.
+"""The check of answers for `capfilt fuse`: their names, numbers and quotations must occur in one of the inputs.
 
-    number      in digits of any script, in Chinese numerals, or as a word of the languages asked for
+    number      in digits of any script, in Chinese numerals, or as a word of the chosen languages
     name        a capitalised word inside a sentence, and a word with further capitals anywhere
     first word  of a sentence: a word that no input has, in the languages of `FUNCTION_WORDS`
     quotation   text in quotation marks
@@ -34,11 +34,11 @@ CAPITALISED_NOUNS = ("de",)
 STEM = 4
 _WORD = re.compile(r"[^\W\d_]+")
 _QUOTATION = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|《([^》]+)》')
-_SHOWN = 5  # invented words in a reason
+_MAX_INVENTED = 5  # words in a reason
 
 
 class Guard:
-    """Finds what an answer has invented."""
+    """Finds names, numbers and quotations of an answer that no input has."""
 
     def __init__(self, languages: Sequence[str], first_words: bool = True) -> None:
         """Check number words and first words of `languages`; ValueError for a language without number words."""
@@ -53,7 +53,7 @@ class Guard:
         return {"languages": self.numbers.languages, "first_words": self.checks_first_words}
 
     def problem(self, answer: str, inputs: Iterable[str]) -> str | None:
-        """Return what the answer has invented, as `reason: words`; None if all is in an input."""
+        """Return the invented words of an answer, as `reason: words`; None if all are in an input."""
         given = [normalise(text) for text in inputs]
         for reason, invented in (
             ("invented_number", self._invented_numbers(answer, given)),
@@ -61,7 +61,7 @@ class Guard:
             ("invented_quotation", [quote for quote in _quotations(answer) if not _holds(given, quote)]),
         ):
             if invented:
-                return f"{reason}: {', '.join(list(dict.fromkeys(invented))[:_SHOWN])}"
+                return f"{reason}: {', '.join(list(dict.fromkeys(invented))[:_MAX_INVENTED])}"
         return None
 
     def _invented_numbers(self, answer: str, given: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers of a text: digits of all scripts, Chinese numerals, and number words of the languages asked for."""
+"""Numbers of a text: digits of all scripts, Chinese numerals, and number words of the chosen languages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 _DIGITS = re.compile(r"\d+(?:[.,٫٬]\d+)*")
 _THOUSANDS = re.compile(r"[.,٬](?=\d{3}(?!\d))")
 _WORD = re.compile(r"[^\W\d_]+")
-# Values whose words are learned; larger ones are made of these.
+# Values with words of their own; the words of larger ones are made of these.
 _VALUES = (*range(101), *range(200, 1000, 100), 1000, 10**6, 10**9)
 # Digits; longer numbers, such as those of products, and longer runs of numerals are compared as they are written.
 _MAX_SPELLED = 12

@@ -1,7 +1,7 @@
 """`capfilt fuse`: a model merges the web text and a caption of each picture into one caption.
 
-After CapsFusion (arXiv 2310.20550), VeCLIP (2310.07699) and KALE (2411.07461): web texts know names and places,
-synthetic captions say what is seen. Reads the web texts and `captions/<source>/`. Writes
+After CapsFusion (arXiv 2310.20550), VeCLIP (2310.07699) and KALE (2411.07461): web texts have names and places,
+synthetic captions describe what is visible. Reads the web texts and `captions/<source>/`. Writes
 `captions/<name>/NNNNN.parquet`, a source like any other, with a row per caption of the source, and a manifest. An
 answer that the guard rejects, and a picture without one of the texts, has a row without a text whose `error` is the
 reason.
@@ -41,7 +41,7 @@ Caption: {caption}
 Keep names, places and numbers of the web text that can belong to the picture of the caption.
 Leave out advertising and whatever contradicts the caption. Add nothing that is in neither text.
 Answer with the merged caption alone, in one to three sentences."""
-# Longest text that is sent, in characters; a longer one is an outcome of its own.
+# Characters of the longest text that is sent; the error of a longer one is "long_web_text" or "long_caption".
 MAX_CHARACTERS = 4000
 # Columns of a captions table that are read.
 COLUMNS = ["key", "index", "text"]

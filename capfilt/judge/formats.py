@@ -74,7 +74,7 @@ def read_test(path: Path, image_root: str | None) -> PublicTest:
     if not path.is_file():
         raise FileNotFoundError(f"No file at {path}.")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is larger than 1 GiB, which no test of this kind is.")
+        raise ValueError(f"{path} is larger than 1 GiB; give the annotation file of a test.")
     root = Path(image_root) if image_root else default_root(path)
     if path.suffix == ".txt":
         ratings = read_annotations(path)
@@ -87,7 +87,7 @@ def read_test(path: Path, image_root: str | None) -> PublicTest:
             try:
                 return read(content, root)
             except _RowError as error:
-                raise ValueError(f"{path}: {error}") from None
+                raise ValueError(f"{path}: {error} Correct it, or download the test again.") from None
     raise ValueError(
         f"{path} is none of the tests that are read: SugarCrepe, ARO, Winoground, OHD-Caps, FOIL, Flickr8k ratings, or "
         "labels (.csv, .tsv or .parquet); examples/judge.md shows each format."
@@ -122,7 +122,7 @@ def _read_json(path: Path) -> Any:
         except ValueError:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({' '.join(str(error).split())[:200]}).") from None
+        raise ValueError(f"{path} is no JSON ({' '.join(str(error).split())[:200]}); download it again.") from None
 
 
 def _rows(content: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A file of labels on our own shards as a test: the texts come from a filtered set, the pictures from its tars."""
+"""Labels of a filtered set as a test: the texts come from its tables, the pictures from the tars of its shard set."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def read_labelled(path: Path, filtered: str | None) -> LabelledTest:
             cases.append(Case(picture, [row["text"]], (match[label],), group=shard.shard))
             for name, values in stored.items():
                 values.append(shard.values[name][place : place + 1])
-    if matcher.found < len(labels):
+    if matcher.found_count < len(labels):
         raise ValueError(
-            f"{len(labels) - matcher.found} of {len(labels)} labels in {path} fit no text of {data.folder}; give the "
-            "set that was labelled."
+            f"{len(labels) - matcher.found_count} of {len(labels)} labels in {path} fit no text of {data.folder}; give "
+            "the set that was labelled."
         )
     return LabelledTest(PublicTest("labels", "labels", cases, Path(path)), data, stored)

@@ -1,7 +1,7 @@
-"""What a score is worth on a test: shares of right choices, rank correlation, area under the curve; with intervals.
+"""Measures of a score on a test: shares of right choices, rank correlation, area under the curve; with intervals.
 
 An interval is that of 1,000 resamples over pictures, because the texts of a picture are not independent. A case without
-a score counts as wrong where a choice is asked for, and is left out of correlations and areas.
+a score counts as a wrong choice, and is left out of correlations and areas.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _picture_numbers(test: PublicTest) -> np.ndarray:
 
 
 def _resample(function: Callable[[np.ndarray], float], pictures: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Return the function of all rows, with the interval of its values on pictures drawn with replacement."""
+    """Return the value of `function` on all rows, with its bootstrap interval over pictures."""
     if not len(pictures):
         return Interval(float("nan"), float("nan"), float("nan"))
     order = np.argsort(pictures, kind="stable")

@@ -33,7 +33,7 @@ def read_annotations(path: Path) -> Annotations:
     """Read ExpertAnnotations.txt or CrowdFlowerAnnotations.txt with the texts beside it; ValueError for other files."""
     rows = list(_lines(path, 5))
     if not rows:
-        raise ValueError(f"{path} has no rating.")
+        raise ValueError(f"{path} has no rating; download it again.")
     is_crowd = is_crowdflower(rows)
     if not is_crowd and not all(rating in ("1", "2", "3", "4") for row in rows for rating in row[2:]):
         raise ValueError(
@@ -44,7 +44,7 @@ def read_annotations(path: Path) -> Annotations:
     judgements = []
     for picture, text_id, *numbers in rows:
         if text_id not in texts:
-            raise ValueError(f"{path} rates the text {text_id}, which {TOKENS} does not have.")
+            raise ValueError(f"{path} rates the text {text_id}, which {TOKENS} lacks; download both again.")
         text = texts[text_id]
         if is_crowd:
             judgements.append((picture, text, float(numbers[0])))

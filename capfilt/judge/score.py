@@ -1,7 +1,7 @@
-"""Scores the cases of a test, and blind: each text with another picture of the test.
+"""Scores the cases of a test twice: with their own pictures, and blind, with another picture of the test.
 
-A score that does as well blind reads the texts and not the pictures (SugarCrepe, arXiv 2306.14610, finds that of
-several older tests). Every picture is decoded and encoded once, with its own texts and those that it is shown blind.
+A score that does as well blind reads the texts alone. Several older tests can be solved so (SugarCrepe, arXiv
+2306.14610). Every picture is decoded and encoded once, with its own texts and the blind ones.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from capfilt.vlm.cost import Cost
 OpenPictures = Callable[[list[Picture]], Iterator[tuple[Picture, Image.Image]]]
 
 
-class Scored(NamedTuple):
-    """The scores of a test by column: per case one number per text, with the right pictures and blind."""
+class TestScores(NamedTuple):
+    """The scores of a test by column: per case one number per text, with its own picture and blind."""
 
-    seen: dict[str, list[np.ndarray]]
+    __test__ = False  # no test class, for pytest
+    scores: dict[str, list[np.ndarray]]
     blind: dict[str, list[np.ndarray]]
     # texts without a score, by reason, as "column: reason"
     missing: dict[str, int]
@@ -42,7 +43,7 @@ def other_pictures(test: PublicTest, seed: int = 0) -> dict[Picture, Picture]:
     order = np.random.default_rng(seed).permutation(len(pictures)).tolist()
     files = {(picture.shard, picture.path) for picture in pictures}
     if len(files) < 2:
-        raise ValueError("The test has one picture, and the blind control needs at least two.")
+        raise ValueError("The test has one picture, and the blind control needs at least two; give a larger test.")
     others: dict[Picture, Picture] = {}
     for place, number in enumerate(order):
         picture = pictures[number]
@@ -59,23 +60,23 @@ def score_test(
     batch_size: int,
     seed: int = 0,
     progress: bool = True,
-) -> Scored:
+) -> TestScores:
     """Score all cases with loaded scorers."""
     others = other_pictures(test, seed)
-    # picture -> (case, blind) of the texts that it is shown with
-    shown: dict[Picture, list[tuple[int, bool]]] = {picture: [] for picture in others}
+    # picture -> (case, whether blind) of the texts to score with it
+    tasks: dict[Picture, list[tuple[int, bool]]] = {picture: [] for picture in others}
     for number, case in enumerate(test.cases):
-        shown[case.picture].append((number, False))
-        shown[others[case.picture]].append((number, True))
+        tasks[case.picture].append((number, False))
+        tasks[others[case.picture]].append((number, True))
     columns = [column for scorer in scorers for column in scorer.columns]
     results = [{name: [np.full(len(case.texts), np.nan) for case in test.cases] for name in columns} for _ in range(2)]
     missing: dict[str, int] = {}
     splitters, cost = [BatchSplitter() for _ in scorers], Cost(*(scorer.scorer for scorer in scorers))
     total = 0.0
-    with ProgressDisplay("judge", len(shown), unit="pictures", shown=progress) as display:
-        for batch in _batches(open_pictures(list(shown)), batch_size):
+    with ProgressDisplay("judge", len(tasks), unit="pictures", shown=progress) as display:
+        for batch in _batches(open_pictures(list(tasks)), batch_size):
             texts = [
-                [text for number, _ in shown[picture] for text in test.cases[number].texts] for picture, _ in batch
+                [text for number, _ in tasks[picture] for text in test.cases[number].texts] for picture, _ in batch
             ]
             for scorer, splitter in zip(scorers, splitters, strict=True):
                 inputs = [scorer.prepare(image) for _, image in batch]
@@ -84,12 +85,12 @@ def score_test(
                         _count_reasons(rows, missing)
                         continue
                     for (picture, _), values in zip(batch, rows, strict=True):
-                        _store(results, name, values, shown[picture], test)
+                        _store(results, name, values, tasks[picture], test)
             paid = cost.since_last()
             total += paid
             display.advance(len(batch), len(batch), paid)
-    seen, blind = results
-    return Scored(seen, blind, missing, total)
+    scores, blind = results
+    return TestScores(scores, blind, missing, total)
 
 
 def open_files(root: Path) -> OpenPictures:
@@ -121,7 +122,7 @@ def open_shards(data: FilteredSet) -> OpenPictures:
                             yield wanted.pop((shard, key)), image
         if wanted:
             picture = next(iter(wanted.values()))
-            raise ValueError(f"{images.tar(str(picture.shard))} has no picture {picture.path}, which a label names.")
+            raise ValueError(f"{images.tar(str(picture.shard))} has no picture {picture.path}; remove its label.")
 
     return read
 
@@ -150,12 +151,12 @@ def _store(
     results: list[dict[str, list[np.ndarray]]],
     name: str,
     values: Sequence[float | None],
-    shown: Sequence[tuple[int, bool]],
+    tasks: Sequence[tuple[int, bool]],
     test: PublicTest,
 ) -> None:
-    """Put the scores of a picture's texts where their cases are."""
+    """Write the scores of a picture's texts into the arrays of their cases."""
     start = 0
-    for number, is_blind in shown:
+    for number, is_blind in tasks:
         count = len(test.cases[number].texts)
         results[is_blind][name][number][:] = [
             np.nan if value is None else value for value in values[start : start + count]

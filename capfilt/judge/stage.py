@@ -1,6 +1,6 @@
-"""`capfilt evaluate judge`: what scores of ours are worth on a public test, or on labels of our own.
+"""`capfilt evaluate judge`: measures scores on a public test, or on labels of a filtered set.
 
-Prints a row per score and measure, each with its interval and its value blind.
+The table has a row per score and measure, with its interval and its blind value, see score.py.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from capfilt.filter.scorer import FirstToken, Runtime
 from capfilt.judge.formats import PublicTest, read_test
 from capfilt.judge.labels import LabelledTest, read_labelled
 from capfilt.judge.measures import Interval, by_group, measure
-from capfilt.judge.mixture import apply_mixture, open_mixture
-from capfilt.judge.score import OpenPictures, Scored, open_files, open_shards, other_pictures, score_test
+from capfilt.judge.mix import apply_mix, open_mix
+from capfilt.judge.score import OpenPictures, TestScores, open_files, open_shards, other_pictures, score_test
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -48,9 +48,9 @@ class JudgeRun:
     first_token: FirstToken = "enc"
     numerics: Numerics = "official"
     tokenizer: str | None = None
-    # filtered set whose learned mixture is tested too, see `filter --labels`
+    # filtered set with a learned `mix` to test too, see `filter --labels`
     mix: str | None = None
-    # pictures per batch; each is scored with its own texts and with those that it is shown blind
+    # pictures per batch; each is scored with its own texts and with the texts of another picture
     batch_size: int = 64
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -78,7 +78,7 @@ class JudgeRun:
         config = ScoreConfig(
             data=self.annotations,
             model=self.model,
-            # scores without a filter have no other place
+            # a name is required without a filter
             scores=None if self.model else "judge",
             clip=self.clip,
             scorer=self.scorer,
@@ -91,7 +91,7 @@ class JudgeRun:
 
 
 def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
-    """Return the measures of every score on a test, with intervals and blind; write the scores to `run.results`.
+    """Return the measures of every score, with intervals and blind values; write the scores to `run.results`.
 
     Raises ValueError or FileNotFoundError for a wrong test, missing or damaged pictures and missing models, before
     anything is scored.
@@ -102,20 +102,20 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
     scorers = run.declare()
     if not scorers and stored is None:
         raise ValueError("Name the scores to test: --model, --clip, --judge or --set scorer=MODULE:CLASS.")
-    mixture = open_mixture(run.mix, [name for scorer in scorers for name in scorer.columns]) if run.mix else None
-    scored = Scored({}, {}, {}, 0.0)
+    mix = open_mix(run.mix, [name for scorer in scorers for name in scorer.columns]) if run.mix else None
+    scored = TestScores({}, {}, {}, 0.0)
     if scorers:
         other_pictures(test)
         device = worker_device(run.device, 0)
         for scorer in scorers:
             scorer.load(Runtime(device, resolve_dtype(device, run.dtype)))
         scored = score_test(test, scorers, open_pictures, batch_size=run.batch_size, seed=run.seed, progress=progress)
-    if mixture is not None:
-        for columns in (scored.seen, scored.blind):
-            columns[mixture.name] = apply_mixture(mixture, test, columns)
-    seen = dict(stored.stored if stored else {}) | scored.seen
+    if mix is not None:
+        for columns in (scored.scores, scored.blind):
+            columns[mix.name] = apply_mix(mix, test, columns)
+    all_scores = dict(stored.stored if stored else {}) | scored.scores
     rows = []
-    for column, scores in seen.items():
+    for column, scores in all_scores.items():
         blind = measure(test, scored.blind[column], run.resamples, run.seed) if column in scored.blind else {}
         for name, interval in measure(test, scores, run.resamples, run.seed).items():
             rows.append({"score": column, "measure": name, **_numbers(interval), **_blind_numbers(blind.get(name))})
@@ -130,9 +130,9 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
         "rows": rows,
     }
     if test.kind == "pairs" and len({case.group for case in test.cases}) > 1:
-        summary["groups"] = {column: by_group(test, scores) for column, scores in seen.items()}
+        summary["groups"] = {column: by_group(test, scores) for column, scores in all_scores.items()}
     if run.results:
-        write_json(to_path(run.results), _results(test, seen, scored))
+        write_json(to_path(run.results), _results(test, all_scores, scored.blind))
     return summary
 
 
@@ -159,7 +159,7 @@ def _read(run: JudgeRun) -> tuple[PublicTest, LabelledTest | None, OpenPictures]
         return labelled.test, labelled, open_shards(labelled.data)
     test = read_test(path, run.image_root)
     if not test.cases:
-        raise ValueError(f"{path} holds no case.")
+        raise ValueError(f"{path} holds no case; give another file.")
     records = [{"image": test.root / case.picture.path} for case in test.cases]
     require_pictures(records, test.root, str(path))
     return test, None, open_files(test.root)
@@ -187,7 +187,9 @@ def _range(bounds: list[float | None]) -> str:
     return "-" if None in bounds else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
-def _results(test: PublicTest, seen: dict[str, list[np.ndarray]], scored: Scored) -> list[dict[str, Any]]:
+def _results(
+    test: PublicTest, scores: dict[str, list[np.ndarray]], blind: dict[str, list[np.ndarray]]
+) -> list[dict[str, Any]]:
     """Return a row per case: picture, texts, truth, and the scores of each column with the picture and blind."""
     return [
         {
@@ -196,8 +198,8 @@ def _results(test: PublicTest, seen: dict[str, list[np.ndarray]], scored: Scored
             **({"shard": case.picture.shard} if case.picture.shard else {}),
             "texts": case.texts,
             **({"truth": case.truth} if case.truth else {}),
-            "scores": {column: _listed(values[number]) for column, values in seen.items()},
-            "blind": {column: _listed(values[number]) for column, values in scored.blind.items()},
+            "scores": {column: _listed(values[number]) for column, values in scores.items()},
+            "blind": {column: _listed(values[number]) for column, values in blind.items()},
         }
         for number, case in enumerate(test.cases)
     ]

@@ -92,7 +92,9 @@ def locked_labels(path: Path) -> Iterator[LabelFile]:
 
 def _read_rows(path: Path) -> Iterator[tuple[TextPlace, Label]]:
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has more than {MAX_BYTES >> 20} MiB, so it is no file of `capfilt label`.")
+        raise ValueError(
+            f"{path} has more than {MAX_BYTES >> 20} MiB, so it is no labels file; give another with --out."
+        )
     try:
         rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
         header = next(rows, None)

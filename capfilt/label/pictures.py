@@ -19,7 +19,7 @@ MAX_TARS = 16
 MAX_PICTURES = 64
 
 
-class PictureReader:
+class JpegReader:
     """Pictures by shard and key; any number of threads may read."""
 
     def __init__(self, images: ShardSet) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from capfilt.label.label_file import ANSWERS, LabelFile, TextPlace
-from capfilt.label.pictures import PictureReader
+from capfilt.label.pictures import JpegReader
 from capfilt.pictures.decode import DecodeError
 from capfilt.report.label_texts import DrawnText
 
@@ -42,7 +42,7 @@ class LabelServer(ThreadingHTTPServer):
         address: tuple[str, int],
         texts: list[DrawnText],
         labels: LabelFile,
-        pictures: PictureReader,
+        pictures: JpegReader,
         render: Callable[[dict[str, str]], str],
     ) -> None:
         self.texts, self.labels, self.pictures, self.render = texts, labels, pictures, render

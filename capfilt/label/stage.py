@@ -19,7 +19,7 @@ import pyarrow as pa
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.labels import LabelMatcher
 from capfilt.label.label_file import LabelFile, locked_labels
-from capfilt.label.pictures import PictureReader
+from capfilt.label.pictures import JpegReader
 from capfilt.label.server import LabelServer
 from capfilt.report.label_texts import DrawnText, draw_texts, propose_texts
 from capfilt.report.label_view import describe_labelling
@@ -44,9 +44,9 @@ class LabelConfig:
     number: int = 300
     # of the draw of texts
     seed: int = 0
-    # random: all at random; proposed: a quarter at random, and those that teach most, see `capfilt.filter.propose`
+    # random: all at random; proposed: a quarter at random, the others by their scores, see `capfilt.filter.propose`
     order: Literal["random", "proposed"] = "random"
-    # address to listen at; another than 127.0.0.1 can be reached by other machines
+    # address to listen at; any other than 127.0.0.1 can be reached by other machines
     host: str = "127.0.0.1"
     # 0 for any that is free
     port: int = 8765
@@ -72,10 +72,10 @@ def label_texts(config: LabelConfig) -> dict[str, Any]:
         _check_labels(labels, data)
         with open_server(config, data, texts, labels) as server:
             host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
-            shown = f"[{host}]" if ":" in host else host
+            host = f"[{host}]" if ":" in host else host
             number = len(server.answers())
             _log(
-                f"http://{shown}:{server.server_port}/ shows {len(texts):,} texts, {number:,} of them labelled; "
+                f"http://{host}:{server.server_port}/ shows {len(texts):,} texts, {number:,} of them labelled; "
                 f"answers are saved in {config.out}. Ctrl-C ends."
             )
             if not server.is_local:
@@ -98,7 +98,7 @@ def open_server(config: LabelConfig, data: FilteredSet, texts: list[DrawnText], 
         content = {"datasets": [], "label": label, "created_by": created_by()}
         return render(content, "labels", data.folder.name, SCRIPTS, own_requests=True)
 
-    pictures = PictureReader(ShardSet(data.images, [path.stem for path in data.tables]))
+    pictures = JpegReader(ShardSet(data.images, [path.stem for path in data.tables]))
     try:
         return LabelServer((config.host, config.port), texts, labels, pictures, render_page)
     except OSError as error:
@@ -115,8 +115,8 @@ def _check_labels(labels: LabelFile, data: FilteredSet) -> None:
     if places:
         for shard in data.read_shards():
             matcher.find(shard.shard, shard.table)
-    others = len(places) - matcher.found
-    if others and not matcher.found:
+    others = len(places) - matcher.found_count
+    if others and not matcher.found_count:
         raise ValueError(
             f"{labels.path} has labels of another data set, the first of key {places[0].key}; "
             "give another file with --out."

@@ -1,4 +1,4 @@
-"""What the labelling view shows: texts, pictures, and the command that reads the labels."""
+"""The content of the labelling view: texts, pictures, and the command that reads the labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE_BYTES = 12_000
 def describe_labelling(
     data: FilteredSet, texts: list[DrawnText], seed: int, file: str = "labels.csv"
 ) -> dict[str, Any]:
-    """Return what the labelling view shows: the texts, and the command that reads the labels in `file`."""
+    """Return the content of the labelling view without pictures: the texts, and the command that reads `file`."""
     learn = ["--name", f"{data.folder.name}-auto", "--threshold", "auto", "--labels", file]
     return {
         "set": data.folder.name,

@@ -49,7 +49,7 @@ def highest_cosine(vectors: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(vectors: np.ndarray, ranks: np.ndarray, cosine: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each vector (N, E) the one it repeats, and their cosine; -1 and NaN for none.
+    """Return for each vector (N, E) the index of the one that it repeats, and their cosine; -1 and NaN for none.
 
     Vectors are visited by rank, lowest first. Each one repeats the nearest earlier vector that repeats none, if their
     cosine is at least `cosine`, so no two vectors that remain are that near.
@@ -62,10 +62,10 @@ def find_duplicates(vectors: np.ndarray, ranks: np.ndarray, cosine: float) -> tu
     for start in range(0, len(order), BLOCK):
         # faiss's range search finds inner products above the radius.
         radius = float(np.nextafter(np.float32(cosine), np.float32(-2)))
-        limits, cosines, found = index.range_search(ordered[start : start + BLOCK], radius)
+        limits, cosines, rows = index.range_search(ordered[start : start + BLOCK], radius)
         for row in range(len(limits) - 1):
             place = start + row
-            neighbours, values = (part[limits[row] : limits[row + 1]] for part in (found, cosines))
+            neighbours, values = (part[limits[row] : limits[row + 1]] for part in (rows, cosines))
             earlier = (neighbours < place) & (original[neighbours] < 0)
             if earlier.any():
                 # The nearest, and of equally near ones the first.

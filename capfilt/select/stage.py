@@ -11,7 +11,6 @@ cluster and cosines of each kept picture.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from blipcore.io.lock import lock_folder
 from blipcore.io.storage import existing_paths, to_path
 from capfilt.filter.decide import CLUSTER_FULL, KEPT, SEMANTIC_DUPLICATE, UNLIKE
 from capfilt.filter.filtered_set import FilteredSet
+from capfilt.select.config import SelectConfig
 from capfilt.select.neighbours import SAMPLE_PER_CENTROID, Clusters, find_duplicates, highest_cosine, import_faiss
 from capfilt.select.vectors import VectorFolder, vectors_of_filtered, vectors_of_target
 from capfilt.shards.input_check import input_digests, require_same_inputs
@@ -35,52 +35,6 @@ from capfilt.shards.tables import read_table, write_table
 GROUP = 10_000
 # Vectors from which k-means learns: 1 GB of BLIP's.
 MAX_SAMPLE = 1_000_000
-
-
-@dataclass(kw_only=True)
-class SelectConfig:
-    """Settings of `capfilt select`."""
-
-    # filtered/<name>, or a shard set that was filtered once
-    dataset: str
-    # folder under filtered/ to write
-    name: str
-    # drop pictures whose cosine with a better kept picture is at least this
-    duplicates: float | None = None
-    # shard set of a target, scored with vectors by the same filter
-    like: str | None = None
-    # share of the pictures to keep: those whose cosine with a target picture is highest
-    top_fraction: float | None = None
-    # pictures to keep per cluster, the best
-    per_cluster: int | None = None
-    # number of clusters; default: the square root of the number of pictures
-    clusters: int | None = None
-    seed: int = 0
-    # vectors in memory at a time, in GB; with less, `duplicates` reads the tables more often
-    memory_gb: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.+-]*", self.name):
-            raise ValueError(f"name must consist of letters, digits and . _ + -, not '{self.name}'.")
-        if self.duplicates is None and self.like is None and self.per_cluster is None:
-            raise ValueError("Give what to select by: --duplicates COSINE, --like DATA or --per-cluster NUMBER.")
-        if self.duplicates is not None and not -1 <= self.duplicates <= 1:
-            raise ValueError(f"duplicates is a cosine from -1 to 1, such as 0.95, not {self.duplicates}.")
-        if (self.like is None) != (self.top_fraction is None):
-            raise ValueError("like and top_fraction go together, as in --like val --top-fraction 0.3.")
-        if self.top_fraction is not None and not 0 < self.top_fraction <= 1:
-            raise ValueError(f"top_fraction must be above 0 and at most 1, not {self.top_fraction}.")
-        if not self.memory_gb > 0:
-            raise ValueError(f"memory_gb must be above 0, not {self.memory_gb}.")
-        for name in ("per_cluster", "clusters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
-
-    def rule(self) -> dict[str, Any]:
-        """Return the settings that change the selection."""
-        names = ("duplicates", "like", "top_fraction", "per_cluster", "clusters", "seed")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass
@@ -175,7 +129,8 @@ class Selection:
         """Return the vectors of the kept pictures of a shard (N, E)."""
         return self.vectors.read(self.data.tables[number].stem, self.keys(number))[1]
 
-    def _span(self, number: int) -> slice:
+    def span(self, number: int) -> slice:
+        """Return the positions of the pictures of a shard."""
         return slice(self.pictures.starts[number], self.pictures.starts[number + 1])
 
     def _sample(self, size: int) -> np.ndarray:
@@ -189,7 +144,7 @@ class Selection:
         """Return the vectors of the pictures at ascending positions, with one shard in memory beside them."""
         parts = []
         for number in range(len(self.data.tables)):
-            span = self._span(number)
+            span = self.span(number)
             first, last = np.searchsorted(places, [span.start, span.stop])
             if first < last:
                 parts.append(self._read(number)[places[first:last] - span.start])
@@ -204,7 +159,7 @@ class Selection:
         """Set the cluster of each remaining picture."""
         clusters = self._clusters(number)
         for shard in range(len(self.data.tables)):
-            span = self._span(shard)
+            span = self.span(shard)
             if span.start < span.stop:
                 self.pictures.cluster[span] = clusters.nearest(self._read(shard), 1)[:, 0]
 
@@ -222,7 +177,7 @@ class Selection:
             raise ValueError(f"{target} has no picture with a vector.")
         targets = np.concatenate(parts)
         for shard in range(len(self.data.tables)):
-            span = self._span(shard)
+            span = self.span(shard)
             if span.start < span.stop:
                 self.pictures.like[span] = highest_cosine(self._read(shard), targets)
         places = np.flatnonzero(self.pictures.remaining)
@@ -243,7 +198,7 @@ class Selection:
         if count > 1:
             clusters = self._clusters(count)
             for shard in range(len(self.data.tables)):
-                span = self._span(shard)
+                span = self.span(shard)
                 if span.start < span.stop:
                     groups[span] = clusters.nearest(self._read(shard), 2)
         sizes = np.bincount(groups[groups >= 0], minlength=count)
@@ -336,7 +291,7 @@ def _write_shard(selection: Selection, number: int, folder: Any) -> None:
     """Write the outcomes of a shard's pictures, then its filtered table."""
     source = selection.data.tables[number]
     digests = input_digests([source])
-    keys, span, pictures = selection.keys(number), selection._span(number), selection.pictures
+    keys, span, pictures = selection.keys(number), selection.span(number), selection.pictures
     outcomes = [REASONS[reason] for reason in pictures.reason[span]]
     original = pictures.original[span]
     shard_of = np.searchsorted(pictures.starts, original, side="right") - 1

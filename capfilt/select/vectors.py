@@ -28,8 +28,8 @@ class VectorFolder:
     model: str
 
     @staticmethod
-    def of(path: AnyPath) -> VectorFolder | None:
-        """Return the finished scores at a path if they have vectors."""
+    def open(path: AnyPath) -> VectorFolder | None:
+        """Return the scores at a path; None if they have no vectors."""
         manifest = read_manifest(path)
         if manifest is None or manifest["stage"] != "score" or not manifest["config"].get("vectors"):
             return None
@@ -63,7 +63,7 @@ class VectorFolder:
 def vectors_of_filtered(data: FilteredSet) -> VectorFolder:
     """Return the vectors of a filtered set; raises ValueError if its scores have none."""
     for parent in data.manifest.get("parents", []):
-        folder = VectorFolder.of(resolve_reference(data.folder, parent))
+        folder = VectorFolder.open(resolve_reference(data.folder, parent))
         if folder is not None:
             return folder
     raise ValueError(
@@ -76,10 +76,10 @@ def vectors_of_target(path: str, like: VectorFolder) -> Iterator[np.ndarray]:
     """Yield the vectors of the target shard set, shard by shard, by the same filter as `like`."""
     folder = ShardSet.open(path).path
     folders: list[AnyPath] = sorted((folder / "scores").glob("*"), key=str)
-    found = [VectorFolder.of(scores) for scores in folders]
-    matching = [scores for scores in found if scores is not None and scores.fingerprint == like.fingerprint]
+    opened = [VectorFolder.open(scores) for scores in folders]
+    matching = [scores for scores in opened if scores is not None and scores.fingerprint == like.fingerprint]
     if not matching:
-        other = ", only of another filter" if any(found) else ""
+        other = ", only of another filter" if any(opened) else ""
         raise ValueError(
             f"{folder} has no vectors of the filter {like.model}{other}; make them with `capfilt filter {folder} "
             f"--model {like.model} --set vectors=true`."

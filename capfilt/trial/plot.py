@@ -38,7 +38,7 @@ def terminal_lines(comparisons: Sequence[Comparison]) -> list[str]:
     """Return a line per comparison: the interval as dashes, the value as a dot, zero as a bar."""
     lines = []
     for comparison in comparisons:
-        scale = _largest([comparison])
+        scale = _scale(comparison)
         columns = [" "] * COLUMNS
         low, value, high = (_column(number, scale) for number in _interval(comparison))
         columns[low : high + 1] = ["─"] * (high + 1 - low)
@@ -53,12 +53,12 @@ def svg(comparisons: Sequence[Comparison]) -> str:
     """Return the plot: per comparison its interval and value, and a circle per run of the second set."""
     parts, height = [], TOP + ROW * len(comparisons)
     for number, comparison in enumerate(comparisons):
-        scale, y = _largest([comparison]), TOP + ROW * number + ROW // 2
-        low, value, high = (_x(shown, scale) for shown in _interval(comparison))
+        scale, y = _scale(comparison), TOP + ROW * number + ROW // 2
+        low, value, high = (_x(edge, scale) for edge in _interval(comparison))
         label = html.escape(f"{comparison.second} - {comparison.first}")
-        number_shown = "{:+.1f} ({:+.1f} to {:+.1f})".format(*comparison.difference[:3])
+        numbers = "{:+.1f} ({:+.1f} to {:+.1f})".format(*comparison.difference[:3])
         parts += [
-            f'<text x="0" y="{y - 2}">{SCORE_NAMES[comparison.test]}: {number_shown}</text>',
+            f'<text x="0" y="{y - 2}">{SCORE_NAMES[comparison.test]}: {numbers}</text>',
             f'<text class="soft" x="0" y="{y + 16}">{label}</text>',
             f'<path class="zero" d="M{_x(0, scale):.1f} {y - ROW // 2 + 4}V{y + ROW // 2 - 4}"/>',
             f'<path class="interval" d="M{low:.1f} {y}H{high:.1f}"/>',
@@ -93,10 +93,9 @@ def _interval(comparison: Comparison) -> tuple[float, float, float]:
     return low, value, high
 
 
-def _largest(comparisons: Sequence[Comparison]) -> float:
-    """Return the largest distance from zero that is shown."""
-    numbers = [abs(number) for comparison in comparisons for number in (*_interval(comparison), *comparison.runs)]
-    return max(numbers) * 1.05 or 1.0
+def _scale(comparison: Comparison) -> float:
+    """Return the distance from zero to the ends of the axis."""
+    return max(abs(number) for number in (*_interval(comparison), *comparison.runs)) * 1.05 or 1.0
 
 
 def _column(number: float, scale: float) -> int:

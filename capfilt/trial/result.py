@@ -12,8 +12,8 @@ from capfilt.trial.intervals import Difference, difference
 from capfilt.trial.plan import Test, TrialConfig
 from capfilt.trial.scores import SCORE_NAMES, read_scores
 
-# Part of the variance from which on more runs help more than more pictures.
-MOSTLY = 0.5
+# Share of the variance due to seeds from which more runs help more than more pictures.
+LARGE_SEED_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """Whether the data can tell the sets apart."""
+        """A sentence on the difference: its size and interval, and whether it is clear."""
         value, low, high, from_seeds = self.difference
         interval = f"95% interval {low:+.1f} to {high:+.1f}"
         score = SCORE_NAMES[self.test]
         if self.difference.is_clear:
             verb = "better" if value > 0 else "worse"
             return f"{score}: {self.second} is {verb} than {self.first}, by {value:+.1f} ({interval})."
-        more = "more seeds" if from_seeds >= MOSTLY else "more pictures"
+        more = "more seeds" if from_seeds >= LARGE_SEED_SHARE else "more pictures"
         return (
             f"{score}: this trial cannot tell {self.second} and {self.first} apart: the difference is {value:+.1f} "
             f"({interval}), and {more} would narrow it most."

@@ -14,7 +14,7 @@ MAX_BODY = 1 << 20  # bytes of an answer, besides those of its log-probabilities
 MAX_BODY_PER_TOKEN = 2 << 10
 # Ends of an answer that the server has cut short, by its length or by a failure.
 TOO_LONG, BROKEN = ("length", "max_tokens"), ("abort", "error")
-MAX_TOPS = 8  # places whose alternatives are kept
+MAX_TOPS = 8  # positions with alternatives
 MAX_CHARACTERS_PER_TOKEN = 64  # of an answer; a longer one ignores max_new_tokens
 # Characters that no table or terminal should get: control characters except white space, and halves of surrogate pairs.
 UNUSABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
     finish: str | None
     # sum over the tokens; None if the server gives none, or none that are numbers
     logprob: float | None
-    # likeliest tokens with their log-probabilities, at each of the first places; None if not asked for or not given
+    # likeliest tokens with their log-probabilities, at each of the first positions; None without any
     tops: list[dict[str, float]] | None = None
 
     @classmethod
@@ -136,13 +136,13 @@ def is_refusal(text: str) -> bool:
 
 
 def _read_tops(logprobs: Any) -> Any:
-    """Return the likeliest tokens at each of the first places of an answer; None if a server gives none."""
+    """Return the likeliest tokens at each of the first positions of an answer; None if a server gives none."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(tokens, list):
         return None
     tops = []
-    for place in tokens[:MAX_TOPS]:
-        listed = place.get("top_logprobs") if isinstance(place, dict) else None
+    for token_entry in tokens[:MAX_TOPS]:
+        listed = token_entry.get("top_logprobs") if isinstance(token_entry, dict) else None
         if not isinstance(listed, list) or not listed:
             break
         pairs = [(item.get("token"), item.get("logprob")) for item in listed if isinstance(item, dict)]

@@ -21,8 +21,8 @@ def check_server_url(url: str, origin: str) -> None:
     except ValueError:
         is_server = False
     if not is_server:
-        shown = clean_message(url.rpartition("@")[2])
-        raise ValueError(f"{origin} '{shown}' is no address of a server, such as http://localhost:8000/v1.")
+        address = clean_message(url.rpartition("@")[2])
+        raise ValueError(f"{origin} '{address}' is no address of a server, such as http://localhost:8000/v1.")
     if "@" in parts.netloc:
         raise ValueError(
             f"{origin} has a login before '{parts.hostname}'; remove it, and put the key in OPENAI_API_KEY."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# of the counts of a run; no table records it, because a cached answer costs nothing
+# name of a count of a run; no table records it, because a cached answer costs nothing
 MICRODOLLARS = "microdollars"
 
 
@@ -13,7 +13,7 @@ class Cost:
     """The dollars that models spend on a shard; `spent` of a model is the sum of its run."""
 
     def __init__(self, *models: Any) -> None:
-        """Begin with a shard. A model without `spent` costs nothing."""
+        """Begin to count. A model without `spent` costs nothing."""
         self.models = models
         self.begin = self.last = self._spent()
 

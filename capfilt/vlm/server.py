@@ -75,7 +75,7 @@ class ChatRequest:
     jpeg: bytes | None = None
     system: str = ""
     max_new_tokens: int = 64
-    # likeliest tokens to report at every place of the answer; 0: only the answer's own
+    # likeliest tokens to report at every position of the answer; 0: only the answer's own
     top_logprobs: int = 0
     # further fields of the request; null removes one
     fields: dict[str, Any] = field(default_factory=dict)
@@ -223,8 +223,8 @@ class ChatServer:
 
     def _note_model(self, model: str) -> None:
         """Say once that another model than the requested one has answered; a server may know it by another name."""
-        asked = self.model.rpartition("/")[2].lower()
-        if model and asked not in model.lower() and not self._other_model:
+        name = self.model.rpartition("/")[2].lower()
+        if model and name not in model.lower() and not self._other_model:
             self._other_model = model
             print(f"The server at {self.url} answers as model '{model}', not '{self.model}'.", file=sys.stderr)
 

@@ -99,7 +99,7 @@ def test_a_label_with_a_shard_fits_no_text_of_another_shard() -> None:
     matcher = LabelMatcher(labels_of(("00000", "0", 1), ("00001", "0", 0), ("00001", "1", 1), ("x", "1", 1)))
     assert matcher.find("00000", texts_of("0", "1")).tolist() == [0, -1]
     assert matcher.find("00001", texts_of("1", "0", "2")).tolist() == [2, 1, -1]
-    assert matcher.found == 3
+    assert matcher.found_count == 3
 
 
 def test_a_label_without_a_shard_works_unless_its_key_repeats() -> None:

@@ -1,4 +1,4 @@
-"""Guard rails: what an answer says beyond its inputs is found, and what it may say is not."""
+"""The check of merged texts: invented names, numbers and quotations are rejected, and no others."""
 
 from __future__ import annotations
 

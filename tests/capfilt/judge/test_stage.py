@@ -94,7 +94,7 @@ def test_a_filter_is_judged_like_any_other_score(tmp_path: Path, tiny_filter) ->
     assert len(table) == 3 and " to " in table[1]
 
 
-def test_a_learned_mixture_is_judged_like_a_score(tmp_path: Path, tiny_filter) -> None:
+def test_a_learned_mix_is_measured_like_a_score(tmp_path: Path, tiny_filter) -> None:
     path, folder = sugarcrepe(tmp_path / "sugar", 4), tmp_path / "filtered"
     mix = {"columns": ["itm", "itc", "confidence"], "probabilities": ["itm"], "bias": 1.0}
     mix |= {
@@ -115,7 +115,7 @@ def test_a_learned_mixture_is_judged_like_a_score(tmp_path: Path, tiny_filter) -
             assert case[side]["mix"] == pytest.approx([1 / (1 + np.exp(-logit)) for logit in logits], abs=1e-5)
     with pytest.raises(ValueError, match="needs the scores itm, itc"):
         evaluate(path, mix=str(folder))
-    with pytest.raises(ValueError, match="has no learned mixture"):
+    with pytest.raises(ValueError, match="has no learned mix"):
         evaluate(path, mix=str(tmp_path), **options)
 
 

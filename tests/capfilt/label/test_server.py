@@ -18,7 +18,7 @@ from blipcore.io.samples import TarSample
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.labels import read_labels
 from capfilt.label.label_file import LabelFile
-from capfilt.label.pictures import PictureReader
+from capfilt.label.pictures import JpegReader
 from capfilt.label.server import LabelServer
 from capfilt.label.stage import LabelConfig, open_server
 from capfilt.report.label_texts import DrawnText, draw_texts
@@ -157,11 +157,11 @@ def test_an_answer_that_cannot_be_saved_is_not_confirmed(server: LabelServer, mo
 
 def test_a_picture_that_cannot_be_shown_has_a_reason(server: LabelServer, drawn: Callable, tmp_path: Path) -> None:
     text = server.texts[0]
-    server.pictures = PictureReader(ShardSet(tmp_path, [text.shard]))
+    server.pictures = JpegReader(ShardSet(tmp_path, [text.shard]))
     assert ask(server, "GET", "/picture/0")[:2] == (404, b"its tar is missing")
     write_shard(tmp_path / f"{text.shard}.tar", [drawn(10_000)])
     assert ask(server, "GET", "/picture/0")[:2] == (404, b"not in its tar")
-    server.pictures = PictureReader(ShardSet(tmp_path, [text.shard]))
+    server.pictures = JpegReader(ShardSet(tmp_path, [text.shard]))
     write_shard(tmp_path / f"{text.shard}.tar", [TarSample(text.key, b"no picture")])
     assert ask(server, "GET", "/picture/0")[:2] == (404, b"not_a_picture")
 

@@ -21,7 +21,8 @@ from capfilt.export.card import dataset_card
 from capfilt.filter.filtered_set import FilteredSet
 from capfilt.filter.vectors import PICTURE_VECTOR
 from capfilt.select import stage
-from capfilt.select.stage import SelectConfig, select_pictures
+from capfilt.select.config import SelectConfig
+from capfilt.select.stage import select_pictures
 from capfilt.shards.tables import read_table, write_table
 
 pytest.importorskip("faiss")
