@@ -107,8 +107,8 @@ class References:
     def _contradicts(self, picture: int, text: Words) -> bool:
         known = self._slots_of_picture[picture]
         for slot, phrase in self._phrases(text):
-            theirs = known.get(slot, ())
-            if phrase not in theirs and any(self._exclusive(phrase, other) for other in theirs):
+            references = known.get(slot, ())
+            if phrase not in references and any(self._exclusive(phrase, other) for other in references):
                 return True
         return False
 

@@ -121,8 +121,8 @@ class Stream:
     @property
     def notes(self) -> list[str]:
         """Lines on the texts that are drawn, for data sets with a mixture."""
-        noted = [dataset for dataset in self.datasets if isinstance(dataset, FilteredDataset) and dataset.note]
-        return [f"{dataset.name}: {dataset.note}" for dataset in noted]
+        filtered = (dataset for dataset in self.datasets if isinstance(dataset, FilteredDataset))
+        return [f"{dataset.name}: {dataset.note}" for dataset in filtered if dataset.note]
 
     def _add_problem(self, name: str, reason: str) -> None:
         if name not in self.problems and len(self.problems) < MAX_PROBLEMS:

@@ -1,4 +1,4 @@
-"""Near misses: wrong texts of annotated pictures that a captioner could have written, made to teach the filter.
+"""Near misses: wrong texts of annotated pictures that a captioner could have written, made to train the filter.
 
 ITM learns from texts of other pictures, which differ in everything; a wrong caption differs in one thing. For every
 annotated picture, candidates come from two sources:
@@ -202,7 +202,7 @@ def _add_samples(
         for row, text in enumerate(texts):
             number = numbers[row // settings.num_captions]
             picture, verdict = pictures[number - first], references.judge(number, split_words(tokenizer, text))
-            # A text without any claim says nothing about the picture: a file name, or an advertisement.
+            # A text without any claim, such as a file name or an advertisement, does not describe the picture.
             kind = picture.right if verdict else picture.wrong
             kind.setdefault(text, "sample" if verdict is not None else "sample without a claim")
     wrong = [list(picture.wrong) for picture in readable]

@@ -94,9 +94,9 @@ class Trainer:
         optimizer = self._prepare()
         messages = [memory, *self.stream.notes, *self._resume(optimizer, changes)]
         state = self.state
-        found = self.stream.pop_problems()  # while it was opened
-        state.problems |= found
-        messages += [f"{name}: {reason}" for name, reason in found.items()]
+        opening_problems = self.stream.pop_problems()
+        state.problems |= opening_problems
+        messages += [f"{name}: {reason}" for name, reason in opening_problems.items()]
         state.steps = self.config.steps
         with stop_signals() as signals, self._display() as display, self._logs() as log:
             for message in messages:
@@ -119,7 +119,7 @@ class Trainer:
                     display.print(f"stopped and saved at step {state.step}; run the same command again to resume")
                     raise SystemExit(128 + stop_signal)
             for name, reason in self._shown_problems().items():
-                if name not in found:
+                if name not in opening_problems:
                     display.print(f"unreadable, replaced by the next: {name}: {reason}")
         return self._finish()
 

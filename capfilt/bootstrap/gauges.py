@@ -27,10 +27,10 @@ def split_words(text: str) -> list[str]:
 def rare_words(texts: Iterable[str]) -> set[str]:
     """Return the rarest words of texts, which together make up RARE_SHARE of all words."""
     counts = Counter(word for text in texts for word in split_words(text))
-    limit, seen, rare = RARE_SHARE * counts.total(), 0, set()
+    limit, total, rare = RARE_SHARE * counts.total(), 0, set()
     for word, number in sorted(counts.items(), key=lambda item: (item[1], item[0])):
-        seen += number
-        if seen > limit:
+        total += number
+        if total > limit:
             break
         rare.add(word)
     return rare

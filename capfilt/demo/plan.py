@@ -122,7 +122,7 @@ class DemoPlan:
         """Write the texts of a round, pre-train its model on them and finetune it, with the filter of a next round."""
         row = round_row(number)
         planned = [self.caption(number), self.filter_round(number), *self.row(row, self.filtered(row))]
-        return planned + ([self.teach_filter(row)] if number < self.config.rounds else [])
+        return planned + ([self.finetune_filter(row)] if number < self.config.rounds else [])
 
     def judge_with_first_filter(self, number: int) -> PlannedCommand:
         """Let the filter of round 1 judge the captions of a later round; the set is not trained on."""
@@ -155,7 +155,7 @@ class DemoPlan:
             self._finetune(row, "retrieval", "retrieval", self.retriever(row)),
         ]
 
-    def teach_filter(self, row: str) -> PlannedCommand:
+    def finetune_filter(self, row: str) -> PlannedCommand:
         """Finetune the filter of the round after a row."""
         return self._finetune(row, "retrieval", "filter", self.filter_run(row))
 

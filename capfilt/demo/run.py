@@ -67,7 +67,7 @@ class Demo:
     def __init__(self, config: DemoConfig, console: Console) -> None:
         self.config, self.console, self.plan = config, console, DemoPlan(config)
         self.runner = CommandRunner(config.out / "logs")
-        self.shown: set[Command] = set()  # commands that this run has printed
+        self.printed: set[Command] = set()
         self.slots = min(MOST_SLOTS, count_cores())
         rounds = [round_row(number) for number in range(1, config.rounds + 1)]
         self.others = [] if config.quick else [HUMAN_ONLY]
@@ -109,7 +109,7 @@ class Demo:
         """Return the commands up to the filtered sets of round 1; the control trains beside them."""
         plan = self.plan
         captioner, retriever = plan.finetune(NOISY)
-        commands = [plan.pretrain(NOISY, plan.data), plan.teach_filter(NOISY), captioner]
+        commands = [plan.pretrain(NOISY, plan.data), plan.finetune_filter(NOISY), captioner]
         commands += [plan.caption(1), plan.filter_round(1)]
         filter_run = plan.filter_run(NOISY)
         if FILTER_ONLY in self.rows:
@@ -157,14 +157,14 @@ class Demo:
     def run_commands(self, commands: Sequence[PlannedCommand]) -> None:
         """Run commands, several at a time, each with an equal share of the cores. Raises CommandFailedError."""
         for planned in commands:
-            if self.runner.summary(planned.command) is not None and planned.command not in self.shown:
+            if self.runner.summary(planned.command) is not None and planned.command not in self.printed:
                 self.console.print(f"[dim]done before:[/] {planned.command}", soft_wrap=True)
         threads = str(max(1, count_cores() // self.slots))
         environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
         self.runner.run_plan(commands, self.slots, environment, self.print_start, self.print_end)
 
     def print_start(self, command: Command) -> None:
-        self.shown.add(command)
+        self.printed.add(command)
         self.console.print(f"[bold]$[/] {command}", soft_wrap=True)
 
     def print_end(self, command: Command, seconds: float) -> None:

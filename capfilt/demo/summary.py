@@ -93,8 +93,8 @@ class RowGrader:
 
     def compare(self, row: str, other: str) -> dict[str, Estimate | None]:
         """Return the mean difference per picture of two rows, finetuned, with its interval."""
-        ours, theirs = self._per_picture(row), self._per_picture(other)
-        return {name: mean_over_pictures(ours[name] - theirs[name]) for name in ours}
+        first, second = self._per_picture(row), self._per_picture(other)
+        return {name: mean_over_pictures(first[name] - second[name]) for name in first}
 
     def _per_picture(self, row: str) -> dict[str, np.ndarray]:
         captioner, retriever = self.plan.captioner(row), self.plan.retriever(row)
@@ -123,8 +123,10 @@ def _gain_reached(rows: dict[str, Any]) -> dict[str, float | None]:
     """Return the share of the oracle's gain over the noisy row that the filter reaches."""
     reached = {}
     for measure in ("exact_match", "cider", "mean_recall"):
-        noisy, ours, oracle = (rows[row]["finetuned"][measure]["value"] for row in (NOISY, BOOTSTRAPPED, ORACLE))
-        reached[measure] = (ours - noisy) / (oracle - noisy) if oracle > noisy else None
+        noisy, bootstrapped, oracle = (
+            rows[row]["finetuned"][measure]["value"] for row in (NOISY, BOOTSTRAPPED, ORACLE)
+        )
+        reached[measure] = (bootstrapped - noisy) / (oracle - noisy) if oracle > noisy else None
     return reached
 
 

@@ -24,7 +24,7 @@ ROWS = {
     "oracle": "captioner + true filter (bound)",
 }
 
-PAPER_RECALLS = {"i2t_r@1": "text_recall", "t2i_r@1": "image_recall"}  # our name -> field of `Published`
+PAPER_RECALLS = {"i2t_r@1": "text_recall", "t2i_r@1": "image_recall"}  # name in a summary -> field of `Published`
 
 
 def print_tables(console: Console, summary: dict[str, Any], out: Path) -> None:
@@ -34,7 +34,7 @@ def print_tables(console: Console, summary: dict[str, Any], out: Path) -> None:
         console.print(rows_table(summary, "zero_shot", "The same models without finetuning"))
     if "oracle_gain_reached" in summary:
         shares = (f"{name} {percent(share)}%" for name, share in summary["oracle_gain_reached"].items())
-        console.print(f"Share of the gain with a true filter that ours reaches: {', '.join(shares)}")
+        console.print(f"Share of the gain of a true filter that the trained filter reaches: {', '.join(shares)}")
     console.print(filter_table(summary["filter"]))
     console.print(synthetic_table(summary["filter"]))
     if "rounds" in summary:
@@ -126,7 +126,7 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def paper_table(summary: Mapping[str, Any], number: int) -> Table:
-    """Return a table of the paper: our figures, with the paper's in parentheses."""
+    """Return a table of the paper: the demo's figures, with the paper's in parentheses."""
     columns = ["", "rejected", "right after", "distinct", "exact scene", "CIDEr", "text R@1", "image R@1"]
     table = _table(f"{TITLES[number]} (the paper's figures in parentheses)", columns)
     for line in summary["tables"]:
@@ -136,7 +136,7 @@ def paper_table(summary: Mapping[str, Any], number: int) -> Table:
         rejected, right, distinct = (percent(line.get(name)) for name in ("rejected", "right", "distinct_captions"))
         if published["rejected"] is not None:
             rejected += f" ({published['rejected']})"
-        recalls = (f"{grades['retrieval'][ours]:.1f} ({published[theirs]})" for ours, theirs in PAPER_RECALLS.items())
+        recalls = (f"{grades['retrieval'][name]:.1f} ({published[column]})" for name, column in PAPER_RECALLS.items())
         cider = f"{grades['cider']['value']:.1f} ({published['cider']})"
         table.add_row(line["label"], rejected, right, distinct, with_margin(grades["exact_match"]), cider, *recalls)
     return table

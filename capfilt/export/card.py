@@ -113,9 +113,9 @@ def _mixture_lines(data: FilteredSet, form: str, counts: dict[str, int], mixture
         lines += ["`text` is one text, drawn once. `captions` has all texts with their `probabilities`.", ""]
     lines += ["| text source | share asked | share drawn | pictures without such a text |", "|---|---|---|---|"]
     for source in data.sources:
-        asked = f"{mixture.shares[source]:.1%}" if mixture.shares else ""
+        share = f"{mixture.shares[source]:.1%}" if mixture.shares else ""
         drawn = counts.get(f"drawn/{source}", 0) / max(1, counts["exported"])
-        lines.append(f"| {source} | {asked} | {drawn:.1%} | {counts.get(f'without/{source}', 0):,} |")
+        lines.append(f"| {source} | {share} | {drawn:.1%} | {counts.get(f'without/{source}', 0):,} |")
     return [*lines, ""]
 
 

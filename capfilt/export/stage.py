@@ -82,8 +82,8 @@ class ExportStage:
         draws = Counter[str]()
         self.writer.write(shard, self._kept_pictures(shard, outcomes, inputs, draws))
         rows = [(key, outcome, texts) for key, (outcome, texts) in outcomes.items()]
-        found = Counter(outcome for _, outcome, _ in rows)
-        counts = dict.fromkeys((EXPORTED, CONTAMINATED, MISSING), 0) | dict(found) | dict(draws)
+        outcome_counts = Counter(outcome for _, outcome, _ in rows)
+        counts = dict.fromkeys((EXPORTED, CONTAMINATED, MISSING), 0) | dict(outcome_counts) | dict(draws)
         counts["texts"] = sum(texts for _, outcome, texts in rows if outcome == EXPORTED)
         columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
         index = pa.table(columns, schema=INDEX)

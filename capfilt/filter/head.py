@@ -65,7 +65,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.task != "retrieval":
-            raise ValueError(f"--labels teaches a filter, as in finetune retrieval, not finetune {self.task}.")
+            raise ValueError(f"--labels trains a filter, as in finetune retrieval, not finetune {self.task}.")
         if len(self.annotations) != 1:
             raise ValueError("With --labels give one filtered set, the one whose texts were labelled.")
         if self.batch_size < 1:
@@ -207,7 +207,7 @@ def _summarize(
 ) -> dict[str, Any]:
     """Return counts, and the AUCs before and after, the latter also for short and long texts alone."""
     aucs = {
-        when: {of: str(auc) for of, auc in labelled.auc(values, data.sources).items()}
+        when: {group: str(auc) for group, auc in labelled.auc(values, data.sources).items()}
         for when, values in (("before", before), ("after", held_out))
     }
     words, source = count_words(labelled.rows["text"]), np.array(labelled.rows["source"].to_pylist())
@@ -220,7 +220,7 @@ def _summarize(
                 values = np.where(of_source & rows, held_out, np.nan)
                 aucs["after"][f"{name}, {half}"] = str(labelled.auc(values, [name])[name]) if rows.any() else "-"
     after = labelled.auc(held_out, data.sources)
-    without = [of for of, auc in after.items() if not auc.has_signal]
+    weak = [group for group, auc in after.items() if not auc.has_signal]
     kept, known = held_out >= 0, ~np.isnan(held_out) & labelled.random
     right = int((kept & known & labelled.match).sum())
     measured = {}
@@ -235,7 +235,7 @@ def _summarize(
         "problems": dict(list(problems.items())[:10]),
         "itm_before": aucs["before"],
         "itm_after_on_unseen_pictures": aucs["after"],
-        "no_signal": f"{', '.join(without)}: the interval of the AUC holds 0.5; label more texts" if without else None,
+        "no_signal": f"{', '.join(weak)}: the interval of the AUC holds 0.5; label more texts" if weak else None,
         "at_0.5_on_unseen_pictures": measured,
     }
 

@@ -51,7 +51,7 @@ class JudgeConfig:
     # asked of each text, in place of {text}
     question: str = ""
     system: str = ""
-    # default: 4 for vqa, 64 for rubric; thinking models need more, or to be told not to think
+    # default: 4 for vqa, 64 for rubric; thinking models need more, or a setting that turns thinking off
     max_new_tokens: int = 0
     # further fields of an openai: request; null removes one
     extra: dict[str, Any] = field(default_factory=dict)

@@ -9,15 +9,15 @@ import pyarrow.compute as pc
 
 from capfilt.filter.sentences import SENTENCES
 
-# Null for a text that was left as it was; `sentences` of a repaired text are places in `original`.
+# Null for an unchanged text; `sentences` of a repaired text are places in `original`.
 REPAIRED = pa.schema([("original", pa.string()), ("cut", pa.list_(pa.string()))])
 
 
 def repair(scores: pa.Table, threshold: float) -> pa.Table:
     """Drop the sentences with an ITM below `threshold` from texts that have others; return the table with `REPAIRED`.
 
-    `itm_min` and `itm_mean` become those of the sentences that remain; all other scores stay those of the whole text. A
-    text whose sentences all fail is left as it is.
+    `itm_min` and `itm_mean` become those of the remaining sentences; all other scores stay those of the whole text. A
+    text without a sentence that passes is not changed.
     """
     scores = scores.combine_chunks()
     columns: dict[str, list[Any]] = {name: scores[name].to_pylist() for name in ("text", "itm_min", "itm_mean")}

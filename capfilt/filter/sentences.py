@@ -1,7 +1,7 @@
 """Sentences of long captions: where they are, and the filter's score of each.
 
-BLIP's filter reads 35 tokens, while the captions of vision-language models have 60 to 200. `SentenceScorer` adds to the
-score of the whole text, of which the filter reads the start, those of its sentences:
+BLIP's filter reads 35 tokens, while the captions of vision-language models have 60 to 200. `SentenceScorer` scores the
+whole text, of which the filter reads the start, and each of its sentences:
 
     itm_min     lowest ITM probability of a sentence
     itm_mean    mean of the sentences
@@ -29,12 +29,11 @@ SENTENCES = pa.field(
     "sentences",
     pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("itm", pa.float32()), ("truncated", pa.bool_())])),
 )
-# Sentences of a text, of which the last holds the rest, and parts of a sentence that are scored: a web text may be a
-# whole page.
+# Sentences of a text, the last with the rest of it, and scored parts of a sentence: a web text may be a whole page.
 MAX_SENTENCES, MAX_PARTS = 40, 8
 # Recorded in the manifest of the scores; another way to split is another value.
 SPLITTER = "sentencex"
-# In a language with abbreviations; sentencex knows the stops of all scripts in each of its languages.
+# For its abbreviations; sentencex splits at the stops of all scripts in each of its languages.
 LANGUAGE = "en"
 
 _LETTER = re.compile(r"[^\W\d_]")

@@ -96,13 +96,13 @@ def collect_decided(
     matcher = None if labels is None else LabelMatcher(labels)
     for shard, table in tables:
         total += table.num_rows
-        everything = {**limits, score: -np.inf}
-        undecided = pc.equal(decide(table, everything, best, score), KEPT).to_numpy(zero_copy_only=False)
+        other_limits = {**limits, score: -np.inf}
+        undecided = pc.equal(decide(table, other_limits, best, score), KEPT).to_numpy(zero_copy_only=False)
         number = np.full(table.num_rows, -1)
         if matcher is not None:
-            found = np.flatnonzero(matcher.find(shard, table) >= 0)
-            number[found] = label_count + np.arange(len(found))
-            label_count += len(found)
+            labelled_rows = np.flatnonzero(matcher.find(shard, table) >= 0)
+            number[labelled_rows] = label_count + np.arange(len(labelled_rows))
+            label_count += len(labelled_rows)
         kept = table.filter(pa.array(undecided))
         # A missing score that a text cannot have does not drop it, see `decide.reaches`.
         values.append(np.nan_to_num(kept[score].cast(pa.float64()).to_numpy(), nan=np.inf))
@@ -149,14 +149,14 @@ class MeasuredShares:
 
     def describe(self) -> list[str]:
         phrases = []
-        for name, total, what in (
+        for name, total, phrase in (
             ("precision", self.kept, f"{self.right} of the {self.kept} labelled texts kept match"),
             ("recall", self.matching, f"{self.right} of the {self.matching} matching texts are kept"),
         ):
             if total:
                 low, high = clopper_pearson(self.right, total)
                 share = self.right / total
-                phrases.append(f"{what}: {name} {share:.3f}, 95% confidence interval {low:.3f} to {high:.3f}")
+                phrases.append(f"{phrase}: {name} {share:.3f}, 95% confidence interval {low:.3f} to {high:.3f}")
         return phrases
 
 

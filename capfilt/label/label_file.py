@@ -103,12 +103,12 @@ def _read_rows(path: Path) -> Iterator[tuple[TextPlace, Label]]:
                 f"{path} was not written by `capfilt label`, whose columns are {', '.join(COLUMNS)}; "
                 "give another file with --out."
             )
-        seen: dict[TextPlace, str] = {}
+        answers: dict[TextPlace, str] = {}
         for number, row in enumerate(rows, 2):
             if len(row) != len(COLUMNS) or not row[3].isdecimal() or row[4] not in ANSWERS:
                 raise ValueError(f"Row {number} of {path} is no label: {', '.join(row)[:200]}. Correct or remove it.")
             place = TextPlace(row[0], row[1], row[2], int(row[3]))
-            if seen.setdefault(place, row[4]) != row[4]:
+            if answers.setdefault(place, row[4]) != row[4]:
                 raise ValueError(
                     f"{path} labels {' '.join(map(str, place))} twice, differently; remove one of the rows."
                 )

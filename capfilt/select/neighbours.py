@@ -51,8 +51,8 @@ def highest_cosine(vectors: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def find_duplicates(vectors: np.ndarray, ranks: np.ndarray, cosine: float) -> tuple[np.ndarray, np.ndarray]:
     """Return for each vector (N, E) the index of the one that it repeats, and their cosine; -1 and NaN for none.
 
-    Vectors are visited by rank, lowest first. Each one repeats the nearest earlier vector that repeats none, if their
-    cosine is at least `cosine`, so no two vectors that remain are that near.
+    Vectors are visited by rank, lowest first. Each is compared with the earlier vectors that repeat none. It repeats
+    the nearest of them if their cosine is at least `cosine`, so no two remaining vectors are that similar.
     """
     index = import_faiss().IndexFlatIP(vectors.shape[1])
     order = np.argsort(ranks, kind="stable")

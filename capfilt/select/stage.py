@@ -1,12 +1,12 @@
 """`capfilt select`: drops kept pictures of a filtered set by their stored vectors; reads no picture.
 
-    duplicates    pictures whose cosine with a better one is high           semantic_duplicate
-    like          pictures that are far from those of a target set          unlike
-    per_cluster   pictures of clusters that have enough better ones         cluster_full
+    setting       drops                                          reason of the texts
+    duplicates    pictures similar to a better one               semantic_duplicate
+    like          pictures far from those of a target set        unlike
+    per_cluster   all but the best pictures of each cluster      cluster_full
 
-Applied in this order to pictures with a kept text; a picture is as good as its best text. The result is another
-filtered set, in which the texts of dropped pictures have these reasons. `pictures/NNNNN.parquet` has the outcome,
-cluster and cosines of each kept picture.
+The settings apply in this order to pictures with a kept text; the score of a picture is that of its best text. The
+result is another filtered set. `pictures/NNNNN.parquet` has the outcome, cluster and cosines of each kept picture.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ const MAIN = DATASETS[0];
 const SVG = "http://www.w3.org/2000/svg";
 // Name and description of each score column; clip2, clip3, ... are further CLIP models.
 const SCORES = {
-  mix: ["Mix", "probability that the text is right, learned from labels and all other scores"],
+  mix: ["Mix", "probability that the text is right, computed from all other scores"],
   itm: ["ITM", "probability that picture and text match; the filter's threshold applies to it"],
   itm_min: ["ITM, lowest sentence", "lowest probability that a sentence of the text matches"],
   itm_mean: ["ITM, mean of sentences", "mean probability that a sentence of the text matches"],

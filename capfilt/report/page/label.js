@@ -15,7 +15,7 @@ function labelSection() {
   const intro = "Does the text describe its picture?";
   if (!REPORT.label) {
     const command = h("code", {}, `capfilt label ${quote(MAIN.path)}`);
-    return section("label", "Label", `${intro} A few hundred answers teach the filter what is right. This command opens the labelling view; \`capfilt report --label 300\` puts it into this page.`,
+    return section("label", "Label", `${intro} The filter learns from a few hundred answers. This command opens the labelling view; \`capfilt report --label 300\` puts it into this page.`,
       h("div", { class: "command" }, command));
   }
   return section("label", "Label", `${intro} Right: every word of it can be true of this picture. Wrong: an object, number, colour, size, place or relation is not so, or the text is about something else.`,
