@@ -283,7 +283,8 @@ def demo(
     seed: options.Seed = None,
 ) -> None:
     """Run the whole loop on an embedded corpus and print each command: 15 minutes on two cores."""
-    from capfilt.demo.run import DemoConfig, run_demo
+    from capfilt.demo.plan import DemoConfig
+    from capfilt.demo.run import run_demo
 
     summary = run_demo(read_settings(context, DemoConfig))
     if as_json:

@@ -24,7 +24,7 @@ class LabelledTest:
     stored: dict[str, list[np.ndarray]]
 
 
-def read_labelled(path: Path, filtered: str | None) -> LabelledTest:
+def read_labelled_test(path: Path, filtered: str | None) -> LabelledTest:
     """Read the labels at `path` and their texts in `filtered`; ValueError or FileNotFoundError without either."""
     if filtered is None:
         raise ValueError(f"{path} labels texts of a filtered set; name it: --image-root DATA/filtered/NAME.")

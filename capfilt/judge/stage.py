@@ -23,7 +23,7 @@ from capfilt.filter.judge import JudgeConfig
 from capfilt.filter.registry import DeclaredScorer, declare_scorers
 from capfilt.filter.scorer import FirstToken, Runtime
 from capfilt.judge.formats import PublicTest, read_test
-from capfilt.judge.labels import LabelledTest, read_labelled
+from capfilt.judge.labels import LabelledTest, read_labelled_test
 from capfilt.judge.measures import Interval, by_group, measure
 from capfilt.judge.mix import apply_mix, open_mix
 from capfilt.judge.score import OpenPictures, TestScores, open_files, open_shards, other_pictures, score_test
@@ -155,7 +155,7 @@ def _read(run: JudgeRun) -> tuple[PublicTest, LabelledTest | None, OpenPictures]
     """Return the test, and for labels the scores of the filtered set; check all pictures of a public test."""
     path = Path(run.annotations)
     if run.is_labels:
-        labelled = read_labelled(path, run.image_root)
+        labelled = read_labelled_test(path, run.image_root)
         return labelled.test, labelled, open_shards(labelled.data)
     test = read_test(path, run.image_root)
     if not test.cases:

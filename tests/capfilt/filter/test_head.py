@@ -151,7 +151,7 @@ def test_an_unreadable_picture_is_left_out_and_named(taught: Path, tiny_filter: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["finetune", "caption", "SET", "--labels", "LABELS"], "--labels teaches a filter"),
+        (["finetune", "caption", "SET", "--labels", "LABELS"], "--labels trains a filter"),
         (["finetune", "retrieval", "SET", "SET", "--labels", "LABELS"], "give one filtered set"),
         (["finetune", "retrieval", "SET", "--labels", "LABELS", "--steps", "5"], "Unknown setting 'steps'"),
         (["finetune", "retrieval", "SET", "--labels", "LABELS", "--nproc", "2"], "leave out --continue and --nproc"),
