@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from blipcore import distributed
 from blipcore.data.dataset import Sample, SampleStream
 from blipcore.io.parent import exit_with_parent
 
+# Longest path of a socket; macOS allows three bytes fewer than 107.
+MAX_SOCKET_PATH = 104
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # in workers, from their start
 
 
@@ -33,8 +35,10 @@ def make_loader(
 
     Yields (collated batch, new problems by name). The order does not depend on `workers`, and the batches of all ranks
     make up one slice of the stream. An exception is yielded in place of its batch: raised in a worker, it would arrive
-    wrapped in the worker's traceback.
+    wrapped in the worker's traceback. Raises ValueError if workers cannot send batches.
     """
+    if workers:
+        _check_socket_path()
     return _Loader(
         _Batches(stream, collate, batch_size, start),
         batch_size=None,
@@ -46,6 +50,19 @@ def make_loader(
         # Starting a loader draws from its generator; the default one is that of dropout.
         generator=torch.Generator(),
     )
+
+
+def _check_socket_path() -> None:
+    """Raise ValueError if multiprocessing cannot bind sockets in its temporary folder, through which batches are sent.
+
+    Binding one fails in a thread of the worker, which drops the batch, and the trainer would wait for it forever.
+    """
+    folder = util.get_temp_dir()
+    if len(os.fsencode(os.path.join(folder, "listener-12345678"))) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"The temporary folder {os.path.dirname(folder)} has a path too long for the sockets of data workers: set "
+            "TMPDIR to a folder with a shorter one, such as /tmp, or train with --workers 0."
+        )
 
 
 def _start_method() -> str:

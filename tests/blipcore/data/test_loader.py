@@ -31,6 +31,14 @@ def test_workers_give_the_order_of_one_process(tmp_path, workers) -> None:
     assert [samples for samples, _ in batches(workers, 5)] == [samples for samples, _ in expected[5:]]
 
 
+def test_a_temporary_folder_too_long_for_sockets_is_refused(tmp_path, monkeypatch) -> None:
+    write_shard_set(tmp_path, [1])
+    stream = Stream([str(tmp_path)], TrainTransform(4, 0.2, True, 0.5), 3)
+    monkeypatch.setattr(loader.util, "get_temp_dir", lambda: str(tmp_path / ("long" * 30) / "pymp-12345678"))
+    with pytest.raises(ValueError, match="path too long for the sockets of data workers: set TMPDIR"):
+        make_loader(stream, list, 4, 0, 1, workers=1)
+
+
 START_METHODS = ("fork", "spawn") if sys.platform == "linux" else ("spawn",)
 
 
