@@ -44,6 +44,8 @@ EXTRA_MODULES = {
     "heif": (("pillow_heif",), "HEIC pictures"),
     "jxl": (("pillow_jxl",), "JPEG XL pictures"),
     "peft": (("peft",), "LoRA captioners"),
+    "text": (("sentencex", "num2words"), "--sentences, and the numbers that fuse checks"),
+    "vectors": (("faiss",), "capfilt select"),
     "openvino": (("openvino",), "faster image encoders on a CPU"),
     "ray": (("ray",), "--engine ray"),
     "s3": (("s3fs",), "s3:// URLs"),

@@ -85,7 +85,7 @@ CATALOGUE = {
     "report data/filtered/r1 --compare nowhere": "No folder at nowhere",
     "export empty o": "empty is not an output of `capfilt filter`",
     "export data/filtered/r1 table.csv": "table.csv is a file",
-    "export data/filtered/r1 o --format tfrecord": "input should be 'webdataset', 'parquet' or 'json'",
+    "export data/filtered/r1 o --format tfrecord": "input should be 'webdataset', .* or 'datacomp', but got 'tfrecord'",
     "export data/filtered/r1 o --decontaminate nowhere": "No folder of pictures at nowhere",
     "export data/filtered/r1 o --decontaminate empty": "No picture below empty can be decoded",
     "pretrain nowhere --out run": "No data set at nowhere",
