@@ -113,7 +113,7 @@ class Demo:
         commands += [plan.caption(1), plan.filter_round(1)]
         filter_run = plan.filter_run(NOISY)
         if FILTER_ONLY in self.rows:
-            commands.append(plan.filter(FILTER_ONLY, filter_run, ["web"]))
+            commands.append(plan.filter(FILTER_ONLY, filter_run, ["web"], threshold=0.5))
         if CAPTIONER_ONLY in self.rows:
             commands.append(plan.filter(CAPTIONER_ONLY, filter_run, ["web", "captioner"], threshold=0.0))
         if HUMAN_ONLY in self.rows:
