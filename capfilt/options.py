@@ -250,7 +250,9 @@ Threshold = Annotated[str | None, option(DECIDE, "Minimum ITM; auto: a learned m
 Labels = Annotated[str | None, option(DECIDE, "File with columns key, source, index, match (1 or 0); learns mix.")]
 Target = Annotated[str | None, option(DECIDE, "For auto: precision=X or recall=X.", default="precision=0.9")]
 TopFraction = Annotated[float | None, option(DECIDE, "Share of the texts to keep, instead of a threshold.")]
-BestOf = Annotated[str | None, option(DECIDE, "Keep one text per picture and source, best by itm, itc or clip.")]
+BestOf = Annotated[
+    str | None, option(DECIDE, "Keep one text per picture and source, best by a score: itm, mix, clip ...")
+]
 Sentences = Annotated[bool | None, flag(DECIDE, "Also score each sentence, as itm_min and itm_mean.", "--sentences")]
 Repair = Annotated[
     bool | None, flag(DECIDE, "Drop the sentences below the threshold, and keep the others.", "--repair")

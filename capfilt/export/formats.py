@@ -70,7 +70,7 @@ class Writer:
 
 
 class TarWriter(Writer):
-    """webdataset."""
+    """Writer of `webdataset`."""
 
     def write(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
         write_shard(self.folder / f"{shard}.tar", (self._sample(shard, picture) for picture in pictures))
@@ -88,7 +88,7 @@ class TarWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """parquet."""
+    """Writer of `parquet`."""
 
     def write(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
         schema = parquet_schema(self.columns.types())
@@ -108,7 +108,7 @@ class ParquetWriter(Writer):
 
 
 class ListWriter(Writer):
-    """json."""
+    """Writer of `json`."""
 
     def write(self, shard: str, pictures: Iterator[KeptPicture]) -> None:
         """Write images and the shard's part of pairs.json, one JSON object per line."""
@@ -138,7 +138,7 @@ class ListWriter(Writer):
 
 
 class TextFilesWriter(Writer):
-    """textfiles. kohya does not look into subfolders, and draws a line at random with `enable_wildcard = true`."""
+    """Writer of `textfiles`. kohya does not look into subfolders, and draws a line with `enable_wildcard = true`."""
 
     suffixes = ("jpg", "png", "webp", "bmp")  # which both trainers open
 
@@ -161,7 +161,7 @@ class TextFilesWriter(Writer):
 
 
 class ClipBenchmarkWriter(Writer):
-    """clip_benchmark. Its loader opens 0.tar, 1.tar, ... and splits key.txt into lines."""
+    """Writer of `clip_benchmark`, whose loader opens 0.tar, 1.tar, ... and splits key.txt into lines."""
 
     def __init__(self, folder: AnyPath, columns: ExportColumns) -> None:
         super().__init__(folder, columns, mixes=False)
@@ -186,7 +186,7 @@ class ClipBenchmarkWriter(Writer):
 
 
 class DatacompWriter(Writer):
-    """datacomp. Its resharder takes the web text of a picture from the pool, so only these texts count."""
+    """Writer of `datacomp`, whose resharder takes the web texts of the pool: only web texts count."""
 
     uid_type = np.dtype("u8,u8")
 
@@ -212,7 +212,10 @@ class DatacompWriter(Writer):
     def _parse(shard: str, picture: KeptPicture) -> tuple[int, int]:
         uid: Any = picture.text["uid"]
         if not isinstance(uid, str) or not re.fullmatch("[0-9a-fA-F]{32}", uid):
-            raise ValueError(f"The uid of {shard}/{picture.sample.key} is {uid!r}, not 32 hexadecimal digits.")
+            raise ValueError(
+                f"The uid of {shard}/{picture.sample.key} is {uid!r}, not 32 hexadecimal digits; --format datacomp is "
+                "for pools of DataComp."
+            )
         return int(uid[:16], 16), int(uid[16:], 16)
 
     def finish(self, shards: list[str], pictures: list[int]) -> None:

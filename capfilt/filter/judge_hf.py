@@ -1,4 +1,4 @@
-"""`--judge hf:MODEL`: a judge of transformers, in the worker process; its answer is the next token's distribution."""
+"""`--judge hf:MODEL`: a judge of transformers, in the worker process, read from the next token's distribution."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     uncertain      with a deciding score close to its threshold
     disagreement   with a high rank among the texts of its source by one score, and a low one by another
 
-The last two are spread evenly over the sources and over ranges of the text length, so that hard texts are labelled too.
+The last two are distributed evenly over the sources and over ranges of the text length, so that hard texts are labelled
+too.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ def propose_labels(data: FilteredSet, number: int, seed: int) -> pa.Table:
         DISAGREEMENT: (-_disagreement(ranks), number),
     }
     for drawn, (priority, count) in wanted.items():
-        spread = np.zeros(len(rows), np.int16) if drawn == RANDOM else stratum
+        group = np.zeros(len(rows), np.int16) if drawn == RANDOM else stratum
         count = min(count, number - len(chosen))
         free = np.flatnonzero(~np.isin(np.arange(len(rows)), list(chosen)) & ~np.isnan(priority))
-        order = _spread(free, priority + 1e-9 * random, spread)[:count]
+        order = _take_turns(free, priority + 1e-9 * random, group)[:count]
         chosen |= dict.fromkeys(order.tolist(), drawn)
-    # In random order: neither the kind nor the scores of a text influence its label.
+    # In random order, so that neither the kind nor the scores of a text influence its label.
     mixed = sorted(chosen, key=lambda row: random[row] if chosen[row] != RANDOM else rng.random())
     return _read_rows(data, shards, rows[mixed], [chosen[row] for row in mixed])
 
@@ -98,15 +99,15 @@ def _distance(score: np.ndarray, rank: np.ndarray, source: np.ndarray, threshold
 def _disagreement(ranks: np.ndarray) -> np.ndarray:
     """Return the highest rank minus the lowest of each text; NaN with fewer than two scores."""
     several = (~np.isnan(ranks)).sum(axis=1) > 1
-    spread = np.full(len(ranks), np.nan)
-    spread[several] = np.nanmax(ranks[several], axis=1) - np.nanmin(ranks[several], axis=1)
-    return spread
+    disagreement = np.full(len(ranks), np.nan)
+    disagreement[several] = np.nanmax(ranks[several], axis=1) - np.nanmin(ranks[several], axis=1)
+    return disagreement
 
 
-def _spread(rows: np.ndarray, priority: np.ndarray, stratum: np.ndarray) -> np.ndarray:
-    """Return `rows` by priority, lowest first, taking turns among the strata."""
-    order = rows[np.lexsort((priority[rows], stratum[rows]))]
-    first = np.flatnonzero(np.diff(stratum[order], prepend=-1))
+def _take_turns(rows: np.ndarray, priority: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return `rows` by priority, lowest first, in turns: the first of each group, then the second of each."""
+    order = rows[np.lexsort((priority[rows], group[rows]))]
+    first = np.flatnonzero(np.diff(group[order], prepend=-1))
     turn = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
     return order[np.lexsort((priority[order], turn))]
 

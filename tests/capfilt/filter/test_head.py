@@ -1,4 +1,4 @@
-"""`finetune retrieval --labels`: a filter's ITM head learned from labels, and its honest measurement."""
+"""`finetune retrieval --labels`: a filter's ITM head learned from labels, and its figures on held-out labels."""
 
 from __future__ import annotations
 

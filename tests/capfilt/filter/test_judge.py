@@ -76,7 +76,7 @@ def test_a_rubric_that_is_cut_is_too_long() -> None:
 
 def test_a_question_holds_the_text_unchanged_on_one_line() -> None:
     config = JudgeConfig("openai:m", question="Is it {text}?")
-    assert config.ask("a {dog}\n{text} %s") == "Is it a {dog} {text} %s?"
+    assert config.format_question("a {dog}\n{text} %s") == "Is it a {dog} {text} %s?"
 
 
 @pytest.mark.parametrize(("settings", "message"), [

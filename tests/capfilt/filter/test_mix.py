@@ -42,7 +42,7 @@ def label(table: pa.Table, match: np.ndarray) -> LabelledTexts:
     return read_labelled([("00000", table)], labels)
 
 
-def test_the_mixture_finds_which_score_tells_texts_of_each_source_apart() -> None:
+def test_mix_weighs_the_score_that_tells_texts_of_each_source_apart() -> None:
     table, match = score_table(600)
     mix, held_out = learn_mix(label(table, match), ["itm", "confidence"], ["web", "blip"])
     fresh, truth = score_table(4000, seed=1)
@@ -74,7 +74,7 @@ def test_random_labels_give_no_signal_on_held_out_pictures() -> None:
     assert ("no signal" if auc.high >= 0.5 else "below chance") in str(auc)
 
 
-def test_without_labels_the_mixture_is_the_sum_of_itm_and_confidence() -> None:
+def test_without_labels_mix_is_the_sum_of_itm_and_confidence() -> None:
     table, match = score_table(4000)
     mix = sum_scores([("00000", table.slice(0, 2000)), ("00001", table.slice(2000))])
     values, itm = mix.compute("00000", table), table["itm"].to_numpy()
