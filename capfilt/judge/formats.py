@@ -17,15 +17,18 @@ Flickr8k ratings    ExpertAnnotations.txt or CrowdFlowerAnnotations.txt beside F
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from blipcore.data.picture_lists import default_root
+from blipcore.io.text_encoding import decode_text
 from capfilt.judge.ratings import is_crowdflower, read_annotations, read_clipscore
 
 MAX_BYTES = 1 << 30
+MAX_SIDE = 1 << 20  # pixels of a box
 Kind = Literal["pairs", "winoground", "ratings", "labels"]
 Box = tuple[float, float, float, float]
 
@@ -81,13 +84,13 @@ def read_test(path: Path, image_root: str | None) -> PublicTest:
         tau: Literal["b", "c"] = "b" if is_crowdflower(ratings.rows) else "c"
         name = f"Flickr8k-{'CF' if tau == 'b' else 'Expert'}"
         return PublicTest(name, "ratings", _rated(ratings.judgements), root, tau)
-    content = _read_json(path)
-    for is_format, read in _FORMATS:
-        if is_format(content):
-            try:
+    try:
+        content = _read_json(path)
+        for is_format, read in _FORMATS:
+            if is_format(content):
                 return read(content, root)
-            except _RowError as error:
-                raise ValueError(f"{path}: {error} Correct it, or download the test again.") from None
+    except _RowError as error:
+        raise ValueError(f"{path}: {error} Correct it, or download the test again.") from None
     raise ValueError(
         f"{path} is none of the tests that are read: SugarCrepe, ARO, Winoground, OHD-Caps, FOIL, Flickr8k ratings, or "
         "labels (.csv, .tsv or .parquet); examples/judge.md shows each format."
@@ -116,17 +119,30 @@ def _read_folder(folder: Path, image_root: str | None) -> PublicTest:
 def _read_json(path: Path) -> Any:
     """Return the content of a JSON file, or the list of the rows of JSON lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode_text(path.read_bytes())
         try:
-            return json.loads(text)
-        except ValueError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return json.loads(text, object_pairs_hook=_object)
+        except json.JSONDecodeError:  # str.splitlines also splits at U+2028, which a text may hold
+            return [json.loads(line, object_pairs_hook=_object) for line in text.split("\n") if line.strip()]
+    except _RowError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({' '.join(str(error).split())[:200]}); download it again.") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; _RowError for a name that it has twice, of which one value would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RowError(f"'{next(name for name in names if names.count(name) > 1)}' occurs twice in an object.")
+    return content
+
+
 def _rows(content: Any) -> list[dict[str, Any]]:
     rows = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise _RowError(f"a {type(rows).__name__} is in place of a list of rows.")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise _RowError(f"row {number} is a {type(row).__name__}, not an object.")
@@ -137,7 +153,22 @@ def _text(row: dict[str, Any], name: str, number: int) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise _RowError(f"row {number} has no text '{name}'.")
+    if not value.isprintable() and (surrogate := re.search("[\ud800-\udfff]", value)):
+        raise _RowError(f"row {number} has half a character, U+{ord(surrogate[0]):04X}, in '{name}'.")
     return value
+
+
+def _id(row: dict[str, Any], name: str, number: int) -> int | str:
+    value = row.get(name)
+    if not isinstance(value, int | str):
+        raise _RowError(f"row {number} has no '{name}'.")
+    return value
+
+
+def _add_once(values: dict[int | str, str], key: int | str, value: str, name: str) -> None:
+    """Add a value; _RowError if the key has another one already."""
+    if values.setdefault(key, value) != value:
+        raise _RowError(f"two rows have the {name} {key}, with different contents.")
 
 
 def _read_sugarcrepe(content: Any, root: Path) -> PublicTest:
@@ -166,8 +197,8 @@ def _read_aro(content: Any, root: Path) -> PublicTest:
 
 def _read_box(row: dict[str, Any], number: int) -> Box:
     sides = [row.get(f"bbox_{side}") for side in "xywh"]
-    if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in sides):
-        raise _RowError(f"row {number} has no numbers bbox_x, bbox_y, bbox_w, bbox_h.")
+    if not all(type(side) in (int, float) and -MAX_SIDE < side < MAX_SIDE for side in sides):
+        raise _RowError(f"row {number} has no numbers bbox_x, bbox_y, bbox_w, bbox_h in pixels.")
     x, y, w, h = (float(side) for side in sides if side is not None)
     if round(x + w) <= round(x) or round(y + h) <= round(y):
         raise _RowError(f"row {number} has an empty box: bbox_w {w:g}, bbox_h {h:g}.")
@@ -188,32 +219,37 @@ def _read_winoground(content: Any, root: Path) -> PublicTest:
 def _read_ohd_caps(content: Any, root: Path) -> PublicTest:
     cases = []
     for number, row in enumerate(_rows(content)):
-        kinds = [value for name, value in row.items() if name.endswith("_samples") and isinstance(value, dict)]
-        negatives = [text for texts in kinds for text in texts.values() if isinstance(text, str) and text.strip()]
-        if not negatives or len(negatives) != sum(map(len, kinds)):
-            raise _RowError(f"row {number} has no texts in adversarial_samples, popular_samples or random_samples.")
+        kinds = {name: value for name, value in row.items() if name.endswith("_samples")}
+        wrong = next((name for name, value in kinds.items() if not isinstance(value, dict) or not value), None)
+        if wrong is not None or not kinds:
+            names = wrong or "adversarial_samples, popular_samples or random_samples"
+            raise _RowError(f"row {number} has no texts in {names}.")
+        negatives = [_text(texts, name, number) for texts in kinds.values() for name in texts]
         texts = [_text(row, "positive_sample", number), *negatives]
         cases.append(Case(Picture(_text(row, "file_path", number)), texts))
     return PublicTest("OHD-Caps", "pairs", cases, root)
 
 
 def _read_foil(content: Any, root: Path) -> PublicTest:
-    files = {image.get("id"): image for image in _rows(content.get("images") or [])}
-    originals: dict[Any, str] = {}
-    foils: list[tuple[dict[str, Any], str]] = []
+    files: dict[int | str, str] = {}
+    for number, image in enumerate(_rows(content.get("images") or [])):
+        _add_once(files, _id(image, "id", number), _text(image, "file_name", number), "image id")
+    originals: dict[int | str, str] = {}
+    foils: list[tuple[int | str, int | str, str]] = []
     for number, row in enumerate(_rows(content["annotations"])):
-        text = _text(row, "caption", number)
-        if row.get("foil"):
-            foils.append((row, text))
+        key, text = _id(row, "id", number), _text(row, "caption", number)
+        if row.get("foil") not in (True, False):
+            raise _RowError(f"row {number}: 'foil' must be true or false, not {row.get('foil')!r}.")
+        if row["foil"]:
+            foils.append((key, _id(row, "image_id", number), text))
         else:
-            originals[row.get("id")] = text
+            _add_once(originals, key, text, "id")
     cases = []
-    for row, text in foils:
-        image, original = files.get(row.get("image_id")), originals.get(row.get("id"))
-        if image is None or original is None:
-            missing = "no image" if image is None else "no original text"
-            raise _RowError(f"the foil of annotation {row.get('id')} has {missing} in the file.")
-        cases.append(Case(Picture(_text(image, "file_name", 0)), [original, text]))
+    for key, image_id, text in foils:
+        if image_id not in files or key not in originals:
+            missing = "no image" if image_id not in files else "no original text"
+            raise _RowError(f"the foil of annotation {key} has {missing} in the file.")
+        cases.append(Case(Picture(files[image_id]), [originals[key], text]))
     return PublicTest("FOIL", "pairs", cases, root)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TOKENS = "Flickr8k.token.txt"
+MAX_RATING = 1e9
 # picture, text, rating
 Judgement = tuple[str, str, float]
 
@@ -73,9 +74,10 @@ def read_clipscore(content: dict[str, Any]) -> list[Judgement]:
             raise ValueError(f"picture {name} has no image_path with a list human_judgement.")
         for rating in ratings:
             text, number = (rating.get(key) if isinstance(rating, dict) else None for key in ("caption", "rating"))
-            if not isinstance(text, str) or isinstance(number, bool) or not isinstance(number, int | float):
+            is_number = type(number) in (int, float) and (number != number or abs(number) <= MAX_RATING)
+            if not isinstance(text, str) or not text.strip() or not is_number:
                 raise ValueError(f"picture {name} has a judgement without caption or rating.")
-            if not math.isnan(number):
+            if number == number:  # not NaN
                 judgements.append((path, " ".join(text.split()), float(number)))
     return judgements
 
@@ -93,7 +95,7 @@ def _read_tokens(path: Path) -> tuple[dict[str, str], dict[str, set[str]]]:
 
 
 def _lines(path: Path, columns: int) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             cells = line.strip().split("\t")
             if len(cells) == columns:

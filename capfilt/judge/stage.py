@@ -15,6 +15,7 @@ import numpy as np
 from blipcore.checkpoints.numerics import Numerics
 from blipcore.data.check_pictures import require_pictures
 from blipcore.device import Dtype, resolve_dtype
+from blipcore.io.images import open_picture, read_orientation
 from blipcore.io.storage import to_path
 from blipcore.io.writing import write_json
 from capfilt.engine.worker import worker_device
@@ -162,7 +163,22 @@ def _read(run: JudgeRun) -> tuple[PublicTest, LabelledTest | None, OpenPictures]
         raise ValueError(f"{path} holds no case; give another file.")
     records = [{"image": test.root / case.picture.path} for case in test.cases]
     require_pictures(records, test.root, str(path))
+    _require_boxes(test, path)
     return test, None, open_files(test.root)
+
+
+def _require_boxes(test: PublicTest, path: Path) -> None:
+    """Raise ValueError if a box is outside its picture, or more than twice as large."""
+    for picture in {case.picture for case in test.cases if case.picture.box}:
+        left, top, right, bottom = picture.box or (0, 0, 0, 0)
+        with open_picture(test.root / picture.path) as image:
+            width, height = image.size[::-1] if read_orientation(image) > 4 else image.size
+        is_beside = left >= width or top >= height or right <= 0 or bottom <= 0
+        if is_beside or right - left > 2 * width or bottom - top > 2 * height:
+            raise ValueError(
+                f"{path} has a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) in {picture.path}, which has "
+                f"{width} x {height} pixels; give the pictures of the test in their original size as --image-root."
+            )
 
 
 def _numbers(interval: Interval) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def test_ohd_caps_has_all_negatives_and_foil_its_pairs(tmp_path: Path) -> None:
     assert pairs.cases[2] == Case(Picture("002.jpg"), [caption(2, colour_of(2)), caption(2, wrong(2, 2))])
 
 
+def test_byte_order_marks_and_separators_of_lines_in_texts_are_read(tmp_path: Path) -> None:
+    text = "\n".join(json.dumps(ROW | {"caption": caption}, ensure_ascii=False) for caption in ("a\u2028b", "c"))
+    (tmp_path / "test.jsonl").write_text(text, encoding="utf-8-sig")
+    assert [case.texts[0] for case in read_test(tmp_path / "test.jsonl", None).cases] == ["a\u2028b", "c"]
+
+
 ROW = {"filename": "a.jpg", "caption": "a", "negative_caption": "b"}
 FOIL = {"id": 1, "image_id": 2, "caption": "a", "foil": True}
 BOX = {"image_path": "a.jpg", "true_caption": "a", "false_caption": "b", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9}
@@ -68,6 +74,15 @@ BOX = {"image_path": "a.jpg", "true_caption": "a", "false_caption": "b", "bbox_x
     ({"images": [], "annotations": [FOIL]}, "has no image in the file"),
     ({"images": [{"id": 2, "file_name": "a"}], "annotations": [FOIL]}, "has no original text"),
     ({"a": {"human_judgement": [{"caption": "a"}], "image_path": "a"}}, "a judgement without caption or rating"),
+    ({"a": {"human_judgement": [{"caption": "a", "rating": 10**400}], "image_path": "a"}}, "without caption or rating"),
+    ([BOX | {"bbox_h": float("nan")}], "row 0 has no numbers"), ([BOX | {"bbox_h": 1e308}], "row 0 has no numbers"),
+    ('{"1": {"negative_caption": "a"}, "1": {}}', "'1' occurs twice in an object"),
+    ({"1": ROW | {"caption": "half \ud83d"}}, "row 0 has half a character, U+D83D, in 'caption'"),
+    ([{"file_path": "a", "positive_sample": "a", "adversarial_samples": ["b"]}], "no texts in adversarial_samples"),
+    ({"images": 5, "annotations": [FOIL]}, "a int is in place of a list"),
+    ({"images": [{"id": [2], "file_name": "a"}], "annotations": [FOIL]}, "row 0 has no 'id'"),
+    ({"images": [], "annotations": [FOIL | {"foil": "False"}]}, "'foil' must be true or false, not 'False'"),
+    ({"images": [], "annotations": [FOIL | {"foil": False, "caption": text} for text in "ab"]}, "rows have the id 1"),
 ])  # fmt: skip
 def test_other_files_say_what_is_wrong(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "test.json"

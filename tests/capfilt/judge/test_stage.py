@@ -58,6 +58,9 @@ def test_aro_is_judged_inside_the_box(tmp_path: Path) -> None:
     wide = [item | {"bbox_x": 0, "bbox_w": 128} for item in whole]
     (tmp_path / "wide.json").write_text(json.dumps(wide))
     assert row(evaluate(tmp_path / "wide.json"), "colour", "accuracy")["value"] < 1.0
+    (tmp_path / "far.json").write_text(json.dumps([*whole, whole[1] | {"bbox_x": 200}]))
+    with pytest.raises(ValueError, match=r"box from \(200, 0\) to \(264, 64\) in 1\.png, which has 128 x 64 pixels"):
+        evaluate(tmp_path / "far.json")
 
 
 def test_winoground_has_text_image_and_group_scores(tmp_path: Path) -> None:
