@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -16,6 +17,8 @@ from typing import IO, Any, cast
 from blipcore.io.storage import UNSUPPORTED_ERRNOS, AnyPath, Remote, can_rename, list_names, name_full_disk
 
 OPEN_FILES = Path("/proc/self/fd")
+# Names of the temporary files of `atomic_write`; `atomic_path` removes its own.
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 FULL_BYTES = 1 << 16  # free space of a disk on which a write has just failed
 
 
@@ -127,8 +130,9 @@ def _remove_path(path: Path) -> None:
 
 
 def remove_temporary_files(folder: AnyPath, targets: Iterable[str] | None = None) -> None:
-    """Remove the temporary files of killed runs in `folder`, or only those for the file names `targets`."""
+    """Remove the files of `atomic_write` that killed runs left in `folder`, or only those for the names `targets`."""
     wanted = None if targets is None else set(targets)
     for name in list_names(folder):
-        if name.startswith(".") and name.endswith(".tmp") and (wanted is None or name[1:-13] in wanted):
+        match = _TEMPORARY_NAME.fullmatch(name)
+        if match and (wanted is None or match[1] in wanted):
             (folder / name).unlink(missing_ok=True)

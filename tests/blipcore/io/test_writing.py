@@ -67,6 +67,15 @@ def test_temporary_files_of_killed_runs_are_removed(tmp_path: Path, folder: Remo
         assert list_names(root) == [".hidden", "00002.parquet"]
 
 
+def test_a_folder_that_a_killed_run_was_writing_is_left_to_the_next_write(tmp_path: Path) -> None:
+    (tmp_path / ".model.tmp").mkdir()
+    (tmp_path / ".model.tmp" / "weights").write_bytes(b"half")
+    remove_temporary_files(tmp_path)
+    with atomic_path(tmp_path / "model") as folder:
+        folder.mkdir()
+    assert list_names(tmp_path) == ["model"]
+
+
 def test_a_file_system_that_cannot_sync_a_folder_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync = os.fsync
     number = errno.EINVAL
