@@ -131,7 +131,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; _RowError for a name that it has twice, of which one value would be lost."""
+    """Return a JSON object. Raises _RowError for a repeated name, of which json keeps the last value alone."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
