@@ -1,4 +1,4 @@
-"""Judged texts: tables of texts that are known to be right or wrong of a picture, trained besides human pairs.
+"""Judged texts: tables of texts labelled as right or wrong of a picture, for training beside human pairs.
 
 A table is Parquet or JSON lines, with a row per text:
 
