@@ -196,10 +196,10 @@ def _read_aro(content: Any, root: Path) -> PublicTest:
 
 
 def _read_box(row: dict[str, Any], number: int) -> Box:
-    sides = [row.get(f"bbox_{side}") for side in "xywh"]
+    sides: list[Any] = [row.get(f"bbox_{side}") for side in "xywh"]
     if not all(type(side) in (int, float) and -MAX_SIDE < side < MAX_SIDE for side in sides):
         raise _RowError(f"row {number} has no numbers bbox_x, bbox_y, bbox_w, bbox_h in pixels.")
-    x, y, w, h = (float(side) for side in sides if side is not None)
+    x, y, w, h = map(float, sides)
     if round(x + w) <= round(x) or round(y + h) <= round(y):
         raise _RowError(f"row {number} has an empty box: bbox_w {w:g}, bbox_h {h:g}.")
     return x, y, x + w, y + h

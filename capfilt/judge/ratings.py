@@ -73,7 +73,8 @@ def read_clipscore(content: dict[str, Any]) -> list[Judgement]:
         if not isinstance(path, str) or not isinstance(ratings, list):
             raise ValueError(f"picture {name} has no image_path with a list human_judgement.")
         for rating in ratings:
-            text, number = (rating.get(key) if isinstance(rating, dict) else None for key in ("caption", "rating"))
+            text: Any = rating.get("caption") if isinstance(rating, dict) else None
+            number: Any = rating.get("rating") if isinstance(rating, dict) else None
             is_number = type(number) in (int, float) and (number != number or abs(number) <= MAX_RATING)
             if not isinstance(text, str) or not text.strip() or not is_number:
                 raise ValueError(f"picture {name} has a judgement without caption or rating.")

@@ -26,10 +26,9 @@ from capfilt.vlm.cost import Cost
 OpenPictures = Callable[[list[Picture]], Iterator[tuple[Picture, Image.Image]]]
 
 
-class TestScores(NamedTuple):
+class CaseScores(NamedTuple):
     """The scores of a test by column: per case one number per text, with its own picture and blind."""
 
-    __test__ = False  # no test class, for pytest
     scores: dict[str, list[np.ndarray]]
     blind: dict[str, list[np.ndarray]]
     # texts without a score, by reason, as "column: reason"
@@ -60,7 +59,7 @@ def score_test(
     batch_size: int,
     seed: int = 0,
     progress: bool = True,
-) -> TestScores:
+) -> CaseScores:
     """Score all cases with loaded scorers."""
     others = other_pictures(test, seed)
     # picture -> (case, whether blind) of the texts to score with it
@@ -90,7 +89,7 @@ def score_test(
             total += paid
             display.advance(len(batch), len(batch), paid)
     scores, blind = results
-    return TestScores(scores, blind, missing, total)
+    return CaseScores(scores, blind, missing, total)
 
 
 def open_files(root: Path) -> OpenPictures:

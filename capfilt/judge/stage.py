@@ -27,7 +27,7 @@ from capfilt.judge.formats import PublicTest, read_test
 from capfilt.judge.labels import LabelledTest, read_labelled_test
 from capfilt.judge.measures import Interval, by_group, measure
 from capfilt.judge.mix import apply_mix, open_mix
-from capfilt.judge.score import OpenPictures, TestScores, open_files, open_shards, other_pictures, score_test
+from capfilt.judge.score import CaseScores, OpenPictures, open_files, open_shards, other_pictures, score_test
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".parquet")
 
@@ -104,7 +104,7 @@ def evaluate_judge(run: JudgeRun, *, progress: bool = True) -> dict[str, Any]:
     if not scorers and stored is None:
         raise ValueError("Name the scores to test: --model, --clip, --judge or --set scorer=MODULE:CLASS.")
     mix = open_mix(run.mix, [name for scorer in scorers for name in scorer.columns]) if run.mix else None
-    scored = TestScores({}, {}, {}, 0.0)
+    scored = CaseScores({}, {}, {}, 0.0)
     if scorers:
         other_pictures(test)
         device = worker_device(run.device, 0)
