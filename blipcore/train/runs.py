@@ -223,7 +223,8 @@ def _pretrain_stream(run: PretrainRun, image_size: int) -> Stream:
     stream = Stream(run.data, run.augment.transform(image_size), run.train.seed, run.image_root, opener=opener)
     if mixture is not None and not stream.notes:
         raise ValueError(
-            f"The mixture '{run.mixture}' is for filtered sets, and none is among {', '.join(run.data)}; leave it out."
+            f"The mixture '{run.mixture}' is for filtered sets, and none is among {', '.join(run.data)}; give "
+            "DATA/filtered/NAME, or leave it out."
         )
     distributed.run_on_main(stream.check_pictures)
     return stream

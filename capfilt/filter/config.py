@@ -158,6 +158,8 @@ class FilterConfig(ScoreConfig):
                 raise ValueError(f"min_scores is for other scores than {column}; set {setting}.")
         self._check_scores()
         parse_target(self.target)
+        if self.threshold != "auto" and self.target != FilterConfig.target:
+            raise ValueError(f"target {self.target} is for threshold auto, and the threshold is {self.threshold}.")
         if self.repair:
             self._prepare_repair()
 

@@ -16,7 +16,7 @@ from blipcore.io.storage import AnyPath, list_names, to_path
 from capfilt.filter.decide import KEPT, BestTexts, decided_by_score
 from capfilt.filter.strata import Strata
 from capfilt.shards.further_columns import filtered_columns, score_columns
-from capfilt.shards.manifest import image_folder, read_manifest
+from capfilt.shards.manifest import MANIFEST, image_folder, read_manifest
 from capfilt.shards.tables import read_schema, read_table
 
 
@@ -64,12 +64,18 @@ class FilteredSet:
         tables = _list_tables(folder)
         if not tables:
             raise ValueError(f"{folder} has no table yet; repeat the `capfilt filter` command to finish it.")
-        config = manifest["config"]
+        try:
+            config = manifest["config"]
+            limits, sources = config["limits"], config["sources"]
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{folder / MANIFEST} lacks the settings of the filter; write the set again with `capfilt filter` and "
+                "another --name."
+            ) from None
         schema = read_schema(tables[0])
         best = BestTexts(config.get("best", 0), config.get("best_of", "itm"), config.get("best_across", False))
         columns, further = score_columns(schema.names), filtered_columns(schema)
         score, strata = config.get("score", "itm"), Strata.from_settings(config.get("strata"))
-        limits, sources = config["limits"], config["sources"]
         return FilteredSet(folder, tables, sources, columns, further, limits, best, score, strata, manifest)
 
     @property

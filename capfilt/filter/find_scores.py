@@ -31,6 +31,8 @@ from capfilt.shards.tables import read_table
 CAPTIONS_TABLE_COLUMNS = ["key", "index", "text"]
 NO_CAPTIONS: Mapping[str, AnyPath] = MappingProxyType({})
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+# Settings of a filter that change its scores and are recorded only if they are set.
+OPTIONAL_SETTINGS = ("numerics", "merge_tokens")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def locate_scores(
         if column in CAPTION_SCORES:
             require_logprobs(captions, images.shards[0], setting)
     if is_complete:
+        if config.vectors and not settings.get("vectors"):
+            raise ValueError(f"{path} has no vectors; to store them, score again with --model and another --scores.")
         return scores
     requested = 0 if config.model is None else 1 + len(config.clips) + len(config.scorers) + bool(config.judge.model)
     if requested < len(_columns_by_scorer(settings)):
@@ -239,6 +243,8 @@ def _covers(settings: dict[str, Any], request: dict[str, Any]) -> bool:
         and all(
             settings.get(name) == value for name, value in request.items() if name not in ("sources", "clip", "scorers")
         )
+        # recorded only if set: their absence is a setting too
+        and all("fingerprint" not in request or settings.get(name) == request.get(name) for name in OPTIONAL_SETTINGS)
     )
 
 

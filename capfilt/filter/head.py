@@ -97,6 +97,11 @@ def learn_head(config: HeadConfig) -> dict[str, Any]:
             config.init, needs=("itm", "itc", "encode"), tokenizer=config.tokenizer, numerics=config.numerics
         )
         states, problems = _read_states(config, data, labelled, model, tokenizer)
+        if problems and np.isnan(states).all():
+            place, reason = next(iter(problems.items()))
+            raise ValueError(
+                f"No picture of the labelled texts can be read, first {place}: {reason}. Restore the tars."
+            )
         before = _logits(model, states)
         known = ~np.isnan(before)
         features = np.column_stack([states, before])

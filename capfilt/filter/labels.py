@@ -104,6 +104,8 @@ def read_labels(path: AnyPath) -> pa.Table:
     for name in ("key", "match"):
         if name not in table.column_names:
             raise ValueError(f"{path} has no column '{name}'; its columns are {', '.join(table.column_names)}.")
+    if table["match"].null_count:
+        raise ValueError(f"{path} has a row without a label in the column 'match'; write 1, 0 or unsure, or remove it.")
     is_sure = [str(value).strip().lower() != UNSURE for value in table["match"].to_pylist()]
     table = table.filter(pa.array(is_sure, pa.bool_()))
     values = [str(value).strip().lower().removesuffix(".0") for value in table["match"].to_pylist()]
@@ -118,7 +120,7 @@ def read_labels(path: AnyPath) -> pa.Table:
                 columns[name] = table[name].cast(default.type)
                 if default.is_valid:
                     columns[name] = pc.fill_null(columns[name], default)
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # the latter for lists
                 raise ValueError(f"Cannot read the column '{name}' of {path}: {one_line(error)}.") from None
     if columns["key"].null_count:
         raise ValueError(f"{path} has a label without a key.")

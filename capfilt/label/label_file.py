@@ -105,7 +105,8 @@ def _read_rows(path: Path) -> Iterator[tuple[TextPlace, Label]]:
             )
         answers: dict[TextPlace, str] = {}
         for number, row in enumerate(rows, 2):
-            if len(row) != len(COLUMNS) or not row[3].isdecimal() or row[4] not in ANSWERS:
+            # An index has up to 9 digits: it is an int32.
+            if len(row) != len(COLUMNS) or not re.fullmatch("[0-9]{1,9}", row[3]) or row[4] not in ANSWERS:
                 raise ValueError(f"Row {number} of {path} is no label: {', '.join(row)[:200]}. Correct or remove it.")
             place = TextPlace(row[0], row[1], row[2], int(row[3]))
             if answers.setdefault(place, row[4]) != row[4]:

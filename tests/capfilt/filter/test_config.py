@@ -30,6 +30,7 @@ def config(**settings: Any) -> FilterConfig:
         ({"min_scores": {"clip": 0.2}}, "min_scores is for other scores than clip; set clip_threshold"),
         ({"min_scores": {"itm": 0.2}}, "min_scores is for other scores than itm; set threshold"),
         ({"min_scores": {"confidence": float("nan")}}, "min_scores.confidence must be a number, not nan"),
+        ({"target": "recall=0.5"}, "target recall=0.5 is for threshold auto, and the threshold is 0.5"),
         ({"target": "luck=0.5"}, "target is precision=SHARE or recall=SHARE"),
     ],
 )

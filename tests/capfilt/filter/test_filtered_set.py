@@ -63,3 +63,6 @@ def test_errors_are_one_sentence(data: Path, tmp_path: Path) -> None:
         FilteredSet.open(data / "scores" / "s")
     with pytest.raises(FileNotFoundError, match="No folder at"):
         FilteredSet.open(tmp_path / "nowhere")
+    (copy / "filtered" / "r2" / "manifest.json").write_text('{"stage": "filter"}')
+    with pytest.raises(ValueError, match="lacks the settings of the filter; write the set again"):
+        FilteredSet.open(copy / "filtered" / "r2")

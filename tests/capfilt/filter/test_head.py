@@ -141,6 +141,9 @@ def test_an_unreadable_picture_is_left_out_and_named(taught: Path, tiny_filter: 
     try:
         tar.write_bytes(data[: len(data) * 3 // 4 // 512 * 512])
         summary = learn_head(config(taught, tiny_filter, out=tmp_path / "run"))
+        tar.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"No picture of the labelled texts can be read, first 00000\.tar/"):
+            learn_head(config(taught, tiny_filter, out=tmp_path / "other"))
     finally:
         tar.write_bytes(data)
     assert 5 < summary["unreadable"] < 30

@@ -50,6 +50,8 @@ def test_source_and_index_default_to_the_web_text(tmp_path: Path, suffix: str) -
         ("labels.csv", "key,right\n1,1\n", "has no column 'match'; its columns are key, right"),
         ("labels.csv", "key,match\n1,maybe\n", "has the label 'maybe'; a label is 1 or 0"),
         ("labels.csv", "key,match\n,1\n", "a label without a key"),
+        ("labels.csv", "key,match\n1,\n", "has a row without a label in the column 'match'"),
+        ("labels.jsonl", '{"key": ["1"], "match": 1}', "Cannot read the column 'key' of"),
         ("labels.jsonl", '{"match": 1}', "has no column 'key'"),
         ("labels.csv", "key,index,match\n1,first,1\n", "Cannot read the column 'index' of"),
         ("labels.csv", "key,match\n1,1\n2,1\n1,0\n", "labels 1 web 0 both 1 and 0"),

@@ -26,8 +26,10 @@ def write_pictures(folder: Path, drawn, wordless: tuple[int, ...] = ()) -> Path:
     return folder
 
 
-def scores_of(data: Path, model: Path, **settings: object) -> tuple[Path, list[dict]]:
-    config = FilterConfig(data=str(data), model=str(model), device="cpu", dtype="fp32", backend="torch", **settings)
+def scores_of(data: Path, model: Path | None, **settings: object) -> tuple[Path, list[dict]]:
+    config = FilterConfig(
+        data=str(data), model=model and str(model), device="cpu", dtype="fp32", backend="torch", **settings
+    )
     summary = filter_shards(config, progress=False)
     return Path(summary["scores"]), pq.read_table(Path(summary["scores"]) / "00000.parquet").to_pylist()
 
@@ -96,6 +98,8 @@ def test_scores_with_vectors_serve_a_request_without_and_not_the_other_way(
 ) -> None:
     data = write_pictures(tmp_path, drawn)
     plain, _ = scores_of(data, tiny_filter)
+    with pytest.raises(ValueError, match="has no vectors; to store them, score again with --model"):
+        scores_of(data, None, vectors=True, scores=plain.name, name="v")
     stored, _ = scores_of(data, tiny_filter, vectors=True, name="v")
     assert stored != plain and stored.name.startswith("blip-vectors-")
     assert (stored / "00000.parquet").stat().st_size > (plain / "00000.parquet").stat().st_size

@@ -46,6 +46,7 @@ def test_no_text_starts_a_formula_of_a_spreadsheet(tmp_path: Path) -> None:
             "Row 2 of .* is no label: 0, a, web, 0, maybe",
         ),
         (HEADER + "0,a,web,-1,1,,\n", "Row 2 of .* is no label"),
+        (HEADER + f"0,a,web,{10**20},1,,\n", "Row 2 of .* is no label"),
         (HEADER + "0,a,web\n", "Row 2 of .* is no label"),
         (
             "shard,key,source,index,match,drawn,text\n0,a,web,0,1,,\n0,a,web,0,0,,\n",
