@@ -47,12 +47,15 @@ class NumberReader:
                     f"There are no number words of '{language}'; languages is a list of {', '.join(known)}, or empty "
                     "for numbers in digits alone."
                 )
+            ones = _WORD.findall(self._spell(1, language, "cardinal"))
             for value in _VALUES:
                 for form in ("cardinal", "ordinal"):
                     words = _WORD.findall(self._spell(value, language, form))
+                    if value >= 100:  # "one hundred" and "a hundred"
+                        words = [word for word in words if word not in ones] or words
                     if len(words) == 1 and (value, form) != (1, "cardinal"):
                         self.words.setdefault(words[0], str(value))
-            for word in _WORD.findall(self._spell(1, language, "cardinal")):
+            for word in ones:
                 self.words.pop(word, None)
 
     def find(self, text: str) -> list[Number]:

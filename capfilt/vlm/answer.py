@@ -152,6 +152,8 @@ def _read_tops(logprobs: Any) -> Any:
             value = _valid_logprob(logprob)
             if isinstance(token, str) and value is not None and not UNUSABLE.search(token):
                 top[token] = max(value, top.get(token, value))
+        if not top:
+            break
         tops.append(top)
     return tops or None
 

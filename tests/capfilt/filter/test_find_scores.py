@@ -12,6 +12,7 @@ from filtered_set import write_set
 
 from capfilt.filter.config import ScoreConfig
 from capfilt.filter.find_scores import locate_scores
+from capfilt.shards.manifest import Manifest
 from capfilt.shards.shard_set import ShardSet
 
 
@@ -43,6 +44,19 @@ def test_scores_of_another_model_are_not_reused(data: Path, tiny_filter: Path) -
     assert scores.path.name.endswith(".web+c+second") and not scores.is_complete
     assert not scores.path.exists()
     assert scores.settings["dtype"] == "fp32" and scores.columns == ["itm", "itc"]
+
+
+@pytest.mark.parametrize("setting", [{"merge_tokens": 2}, {"numerics": "transformers"}])
+def test_scores_with_a_further_setting_do_not_cover_a_request_without_it(
+    data: Path, tiny_filter: Path, setting: dict[str, Any]
+) -> None:
+    def locate_blip(**options: Any) -> Any:
+        return locate(data, model=str(tiny_filter), scores=None, dtype="fp32", device="cpu", backend="torch", **options)
+
+    scores = locate_blip(**setting)
+    Manifest.begin(scores.path, "score", scores.settings, images=data).finish({"texts": 1})
+    assert setting.items() <= locate_blip(**setting).settings.items()
+    assert not setting.keys() & locate_blip().settings.keys()
 
 
 def test_a_missing_score_column_names_the_setting_that_needs_it(data: Path) -> None:

@@ -16,6 +16,7 @@ TEXTS = {
     "二十五扇窗，二〇二四年，三万五千": {"25", "2024", "35000"},
     "a dog, one cat": set(),
     "twenty dogs, the second of seven": {"20", "2", "7"},
+    "a hundred dogs, one million cats": {"100", "1000000"},
     "iPhone15 and B52": {"15", "52"},
     "007": {"7"},
     "1" * 5000: {"1" * 5000},

@@ -68,6 +68,7 @@ def test_the_likeliest_tokens_of_the_first_places_are_kept() -> None:
     assert Answer.from_dict(json.loads(json.dumps(answer.to_dict()))) == answer
     answer, _, _ = parse_completion(completion(logprobs={"content": [place(a=-1)] * 99}))
     assert len(answer.tops or ()) == 8
+    assert parse_completion(completion(logprobs={"content": [place(a=float("nan"))]})).answer.tops is None
     assert "tops" not in parse_completion(completion()).answer.to_dict()
     for damaged in ([1], {"a": 1}, [{"a": "b"}], [{"a": 5.0}]):
         assert Answer.from_dict({"text": "a", "tops": damaged}).tops is None
