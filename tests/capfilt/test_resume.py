@@ -113,6 +113,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     yield launcher
     launcher.process.stdin.close()
     launcher.process.wait(60)
+    launcher.process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def test_damaged_files_raise_a_decode_error_or_give_a_picture() -> None:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = large_png(30_000, 30_000)
     with warnings.catch_warnings(), pytest.raises(DecodeError) as caught:
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         decode_picture(bomb)
     assert caught.value.reason == "too_many_pixels"
     with pytest.raises(DecodeError, match=r"32 x 24 is more than 767 pixels \(the limit is the setting max_pixels\)"):
