@@ -94,7 +94,7 @@ class JudgedTexts:
         """Do nothing: the pictures of a part may be in any tar."""
 
     def check_pictures(self) -> None:
-        """Record missing picture files in `problems`. Raises ValueError if none exists, or a tar does not."""
+        """Record missing pictures in `problems`. Raises ValueError if none exists, or a tar does not."""
         missing_tar = next((tar for tar in map(self._tar, self._tars) if not tar.exists()), None)
         if missing_tar is not None:
             raise ValueError(
@@ -102,10 +102,25 @@ class JudgedTexts:
                 "relative to the folder of the table."
             )
         files = self._rows.filter(pc.equal(self._rows["shard"], ""))["picture"].unique().to_pylist()
-        missing = find_missing(files, self.root, self.name) if files else []
+        missing = (find_missing(files, self.root, self.name) if files else []) + self._missing_keys()
+        pictures = self._rows.select(["shard", "picture"]).group_by(["shard", "picture"]).aggregate([]).num_rows
+        if len(missing) == pictures:
+            raise ValueError(f"{self.name}: none of its pictures exists, for example {missing[0]}.")
         if missing:
             problem = f"{count(len(missing), 'picture')} not found, replaced by the next: {shorten(missing)}"
             self.problems[self.name] = "; ".join(filter(None, [self.problems.get(self.name), problem]))
+
+    def _missing_keys(self) -> list[str]:
+        """Return the pictures that are not in their tars, as shard/key."""
+        missing = []
+        for shard in self._tars:
+            samples = self._reader.open(shard).samples
+            keys = self._rows.filter(pc.equal(self._rows["shard"], shard))["picture"].unique().to_pylist()
+            for key in keys:
+                members = samples.get(key.removeprefix("./"))
+                if members is None or members.image is None:
+                    missing.append(f"{shard}/{key}")
+        return missing
 
     def _tar(self, shard: str) -> AnyPath:
         return resolve_reference(self.path.parent, shard)
@@ -147,10 +162,22 @@ class JudgedTexts:
         rows = rows.filter(has_text)
         if not len(rows):
             raise ValueError(f"{self.path} holds no judged text; leave it out of retrieval.judged_texts.")
+        self._require_one_label(rows)
         order = pa.table({"row": pa.array(range(len(rows)))}).append_column("shard", rows["shard"])
         order = order.append_column("picture", rows["picture"])
         keys = [("shard", "ascending"), ("picture", "ascending"), ("row", "ascending")]
         return rows.take(pc.sort_indices(order, sort_keys=keys)).combine_chunks()
+
+    def _require_one_label(self, rows: pa.Table) -> None:
+        """Raise ValueError for a text that is both right and wrong of one picture."""
+        labels = rows.group_by(["shard", "picture", "text"]).aggregate([("match", "min"), ("match", "max")])
+        contradictory = labels.filter(pc.not_equal(labels["match_min"], labels["match_max"]))
+        if len(contradictory):
+            row = contradictory.slice(0, 1).to_pylist()[0]
+            raise ValueError(
+                f"{self.path} labels the text {row['text'][:80]!r} of picture {row['picture']} both 1 and 0; "
+                "remove one of the rows."
+            )
 
     def _matches(self, column: pa.ChunkedArray) -> pa.Array:
         values = [MATCH.get(str(value).strip().lower()) for value in column.to_pylist()]
@@ -172,6 +199,10 @@ def _read_table(path: AnyPath) -> pa.Table:
         used = [name for name in names if name in COLUMNS]
         # As strings: a column may mix types. A missing value becomes None, which is refused below.
         columns = {name: [None if row.get(name) is None else str(row[name]) for row in rows] for name in used}
+        for name, cells in columns.items():
+            for number, cell in enumerate(cells):
+                if cell is not None and any("\ud800" <= letter <= "\udfff" for letter in cell):
+                    raise ValueError(f"{path}, row {number}: '{name}' holds half a character (a lone surrogate).")
         return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
     try:
         with open_read(path) as opened, pq.ParquetFile(opened) as file:
@@ -194,11 +225,11 @@ def _starts(shard: pa.ChunkedArray, picture: pa.ChunkedArray) -> list[int]:
 
 
 class JudgedStream:
-    """A stream of human pairs, some of which have a judged picture added.
+    """A stream of human pairs with judged texts of other pictures.
 
-    A `share` of the samples has "judged", a sample of another picture from the tables. Its "texts" are at most `texts`
-    of the judged texts of that picture, with equal numbers of right and wrong ones if it has both; "matches" are their
-    labels. The draw depends on seed and position alone.
+    A `share` of the samples has the field "judged": a sample from the tables, of another picture. Its "texts" are at
+    most `texts` of the judged texts of that picture, with equal numbers of right and wrong ones if it has both;
+    "matches" are their labels. The draw depends on seed and position alone.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from blipcore import distributed
 from blipcore.data.dataset import Sample, SampleStream
 from blipcore.io.parent import exit_with_parent
 
-# Longest path of a socket; macOS allows three bytes fewer than 107.
-MAX_SOCKET_PATH = 104
+# Bytes in the path of a Unix socket: Linux allows 107, macOS 103.
+MAX_SOCKET_PATH = 103
 BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # in workers, from their start
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blipcore.io.samples import IndexedTar
+from blipcore.io.storage import AnyPath
 from blipcore.io.tars import TarProblem
 
 # Per dataset; the index of a tar takes about 6 MB for 10,000 pictures.
@@ -17,10 +18,10 @@ OPEN_TARS = 16
 class TarReader:
     """Keeps the last used tars open and indexed.
 
-    `locate` returns the local file of a tar. `problems` has a summary per tar with a defect.
+    `locate` returns the path of a tar. `problems` has a summary per tar with a defect.
     """
 
-    def __init__(self, capacity: int = OPEN_TARS, locate: Callable[[str], Path] = Path) -> None:
+    def __init__(self, capacity: int = OPEN_TARS, locate: Callable[[str], AnyPath] = Path) -> None:
         self.capacity, self.locate = capacity, locate
         self.problems: dict[str, str] = {}
         self._open: OrderedDict[str, IndexedTar] = OrderedDict()

@@ -23,6 +23,8 @@ import numpy as np
 
 EQUAL = "equal"
 LENGTH = "length"
+# Divided by less, scores overflow and all texts would count alike.
+MIN_TEMPERATURE = 1e-100
 EXAMPLE = "equal, web=0.5,blip=0.5 or itm/0.1"
 _NAME = r"\w[\w.+-]*"
 
@@ -56,8 +58,10 @@ class TextMixture:
                 raise ValueError(f"The share of a source is 0 or more, not {match[3]} as in the mixture '{spec}'.")
             else:
                 shares[match[1]] = number
-        if len(columns) > 1 or any(temperature == 0 for _, temperature in columns):
-            raise ValueError(f"The mixture '{spec}' takes one score with a temperature other than 0, as itm/0.1.")
+        if len(columns) > 1 or any(abs(temperature) < MIN_TEMPERATURE for _, temperature in columns):
+            raise ValueError(
+                f"The mixture '{spec}' takes one score with a temperature of at least {MIN_TEMPERATURE}, as itm/0.1."
+            )
         if shares and not sum(shares.values()):
             raise ValueError(f"The mixture '{spec}' gives no source a share above 0.")
         total = sum(shares.values())

@@ -88,9 +88,9 @@ class RetrievalCollate(Collate):
 
 
 class RetrievalTask(ContrastiveTask):
-    """`loss` is the weighted sum of `loss_itc`, `loss_itm` and, in a batch with judged texts, `loss_judged`.
+    """Finetunes the encoder with ITC, ITM and, in batches with judged texts, their ITM loss.
 
-    Texts of one image share its ITC target.
+    `loss` is the weighted sum of `loss_itc`, `loss_itm` and `loss_judged`. Texts of one image share its ITC target.
     """
 
     idx_queue: Tensor  # (1, Q): image ids of the keys in the queues

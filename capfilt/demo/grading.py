@@ -20,7 +20,7 @@ from capfilt.demo.language import exact_match, is_true, object_counts
 
 @dataclass(frozen=True)
 class CaptionGrades:
-    """Grades of each held-out picture's caption, in the order of the annotations."""
+    """Grades of captions, one per held-out picture, in the order of the annotations."""
 
     exact: np.ndarray  # names all objects, counts and relations, and states nothing false
     true: np.ndarray  # states nothing false

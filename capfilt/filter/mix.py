@@ -58,7 +58,7 @@ class Mix:
         }
 
     def compute(self, shard: str, scores: pa.Table) -> np.ndarray:
-        """Return the probability of each row; NaN for a text without an ITM score."""
+        """Return the probability that each text matches its picture; NaN for a text without an ITM score."""
         values = {name: to_floats(scores[name]) for name in self.columns}
         features = self._features(values, scores["text"], scores["source"])
         logit = self.bias + sum(weight * features[name] for name, weight in self.weights.items())
@@ -83,7 +83,7 @@ class Mix:
 
 
 def learn_mix(labelled: LabelledTexts, columns: Sequence[str], sources: Sequence[str]) -> tuple[Mix, np.ndarray]:
-    """Return the mix of score `columns`, and its held-out value of each label: from a model without the picture.
+    """Return the mix of score `columns`, and a held-out value per label from a fit without its picture.
 
     Labels of texts without an ITM score have NaN. Raises ValueError for too few labels, in all or of a source.
     """

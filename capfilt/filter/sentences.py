@@ -181,7 +181,7 @@ class SentenceScorer(Scorer):
         spans = split_sentences(text)
         if len(spans) > MAX_SENTENCES:
             spans = [*spans[: MAX_SENTENCES - 1], Span(spans[MAX_SENTENCES - 1].start, spans[-1].end)]
-        # A text of one sentence is scored as it is.
+        # A single sentence keeps the white space around it, so its score is that of the whole text.
         pieces = [text] if len(spans) == 1 else [text[start:end] for start, end in spans]
         sentences = []
         for span, piece, too_long in zip(spans, pieces, self.truncated(pieces), strict=True):

@@ -8,14 +8,13 @@ from collections import OrderedDict
 
 from PIL import Image
 
-from blipcore.io.samples import IndexedTar
-from capfilt.pictures.decode import MAX_PIXELS, DecodeError, decode_picture
+from blipcore.io.tar_reader import TarReader
+from capfilt.pictures.decode import MAX_PIXELS, decode_picture
 from capfilt.shards.shard_set import ShardSet
 
 # Pixels of the longer side.
 SIDE = 1024
-# Indexes of tars and JPEGs in memory: neighbours of a text in the draw are in any shard.
-MAX_TARS = 16
+# JPEGs in memory: the page loads the pictures before and after the current one.
 MAX_PICTURES = 64
 
 
@@ -23,9 +22,8 @@ class JpegReader:
     """Pictures by shard and key; any number of threads may read."""
 
     def __init__(self, images: ShardSet) -> None:
-        self._images = images
+        self._tars = TarReader(locate=images.tar)
         self._max_pixels = max(MAX_PIXELS, images.max_pixels() or 0)
-        self._tars: OrderedDict[str, IndexedTar] = OrderedDict()
         self._jpegs: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,7 +32,7 @@ class JpegReader:
         with self._lock:
             jpeg = self._jpegs.get((shard, key))
             if jpeg is None:
-                data = self._read_stored(shard, key)
+                data = self._tars.read_image(shard, key)
         if jpeg is None:
             jpeg = _to_jpeg(data, self._max_pixels)
         with self._lock:
@@ -43,21 +41,6 @@ class JpegReader:
             while len(self._jpegs) > MAX_PICTURES:
                 self._jpegs.popitem(last=False)
         return jpeg
-
-    def _read_stored(self, shard: str, key: str) -> bytes:
-        if shard not in self._tars:
-            self._tars[shard] = IndexedTar(self._images.tar(shard))
-            if len(self._tars) > MAX_TARS:
-                self._tars.popitem(last=False)[1].close()
-        self._tars.move_to_end(shard)
-        tar = self._tars[shard]
-        members = tar.samples.get(key)
-        if members is None or members.image is None:
-            raise DecodeError("not in its tar")
-        data = tar.read(members.image)
-        if data is None:
-            raise DecodeError("truncated_tar")
-        return data
 
 
 def _to_jpeg(data: bytes, max_pixels: int) -> bytes:

@@ -161,8 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
             jpeg = self.server.pictures.read(text.shard, text.key)
         except DecodeError as error:
             return self._refuse(HTTPStatus.NOT_FOUND, error.reason)
-        except FileNotFoundError:
-            return self._refuse(HTTPStatus.NOT_FOUND, "its tar is missing")
+        except FileNotFoundError as error:
+            # A key that the tar lacks has no number of a system error.
+            return self._refuse(HTTPStatus.NOT_FOUND, str(error) if error.errno is None else "its tar is missing")
         except OSError as error:
             return self._refuse(HTTPStatus.NOT_FOUND, f"its tar cannot be read ({error.strerror or error})")
         self._send(HTTPStatus.OK, "image/jpeg", jpeg)

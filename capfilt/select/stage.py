@@ -65,7 +65,7 @@ OUTCOMES = pa.schema(
         ("key", pa.string()),
         ("outcome", pa.string()),
         ("cluster", pa.int32()),
-        # cosine with the nearest picture of the target
+        # highest cosine with a picture of the target set
         ("like", pa.float32()),
         # the better picture: its shard, its row of that shard's table of outcomes, and the cosine with it
         ("duplicate_shard", pa.string()),
@@ -117,7 +117,7 @@ class Selection:
         return self._scores(number)[0]
 
     def _scores(self, number: int) -> tuple[list[str], np.ndarray]:
-        """Return key and best score of each kept picture of a shard."""
+        """Return the key of each kept picture of a shard, and the highest score of its texts."""
         column = self.data.score
         table = read_table(self.data.tables[number], ["key", column, "keep"])
         table = table.filter(table["keep"])

@@ -65,7 +65,7 @@ class HfModel:
     def fits(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> bool:
         """Return whether formatted prompts and their answers are no longer than the model's positions."""
         positions = max_positions(self.model)
-        # no tokenizer makes more tokens than bytes, and a picture is less than PICTURE_TOKENS
+        # A prompt has at most one token per byte, and a picture fewer than PICTURE_TOKENS: counting is not needed.
         if positions is None or max(len(prompt.encode()) for prompt in prompts) + PICTURE_TOKENS < positions:
             return True
         return prompt_length(self.model, self.inputs.make(images, prompts)) + max_new_tokens - 1 <= positions

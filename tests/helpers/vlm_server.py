@@ -26,7 +26,7 @@ class VlmServer:
     def __init__(self, model: str = MODEL) -> None:
         self.model = model
         self.trouble: Callable[[dict[str, Any]], str | None] = lambda request: None
-        # the text of an answer; None: words by picture and seed
+        # Returns the text of an answer, or None for words drawn by picture and seed.
         self.reply: Callable[[dict[str, Any]], str | None] = lambda request: None
         # alternatives at each place of an answer: token -> log-probability
         self.tops: Callable[[dict[str, Any]], list[dict[str, float]]] = lambda request: []

@@ -76,6 +76,10 @@ def test_json_lines_name_pictures_in_tars(folder) -> None:
         ([{"key": "2", "text": "a", "match": 1}], "it needs the column 'image', or 'shard' and 'key'"),
         ([{"image": None, "text": "a", "match": 1}], "row 0, names no picture"),
         ([{"image": "2.png", "text": "", "match": 1}], "holds no judged text"),
+        (
+            [{"image": "2.png", "text": "a", "match": match} for match in (1, 0)],
+            "labels the text 'a' of picture 2.png both 1 and 0",
+        ),
     ],
 )
 def test_tables_that_cannot_be_understood_are_refused(folder, rows, message) -> None:
@@ -91,6 +95,9 @@ def test_files_of_other_formats_are_refused(folder) -> None:
         JudgedTexts(folder / "human.json")
     with pytest.raises(FileNotFoundError, match="No table of judged texts"):
         JudgedTexts(folder / "missing.parquet")
+    (folder / "half.jsonl").write_text('{"image": "2.png", "text": "\\ud83d", "match": 1}\n')
+    with pytest.raises(ValueError, match="row 0: 'text' holds half a character"):
+        JudgedTexts(folder / "half.jsonl")
     (folder / "list.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="row 0: a row must be an object"):
         JudgedTexts(folder / "list.jsonl")
@@ -104,6 +111,14 @@ def test_missing_pictures_are_named_before_training(folder) -> None:
     (folder / "labels.jsonl").write_text(json.dumps({"shard": "1.tar", "key": "a", "text": "b", "match": 1}))
     with pytest.raises(ValueError, match=r"takes pictures from .*1\.tar, which does not exist"):
         JudgedTexts(folder / "labels.jsonl").check_pictures()
+    rows = [{"shard": "00000.tar", "key": key, "text": "b", "match": 1} for key in ("a/b", "gone")]
+    (folder / "keys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = JudgedTexts(folder / "keys.jsonl")
+    dataset.check_pictures()
+    assert "1 picture not found, replaced by the next: 00000.tar/gone" in dataset.problems[dataset.name]
+    (folder / "keys.jsonl").write_text(json.dumps(rows[1]))
+    with pytest.raises(ValueError, match=r"none of its pictures exists, for example 00000\.tar/gone"):
+        JudgedTexts(folder / "keys.jsonl").check_pictures()
 
 
 def test_every_second_sample_has_a_judged_picture(folder) -> None:

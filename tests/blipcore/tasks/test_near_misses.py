@@ -27,7 +27,7 @@ COLOURS, ANIMALS, PLACES = ("red", "blue", "green"), ("dog", "cat", "mat"), ("le
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory):
-    """Twenty pictures with three references each; the picture of the last is damaged."""
+    """Write twenty pictures with three references each; the last picture file is damaged."""
     folder, rng, rows = tmp_path_factory.mktemp("near"), random.Random(0), []
     for number in range(20):
         Image.new("RGB", (16, 16), (number, 9, 9)).save(folder / f"{number}.png")

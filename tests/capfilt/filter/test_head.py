@@ -194,28 +194,15 @@ def test_read_decided_uses_the_held_out_scores(taught: Path) -> None:
 
 
 def test_the_mix_is_a_column_of_the_filtered_set(taught: Path) -> None:
-    summary = run(
-        taught / "data",
-        taught / "run/model",
-        name="m",
-        threshold="auto",
-        labels=str(taught / "labels.csv"),
-        target="recall=0.9",
-    )
+    settings = {"threshold": "auto", "labels": str(taught / "labels.csv"), "target": "recall=0.9"}
+    summary = run(taught / "data", taught / "run/model", name="m", **settings)
     out = rows(summary)
     data = FilteredSet.open(summary["out"])
     assert data.score == "mix" and data.columns == ["itm", "itc", "mix"] and data.threshold == summary["threshold"]
     assert {row["reason"] for row in out} == {"kept", f"mix<{summary['threshold']}"}
     assert all(row["keep"] == (row["mix"] >= summary["threshold"]) for row in out)
     assert data.manifest["computed"]["mix"]["measured"]["labels"] == 60
-    again = run(
-        taught / "data",
-        taught / "run/model",
-        name="m",
-        threshold="auto",
-        labels=str(taught / "labels.csv"),
-        target="recall=0.9",
-    )
+    again = run(taught / "data", taught / "run/model", name="m", **settings)
     assert again["shards"]["skipped"] == 1 and again["threshold"] == summary["threshold"]
     best = run(
         taught / "data", taught / "run/model", name="b", threshold=0, labels=str(taught / "labels.csv"), best_of="mix"

@@ -160,7 +160,7 @@ def test_a_picture_that_cannot_be_shown_has_a_reason(server: LabelServer, drawn:
     server.pictures = JpegReader(ShardSet(tmp_path, [text.shard]))
     assert ask(server, "GET", "/picture/0")[:2] == (404, b"its tar is missing")
     write_shard(tmp_path / f"{text.shard}.tar", [drawn(10_000)])
-    assert ask(server, "GET", "/picture/0")[:2] == (404, b"not in its tar")
+    assert ask(server, "GET", "/picture/0")[:2] == (404, b"not in the tar")
     server.pictures = JpegReader(ShardSet(tmp_path, [text.shard]))
     write_shard(tmp_path / f"{text.shard}.tar", [TarSample(text.key, b"no picture")])
     assert ask(server, "GET", "/picture/0")[:2] == (404, b"not_a_picture")
